@@ -1,0 +1,309 @@
+"""Everything a run can be told, in one tree of dataclasses; a run stores the tree it used as `config.yaml`.
+
+Conventions: angles in degrees, colours in [0, 1] sRGB, `progress` is the fraction of optimisation steps done in [0, 1].
+YAML files and presets hold only the differences from the defaults below; the defaults are the toybox CPU run.
+What a field may hold is its annotation and nothing else: its type, `Literal` for a choice, `Range` for numbers.
+`load_config` layers them: defaults <- preset <- files <- key=value; what it does not know or allow is a `UserError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+
+from vp3d.errors import UserError
+from vp3d.strict import Range, convert, merge, read_file, read_override
+
+ROOT = Path(__file__).resolve().parent.parent  # the repository: where assets/ and configs/ are
+
+Share = Annotated[float, Range(0, 1)]
+Weight = Annotated[float, Range(0)]
+
+
+@dataclass
+class Schedule:
+    """A value that goes linearly from `start` to `end` while progress goes from `from_` to `to`, constant outside."""
+
+    start: float = 1.0
+    end: float = 1.0
+    from_: Share = 0.0
+    to: Share = 1.0
+
+    @classmethod
+    def constant(cls, value: float) -> Schedule:
+        """The schedule that is `value` throughout; a bare number in a config file means this."""
+        return cls(value, value)
+
+    def at(self, progress: float) -> float:
+        """The value at `progress` in [0, 1]."""
+        if progress <= self.from_ or self.to <= self.from_:
+            return self.start if progress <= self.from_ else self.end
+        share = min((progress - self.from_) / (self.to - self.from_), 1.0)
+        return self.start + share * (self.end - self.start)
+
+
+PositiveSchedule = Annotated[Schedule, Range(0)]
+ShareSchedule = Annotated[Schedule, Range(0, 1)]
+
+
+@dataclass
+class ViewGate:
+    """A strength by camera azimuth: 1 within `full_deg` of `center_deg`, then linear down to `floor` at `zero_deg`."""
+
+    center_deg: float = 0.0  # azimuth where the term is strongest, degrees
+    full_deg: Annotated[float, Range(0, 180)] = 180.0  # half-width of the full-strength range
+    zero_deg: Annotated[float, Range(0, 180)] = 180.0  # half-width beyond which only `floor` is left
+    floor: Share = 0.0  # weight behind, in [0, 1]
+
+
+@dataclass
+class PriorConfig:
+    """The frozen 2D diffusion model. Folders are absolute or relative to the repository; `path` may be a hub id."""
+
+    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline folder or hub id
+    ip_adapter: str = "assets/toybox/ip_adapter"  # folder or hub id in the published layout; "" for none
+    ip_adapter_subfolder: str = "models"
+    ip_adapter_weight: str = "ip-adapter_toybox.safetensors"
+    image_encoder_folder: str = "image_encoder"
+    manifest: str = "assets/toybox/MANIFEST.json"  # sha256 of every weight file, checked at load; "" for none
+    vocabulary: str = "assets/toybox/vocabulary.json"  # words the prior knows; "" for the open world
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    resolution: Annotated[int, Range(16, 2048)] = 64  # pixels of a side of the images the prior was trained on
+
+
+@dataclass
+class VisualPromptConfig:
+    """How the visual prompt is drawn, chosen and cut out."""
+
+    candidates: Annotated[int, Range(1, 64)] = 4  # images drawn; the best by the text-image reward is used
+    steps: Annotated[int, Range(1, 1000)] = 30  # denoising steps
+    guidance_scale: Annotated[float, Range(0, 200)] = 4.0  # classifier-free guidance; 1 is plain conditioning
+    view: str = "front view"  # view words added to the prompt while drawing
+    ground: Share = 0.7  # grey level of the neutral ground it is put on before it is encoded, [0, 1]
+    cutout_tolerance: Share = 0.12  # colour distance to the border colour that still counts as background, [0, 1]
+
+
+@dataclass
+class GuidanceConfig:
+    """VP-SDS. `e_hat = e(0) + s * (e(y,v) - e(0))`, or the split form with two scales (see diffusion/cfg.py)."""
+
+    mode: Literal["joint", "split"] = "joint"
+    guidance_scale: Annotated[float, Range(0, 1000)] = 10.0  # s of the joint form; 1 is plain conditioning
+    text_scale: Annotated[float, Range(0, 1000)] = 10.0  # s_text of the split form
+    image_scale: Annotated[float, Range(0, 1000)] = 10.0  # s_image of the split form
+    lam: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.6))  # of the image branch; 0 is exactly plain SDS
+    lam_gate: ViewGate = field(default_factory=ViewGate)  # lam is multiplied by this
+    t_min: ShareSchedule = field(default_factory=lambda: Schedule(0.02, 0.02))  # lowest noise level, share of all
+    t_max: ShareSchedule = field(default_factory=lambda: Schedule(0.98, 0.5))  # highest noise level
+    weighting: Literal["sigma2", "uniform"] = "sigma2"  # w(t): sigma2 (1 - alpha_bar) | uniform
+    rescale: Share = 0.0  # share of std rescale of the x0 estimate, [0, 1]
+    normalize: Literal["sum", "mean"] = "mean"  # the latent MSE is a "sum" over elements or a "mean"
+    weight: Weight = 1.0
+
+
+@dataclass
+class RewardConfig:
+    """One differentiable reward on the rendered views. Loss = weight * mean(gate * relu(hinge - reward))."""
+
+    weight: Weight = 0.0
+    begin: Share = 0.0  # progress from which it acts
+    finish: Share = 1.0  # progress after which it no longer acts
+    hinge: float = 1.0e9  # no push once the reward is above this
+    gate: ViewGate = field(default_factory=ViewGate)
+
+
+@dataclass
+class RewardsConfig:
+    """The reward model and its two terms."""
+
+    clip: str = "assets/toybox/clip"  # open_clip local-dir folder
+    text_image: RewardConfig = field(default_factory=lambda: RewardConfig(weight=0.1, begin=0.3))
+    image_image: RewardConfig = field(
+        default_factory=lambda: RewardConfig(weight=0.1, begin=0.1, gate=ViewGate(0.0, 45.0, 100.0, 0.0))
+    )
+
+
+@dataclass
+class FieldConfig:
+    """The radiance field inside [-1, 1]^3."""
+
+    kind: Literal["grid", "hashgrid"] = "grid"  # grid (dense, CPU default) | hashgrid (torch)
+    resolution: Annotated[int, Range(8, 512)] = 48  # finest grid cells along a side
+    levels: Annotated[int, Range(1, 32)] = 8  # hashgrid only: resolutions from 16 to `resolution`
+    features: Annotated[int, Range(1, 16)] = 2  # hashgrid only: features a level
+    log2_table: Annotated[int, Range(4, 24)] = 14  # hashgrid only: entries a level
+    blob_density: Annotated[float, Range(0.7, 1000)] = 6.0  # density at the centre of the initial blob
+    blob_radius: Annotated[float, Range(0.01, 2)] = 0.55  # its radius
+
+
+@dataclass
+class CameraConfig:
+    """Where training views are taken from."""
+
+    elevation_min_deg: Annotated[float, Range(-89, 89)] = -5.0
+    elevation_max_deg: Annotated[float, Range(-89, 89)] = 40.0
+    distance: Annotated[float, Range(1.8, 100)] = 2.9
+    fov_deg: Annotated[float, Range(1, 120)] = 40.0
+
+
+@dataclass
+class RenderConfig:
+    """Volume rendering while training."""
+
+    resolution: Annotated[int, Range(8, 1024)] = 64  # pixels of a side
+    samples: Annotated[int, Range(2, 1024)] = 48  # samples a ray through the volume
+    chunk: Annotated[int, Range(1024)] = 1_048_576  # samples evaluated at once; halved when memory runs out
+    background_min: Share = 0.5  # random grey background, [0, 1]
+    background_max: Share = 1.0
+    shading: Literal["albedo", "lambert"] = "albedo"  # albedo | lambert (the toybox light, normals from the density)
+    occupancy_resolution: Annotated[int, Range(4, 512)] = 32  # cells along a side of the occupancy grid
+    occupancy_every: Annotated[int, Range(1)] = 16  # steps between its updates
+    occupancy_threshold: Share = 0.01  # opacity of one step below which a cell is empty
+
+
+@dataclass
+class LossConfig:
+    """Weights of the regularisers; each falls or rises by its schedule."""
+
+    opacity: PositiveSchedule = field(default_factory=lambda: Schedule(0.0, 0.02, 0.2, 0.6))  # binary entropy
+    sparsity: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))  # mean opacity
+    smoothness: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))  # total variation
+    orientation: PositiveSchedule = field(default_factory=lambda: Schedule(0.0, 0.0))  # normals that face away
+
+
+@dataclass
+class OptimConfig:
+    """The optimisation of the coarse stage."""
+
+    steps: Annotated[int, Range(1, 1000000)] = 400
+    views: Annotated[int, Range(1, 256)] = 4  # cameras a step
+    lr_density: Annotated[float, Range(0, 10)] = 0.12
+    lr_albedo: Annotated[float, Range(0, 10)] = 0.05
+    lr_final: Share = 0.1  # the rates fall to this share of themselves by cosine
+    grad_clip: Weight = 1.0  # largest norm of the gradient; 0 does not clip
+    bad_steps: Annotated[int, Range(1)] = 10  # non-finite steps in a row after which the run stops with a diagnosis
+    checkpoint_every: Annotated[int, Range(1)] = 50
+    preview_every: Annotated[int, Range(1)] = 25
+
+
+@dataclass
+class ExportConfig:
+    """From field to files."""
+
+    grid: Annotated[int, Range(8, 1024)] = 96  # marching-cubes cells along a side
+    faces: Annotated[int, Range(0, 10000000)] = 8000  # decimate to at most this many triangles; 0 keeps all
+    texture_size: Annotated[int, Range(16, 8192)] = 512
+    unwrap_deadline_s: Annotated[float, Range(0, 3600)] = 20.0  # seconds xatlas may take before our own atlas is used
+    formats: list[Literal["glb", "obj", "ply", "stl"]] = field(default_factory=lambda: ["glb", "obj", "ply", "stl"])
+    turntable_frames: Annotated[int, Range(2, 2000)] = 48
+    turntable_size: Annotated[int, Range(16, 2048)] = 192
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    image: str = ""  # a reference image used as the visual prompt (stylised 3D); "" draws one
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    preset: Literal["draft", "standard", "high"] = "standard"
+    backend: Literal["auto", "cpu", "cuda"] = "auto"
+    output_dir: str = "outputs"
+    prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
+    visual_prompt: VisualPromptConfig = dataclasses.field(default_factory=VisualPromptConfig)
+    guidance: GuidanceConfig = dataclasses.field(default_factory=GuidanceConfig)
+    rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)
+    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
+    camera: CameraConfig = dataclasses.field(default_factory=CameraConfig)
+    render: RenderConfig = dataclasses.field(default_factory=RenderConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "draft": {
+        "visual_prompt": {"candidates": 2, "steps": 20},
+        "field": {"resolution": 40},
+        "render": {"samples": 40},
+        "optim": {"steps": 120, "views": 3},
+        "export": {"grid": 72, "faces": 4000, "texture_size": 256, "turntable_frames": 24, "turntable_size": 128},
+    },
+    "standard": {},
+    "high": {
+        "visual_prompt": {"candidates": 8, "steps": 50},
+        "field": {"resolution": 64},
+        "render": {"samples": 64},
+        "optim": {"steps": 1200, "checkpoint_every": 100},
+        "export": {"grid": 144, "faces": 20000, "texture_size": 1024, "turntable_frames": 96, "turntable_size": 256},
+    },
+}
+
+ORDERED = (  # pairs of which the first may not be above the second
+    ("camera.elevation_min_deg", "camera.elevation_max_deg"),
+    ("render.background_min", "render.background_max"),
+    ("guidance.lam_gate.full_deg", "guidance.lam_gate.zero_deg"),
+    ("rewards.text_image.begin", "rewards.text_image.finish"),
+    ("rewards.text_image.gate.full_deg", "rewards.text_image.gate.zero_deg"),
+    ("rewards.image_image.begin", "rewards.image_image.finish"),
+    ("rewards.image_image.gate.full_deg", "rewards.image_image.gate.zero_deg"),
+)
+
+
+def load_config(preset: str | None, files: list[Path], overrides: list[str]) -> Config:
+    """The defaults, changed by a preset (None: the one the files or overrides name), then files, then `a.b.c=value`."""
+    layers = [read_file(path) for path in files] + [read_override(text) for text in overrides]
+    named = [layer["preset"] for layer in layers if "preset" in layer]
+    chosen = convert(preset or (named[-1] if named else "standard"), get_type_hints(Config)["preset"], "preset")
+    config = Config()
+    for layer in (PRESETS[chosen], *layers, {"preset": chosen}):
+        merge(config, layer)
+    for low, high in ORDERED:
+        if get_value(config, low) > get_value(config, high):
+            found = f"'{low}' ({get_value(config, low)}) is above '{high}' ({get_value(config, high)})"
+            raise UserError(f"config key {found}")
+    check_noise_levels(config.guidance.t_min, config.guidance.t_max)
+    return config
+
+
+def check_noise_levels(low: Schedule, high: Schedule) -> None:
+    """Refuse noise levels that cross anywhere in a run; both are linear between the places looked at."""
+    corners = [0.0, 1.0, low.from_, low.to, high.from_, high.to]
+    for progress in sorted({*corners, *(min(corner + 1.0e-9, 1.0) for corner in corners)}):
+        if low.at(progress) > high.at(progress) + 1.0e-6:
+            found = f"{low.at(progress):g} is above {high.at(progress):g} at progress {progress:.2g}"
+            raise UserError(f"config key 'guidance.t_min' is above 'guidance.t_max': {found}")
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every field as YAML; `load_config(None, [path], [])` gives an equal Config back."""
+    from vp3d.run_folder import write_text  # run_folder imports this module
+
+    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+
+
+def locate(place: str) -> Path:
+    """Where a configured file or folder is: as given if it exists there, else in the repository. It need not exist."""
+    path = expand(place)
+    return path if path.is_absolute() or path.exists() else ROOT / path
+
+
+def expand(place: str) -> Path:
+    """A path as a user writes it, `~` being their home; as written where there is no such home."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        return Path(place)
+
+
+def get_value(config: Config, key: str) -> Any:
+    """The value of a dotted key, for example `optim.steps`."""
+    node: Any = config
+    for name in key.split("."):
+        node = getattr(node, name)
+    return node
