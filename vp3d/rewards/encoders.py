@@ -1,0 +1,96 @@
+"""Frozen CLIP features of pictures and prompts, differentiable with respect to the picture.
+
+A model is an open_clip folder (`local-dir:`), read offline:
+
+    open_clip_config.json         {"model_cfg": {"embed_dim", "vision_cfg", "text_cfg"}, "preprocess_cfg": {"mean", "std", ...}}
+    open_clip_model.safetensors   the weights; the only file format that is read
+    tokenizer.json                a Hugging Face fast tokenizer
+    tokenizer_config.json         {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token", "eos_token", ...}
+
+`text_cfg.hf_tokenizer_name` must be set to a non-empty name: open_clip then takes the tokenizer from this very folder,
+whatever the name says; without it open_clip uses OpenAI's byte-pair tokenizer. For the default text pooling ("argmax")
+the end-of-text token must have the highest id; with `text_cfg.pool_type: "eos"` its id is `text_cfg.eos_id`.
+
+Conventions: pictures are square, `[B, 3, H, H]` in [0, 1] sRGB, of any size; features have unit length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import vp3d.torch_compat  # noqa: F401  (before open_clip, which imports torchvision)
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vp3d.config import locate
+from vp3d.errors import UserError
+from vp3d.manifest import verify_files
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+def load_clip(clip: str, manifest: str = "", device: torch.device | str = "cpu") -> ClipEncoder:
+    """Load the frozen encoder from the open_clip folder `clip`, its files checked against `manifest` ("" for none)."""
+    folder = locate(clip)
+    if manifest:
+        verify_files(locate(manifest), folder)
+    for name in ("open_clip_config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name} is missing: set rewards.clip to an open_clip folder with safetensors weights"
+            )
+    return ClipEncoder(folder, device)
+
+
+class ClipEncoder:
+    """An open_clip model in eval mode whose parameters take no gradient."""
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        name = f"local-dir:{folder}"
+        try:
+            model = open_clip.create_model(name, device=device, require_pretrained=True)
+            self.tokenizer = open_clip.get_tokenizer(name)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(f"{folder} is not a usable open_clip folder: {reason}") from error
+        self.folder = folder
+        self.model = model.eval().requires_grad_(False)
+        self.device = torch.device(device)
+        preprocess = model.visual.preprocess_cfg
+        size = preprocess["size"]
+        self.size: int = size if isinstance(size, int) else size[0]
+        self.interpolation: str = preprocess["interpolation"]
+        self.mean = torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1)
+
+    def preprocess(self, rgb: Tensor) -> Tensor:
+        """What the image tower sees, `[B, 3, size, size]` normalised, of `rgb [B, 3, H, H]` in [0, 1]; differentiable.
+
+        Antialiased resize as in torchvision's tensor path; bicubic overshoot is kept, so that gradients pass everywhere.
+        """
+        if rgb.ndim != 4 or rgb.shape[1] != 3 or rgb.shape[2] != rgb.shape[3]:
+            raise ValueError(f"ClipEncoder needs square pictures [B, 3, H, H], got {tuple(rgb.shape)}")
+        if rgb.shape[-1] != self.size:
+            mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
+            rgb = F.interpolate(rgb, (self.size, self.size), mode=mode, align_corners=False, antialias=True)
+        return (rgb - self.mean) / self.std
+
+    def image(self, rgb: Tensor) -> Tensor:
+        """Unit features `[B, D]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable with respect to rgb."""
+        return self.model.encode_image(self.preprocess(rgb), normalize=True)
+
+    def tokens(self, rgb: Tensor) -> Tensor:
+        """Unit features of the last block `[B, T, C]`, one for each patch, of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
+        found = self.model.visual.forward_intermediates(
+            self.preprocess(rgb), indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+        )
+        return F.normalize(found["image_intermediates"][-1], dim=-1)
+
+    @torch.no_grad()
+    def text(self, prompts: list[str]) -> Tensor:
+        """Unit features `[B, D]` of prompts, in the same space as `image`; without gradient."""
+        return self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
