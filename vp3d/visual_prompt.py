@@ -1,0 +1,189 @@
+"""The visual prompt: drawn from the text or given by the user, cut out, and put on a neutral ground.
+
+Why cut out: with a coloured ground behind the object the distillation fills the volume with fog of that colour.
+
+Conventions: pictures `[N, 3, H, W]` in [0, 1] sRGB, masks `[N, 1, H, W]` in [0, 1], 1 on the object. What is kept in the
+run folder is exactly what is used (8 bits a channel), so a resumed run reads the same numbers back:
+`candidate_<n>.png` as drawn, `chosen.png` the best of them as drawn, `cutout.png` on the neutral ground, `mask.png`,
+`scores.json`, and `sheet.png` to look at.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vp3d.config import Config, expand
+from vp3d.cutout import border_flood, is_usable, on_ground, read_picture, square_up
+from vp3d.errors import UserError
+from vp3d.prompts import strip_view, with_view
+from vp3d.rewards.encoders import ClipEncoder
+from vp3d.rewards.text_image import text_image, text_target
+from vp3d.run_folder import RunFolder, atomic_write, write_json
+from vp3d.sheet import contact_sheet
+
+PLAIN = "give a picture of one object with a transparent or plain background"
+
+
+class Sampler(Protocol):
+    """The part of the prior that draws pictures."""
+
+    def sample(
+        self,
+        prompts: list[str],
+        negative: str,
+        steps: int,
+        guidance_scale: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Pictures `[N, 3, H, W]` in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """The chosen picture and how it was chosen.
+
+    rgb        [1, 3, H, W] in [0, 1], on the neutral ground
+    mask       [1, 1, H, W] in [0, 1], soft over one pixel
+    candidates [N, 3, H, W] in [0, 1], as drawn (or the user's one picture, squared)
+    scores     N text-image rewards of the cut-outs; None where the object could not be cut out
+    chosen     index of the best
+    """
+
+    rgb: Tensor
+    mask: Tensor
+    candidates: Tensor
+    scores: list[float | None]
+    chosen: int
+
+
+def make_visual_prompt(
+    prior: Sampler, clip: ClipEncoder, prompt: str, config: Config, run_folder: RunFolder, generator: torch.Generator
+) -> VisualPrompt:
+    """Draw (or read `config.image`), cut out, score, choose; keep everything in the run folder and return what was kept."""
+    if config.image:
+        candidates, masks = _from_file(expand(config.image), config)
+    else:
+        candidates, masks = _draw(prior, prompt, config, generator)
+    candidates, masks = _as_stored(candidates), _as_stored(masks)
+    cutouts = on_ground(candidates, masks, config.visual_prompt.ground)
+    scores = _score(clip, cutouts, masks, with_view(prompt, config.visual_prompt.view))
+    usable = {n: score for n, score in enumerate(scores) if score is not None}
+    if not usable:
+        raise UserError(_refusal(config, len(candidates)))
+    chosen = max(usable, key=usable.__getitem__)
+    found = VisualPrompt(
+        _as_stored(cutouts[chosen : chosen + 1]), masks[chosen : chosen + 1], candidates, scores, chosen
+    )
+    _keep(found, cutouts, prompt, config, run_folder)
+    return found
+
+
+def load_visual_prompt(run_folder: RunFolder) -> VisualPrompt:
+    """Read back what `make_visual_prompt` kept, bit for bit."""
+    folder = run_folder.visual_prompt
+    try:
+        notes = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        names = [f"candidate_{n}.png" for n in range(len(notes["scores"]))]
+        candidates = torch.cat([_read_png(folder / name) for name in names])
+        rgb, mask = _read_png(folder / "cutout.png"), _read_png(folder / "mask.png")
+        return VisualPrompt(rgb, mask, candidates, notes["scores"], int(notes["chosen"]))
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, RuntimeError) as error:  # SyntaxError: Pillow on a bad PNG
+        raise UserError(
+            f"the visual prompt in {folder} is damaged ({type(error).__name__}): start a new run"
+        ) from error
+
+
+def _draw(prior: Sampler, prompt: str, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Candidates `[N, 3, H, W]` in [0, 1] from the prior, and their masks `[N, 1, H, W]`."""
+    settings = config.visual_prompt
+    drawn = prior.sample(
+        [with_view(prompt, settings.view)] * settings.candidates,
+        strip_view(config.negative_prompt),
+        settings.steps,
+        settings.guidance_scale,
+        generator=generator,
+    )
+    drawn = drawn.detach().float().cpu().clamp(0.0, 1.0)
+    return drawn, torch.stack([border_flood(rgb, settings.cutout_tolerance) for rgb in drawn])
+
+
+def _from_file(path: Path, config: Config) -> tuple[Tensor, Tensor]:
+    """The user's picture as `[1, 3, R, R]` in [0, 1] with its mask `[1, 1, R, R]`, R the prior's resolution."""
+    rgb, alpha = read_picture(path)
+    mask = border_flood(rgb, config.visual_prompt.cutout_tolerance) if alpha is None else alpha
+    if not is_usable(mask):
+        raise UserError(f"--image {path}: {_what_is_wrong(mask)}; {PLAIN}")
+    rgb, mask = square_up(rgb, mask, config.prior.resolution)
+    return rgb[None], mask[None]
+
+
+def _what_is_wrong(mask: Tensor) -> str:
+    if float(mask.mean()) > 0.5:
+        return "the object cannot be told from its background (it seems to fill the whole picture)"
+    return "no object stands out from the background"
+
+
+def _refusal(config: Config, count: int) -> str:
+    if config.image:
+        return f"--image {config.image}: the object is lost at {config.prior.resolution} pixels; {PLAIN}"
+    return (
+        f"none of the {count} drawn pictures shows an object that stands out from its ground; try another seed=N, "
+        "more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X, or give a picture with --image"
+    )
+
+
+@torch.no_grad()
+def _score(clip: ClipEncoder, cutouts: Tensor, masks: Tensor, prompt: str) -> list[float | None]:
+    """The text-image reward of each cut-out `[N, 3, H, W]` in [0, 1]; None where its mask is empty or covers everything."""
+    rewards = text_image(cutouts.to(clip.device), text_target([prompt], clip), clip)
+    return [float(r) if is_usable(mask) else None for r, mask in zip(rewards, masks, strict=True)]
+
+
+def _keep(found: VisualPrompt, cutouts: Tensor, prompt: str, config: Config, run_folder: RunFolder) -> None:
+    folder = run_folder.visual_prompt
+    pictures = {f"candidate_{n}.png": rgb for n, rgb in enumerate(found.candidates)}
+    pictures |= {"chosen.png": found.candidates[found.chosen], "cutout.png": found.rgb[0], "mask.png": found.mask[0]}
+    for name, rgb in pictures.items():
+        _write_png(_to_pil(rgb), folder / name)
+    labels = ["no cut-out" if score is None else f"{score:.3f}" for score in found.scores]
+    _write_png(contact_sheet(found.candidates, cutouts, labels, found.chosen), folder / "sheet.png")
+    source = config.image or "drawn"
+    notes = {
+        "prompt": prompt,
+        "view": config.visual_prompt.view,
+        "source": source,
+        "ground": config.visual_prompt.ground,
+    }
+    write_json(folder / "scores.json", notes | {"scores": found.scores, "chosen": found.chosen})
+    run_folder.event("visual_prompt", source=source, scores=found.scores, chosen=found.chosen)
+
+
+def _as_stored(picture: Tensor) -> Tensor:
+    """`picture` (any shape, in [0, 1]) with the values it has after a trip through an 8-bit file."""
+    return (picture.clamp(0.0, 1.0) * 255.0).round() / 255.0
+
+
+def _to_pil(picture: Tensor) -> Image.Image:
+    """`[3, H, W]` or `[1, H, W]` in [0, 1] as an 8-bit picture."""
+    values = (picture.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values)
+
+
+def _write_png(picture: Image.Image, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _read_png(path: Path) -> Tensor:
+    """An 8-bit file of ours as `[1, C, H, W]` in [0, 1]."""
+    with Image.open(path, formats=("PNG",)) as picture:
+        values = np.array(picture)
+    return torch.from_numpy(values).reshape(1, *values.shape[:2], -1).permute(0, 3, 1, 2).contiguous().float() / 255.0
