@@ -1,0 +1,223 @@
+"""VP-SDS against its formula built by hand, its limits (lambda 0, equal scales, guidance 1), and its cost in forwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny_models import tiny_prior_config
+from vp3d.config import GuidanceConfig, PriorConfig, Schedule, ViewGate
+from vp3d.diffusion.prior import Prior, load_prior
+from vp3d.diffusion.schedule import sample_t
+from vp3d.guidance import Condition, Guidance, build_condition, sds_loss
+from vp3d.types import Camera, UserError
+
+PROMPT, NEGATIVE = "a red cube", "blurry"
+AZIMUTH = torch.tensor([0.0, 60.0, 180.0])
+CAMERA = Camera(AZIMUTH, torch.tensor([0.0, 30.0, 10.0]), torch.full((3,), 2.9), torch.full((3,), 40.0))
+VIEWS = ("front view", "front left view from above", "back view")
+RGB = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(5))
+VISUAL_PROMPT = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(6))
+HALF = GuidanceConfig(guidance_scale=7.0, text_scale=5.0, image_scale=2.0, lam=Schedule(0.6, 0.6))
+
+
+@pytest.fixture(scope="module")
+def prior_config(tmp_path_factory: pytest.TempPathFactory) -> PriorConfig:
+    return tiny_prior_config(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def prior(prior_config: PriorConfig) -> Prior:
+    return load_prior(prior_config)
+
+
+@pytest.fixture(scope="module")
+def condition(prior: Prior) -> Condition:
+    return build_condition(prior, PROMPT, NEGATIVE, VISUAL_PROMPT)
+
+
+def seeded(seed: int = 11) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def loss_and_grad(
+    prior: Prior, config: GuidanceConfig, condition: Condition, progress: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    rgb = RGB.clone().requires_grad_()
+    losses = Guidance(prior, config)(rgb, CAMERA, condition, progress, seeded())
+    assert list(losses) == ["sds"] and losses["sds"].shape == ()
+    return losses["sds"].detach(), torch.autograd.grad(losses["sds"], rgb)[0]
+
+
+def by_hand(
+    prior: Prior, e_hat: Callable[..., Tensor], lam: Tensor, weight: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """SDS's latent gradient and its pull-back to the images at progress 0, one view at a time, from single denoiser calls."""
+    generator = seeded()
+    t = sample_t(3, 20, 980, generator)
+    noise = torch.randn(3, 4, 8, 8, generator=generator)
+    image, none, null = prior.embed_visual_prompt(VISUAL_PROMPT), prior.null_image, prior.encode_text([NEGATIVE])
+    rgb = RGB.clone().requires_grad_()
+    latents = prior.encode_images(rgb)
+    rows = []
+    for i, view in enumerate(VIEWS):
+        bar, text = prior.alpha_bar[t[i]], prior.encode_text([f"{PROMPT}, {view}"])
+        x_t = bar.sqrt() * latents[i : i + 1].detach() + (1 - bar).sqrt() * noise[i : i + 1]
+        one = (x_t, t[i : i + 1])
+        gate = lam[i : i + 1]
+        branches = (
+            prior.predict_noise(*one, null, none, gate),
+            prior.predict_noise(*one, text, none, gate),
+            prior.predict_noise(*one, text, image, gate),
+        )
+        rows.append(weight(bar) * (e_hat(*branches) - noise[i : i + 1]))
+    grad = torch.cat(rows)
+    return grad, torch.autograd.grad(latents, rgb, grad_outputs=grad)[0]
+
+
+@pytest.mark.parametrize("normalize", ["sum", "mean"])
+@pytest.mark.parametrize("mode", ["joint", "split"])
+@pytest.mark.parametrize("weighting", ["sigma2", "uniform"])
+def test_gradient_is_the_formula(prior: Prior, condition: Condition, normalize: str, mode: str, weighting: str) -> None:
+    gate = ViewGate(0.0, 30.0, 90.0, 0.0)  # weights 1, 0.5, 0 at the three cameras
+    config = dataclasses.replace(HALF, normalize=normalize, mode=mode, weighting=weighting, lam_gate=gate)
+    formulas = {
+        "joint": lambda e0, ey, eyv: e0 + 7.0 * (eyv - e0),
+        "split": lambda e0, ey, eyv: e0 + 5.0 * (ey - e0) + 2.0 * (eyv - ey),
+    }
+    weights = {"sigma2": lambda bar: 1 - bar, "uniform": torch.ones_like}
+    latent_grad, expected = by_hand(prior, formulas[mode], torch.tensor([0.6, 0.3, 0.0]), weights[weighting])
+    count = 3 if normalize == "sum" else latent_grad.numel()
+    loss, grad = loss_and_grad(prior, config, condition)
+    torch.testing.assert_close(grad * count, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
+    torch.testing.assert_close(loss * count, 0.5 * (latent_grad**2).sum(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["joint", "split"])
+def test_lambda_zero_is_plain_sds_bit_for_bit(
+    prior: Prior, prior_config: PriorConfig, condition: Condition, mode: str
+) -> None:
+    text_only = dataclasses.replace(condition, image=None)
+    config = dataclasses.replace(HALF, mode=mode)
+    off = dataclasses.replace(config, lam=Schedule(0.0, 0.0))
+    gated_off = dataclasses.replace(config, lam_gate=ViewGate(-120.0, 10.0, 20.0, 0.0))
+    expected = loss_and_grad(prior, config, text_only)
+    base = load_prior(dataclasses.replace(prior_config, ip_adapter=""))  # a UNet that never saw an adapter
+    base_condition = build_condition(base, PROMPT, NEGATIVE, None)
+    for other in (
+        loss_and_grad(prior, off, condition),
+        loss_and_grad(prior, gated_off, condition),
+        loss_and_grad(base, config, base_condition),
+    ):
+        assert torch.equal(other[0], expected[0]) and torch.equal(other[1], expected[1])
+    assert not torch.equal(loss_and_grad(prior, config, condition)[1], expected[1])
+
+
+def test_a_view_behind_the_gate_is_plain_sds(prior: Prior, condition: Condition) -> None:
+    """In a batch where the front sees the image, the back view (gate 0) has text-only guidance."""
+    gated = dataclasses.replace(HALF, lam_gate=ViewGate(0.0, 45.0, 100.0, 0.0))
+    latents = prior.encode_images(RGB)
+    mixed = Guidance(prior, gated).estimate(latents, CAMERA, condition, 0.0, seeded())
+    plain = Guidance(prior, HALF).estimate(latents, CAMERA, dataclasses.replace(condition, image=None), 0.0, seeded())
+    torch.testing.assert_close(mixed.lam, torch.tensor([0.6, 0.6 * 40 / 55, 0.0]))
+    torch.testing.assert_close(mixed.e_hat[2], plain.e_hat[2], atol=1e-5, rtol=1e-4)
+    assert (mixed.e_hat[:2] - plain.e_hat[:2]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_split_with_equal_scales_is_joint(prior: Prior, condition: Condition) -> None:
+    split = dataclasses.replace(HALF, mode="split", text_scale=7.0, image_scale=7.0)
+    joint, same = loss_and_grad(prior, HALF, condition), loss_and_grad(prior, split, condition)
+    assert torch.equal(joint[0], same[0]) and torch.equal(joint[1], same[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "forwards"),
+    [({}, 2), ({"mode": "split"}, 3), ({"guidance_scale": 1.0}, 1), ({"mode": "split", "lam": Schedule(0.0, 0.0)}, 2)],
+)
+def test_cost_is_one_call_of_the_needed_branches_and_no_decode(
+    prior: Prior, condition: Condition, change: dict, forwards: int
+) -> None:
+    sizes: list[int] = []
+    decodes: list[int] = []
+    hooks = [
+        prior.unet.conv_in.register_forward_hook(lambda _m, args, _out: sizes.append(len(args[0]))),
+        prior.vae.decoder.register_forward_hook(lambda *_: decodes.append(1)),
+    ]
+    loss_and_grad(prior, dataclasses.replace(HALF, **change), condition)
+    for hook in hooks:
+        hook.remove()
+    assert sizes == [3 * forwards] and decodes == []
+
+
+def test_same_generator_same_result(prior: Prior, condition: Condition) -> None:
+    first, again = loss_and_grad(prior, HALF, condition), loss_and_grad(prior, HALF, condition)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    state = torch.get_rng_state()
+    other = Guidance(prior, HALF)(RGB, CAMERA, condition, 0.0, seeded(12))["sds"]
+    assert torch.equal(state, torch.get_rng_state()) and not torch.equal(other, first[0])
+
+
+def test_progress_drives_noise_level_and_lambda(prior: Prior, condition: Condition) -> None:
+    config = GuidanceConfig(
+        t_min=Schedule(0.9, 0.1), t_max=Schedule(0.95, 0.15), lam=Schedule(1.0, 0.0), lam_gate=ViewGate()
+    )
+    guidance, latents = Guidance(prior, config), prior.encode_images(RGB)
+    for progress, low, high, lam in ((0.0, 900, 950, 1.0), (0.5, 500, 550, 0.5), (1.0, 100, 150, 0.0)):
+        estimate = guidance.estimate(latents, CAMERA, condition, progress, seeded())
+        assert ((low <= estimate.t) & (estimate.t <= high)).all()
+        torch.testing.assert_close(estimate.lam, torch.full((3,), lam))
+
+
+def test_std_rescale_takes_the_spread_of_the_unguided_estimate(prior: Prior, condition: Condition) -> None:
+    latents = prior.encode_images(RGB)
+    configs = {share: dataclasses.replace(HALF, guidance_scale=30.0, rescale=share) for share in (0.0, 0.5, 1.0)}
+    configs[-1.0] = dataclasses.replace(HALF, guidance_scale=1.0)  # no guidance: the reference
+    found = {s: Guidance(prior, c).estimate(latents, CAMERA, condition, 0.0, seeded()) for s, c in configs.items()}
+    std = {share: estimate.x0.std(dim=(1, 2, 3)) for share, estimate in found.items()}
+    torch.testing.assert_close(std[1.0], std[-1.0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(std[0.5], 0.5 * (std[0.0] + std[1.0]), rtol=1e-3, atol=0)
+    assert (std[0.0] - std[1.0]).abs().min() > 1e-3
+    for estimate in found.values():  # e_hat and x0 stay two readings of one thing
+        bar = prior.alpha_bar[estimate.t][:, None, None, None]
+        noised = bar.sqrt() * latents + (1 - bar).sqrt() * estimate.noise
+        rebuilt = bar.sqrt() * estimate.x0 + (1 - bar).sqrt() * estimate.e_hat
+        torch.testing.assert_close(rebuilt, noised, atol=1e-4, rtol=1e-3)
+
+
+def test_conditions_hold_every_view_word_of_the_prompt(prior: Prior, condition: Condition) -> None:
+    assert len(condition.text) == 16 and condition.image.shape == (1, 4, 32)
+    expected = prior.encode_text([f"{PROMPT}, {view}" for view in VIEWS])
+    torch.testing.assert_close(condition.text_for(CAMERA), expected)
+    torch.testing.assert_close(condition.null, prior.encode_text([NEGATIVE]))
+    everywhere = torch.arange(-360.0, 360.0, 7.5)
+    camera = Camera(everywhere, everywhere / 5, everywhere, everywhere)
+    assert len(condition.text_for(camera)) == len(everywhere)
+    assert not condition.image.requires_grad and not condition.null.requires_grad
+
+
+def test_preview_is_an_image_of_the_priors_size_without_gradient(prior: Prior, condition: Condition) -> None:
+    rgb = RGB.clone().requires_grad_()
+    image = Guidance(prior, HALF).preview(rgb, CAMERA, condition, 0.5, seeded())
+    assert image.shape == (3, 3, 32, 32) and not image.requires_grad
+    assert image.min() >= 0 and image.max() <= 1 and image.std() > 0
+
+
+def test_works_with_autoencoder_kl_and_v_prediction(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("kl")
+    prior = load_prior(tiny_prior_config(folder, vae="kl", prediction_type="v_prediction"))
+    loss, grad = loss_and_grad(prior, HALF, build_condition(prior, PROMPT, NEGATIVE, VISUAL_PROMPT))
+    assert loss > 0 and grad.isfinite().all() and grad.abs().sum() > 0
+
+
+def test_sds_loss_hand_values() -> None:
+    latents, grad = torch.ones(2, 1, 1, 2, requires_grad=True), torch.tensor([1.0, 2.0, 3.0, 4.0]).view(2, 1, 1, 2)
+    assert sds_loss(latents, grad, "sum").item() == pytest.approx(30 / 2 / 2)
+    assert sds_loss(latents, grad, "mean").item() == pytest.approx(30 / 2 / 4)
+    torch.testing.assert_close(torch.autograd.grad(sds_loss(latents, grad, "sum"), latents)[0], grad / 2)
+    torch.testing.assert_close(torch.autograd.grad(sds_loss(latents, grad, "mean"), latents)[0], grad / 4)
+    with pytest.raises(UserError, match="sum"):
+        sds_loss(latents, grad, "median")

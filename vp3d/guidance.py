@@ -1,0 +1,155 @@
+"""VP-SDS: score distillation conditioned on the text and on the visual prompt (VP3D, arXiv 2403.17001; DreamFusion, 2209.14988).
+
+    grad_z = w(t) * (e_hat(z_t; t, y, v) - e),   z = encode(render),   z_t = alpha_t z + sigma_t e
+
+e_hat is the guided noise of diffusion/cfg.py; v enters by the gated attention of diffusion/image_prompt.py with
+lambda = `lam` at the run's progress times `lam_gate` at the camera's azimuth. lambda = 0 takes the path of plain
+SDS, bit for bit.
+The gradient reaches autograd as an MSE against a detached target, 0.5 * (z - stop(z - grad_z))^2, and flows through
+`encode_images` alone; the denoiser runs without gradient and nothing is decoded. Normalisation of the MSE: "sum" over latent
+elements divided by B (dreamfusion code's), or "mean" over all elements, smaller by the C * h * w of the latents; a loss
+weight means nothing without saying which. Each view has its own t (stratified, see `schedule.sample_t`) and its own noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vp3d.config import GuidanceConfig
+from vp3d.diffusion.cfg import branch_weights, combine, rescale_std
+from vp3d.diffusion.prior import Prior
+from vp3d.diffusion.schedule import (
+    add_noise,
+    epsilon_from_x0,
+    sample_t,
+    sds_weight,
+    t_bounds,
+    x0_from_epsilon,
+)
+from vp3d.prompts import all_views, negative_prompts, view_words, with_view
+from vp3d.types import Camera, UserError
+from vp3d.view_gate import gate_weight
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a run is guided by, encoded once.
+
+    text  embedding [1, L, C] of the prompt for each of the view words ("back view from above", ...)
+    null  embedding [1, L, C] of the negative prompt
+    image tokens [1, T, C] of the visual prompt, or None for text alone
+    """
+
+    text: dict[str, Tensor]
+    null: Tensor
+    image: Tensor | None = None
+
+    def text_for(self, camera: Camera) -> Tensor:
+        """The view-worded embeddings [B, L, C] for B cameras."""
+        views = zip(camera.azimuth_deg.tolist(), camera.elevation_deg.tolist(), strict=True)
+        return torch.cat([self.text[view_words(azimuth, elevation)] for azimuth, elevation in views])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the prior says of a batch of noised latents; no gradient.
+
+    t [B] int64; noise, e_hat, x0 [B, 4, h, w] latents, x0 the clean latents that e_hat implies; weight [B] is w(t);
+    lam [B] the strength of the image branch.
+    """
+
+    t: Tensor
+    noise: Tensor
+    e_hat: Tensor
+    x0: Tensor
+    weight: Tensor
+    lam: Tensor
+
+    @property
+    def grad(self) -> Tensor:
+        """w(t) * (e_hat - e), [B, 4, h, w]."""
+        return self.weight[:, None, None, None] * (self.e_hat - self.noise)
+
+
+def build_condition(prior: Prior, prompt: str, negative: str, visual_prompt: Tensor | None) -> Condition:
+    """Encode the prompt for every view word, the negative prompt, and the visual prompt (rgb [1, 3, H, W] in [0, 1]) if any."""
+    words = all_views()
+    embeddings = prior.encode_text([with_view(prompt, view) for view in words])
+    text = dict(zip(words, embeddings.split(1), strict=True))
+    image = None if visual_prompt is None else prior.embed_visual_prompt(visual_prompt)
+    return Condition(text, prior.encode_text(negative_prompts(negative, 1)), image)
+
+
+def sds_loss(latents: Tensor, grad: Tensor, normalize: str) -> Tensor:
+    """A scalar whose gradient by `latents` is `grad` / B ("sum") or `grad` / number of elements ("mean").
+
+    latents, grad [B, C, h, w], any range. Its value is half the mean squared gradient and means nothing to a user.
+    """
+    square = 0.5 * (latents - (latents - grad).detach()) ** 2
+    if normalize == "sum":
+        return square.sum() / len(latents)
+    if normalize == "mean":
+        return square.mean()
+    raise UserError(f'guidance.normalize is "{normalize}": use "sum" or "mean"')
+
+
+class Guidance:
+    """VP-SDS on rendered views: holds the prior and the settings, no state of the run."""
+
+    def __init__(self, prior: Prior, config: GuidanceConfig) -> None:
+        self.prior = prior
+        self.config = config
+
+    def __call__(
+        self, rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The unweighted losses {"sds": scalar} of B views rgb [B, 3, H, W] in [0, 1], composited over their background.
+
+        progress in [0, 1] drives the schedules of t and lambda; t and noise are drawn from `generator`.
+        """
+        latents = self.prior.encode_images(rgb)
+        estimate = self.estimate(latents.detach(), camera, condition, progress, generator)
+        return {"sds": sds_loss(latents, estimate.grad, self.config.normalize)}
+
+    @torch.no_grad()
+    def estimate(
+        self, latents: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
+    ) -> Estimate:
+        """Noise the clean latents [B, 4, h, w] and ask the prior for the guided noise."""
+        config, prior = self.config, self.prior
+        low, high = t_bounds(config.t_min, config.t_max, progress, len(prior.alpha_bar))
+        t = sample_t(len(latents), low, high, generator).to(prior.device)
+        noise = prior.noise(len(latents), generator)
+        alpha_bar = prior.alpha_bar[t]
+        noised = add_noise(latents, noise, alpha_bar)
+        image, lam = self._image_branch(camera, condition, progress)
+        weights = branch_weights(
+            config.mode, config.guidance_scale, config.text_scale, config.image_scale, image is not None
+        )
+        text = condition.text_for(camera)
+        predictions = prior.predict_branches(weights, noised, t, text, condition.null, image, lam)
+        e_hat = combine(predictions, weights)
+        x0 = x0_from_epsilon(noised, e_hat, alpha_bar)
+        if config.rescale > 0.0:
+            conditioned = predictions[list(weights)[-1]]  # weights run from the least to the most conditioned branch
+            x0 = rescale_std(x0, x0_from_epsilon(noised, conditioned, alpha_bar), config.rescale)
+            e_hat = epsilon_from_x0(noised, x0, alpha_bar)
+        return Estimate(t, noise, e_hat, x0, sds_weight(alpha_bar, config.weighting), lam)
+
+    @torch.no_grad()
+    def preview(
+        self, rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
+    ) -> Tensor:
+        """What the prior would like B views rgb [B, 3, H, W] in [0, 1] to be: the decoded x0 estimate, same range."""
+        estimate = self.estimate(self.prior.encode_images(rgb), camera, condition, progress, generator)
+        return self.prior.decode(estimate.x0)
+
+    def _image_branch(self, camera: Camera, condition: Condition, progress: float) -> tuple[Tensor | None, Tensor]:
+        """Image tokens, or None where no view uses them, and lambda per view [B]."""
+        lam = self.config.lam.at(progress) * gate_weight(self.config.lam_gate, camera.azimuth_deg)
+        if condition.image is None or not bool((lam != 0.0).any()):
+            return None, torch.zeros_like(lam).to(self.prior.device)
+        return condition.image, lam.to(self.prior.device)
