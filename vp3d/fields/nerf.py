@@ -1,0 +1,22 @@
+"""Where the radiance field of a run is built. `Field` is the contract every one of them keeps."""
+
+from __future__ import annotations
+
+import torch
+
+from vp3d.config import FieldConfig
+from vp3d.fields.base import Field
+from vp3d.fields.grid import GridField
+from vp3d.fields.hashgrid import HashGridField
+from vp3d.types import UserError
+
+__all__ = ["Field", "build_field"]
+
+
+def build_field(config: FieldConfig, generator: torch.Generator) -> Field:
+    """The field `config.kind` names, at its initial blob; every random number comes from `generator`."""
+    if config.kind == "grid":
+        return GridField(config, generator)
+    if config.kind == "hashgrid":
+        return HashGridField(config, generator)
+    raise UserError(f'unknown field.kind "{config.kind}": choose "grid" (dense, for CPUs) or "hashgrid"')
