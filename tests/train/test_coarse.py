@@ -1,0 +1,281 @@
+"""The coarse stage and its loop, on a real field and renderer, guided by wrappers around a simple target."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vp3d.config import Config, Schedule
+from vp3d.errors import UserError
+from vp3d.fields.nerf import Field, build_field
+from vp3d.guidance import Condition
+from vp3d.render.camera import ring
+from vp3d.run_folder import RunFolder
+from vp3d.train import checkpoint, loop
+from vp3d.train.coarse import Coarse, Reward, make_generators
+from vp3d.types import Camera
+
+Terms = dict[str, Tensor]
+NOTHING = Condition({}, torch.zeros(1, 1, 1))
+STOP = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def small_config(steps: int = 12) -> Config:
+    config = Config(prompt="a red sphere", seed=5)
+    config.field.resolution = 12
+    config.render.resolution, config.render.samples, config.render.occupancy_resolution = 16, 12, 8
+    config.render.occupancy_every = 3
+    config.render.background_min = config.render.background_max = 1.0
+    config.optim.lr_albedo = 0.2
+    config.optim.steps, config.optim.views, config.optim.checkpoint_every, config.optim.preview_every = steps, 2, 4, 50
+    return config
+
+
+def towards_red(rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator) -> Terms:
+    """A guidance that wants a reddish picture, with a little noise of its own; rgb [B, 3, H, W] in [0, 1]."""
+    noise = 0.05 * torch.randn(rgb.shape, generator=generator)
+    return {"sds": (rgb - torch.tensor([0.9, 0.3, 0.3])[None, :, None, None] + noise).square().mean()}
+
+
+def failing_at(calls: range) -> Callable[..., Terms]:
+    """`towards_red`, not a number at the calls in `calls`."""
+    count = iter(range(10_000))
+
+    def guidance(*arguments: object) -> dict[str, Tensor]:
+        terms = towards_red(*arguments)  # type: ignore[arg-type]
+        return {"sds": terms["sds"] * float("nan")} if next(count) in calls else terms
+
+    return guidance
+
+
+def make_stage(config: Config, run: RunFolder, guidance: Callable[..., Terms] = towards_red) -> Coarse:
+    field = build_field(config.field, make_generators(config.seed, ["field"])["field"])
+    nothing = torch.zeros(1, 1, 1)
+    redness = Reward(lambda rgb, target: (rgb[:, 0] - target).mean((1, 2)), lambda camera: nothing, config.rewards.text_image)
+    return Coarse(config, field, guidance, NOTHING, {"text_image": redness}, make_generators(config.seed), run.event)
+
+
+def run_once(config: Config, folder: Path, guidance: Callable[..., Terms] = towards_red) -> tuple[RunFolder, loop.Outcome[Field]]:
+    config.output_dir = str(folder)
+    run = RunFolder.create(config)
+    return run, loop.run(make_stage(config, run, guidance), config, run, STOP)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def final(run: RunFolder) -> dict[str, Tensor]:
+    found = loop.load_checkpoint(run)
+    assert found is not None
+    return found.tensors
+
+
+def test_step_has_named_terms_and_the_loss_is_their_weighted_sum(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    config.rewards.text_image.begin = 0.0
+    config.loss.opacity, config.loss.orientation = Schedule(0.5, 0.5), Schedule(0.25, 0.25)
+    stage = make_stage(config, RunFolder.create(config))
+    terms = stage.step(0)
+    weights = {"sds": 1.0, "text_image": 0.1, "entropy": 0.5, "sparsity": 0.01, "smoothness": 0.01, "orientation": 0.25}
+    assert terms.keys() == {*weights, "loss", "opacity", "samples", "reward_text_image"}
+    assert terms["loss"].item() == pytest.approx(sum(weights[name] * terms[name].item() for name in weights), rel=1e-5)
+    assert 0.0 < terms["opacity"].item() < 1.0 and terms["samples"].item() == 2 * 16 * 16 * 12
+    terms["loss"].backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in stage.field.parameters())
+
+
+def test_reward_before_its_window_is_shown_but_does_not_act(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    terms = make_stage(config, RunFolder.create(config)).step(0)
+    assert terms["text_image"].item() == 0.0 and terms["reward_text_image"].item() > 0.0
+
+
+def test_a_reward_with_a_ground_sees_the_views_there(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    config.render.background_min = config.render.background_max = 0.0
+    stage = make_stage(config, RunFolder.create(config))
+    stage.field.get_parameter("raw_density").data.fill_(-30.0)
+    seen: list[Tensor] = []
+
+    def score(rgb: Tensor, target: Tensor) -> Tensor:
+        seen.append(rgb)
+        return rgb.mean((1, 2, 3))
+
+    stage.rewards = {"text_image": Reward(score, lambda camera: torch.zeros(1, 1), config.rewards.text_image, 0.7)}
+    stage.step(0)
+    torch.testing.assert_close(seen[0], torch.full((2, 3, 16, 16), 0.7))
+
+
+def test_no_clipping_at_zero(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    stage = make_stage(config, RunFolder.create(config))
+    before = loop.clone(stage.tensors())
+    assert loop.update(stage, stage.step(0), 0.0) == "" and not same(before, {**before, **stage.tensors()})
+
+
+def test_streams_depend_on_seed_and_name_alone() -> None:
+    draw = {name: torch.rand(4, generator=g) for name, g in make_generators(7).items()}
+    alone = torch.rand(4, generator=make_generators(7, ["noise"])["noise"])
+    assert torch.equal(draw["noise"], alone)
+    assert len({tuple(values.tolist()) for values in draw.values()}) == len(draw)
+    assert not torch.equal(alone, torch.rand(4, generator=make_generators(8, ["noise"])["noise"]))
+    make_generators(2**63 - 1)
+
+
+def test_rates_fall_by_cosine_to_their_final_share(tmp_path: Path) -> None:
+    config = small_config(100)
+    config.optim.lr_density = 0.05
+    config.output_dir = str(tmp_path)
+    stage = make_stage(config, RunFolder.create(config))
+    rates = []
+    for i in (0, 50, 100):
+        stage.set_rates(i, 0.5)
+        rates.append([group["lr"] for group in stage.optimizer.param_groups])
+    assert rates[0] == pytest.approx([0.025, 0.1])
+    assert rates[1] == pytest.approx([0.025 * 0.55, 0.1 * 0.55])
+    assert rates[2] == pytest.approx([0.0025, 0.01])
+
+
+def test_loop_learns_and_keeps_its_files(tmp_path: Path) -> None:
+    run, outcome = run_once(small_config(20), tmp_path)
+    steps = run.events("step")
+    assert outcome.steps == 20 and not outcome.stopped
+    assert steps[-1]["sds"] < 0.9 * steps[0]["sds"]
+    assert [event["step"] for event in run.events("checkpoint")] == [4, 8, 12, 16, 20]
+    assert len(checkpoint.list_checkpoints(run.checkpoints)) == checkpoint.KEEP
+
+
+def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    a, b = (final(run_once(small_config(), tmp_path)[0]) for _ in range(2))
+    other = small_config()
+    other.seed = 6
+    assert same(a, b) and not same(a, final(run_once(other, tmp_path)[0]))
+
+
+def test_resume_from_any_checkpoint_is_bit_for_bit(tmp_path: Path) -> None:
+    straight = final(run_once(small_config(), tmp_path)[0])
+    config = small_config()
+    run, _ = run_once(config, tmp_path)
+    checkpoint.list_checkpoints(run.checkpoints)[-1].unlink()  # as if killed between step 8 and 12
+    loop.run(make_stage(config, run), config, run, STOP)
+    assert run.events("resume")[-1]["step"] == 8
+    assert same(straight, final(run))
+
+
+def test_resume_passes_over_a_damaged_checkpoint_with_a_warning(tmp_path: Path) -> None:
+    config = small_config()
+    run, _ = run_once(config, tmp_path)
+    straight = final(run)
+    newest = checkpoint.list_checkpoints(run.checkpoints)[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    said: list[str] = []
+    loop.run(make_stage(config, run), config, run, STOP, say=said.append)
+    assert newest.name in run.events("warning")[-1]["message"] and newest.name in said[0]
+    assert same(straight, final(run))
+
+
+def test_resume_refuses_another_configuration(tmp_path: Path) -> None:
+    config = small_config()
+    run, _ = run_once(config, tmp_path)
+    config.optim.lr_density = 0.5
+    with pytest.raises(UserError, match="is not the one the checkpoint"):
+        loop.run(make_stage(config, run), config, run, STOP)
+
+
+def test_nan_rolls_back_and_goes_on(tmp_path: Path) -> None:
+    config = small_config(16)
+    run, outcome = run_once(config, tmp_path, failing_at(range(6, 8)))
+    assert outcome.steps == 16
+    assert [event["step"] for event in run.events("bad_step")] == [6, 7]
+    assert [event["rate_scale"] for event in run.events("rollback")] == [0.5, 0.25]
+    assert all(torch.isfinite(tensor).all() for name, tensor in final(run).items() if name.startswith("field."))
+    assert run.events("step")[-1]["sds"] < run.events("step")[0]["sds"]
+
+
+def test_roll_back_restores_the_snapshot_even_when_parameters_are_bad(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    run = RunFolder.create(config)
+    stage = make_stage(config, run)
+    good = loop.clone(stage.tensors())
+    state = loop.Loop(stage, config, run, loop.silent, loop.silent, loop.LoopState(), good, loop.Pace())
+    for parameter in stage.field.parameters():
+        parameter.data.fill_(float("nan"))
+    loop.roll_back(state, "the parameters")
+    assert same(good, stage.tensors()) and state.state.step == 1
+
+
+def test_nan_that_stays_stops_with_a_diagnosis(tmp_path: Path) -> None:
+    config = small_config(30)
+    config.optim.bad_steps = 4
+    with pytest.raises(UserError, match=r"4 steps in a row.*the loss: .*sds.*step 8") as caught:
+        run_once(config, tmp_path, failing_at(range(5, 1000)))
+    assert "\n" not in str(caught.value)
+    (run_dir,) = tmp_path.iterdir()
+    assert RunFolder.open(run_dir).events("failed")[-1]["message"] == str(caught.value)
+
+
+def test_infinite_gradient_is_caught_before_it_reaches_the_parameters(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    stage = make_stage(config, RunFolder.create(config))
+    before = loop.clone(stage.tensors())
+    parameter = next(stage.field.parameters())
+    loss = (parameter - parameter.detach()).sum().sqrt()  # 0, with an infinite derivative
+    assert loop.update(stage, {"loss": loss}, 1.0) == "the gradient"
+    assert same(before, stage.tensors())
+
+
+@pytest.mark.parametrize(("raw_density", "kind"), [(-12.0, "empty"), (400.0, "solid")])
+def test_collapse_restarts_once_and_says_so(tmp_path: Path, raw_density: float, kind: str) -> None:
+    config = small_config(30)
+    config.camera.fov_deg = 30.0  # the cube fills the frame
+    config.output_dir = str(tmp_path)
+    run = RunFolder.create(config)
+    stage = make_stage(config, run)
+    initial = stage.field.state_dict()["raw_density"].clone()
+    stage.field.get_parameter("raw_density").data.fill_(raw_density)
+    said: list[str] = []
+    outcome = loop.run(stage, config, run, STOP, say=said.append)
+    (restart,) = run.events("restart")
+    assert restart["reason"] == kind and restart["step"] == 5
+    assert any(kind in line for line in said) and outcome.steps == 30
+    found = loop.load_checkpoint(run)
+    assert found is not None and found.meta["iteration"] == 35
+    assert found.meta["loop"]["watchdog"]["restarts"] == 1 and stage.regulariser_scale < 1.0
+    assert torch.equal(stage.initial["field.raw_density"], initial)
+    assert 0.01 < run.events("step")[-1]["opacity"] < 0.95
+
+
+def test_stop_flag_keeps_what_there_is_and_resume_finishes(tmp_path: Path) -> None:
+    straight = final(run_once(small_config(), tmp_path)[0])
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    run, stop = RunFolder.create(config), threading.Event()
+    outcome = loop.run(make_stage(config, run), config, run, stop, lambda numbers: stop.set() if numbers["step"] == 5 else None)
+    assert outcome.stopped and outcome.steps == 5 and run.events("stopped")
+    assert loop.run(make_stage(config, run), config, run, STOP).steps == 12
+    assert same(straight, final(run))
+
+
+def test_preview_has_no_chance_and_no_graph(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    stage = make_stage(config, RunFolder.create(config))
+    a, b = (stage.preview(ring(2, 10.0, 2.9, 40.0), 8) for _ in range(2))
+    assert torch.equal(a.rgb, b.rgb) and not a.rgb.requires_grad and a.opacity.shape == (2 * 8 * 8,)

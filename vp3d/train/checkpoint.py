@@ -1,0 +1,131 @@
+"""Checkpoints: one safetensors file each, the tensors as they are and everything else as JSON in its header.
+
+One file, written under a temporary name and renamed, is whole or absent whatever moment the process dies at. The newest
+`KEEP` are kept. Files are numbered by iterations done (a restart of the watchdog sets the step back, never this number).
+The JSON carries a SHA-256 of the tensors and of itself, so that a flipped bit is found as surely as a cut file; a damaged
+checkpoint is passed over for the one before it. No pickle anywhere.
+
+Tensor names: `field.*` (parameters and buffers), `optimizer.<parameter>.<slot>` (Adam), `occupancy.*`, `generator.<name>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from vp3d.config import Config
+from vp3d.errors import UserError
+from vp3d.run_folder import atomic_write
+
+KEEP = 2
+FORMAT = 2
+NOT_TRAINING = ("export", "output_dir", "preset", "backend")  # config fields that may change between stop and resume
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: tensors by name (CPU), and the JSON part."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 (first 16 hex digits) of the part of the configuration that the optimisation depends on."""
+    tree = dataclasses.asdict(config)
+    for name in NOT_TRAINING:
+        tree.pop(name)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content_digest(tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
+    """SHA-256 over the JSON `record` without its own "sha256", then names, types, shapes and bytes of CPU tensors of any
+    shape and range, in order of name."""
+    rest = {name: value for name, value in record.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(folder: Path, iteration: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+    """Write checkpoint number `iteration` (tensors of any shape and range) and drop all but the newest `KEEP`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    record = {**meta, "format": FORMAT, "iteration": iteration}
+    record["sha256"] = content_digest(tensors, record)
+    path = folder / f"{iteration:08d}.safetensors"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save_bytes(tensors, metadata={"vp3d": json.dumps(record, sort_keys=True)}))
+    for old in list_checkpoints(folder)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All finished checkpoints of a folder, oldest first (half-written files have other names)."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.stem.isdigit())
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint; ValueError with the reason when it is damaged. Tensors of any shape and range."""
+    data = path.read_bytes()
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        meta = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["vp3d"])
+        tensors = load_bytes(data)
+    except (struct.error, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ValueError("written by another version")
+    if content_digest(tensors, meta) != meta.get("sha256"):
+        raise ValueError("checksum does not match")
+    return Checkpoint(path, tensors, meta)
+
+
+def load_latest(folder: Path, warn: Callable[[Path, str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint, or None where none was ever written; `warn(path, reason)` is told of each damaged one."""
+    paths = list_checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            return load(path)
+        except (ValueError, OSError) as error:
+            warn(path, str(error))
+    if paths:
+        raise UserError(f"no usable checkpoint in {folder}: all {len(paths)} are damaged; delete them to start this run afresh")
+    return None
+
+
+def adam_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
+    """Adam's moments and counts (any shape and range) as `optimizer.<parameter>.<slot>`; `names` maps parameter to name."""
+    return {
+        f"optimizer.{names[parameter]}.{slot}": value
+        for parameter, slots in optimizer.state.items()
+        for slot, value in slots.items()
+    }
+
+
+def load_adam(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
+    """Inverse of `adam_tensors`: replace Adam's state by copies of `tensors` (any shape and range); no entries clear it."""
+    optimizer.state.clear()
+    for parameter, name in names.items():
+        prefix = f"optimizer.{name}."
+        slots = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        if slots:
+            optimizer.state[parameter] = {
+                slot: value.clone().to("cpu" if slot == "step" else parameter.device) for slot, value in slots.items()
+            }

@@ -1,0 +1,215 @@
+"""The coarse stage: a radiance field optimised from rendered views by guidance, rewards and regularisers.
+
+Conventions: one generator for each source of chance (`GENERATORS`), all seeded from the
+run's seed, so that a change in one does not shift the others. Losses are unweighted scalars in a named dict; the weights
+are a dict with the same names; the sum is one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vp3d.config import Config, RewardConfig
+from vp3d.fields.nerf import Field
+from vp3d.guidance import Condition
+from vp3d.render.camera import camera_rays, sample_cameras
+from vp3d.render.volume import OccupancyGrid, render_rays
+from vp3d.rewards import term
+from vp3d.train import losses
+from vp3d.train.checkpoint import adam_tensors, load_adam
+from vp3d.types import Camera, Rays, Render, to_images
+
+GENERATORS = ("camera", "background", "jitter", "noise")  # noise: the time-steps and noises of the guidance
+
+GuidanceCall = Callable[[Tensor, Camera, Condition, float, torch.Generator], dict[str, Tensor]]  # a `Guidance` or a wrapper
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A differentiable judgement of rendered views, what it compares them with, and how it acts.
+
+    `ground` is the grey in [0, 1] that the views are put on for it, that of the picture they are compared with; None is
+    the step's random background.
+    """
+
+    score: term.Reward  # (rgb [B, 3, H, W] in [0, 1], target) -> [B], higher is better
+    target: Callable[[Camera], Tensor]  # the target of each view, [B, D] or [1, D]
+    config: RewardConfig
+    ground: float | None = None
+
+
+def make_generators(seed: int, names: Sequence[str] = GENERATORS) -> dict[str, torch.Generator]:
+    """A CPU generator for each purpose; its stream depends on the run's seed and its own name alone."""
+
+    def stream(name: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
+
+    return {name: torch.Generator().manual_seed(stream(name)) for name in names}
+
+
+class Coarse:
+    """All that changes while the coarse stage is optimised, and the step that changes it.
+
+    `event(kind, **data)`, as `RunFolder.event`, is told when memory ran out.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        field: Field,
+        guidance: GuidanceCall,
+        condition: Condition,
+        rewards: Mapping[str, Reward],
+        generators: dict[str, torch.Generator],
+        event: Callable[..., None],
+    ) -> None:
+        self.config = config
+        self.render_config = config.render
+        self.event = event
+        self.field = field
+        self.guidance = guidance
+        self.condition = condition
+        self.rewards = rewards
+        self.generators = generators
+        self.device = next(field.parameters()).device
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(field.parameter_groups(config.optim), eps=1.0e-15)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.occupancy = OccupancyGrid(config.render).to(self.device)
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in field.named_parameters()}
+        self.regulariser_scale = 1.0
+        self.initial = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+
+    def step(self, i: int) -> dict[str, Tensor]:
+        """Scalars of step `i`: "loss" (with graph), each unweighted loss, each reward's mean, "opacity" in [0, 1]."""
+        config, progress, size = self.config, i / self.config.optim.steps, self.config.render.resolution
+        weights = self._weights(progress)
+        if i % config.render.occupancy_every == 0:
+            self.occupancy.update(self.field, self.generators["jitter"])
+        camera = sample_cameras(config.optim.views, config.camera, self.generators["camera"]).to(self.device)
+        background = self._background(len(camera))
+        rays = camera_rays(camera, size, size)
+        render = self._render(rays, self.generators["jitter"], want_normal=weights["orientation"] > 0.0)
+        rgb = to_images(render.over(background), len(camera), size, size)
+        rewards, measured = self._rewards(render, rgb, camera, progress)
+        terms = {
+            **self.guidance(rgb, camera, self.condition, progress, self.generators["noise"]),
+            **rewards,
+            **self._regularisers(render, rays, weights),
+        }
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        samples = torch.tensor(float(len(rays) * config.render.samples))
+        return {"loss": loss, **terms, **measured, "opacity": render.opacity.mean(), "samples": samples}
+
+    def preview(self, camera: Camera, size: int) -> Render:
+        """What the cameras see without chance: `size` x `size` rays each, row-major; no graph."""
+        with torch.no_grad():
+            return self._render(camera_rays(camera.to(self.device), size, size), jitter=None)
+
+    def finish(self) -> Field:
+        """The optimised field, ready for export."""
+        return self.field.requires_grad_(False).eval()
+
+    def set_rates(self, i: int, scale: float) -> None:
+        """Learning rates of step `i`: each group's own, falling by cosine to `lr_final` of itself, times `scale`."""
+        optim = self.config.optim
+        fall = 0.5 * (1.0 + math.cos(math.pi * i / optim.steps))
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * scale * (optim.lr_final + (1.0 - optim.lr_final) * fall)
+
+    def restart(self, regulariser_scale: float) -> None:
+        """Back to the initial field with a fresh optimiser; opacity and sparsity weights times `regulariser_scale`."""
+        self.load_tensors(self.initial, regulariser_scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that changes while training: field, Adam and occupancy grid (any shape and range), live."""
+        return {
+            **{f"field.{name}": tensor for name, tensor in self.field.state_dict().items()},
+            **{f"occupancy.{name}": tensor for name, tensor in self.occupancy.state_dict().items()},
+            **adam_tensors(self.optimizer, self.names),
+        }
+
+    def load_tensors(self, tensors: dict[str, Tensor], regulariser_scale: float) -> None:
+        """Inverse of `tensors` (any shape and range)."""
+        self.regulariser_scale = regulariser_scale
+        self.field.load_state_dict(part(tensors, "field."))
+        self.occupancy.load_state_dict(part(tensors, "occupancy."))
+        load_adam(self.optimizer, self.names, tensors)
+
+    def _background(self, views: int) -> Tensor:
+        """A random grey a view, `[views * pixels, 3]` in [background_min, background_max]."""
+        low, high, pixels = self.config.render.background_min, self.config.render.background_max, self.config.render.resolution**2
+        grey = low + (high - low) * torch.rand(views, generator=self.generators["background"])
+        return grey.to(self.device)[:, None, None].expand(views, pixels, 3).reshape(-1, 3)
+
+    def _render(self, rays: Rays, jitter: torch.Generator | None, want_normal: bool = False) -> Render:
+        """The field along `rays`; when memory runs out, smaller chunks from here on."""
+        return render_rays(self.field, rays, self.render_config, self.occupancy, jitter, want_normal, self._on_out_of_memory)
+
+    def _on_out_of_memory(self, chunk: int) -> None:
+        self.render_config = dataclasses.replace(self.render_config, chunk=chunk)
+        self.event("out_of_memory", chunk=chunk)
+
+    def _rewards(
+        self, render: Render, rgb: Tensor, camera: Camera, progress: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Loss and mean value of each reward; before its window only the value, to be shown.
+
+        rgb `[B, 3, H, W]` in [0, 1] is `render` over the step's background; a reward with a ground of its own sees it there.
+        """
+        terms, values = {}, {}
+        for name, reward in self.rewards.items():
+            target = reward.target(camera)
+            shown = rgb if reward.ground is None else on_grey(render, reward.ground, rgb.shape)
+            terms[name], value = term.reward_term(reward.score, shown, target, camera.azimuth_deg, reward.config, progress)
+            if not term.is_active(reward.config, progress):
+                with torch.no_grad():
+                    value = reward.score(shown, target).mean()
+            if value is not None:
+                values[f"reward_{name}"] = value
+        return terms, values
+
+    def _regularisers(self, render: Render, rays: Rays, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """The regularisers whose weight is not zero, unweighted."""
+        terms: dict[str, Callable[[], Tensor]] = {
+            "entropy": lambda: losses.opacity_entropy(render.opacity),
+            "sparsity": lambda: losses.sparsity(render.opacity),
+            "smoothness": lambda: losses.smoothness(self.field),
+            "orientation": lambda: losses.orientation(shown_normal(render), rays.directions),
+        }
+        return {name: term() for name, term in terms.items() if weights[name] != 0.0}
+
+    def _weights(self, progress: float) -> dict[str, float]:
+        """The weight of every loss at `progress`."""
+        loss, guidance = self.config.loss, self.config.guidance
+        return {
+            "sds": guidance.weight,
+            **{name: reward.config.weight for name, reward in self.rewards.items()},
+            "entropy": loss.opacity.at(progress) * self.regulariser_scale,
+            "sparsity": loss.sparsity.at(progress) * self.regulariser_scale,
+            "smoothness": loss.smoothness.at(progress),
+            "orientation": loss.orientation.at(progress),
+        }
+
+
+def on_grey(render: Render, ground: float, shape: torch.Size) -> Tensor:
+    """A Render over a grey of level `ground` in [0, 1] as pictures of `shape` [B, 3, H, W], in [0, 1]."""
+    return to_images(render.over(render.rgb.new_full((3,), ground)), shape[0], shape[2], shape[3])
+
+
+def shown_normal(render: Render) -> Tensor:
+    """The normals `[N, 3]` of a Render that was asked for them; length in [0, 1]."""
+    if render.normal is None:
+        raise ValueError("this Render has no normals: call render_rays(..., want_normal=True)")
+    return render.normal
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors (any shape and range) whose name starts with `prefix`, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
