@@ -1,0 +1,185 @@
+"""Each format: shape, handedness, normals, colours and frames survive the way out and back."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from vp3d.errors import UserError
+from vp3d.export import writers
+from vp3d.export.surface import face_measures
+from vp3d.render.camera import orbit
+from vp3d.render.raster import render_mesh
+from vp3d.types import Asset, Mesh
+
+FORMATS = sorted(writers.WRITERS)
+CENTRE = np.array([0.15, 0.0, 0.0])
+
+
+def glb_json(path: Path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    magic, version, length, size, kind = struct.unpack("<IIIII", data[:20])
+    assert (magic, version, length, kind) == (0x46546C67, 2, len(data), 0x4E4F534A)
+    return json.loads(data[20 : 20 + size]), data[28 + size :]
+
+
+def accessor(tree: dict, blob: bytes, index: int) -> np.ndarray:
+    entry = tree["accessors"][index]
+    view = tree["bufferViews"][entry["bufferView"]]
+    width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}[entry["type"]]
+    kind = {5126: np.float32, 5125: np.uint32}[entry["componentType"]]
+    flat = np.frombuffer(blob, kind, entry["count"] * width, view.get("byteOffset", 0) + entry.get("byteOffset", 0))
+    return flat.reshape(-1, width)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_sphere_comes_back_with_radius_handedness_and_normals(kind: str, sided: Mesh, tmp_path: Path) -> None:
+    writers.WRITERS[kind](sided, tmp_path / f"m.{kind}")
+    mesh = writers.read_mesh(tmp_path / f"m.{kind}")
+    radii = np.linalg.norm(mesh.vertices - CENTRE, axis=1)
+    assert abs(radii.mean() - 0.6) < 0.02 * 0.6
+    assert face_measures(mesh)[1].sum() == pytest.approx(face_measures(sided)[1].sum(), rel=1e-4)
+    assert mesh.normals is not None
+    assert ((mesh.vertices - CENTRE) * mesh.normals).sum(1).min() > 0.9 * 0.6
+
+
+@pytest.mark.parametrize("kind", ["glb", "obj", "ply"])
+@pytest.mark.parametrize("textured", [True, False])
+def test_red_stays_at_plus_y(kind: str, textured: bool, sided: Mesh, tmp_path: Path) -> None:
+    source = sided if textured else replace(sided, uv=None, texture=None)
+    writers.WRITERS[kind](source, tmp_path / f"m.{kind}")
+    mesh = writers.read_mesh(tmp_path / f"m.{kind}")
+    assert (mesh.texture is not None) == (textured and kind != "ply")
+    rgb, _ = render_mesh(mesh, orbit([90.0, 270.0], 0.0, 2.9, 40.0), 48, 48)
+    left, right = (rgb[b, :, 16:32, 16:32].mean((1, 2)) for b in range(2))
+    torch.testing.assert_close(left, torch.tensor([0.9, 0.1, 0.1]), atol=0.03, rtol=0)
+    torch.testing.assert_close(right, torch.tensor([0.9, 0.8, 0.1]), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_equal_meshes_give_equal_bytes_and_no_leftovers(kind: str, sided: Mesh, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        writers.WRITERS[kind](Asset("a ball", sided, tmp_path), tmp_path / folder / f"m.{kind}")
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == sorted(["m.mtl", "m.obj", "m.png"] if kind == "obj" else [f"m.{kind}"])
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_glb_as_the_gltf_standard_wants_it(sided: Mesh, tmp_path: Path) -> None:
+    writers.write_glb(sided, tmp_path / "m.glb")
+    tree, blob = glb_json(tmp_path / "m.glb")
+    (mesh,) = tree["meshes"]
+    (part,) = mesh["primitives"]
+    assert len(tree["buffers"]) == 1 and "uri" not in tree["buffers"][0]
+    assert all("uri" not in image and image["mimeType"] == "image/png" for image in tree["images"])
+    material = tree["materials"][part["material"]]["pbrMetallicRoughness"]
+    assert material["metallicFactor"] == 0.0 and material["roughnessFactor"] == 1.0
+    assert material.get("baseColorFactor", [1, 1, 1, 1]) == [1, 1, 1, 1]
+    assert set(part["attributes"]) == {"POSITION", "NORMAL", "TEXCOORD_0"}
+    position, normal, uv = (accessor(tree, blob, part["attributes"][k]) for k in ("POSITION", "NORMAL", "TEXCOORD_0"))
+    np.testing.assert_array_equal(position, sided.vertices[:, [1, 2, 0]])
+    np.testing.assert_allclose(normal, sided.normals[:, [1, 2, 0]], atol=1e-6)
+    np.testing.assert_allclose(uv, np.c_[sided.uv[:, 0], 1 - sided.uv[:, 1]], atol=1e-6)
+    assert uv.min() >= 0 and uv.max() <= 1
+    view = tree["bufferViews"][tree["images"][0]["bufferView"]]
+    start = view.get("byteOffset", 0)
+    png = Image.open(BytesIO(blob[start : start + view["byteLength"]]))
+    np.testing.assert_array_equal(np.asarray(png), sided.texture)
+
+
+def test_glb_front_is_plus_z_and_up_is_plus_y(tmp_path: Path) -> None:
+    """A tetrahedron with a corner at the front (+x), left (+y) and top (+z) of our frame."""
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 0.5, 0], [0, 0, 0.25]], np.float32)
+    mesh = Mesh(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]))
+    writers.write_glb(mesh, tmp_path / "m.glb")
+    tree, blob = glb_json(tmp_path / "m.glb")
+    position = accessor(tree, blob, tree["meshes"][0]["primitives"][0]["attributes"]["POSITION"])
+    np.testing.assert_array_equal(position, [[0, 0, 0], [0, 0, 1], [0.5, 0, 0], [0, 0.25, 0]])
+
+
+def test_gltf_vertex_colours_are_linear(tmp_path: Path) -> None:
+    colors = np.tile(np.float32([0.5, 0.25, 1.0]), (3, 1))
+    mesh = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]), vertex_colors=colors)
+    writers.write_glb(mesh, tmp_path / "m.glb")
+    stored = next(iter(trimesh.load_scene(tmp_path / "m.glb").geometry.values())).visual.vertex_colors[0]
+    assert stored.tolist() == [55, 13, 255, 255]  # 255 * ((c + 0.055) / 1.055) ** 2.4 by hand
+    np.testing.assert_allclose(writers.read_mesh(tmp_path / "m.glb").vertex_colors, colors, atol=0.01)
+
+
+def test_srgb_curve_and_its_inverse() -> None:
+    x = np.linspace(0, 1, 101)
+    np.testing.assert_allclose(writers.linear_to_srgb(writers.srgb_to_linear(x)), x, atol=1e-6)
+    assert writers.srgb_to_linear(np.array(0.5)) == pytest.approx(0.21404, abs=1e-5)
+
+
+def test_ply_and_stl_are_closed_again_after_the_atlas_split_them(sided: Mesh, tmp_path: Path) -> None:
+    for kind in ("ply", "stl"):
+        writers.WRITERS[kind](sided, tmp_path / f"m.{kind}")
+        assert trimesh.load_mesh(tmp_path / f"m.{kind}").is_watertight
+
+
+def test_foreign_scene_is_joined_with_its_transforms_and_colours(tmp_path: Path) -> None:
+    """A red material box moved by the scene graph and a textured plane: glTF's +X is our +y, its +Y our +z."""
+    box = trimesh.creation.box((0.2, 0.2, 0.2))
+    red = trimesh.visual.material.PBRMaterial(baseColorFactor=[255, 0, 0, 255])
+    box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(box.vertices), 2)), material=red)
+    image = Image.fromarray(np.uint8([[[0, 0, 255], [0, 255, 0]]]))
+    plane = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], process=False)
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image)
+    plane.visual = trimesh.visual.TextureVisuals(uv=np.array([[0, 0], [1, 0], [0, 1.0]]), material=material)
+    scene = trimesh.Scene([plane])
+    scene.add_geometry(box, transform=trimesh.transformations.translation_matrix([0.5, 0, 0]))
+    (tmp_path / "s.glb").write_bytes(scene.export(file_type="glb"))
+    mesh = writers.read_mesh(tmp_path / "s.glb")
+    assert len(mesh.faces) == 13 and mesh.texture is not None and mesh.uv is not None
+    colors = writers.sample_texture(mesh.texture, mesh.uv)
+    reds = np.all(np.abs(colors - [1, 0, 0]) < 0.01, 1)
+    assert reds.sum() == len(mesh.vertices) - 3
+    np.testing.assert_allclose(mesh.vertices[reds].mean(0), [0, 0.5, 0], atol=1e-6)
+    at_right = np.all(np.isclose(mesh.vertices, [0, 1, 0]), 1)
+    np.testing.assert_allclose(colors[at_right], [[0, 1, 0]], atol=0.01)
+
+
+def test_parts_with_vertex_colours_join_as_vertex_colours() -> None:
+    corners, faces = np.eye(3, dtype=np.float32), np.array([[0, 1, 2]])
+    colored = Mesh(corners, faces, vertex_colors=np.eye(3, dtype=np.float32))
+    textured = Mesh(corners, faces, uv=np.zeros((3, 2), np.float32), texture=np.full((2, 2, 3), 51, np.uint8))
+    mesh = writers.join([colored, textured])
+    np.testing.assert_allclose(mesh.vertex_colors, np.r_[np.eye(3), np.full((3, 3), 0.2)], atol=1e-6)
+    assert mesh.texture is None and mesh.faces.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("damage", ["empty", "foreign", "short"])
+def test_damaged_files_are_user_errors(kind: str, damage: str, sided: Mesh, tmp_path: Path) -> None:
+    path = tmp_path / f"m.{kind}"
+    writers.WRITERS[kind](sided, path)
+    whole = path.read_bytes()
+    short = whole[: len(whole) // 3] if kind != "obj" else b"v 0 0 0\nv 1 0 0\nf 1 2 9\n"
+    path.write_bytes({"empty": b"", "foreign": b"not a mesh at all", "short": short}[damage])
+    with pytest.raises(UserError) as caught:
+        writers.read_mesh(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_missing_and_unknown_files_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no mesh file"):
+        writers.read_mesh(tmp_path / "gone.glb")
+    with pytest.raises(UserError, match=".glb"):
+        writers.read_mesh(tmp_path / "model.fbx")
+
+
+def test_fit_to_cube_scales_only_what_does_not_fit(sided: Mesh) -> None:
+    assert writers.fit_to_cube(sided) is sided
+    big = writers.fit_to_cube(replace(sided, vertices=sided.vertices * 100 + 7))
+    assert abs(big.vertices).max() == pytest.approx(0.8, abs=0.01)

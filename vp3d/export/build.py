@@ -1,0 +1,48 @@
+"""Field to textured mesh: surface, atlas and bake in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vp3d.config import ExportConfig
+from vp3d.export.bake import bake_texture, bake_vertex_colors
+from vp3d.export.surface import SurfaceField, density_grid, extract_surface, is_watertight
+from vp3d.export.uv import unwrap
+from vp3d.types import Camera, Mesh
+
+
+def export_mesh(
+    field: SurfaceField,
+    config: ExportConfig,
+    cameras: Camera,
+    reference_opacity: Tensor,
+    device: torch.device | str = "cpu",
+    event: Callable[..., None] | None = None,
+) -> Mesh:
+    """The field's surface as a closed textured mesh with normals, UVs, texture and vertex colours.
+
+    `reference_opacity [B, H, W]` (or `[B, 1, H, W]`) in [0, 1] is the field's own rendering from the B `cameras`.
+    `event(kind, **figures)` (as `RunFolder.event`) is told the threshold, IoU and face count, whether it is closed,
+    and who made the atlas.
+    Raises EmptyMesh when there is no surface.
+    """
+    opacity = reference_opacity.detach().reshape(len(cameras), *reference_opacity.shape[-2:])
+    grid = density_grid(field.density, config.grid, device=device)
+    surface = extract_surface(grid, cameras, opacity, config.faces)
+    cell = 2.0 / config.grid
+    mesh = bake_vertex_colors(field, surface.mesh, cell, device)
+    atlas = unwrap(mesh.vertices, mesh.faces, config.texture_size, config.unwrap_deadline_s)
+    split = {name: getattr(mesh, name)[atlas.mapping] for name in ("vertices", "normals", "vertex_colors")}
+    mesh = bake_texture(
+        field, replace(mesh, faces=atlas.faces, uv=atlas.uv, **split), config.texture_size, cell, device
+    )
+    if event is not None:
+        event(
+            "mesh", threshold=surface.threshold, silhouette_iou=surface.iou, faces=len(mesh.faces),
+            watertight=is_watertight(surface.mesh), atlas=atlas.method,
+        )  # fmt: skip
+    return mesh
