@@ -1,0 +1,275 @@
+"""The command line: argv -> Config -> one verb. No logic beyond that.
+
+Each verb imports what it needs when it runs, so `--help` and wrong arguments are answered before torch is loaded.
+Exit codes: 0 done, 1 `doctor` found something broken, 2 a mistake of the user's (one line on stderr), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from vp3d import __version__
+from vp3d.config import PRESETS, Config, expand, load_config, locate
+from vp3d.errors import UserError
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+PROMPT_LENGTH = 200  # characters
+EXIT_UNHEALTHY, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+
+OVERVIEW = """\
+VP3D turns a text prompt into a textured 3D asset.
+
+  launch.py "a red mushroom with a white stem"              make one: GLB, OBJ, PLY, STL, turntable, report
+  launch.py "a chair" --image style.png                     in the colours and manner of a picture
+  launch.py "a blue mug" --preset draft --seed 7            quicker and rougher, another variant
+  launch.py "a tree" guidance.guidance_scale=15 optim.steps=600    change any setting
+
+verbs (launch.py VERB --help says more):
+"""
+
+GENERATE_EPILOG = """\
+examples:
+  launch.py "a red mushroom with a white stem"
+  launch.py "a red sphere on a blue cube" --preset draft
+  launch.py "a white house with a red roof" --image style.png --negative "a red cube"
+  launch.py "a green car" --config configs/sds.yaml optim.steps=300 output_dir=/tmp/runs
+
+Settings are layered: defaults, then --preset, then each --config FILE, then options, then key=value. Every setting
+and its default is in vp3d/config.py; the ones a run used are in its config.yaml. Ctrl-C once stops and exports what
+there is; `launch.py resume RUN` goes on later.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports a mistake like any other: as a UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing the command line can do."""
+
+    summary: str
+    add_arguments: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int]
+    epilog: str = ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        sys.stderr.write(f"vp3d: {' '.join(str(error).split())}\n")
+        return EXIT_USER
+    except OSError as error:  # a path too long, a folder that may not be entered: what is written has its own words
+        place = f"{str(error.filename)[:80]}: " if error.filename else ""
+        sys.stderr.write(f"vp3d: {place}{error.strerror or error}; check the path and its permissions\n")
+        return EXIT_USER
+    except KeyboardInterrupt:
+        sys.stderr.write("vp3d: interrupted; `launch.py resume RUN` goes on from the last checkpoint\n")
+        return EXIT_INTERRUPTED
+
+
+def dispatch(argv: list[str]) -> int:
+    """Find the verb (`generate` when the first word is none), parse its arguments, run it."""
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(OVERVIEW + "".join(f"  {name:<9} {verb.summary}\n" for name, verb in VERBS.items()))
+        return 0 if argv else EXIT_USER
+    if argv[0] == "--version":
+        sys.stdout.write(f"vp3d {__version__}\n")
+        return 0
+    name, words = (argv[0], argv[1:]) if argv[0] in VERBS else ("generate", argv)
+    verb = VERBS[name]
+    parser = Parser(
+        prog=f"launch.py {name}",
+        description=verb.summary[0].upper() + verb.summary[1:] + ".",
+        epilog=verb.epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb.add_arguments(parser)
+    try:
+        arguments = parser.parse_intermixed_args(words)
+    except SystemExit as done:  # --help
+        return int(done.code or 0)
+    return verb.run(arguments)
+
+
+def add_words(parser: Parser, metavar: str, help: str) -> None:
+    """The words that stand free on the command line, in any number and order."""
+    parser.add_argument("words", nargs="*", default=[], metavar=metavar, help=help)
+
+
+def add_generate_arguments(parser: Parser) -> None:
+    """Arguments of `generate`."""
+    add_words(parser, "PROMPT | key=value", "the prompt in quotes, and settings to change")
+    parser.add_argument("--image", metavar="FILE", help="a picture to take the look from: the visual prompt")
+    parser.add_argument("--seed", metavar="N", help="another seed is another variant, the same seed the same bytes (0)")
+    parser.add_argument("--preset", choices=PRESETS, help="how much work to put in (standard)")
+    parser.add_argument("--negative", metavar="TEXT", help="what should not be seen")
+    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable")
+    add_mesh_arguments(parser)
+
+
+def add_mesh_arguments(parser: Parser) -> None:
+    """Arguments of everything that makes a mesh."""
+    parser.add_argument("--faces", metavar="N", help="at most this many triangles; 0 keeps all")
+    parser.add_argument("--texture-size", metavar="PIXELS", help="side of the square texture")
+    parser.add_argument("--formats", metavar="LIST", help="comma-separated: glb,obj,ply,stl")
+
+
+def add_run_argument(parser: Parser) -> None:
+    """The run folder of `resume`."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder: outputs/20260101-120000-a-red-ball-s0")
+
+
+def add_export_arguments(parser: Parser) -> None:
+    """Arguments of `export`."""
+    add_run_argument(parser)
+    add_words(parser, "key=value", "settings to change, for example export.grid=144")
+    add_mesh_arguments(parser)
+
+
+def add_render_arguments(parser: Parser) -> None:
+    """Arguments of `render`."""
+    parser.add_argument("path", metavar="MESH_OR_RUN", type=Path, help="a .glb, .obj, .ply, .stl file or a run folder")
+    add_words(parser, "key=value", "export.turntable_frames=96, export.turntable_size=256")
+
+
+def add_doctor_arguments(parser: Parser) -> None:
+    """Arguments of `doctor`."""
+    add_words(parser, "key=value", "settings to check for, for example output_dir=/data")
+
+
+def split_words(words: list[str]) -> tuple[str | None, list[str]]:
+    """Positional words as (the prompt or None, the key=value overrides)."""
+    overrides = [word for word in words if OVERRIDE.match(word)]
+    prompts = [word for word in words if not OVERRIDE.match(word)]
+    if len(prompts) > 1:
+        raise UserError(f"more than one prompt: {', '.join(map(repr, prompts))}; put the prompt in quotes")
+    return (prompts[0] if prompts else None), overrides
+
+
+def option_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The options that were given, as key=value."""
+    options = {
+        "image": "image",
+        "seed": "seed",
+        "negative": "negative_prompt",
+        "faces": "export.faces",
+        "texture_size": "export.texture_size",
+        "formats": "export.formats",
+    }
+    given = {key: getattr(arguments, name, None) for name, key in options.items()}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def only_overrides(arguments: argparse.Namespace, groups: tuple[str, ...] = ()) -> list[str]:
+    """The options and key=value words of a verb that takes no prompt and reads only these groups of settings (() for all)."""
+    prompt, overrides = split_words(arguments.words)
+    if prompt is not None:
+        raise UserError(f"'{prompt}' is not of the form key=value")
+    idle = next((word for word in overrides if groups and word.partition("=")[0].partition(".")[0] not in groups), None)
+    if idle is not None:
+        raise UserError(f"'{idle}' changes nothing here; settings of this verb begin with {' or '.join(groups)}")
+    return option_overrides(arguments) + overrides
+
+
+def config_of(arguments: argparse.Namespace) -> Config:
+    """The configuration a `generate` command line asks for, its prompt checked."""
+    prompt, overrides = split_words(arguments.words)
+    named = [] if prompt is None else [f"prompt={prompt}"]
+    files = [locate(file) for file in arguments.config]
+    config = load_config(arguments.preset, files, named + option_overrides(arguments) + overrides)
+    if not config.prompt.strip():
+        raise UserError('the prompt is empty; say what to make: launch.py "a red mushroom with a white stem"')
+    check_text(config.prompt, "prompt")
+    check_text(config.negative_prompt, "negative prompt")
+    if arguments.image is not None and not config.image.strip():
+        raise UserError("--image is empty: give a picture, or leave the option out")
+    if config.image:  # absolute, so that a run can be resumed from any folder
+        config.image = str(expand(config.image).absolute())
+    return config
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse text that is no prompt: too long, or with control characters. Empty is for the caller."""
+    if len(text) > PROMPT_LENGTH:
+        raise UserError(f"the {name} has {len(text)} characters; {PROMPT_LENGTH} is the limit, so shorten it")
+    bad = next((letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")), None)
+    if bad is not None:
+        raise UserError(f"the {name} holds the control character {bad!r}; write it on one line of plain text")
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """A prompt -> a finished asset; prints the run folder."""
+    config = config_of(arguments)
+    from vp3d import pipeline
+
+    sys.stdout.write(f"{pipeline.generate(config).run_dir}\n")
+    return 0
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on with a run that was stopped or killed."""
+    from vp3d.run_folder import RunFolder
+
+    config = RunFolder.open(arguments.run).config()
+    from vp3d import pipeline
+
+    sys.stdout.write(f"{pipeline.generate(config, resume_from=arguments.run).run_dir}\n")
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Make the mesh files of a run again, with other settings."""
+    overrides = only_overrides(arguments, ("export", "backend"))
+    from vp3d.run_folder import RunFolder
+
+    RunFolder.open(arguments.run)
+    config = load_config(None, [arguments.run / "config.yaml"], overrides)
+    from vp3d import pipeline
+
+    sys.stdout.write(f"{pipeline.export_run(arguments.run, config).run_dir}\n")
+    return 0
+
+
+def render(arguments: argparse.Namespace) -> int:
+    """Write a turntable video of a mesh file or a run; prints its path."""
+    config = load_config(None, [], only_overrides(arguments, ("export",)))
+    if not arguments.path.exists():
+        raise UserError(f"{arguments.path} does not exist; give a mesh file or a run folder")
+    from vp3d import pipeline
+
+    sys.stdout.write(f"{pipeline.render_path(arguments.path, config.export)}\n")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Say what works on this machine."""
+    config = load_config(None, [], only_overrides(arguments))
+    from vp3d.doctor import healthy, report, run_checks
+
+    checks = run_checks(config)
+    sys.stdout.write(report(checks))
+    return 0 if healthy(checks) else EXIT_UNHEALTHY
+
+
+VERBS = {
+    "generate": Verb("make a 3D asset from a prompt", add_generate_arguments, generate, GENERATE_EPILOG),
+    "resume": Verb("go on with a stopped or killed run", add_run_argument, resume),
+    "export": Verb("export a run again, with other settings", add_export_arguments, export),
+    "render": Verb("write a turntable of a mesh file or a run", add_render_arguments, render),
+    "doctor": Verb("say what works on this machine and why the rest does not", add_doctor_arguments, doctor),
+}

@@ -1,0 +1,219 @@
+"""The product: a prompt becomes a textured 3D asset in a run folder.
+
+Every model and every part of a run is built here, in plain calls. What a run has finished lies in its folder (visual
+prompt, checkpoints) and is taken from there on resume; every random number comes from a generator named by its purpose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vp3d.config import Config, ExportConfig, expand, locate
+from vp3d.console import Progress, StopFlag, say
+from vp3d.cutout import read_picture
+from vp3d.diffusion.prior import Prior, load_prior
+from vp3d.errors import UserError
+from vp3d.evaluate.report import write_report
+from vp3d.evaluate.views import ring_frames, write_preview, write_turntable
+from vp3d.export.build import export_mesh
+from vp3d.export.verify import verify_export
+from vp3d.export.writers import WRITERS, fit_to_cube, read_mesh
+from vp3d.fields.nerf import Field, build_field
+from vp3d.guidance import Guidance, build_condition
+from vp3d.prompts import (
+    all_views,
+    check_negative_prompt,
+    check_prompt,
+    load_vocabulary,
+    view_prompts,
+    with_view,
+)
+from vp3d.render.camera import camera_rays, orbit
+from vp3d.render.volume import render_rays
+from vp3d.rewards.encoders import ClipEncoder, load_clip
+from vp3d.rewards.image_image import image_image, image_target
+from vp3d.rewards.text_image import text_image, text_target
+from vp3d.run_folder import RunFolder, check_output
+from vp3d.train import loop
+from vp3d.train.coarse import Coarse, Reward, make_generators, part
+from vp3d.types import Asset, Camera, to_images
+from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt
+
+REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
+REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
+REFERENCE_GROUND = 1.0  # grey behind them, [0, 1]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The frozen networks of a run."""
+
+    prior: Prior
+    clip: ClipEncoder
+
+
+def generate(config: Config, resume_from: Path | None = None) -> Asset:
+    """Make the asset `config` asks for, in a new run folder, or go on with the run in `resume_from`."""
+    device = resolve_device(config.backend)
+    check_request(config, new=resume_from is None)
+    models = load_models(config, device)
+    run = RunFolder.create(config) if resume_from is None else RunFolder.open(resume_from)
+    with run.lock():
+        run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=resume_from is not None)
+        visual_prompt = find_visual_prompt(config, models, run)
+        stage = build_coarse(config, models, visual_prompt, run, device)
+        with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
+            outcome = loop.run(stage, config, run, stop, bar.show, say)
+        asset = export_field(outcome.result, config, run, device)
+        present(asset, config, run)
+        run.event("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
+    return asset
+
+
+def export_run(run_dir: Path, config: Config) -> Asset:
+    """Make the files of a run again from its newest checkpoint, with the `export` settings of `config`."""
+    run = RunFolder.open(run_dir)
+    with run.lock():
+        device = resolve_device(config.backend)
+        run.event("start", prompt=config.prompt, device=str(device), only="export")
+        asset = export_field(load_field(run, device), config, run, device)
+        present(asset, config, run)
+    return asset
+
+
+def render_path(path: Path, config: ExportConfig) -> Path:
+    """Write a turntable of a mesh file (beside it) or of a run (into it); returns the video's path."""
+    run = RunFolder.open(path) if path.is_dir() else None
+    mesh = fit_to_cube(read_mesh(path if run is None else exported(run)))
+    camera = Config().camera if run is None else run.config().camera
+    frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
+    video = path.with_name(f"{path.stem}_turntable.mp4") if run is None else run.path / "turntable.mp4"
+    return write_turntable(frames, video, warn=say)
+
+
+def exported(run: RunFolder) -> Path:
+    """The best mesh file of a run: the first format of `WRITERS` that is there."""
+    for kind in WRITERS:
+        if (run.path / f"model.{kind}").is_file():
+            return run.path / f"model.{kind}"
+    raise UserError(f"{run.path} has no mesh yet; `launch.py resume {run.path}` finishes it")
+
+
+def resolve_device(backend: str) -> torch.device:
+    """The device of `backend`; `auto` takes a GPU where there is one, `cuda` insists on it."""
+    if backend == "cuda" and not torch.cuda.is_available():
+        raise UserError("backend=cuda, but torch sees no CUDA device here; use backend=auto, or see `launch.py doctor`")
+    return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_request(config: Config, new: bool) -> None:
+    """Refuse what cannot work before anything heavy is loaded; a `new` run must also read its picture and have a place."""
+    vocabulary = load_vocabulary(locate(config.prior.vocabulary)) if config.prior.vocabulary else None
+    check_prompt(config.prompt, vocabulary)
+    check_negative_prompt(config.negative_prompt, vocabulary)
+    if config.image and new:
+        read_picture(expand(config.image))
+    if new:
+        check_output(expand(config.output_dir))
+
+
+def load_models(config: Config, device: torch.device) -> Models:
+    """Read and verify every network a run uses."""
+    say("loading models")
+    return Models(load_prior(config.prior, device), load_clip(config.rewards.clip, config.prior.manifest, device))
+
+
+def find_visual_prompt(config: Config, models: Models, run: RunFolder) -> VisualPrompt:
+    """The run's visual prompt: as it lies in the folder, else made now. `scores.json` is written last, so it marks the end."""
+    if (run.visual_prompt / "scores.json").is_file():
+        return load_visual_prompt(run)
+    say("visual prompt: " + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}"))
+    generator = make_generators(config.seed, ["visual_prompt"])["visual_prompt"]
+    return make_visual_prompt(models.prior, models.clip, config.prompt, config, run, generator)
+
+
+def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, run: RunFolder, device: torch.device) -> Coarse:
+    """The coarse stage: field, guidance, condition, rewards and generators."""
+    shown = visual_prompt.rgb if config.prior.ip_adapter else None
+    condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown)
+    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    guidance = Guidance(models.prior, config.guidance)
+    rewards = build_rewards(config, models.clip, visual_prompt.rgb.to(device))
+    return Coarse(config, field, guidance, condition, rewards, make_generators(config.seed), run.event)
+
+
+def build_rewards(config: Config, clip: ClipEncoder, visual_prompt: Tensor) -> dict[str, Reward]:
+    """The text-image reward, told the view, and the image-image reward for a visual prompt `[1, 3, H, W]` in [0, 1]."""
+    prompts = [with_view(config.prompt, view) for view in all_views()]
+    text = dict(zip(prompts, text_target(prompts, clip), strict=True))
+    image = image_target(visual_prompt, clip)
+    return {
+        "text_image": Reward(
+            lambda rgb, target: text_image(rgb, target, clip),
+            lambda camera: torch.stack([text[prompt] for prompt in view_prompts(config.prompt, camera)]),
+            config.rewards.text_image,
+        ),
+        "image_image": Reward(
+            lambda rgb, target: image_image(rgb, target, clip),
+            lambda camera: image,
+            config.rewards.image_image,
+            config.visual_prompt.ground,
+        ),
+    }
+
+
+def load_field(run: RunFolder, device: torch.device) -> Field:
+    """The field of a run's newest checkpoint."""
+    config, found = run.config(), loop.load_checkpoint(run, say)
+    if found is None:
+        raise UserError(f"{run.path} has no checkpoint yet; `launch.py resume {run.path}` goes on with it")
+    loop.check_same_config(found, config, run)
+    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    field.load_state_dict(part(found.tensors, "field."))
+    return field.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def field_views(field: Field, config: Config, camera: Camera, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The unlit field from B cameras over `REFERENCE_GROUND`: rgb [B, 3, size, size] and opacity [B, 1, size, size] in [0, 1]."""
+    rgb, opacity = [], []
+    unlit = dataclasses.replace(config.render, shading="albedo")
+    for view in range(len(camera)):
+        render = render_rays(field, camera_rays(camera[view : view + 1].to(device), size, size), unlit)
+        rgb.append(to_images(render.over(torch.full((3,), REFERENCE_GROUND, device=device)), 1, size, size))
+        opacity.append(to_images(render.opacity, 1, size, size))
+    return torch.cat(rgb), torch.cat(opacity)
+
+
+def export_field(field: Field, config: Config, run: RunFolder, device: torch.device) -> Asset:
+    """Mesh, texture and files of a field; each file is read back and judged against the field's own renders."""
+    say("exporting")
+    began = time.monotonic()
+    azimuths = [360.0 * i / count for count, _ in REFERENCE_RINGS for i in range(count)]
+    elevations = [elevation for count, elevation in REFERENCE_RINGS for _ in range(count)]
+    cameras = orbit(azimuths, elevations, config.camera.distance, config.camera.fov_deg)
+    rgb, opacity = field_views(field, config, cameras, REFERENCE_SIZE, device)
+    mesh = export_mesh(field, config.export, cameras, opacity, device, run.event)
+    figures: dict[str, float] = {}
+    for kind in sorted(config.export.formats, key=list(WRITERS).index):
+        path = run.path / f"model.{kind}"
+        WRITERS[kind](mesh, path)
+        found = verify_export(path, cameras, rgb, opacity, REFERENCE_GROUND)
+        figures |= {f"{kind}_{name}": value for name, value in found.items()}
+    run.event("export", seconds=time.monotonic() - began, formats=config.export.formats, **figures)
+    return Asset(config.prompt, mesh, run.path, figures)
+
+
+def present(asset: Asset, config: Config, run: RunFolder) -> None:
+    """What the user looks at: the eight views, the turntable and the report."""
+    say("preview, turntable and report")
+    write_preview(asset.mesh, run.path / "preview.png", config.prompt, config.camera)
+    frames = ring_frames(asset.mesh, config.export.turntable_frames, config.export.turntable_size, config.camera)
+    write_turntable(frames, run.path / "turntable.mp4", warn=say)
+    write_report(run, asset)
