@@ -1,0 +1,68 @@
+"""Every part is trained for two steps into an empty folder, and what was written opens in the real loaders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vp3d.config import PriorConfig
+from vp3d.diffusion.prior import load_prior
+from vp3d.evaluate.judge import load_judge
+from vp3d.manifest import verify_files
+from vp3d.rewards.encoders import load_clip
+from vp3d.toybox import data, models, train
+from vp3d.toybox.scenes import words
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toybox")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "SCENES", 24)
+        patch.setattr(train, "ASSETS", folder / "assets")
+        arguments = ["--steps", "2", "--chunks", "1", "--threads", "1", "--data", str(folder / "data")]
+        train.main(arguments)
+        train.main(["prior", "clip", "judge", "--more", "1", *arguments[2:]])
+    return folder / "assets"
+
+
+def test_what_was_trained_opens_in_the_real_loaders(trained: Path) -> None:
+    verify_files(trained / "MANIFEST.json", trained)
+    config = PriorConfig(
+        path=str(trained / "pipeline"), ip_adapter=str(trained / "ip_adapter"), manifest=str(trained / "MANIFEST.json")
+    )
+    prior = load_prior(config)
+    image = prior.embed_visual_prompt(torch.rand(1, 3, 64, 64))
+    drawn = prior.sample(["a red cube"], "", 2, 3.0, torch.Generator().manual_seed(0), image=image)
+    assert drawn.shape == (1, 3, 64, 64) and torch.isfinite(drawn).all()
+    clip = load_clip(str(trained / "clip"), str(trained / "MANIFEST.json"))
+    assert clip.image(drawn).shape == clip.text(["a red cube"]).shape == (1, 128)
+    assert set(load_judge(trained / "judge").values) == set(data.HEADS)
+
+
+def test_every_toybox_word_is_one_token() -> None:
+    tokenizer = models.new_tokenizer(words())
+    for word in words():
+        assert len(tokenizer(word).input_ids) == 3, word
+    longest = "an orange snowman next to an orange airplane, front left view from above"
+    assert len(tokenizer(longest).input_ids) <= models.TOKENS
+
+
+def test_whitening_gives_the_latents_the_asked_statistics() -> None:
+    torch.manual_seed(0)
+    model, rgb = models.new_autoencoder(), torch.rand(16, 3, 64, 64) * 2 - 1
+    before = model.decoder(model.encoder(rgb))
+    train.whiten(model, rgb, std=0.5)
+    latents = model.encoder(rgb)
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (latents.std((0, 2, 3)) - 0.5).abs().max() < 1e-3
+    inner = (model.decoder(latents) - before)[..., 24:-24, 24:-24].abs().mean()
+    assert inner < 0.05 * before.std()  # only the soft clamp and the border differ
+
+
+def test_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["vae"])
+    assert "unknown part 'vae'" in capsys.readouterr().err

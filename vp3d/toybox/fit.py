@@ -1,0 +1,130 @@
+"""One training loop for every embedded model: AdamW, warm-up and cosine, EMA, progress with ETA, resumable after a kill.
+
+Batches depend on (seed, step) alone, so a resumed run sees what an uninterrupted one would have seen.
+Checkpoints are safetensors (weights, EMA, optimiser moments) with the step in the header; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vp3d.run_folder import atomic_write
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast: `steps` updates at peak rate `lr`, EMA half-life as a share of the steps."""
+
+    steps: int
+    lr: float
+    weight_decay: float = 0.01
+    warmup: int = 100
+    ema_share: float = 0.03
+    clip: float = 1.0
+    save_every_s: float = 120.0
+    seed: int = 0
+
+
+def rate(plan: Plan, step: int) -> float:
+    """Learning rate of `step`: linear warm-up, then cosine to zero."""
+    if step < plan.warmup:
+        return plan.lr * (step + 1) / plan.warmup
+    progress = (step - plan.warmup) / max(plan.steps - plan.warmup, 1)
+    return plan.lr * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    losses: Callable[[np.random.Generator, torch.Generator], dict[str, Tensor]],
+    plan: Plan,
+    folder: Path,
+) -> dict[str, Tensor]:
+    """Train the parameters of `model` that require gradients; returns their EMA by name (CPU tensors).
+
+    `losses(rng, generator)` draws a batch and gives named scalars; entries named `loss*` are summed, others are shown.
+    """
+    device = next(model.parameters()).device
+    named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    ema = {k: p.detach().clone() for k, p in named.items()}
+    optimizer = torch.optim.AdamW(named.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
+    path = folder / f"{name}.safetensors"
+    first = _load(path, named, ema, optimizer) if path.exists() else 0
+    if first >= plan.steps:
+        sys.stderr.write(f"{name}: its checkpoint already has {first} steps; --fresh or --more trains on\n")
+        return {k: v.cpu() for k, v in ema.items()}
+    decay = 0.5 ** (1.0 / max(plan.ema_share * plan.steps, 1.0))
+    began = saved = shown = time.monotonic()
+    for step in range(first, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(plan, step)
+        rng = np.random.default_rng([plan.seed, step])
+        generator = torch.Generator(device=device).manual_seed(plan.seed * 1_000_003 + step)
+        values = losses(rng, generator)
+        total = torch.stack([v for k, v in values.items() if k.startswith("loss")]).sum()
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"{name}: loss is not finite at step {step}; start again from the last checkpoint")
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(named.values(), plan.clip)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(ema.values()), list(named.values()), 1.0 - min(decay, (1.0 + step) / (10.0 + step))
+            )
+        now = time.monotonic()
+        if now - shown > 10.0 or step == plan.steps - 1:
+            shown = now
+            left = (now - began) / (step + 1 - first) * (plan.steps - step - 1)
+            shows = "  ".join(f"{k} {float(v.detach()):.4f}" for k, v in values.items())
+            sys.stderr.write(f"{name} {step + 1}/{plan.steps}  {shows}  eta {left / 60:.1f} min\n")
+        if now - saved > plan.save_every_s:
+            saved = now
+            _save(path, step + 1, named, ema, optimizer)
+    _save(path, plan.steps, named, ema, optimizer)
+    return {k: v.cpu() for k, v in ema.items()}
+
+
+def _save(
+    path: Path, step: int, named: dict[str, nn.Parameter], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    tensors = {f"model/{k}": v.detach() for k, v in named.items()} | {f"ema/{k}": v for k, v in ema.items()}
+    for key, parameter in named.items():
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"{m}/{key}": state[m] for m in ("exp_avg", "exp_avg_sq") if m in state}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
+
+
+def _load(path: Path, named: dict[str, nn.Parameter], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        step = int(file.metadata()["step"])
+        for key, parameter in named.items():
+            parameter.copy_(file.get_tensor(f"model/{key}"))
+            ema[key].copy_(file.get_tensor(f"ema/{key}"))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": file.get_tensor(f"exp_avg/{key}").to(parameter.device),
+                "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{key}").to(parameter.device),
+            }
+    return step
+
+
+def use_ema(model: nn.Module, ema: dict[str, Tensor]) -> None:
+    """Copy averaged weights into the model, in place."""
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key in ema:
+                parameter.copy_(ema[key])

@@ -1,0 +1,160 @@
+"""The figures of the embedded models on captions that no training saw: `python -m vp3d.toybox.measure [FIGURE ...]`.
+
+"Objects and colours right" means that the judge names the nouns of both objects, both main colours and the colour of the
+part or pattern as the caption does. Drawn pictures are asked for from the front left, where every part can be seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vp3d.config import PriorConfig, VisualPromptConfig
+from vp3d.console import say
+from vp3d.diffusion.prior import Prior, load_prior
+from vp3d.errors import UserError
+from vp3d.evaluate.judge import Judge, judge_views, load_judge
+from vp3d.evaluate.suites import check_view
+from vp3d.rewards.encoders import load_clip
+from vp3d.toybox.data import HEADS, attribute_targets, attributes, heldout_pictures, to_tensor
+from vp3d.toybox.save import save_manifest
+from vp3d.toybox.scenes import Spec, caption
+from vp3d.toybox.train import ASSETS
+
+GOALS = {
+    "autoencoder": ("PSNR of held-out renders, dB", 30.0),
+    "clip": ("right caption among 64", 0.90),
+    "judge": ("all visible attributes right", 0.97),
+    "text_to_image": ("objects and colours right", 0.90),
+    "held_out_pairs": ("objects and colours right, unseen colour-object pairs", 0.80),
+    "image_prompt": ("objects and colours of the reference kept, empty text", 0.85),
+}
+VIEW = "front left view"
+
+
+def measure_autoencoder(count: int) -> float:
+    """Mean PSNR in dB over held-out renders."""
+    prior, rgb = load_prior(PriorConfig()), to_tensor(heldout_pictures(count).images)
+    with torch.no_grad():
+        error = (prior.decode(prior.encode_images(rgb)) - rgb).square().mean((1, 2, 3))
+    return float((-10.0 * torch.log10(error)).mean())
+
+
+def measure_clip(count: int) -> float:
+    """Share of pictures whose own caption scores highest among 64 captions."""
+    pictures, encoder = heldout_pictures(count), load_clip("assets/toybox/clip")
+    with torch.no_grad():
+        image = encoder.image(to_tensor(pictures.images))
+    text = encoder.text([pictures.caption(i) for i in range(count)])
+    right = [
+        (image[i : i + 64] @ text[i : i + 64].T).argmax(1) == torch.arange(len(image[i : i + 64]))
+        for i in range(0, count, 64)
+    ]
+    return float(torch.cat(right).float().mean())
+
+
+def measure_judge(count: int) -> float:
+    """Share of held-out renders of which the judge names every attribute that can be seen."""
+    pictures, judge = heldout_pictures(count), load_judge(ASSETS / "judge")
+    answers, told = attribute_targets(pictures), judge_views(judge, to_tensor(pictures.images))
+    values = list(HEADS.items())
+    right = [
+        all(a < 0 or names[a] == row[head] for a, (head, names) in zip(answer, values, strict=True))
+        for answer, row in zip(answers, told, strict=True)
+    ]
+    return float(np.mean(right))
+
+
+def draw(prior: Prior, specs: list[Spec], references: Tensor | None, report: Callable[[str], None]) -> Tensor:
+    """Pictures [N, 3, 64, 64] of captions, or after `references` [N, 3, 64, 64] with empty text; 30 steps."""
+    config, parts = VisualPromptConfig(), []
+    generator = torch.Generator().manual_seed(0)
+    for first in range(0, len(specs), 32):
+        batch = specs[first : first + 32]
+        texts = [f"{caption(s)}, {VIEW}" for s in batch] if references is None else [""] * len(batch)
+        image = None if references is None else prior.embed_visual_prompt(references[first : first + 32])
+        parts.append(prior.sample(texts, "", config.steps, config.guidance_scale, generator, image=image))
+        report(f"drawn {first + len(batch)}/{len(specs)}")
+    return torch.cat(parts)
+
+
+def share_right(judge: Judge, rgb: Tensor, specs: list[Spec]) -> float:
+    """Share of pictures in which the objects, their colours and the colour of the part or pattern are as told."""
+    checks = [check_view(told, attributes(s)) for told, s in zip(judge_views(judge, rgb), specs, strict=True)]
+    return float(np.mean([c["right"] and c["accent_a"] for c in checks]))
+
+
+def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None = None) -> float:
+    """Text-to-image (or, `by_image`, image prompt with empty text) on held-out captions; `pairs`: unseen colour-object pairs."""
+    pictures = heldout_pictures(4 * count if by_image else count, pairs=pairs)
+    keep = list(range(count))
+    if by_image:
+        views = [i for i in range(len(pictures)) if pictures.view(i) in (VIEW, "front right view", "front view")]
+        keep = views[:count]
+    specs = [pictures.specs[pictures.scene_of[i]] for i in keep]
+    references = to_tensor(pictures.images[keep]) if by_image else None
+    prior = load_prior(PriorConfig())
+    rgb = draw(prior, specs, references, say)
+    if sheet is not None:
+        shown = rgb[:64] if references is None else torch.stack([references[:32], rgb[:32]], 1).flatten(0, 1)
+        write_sheet(shown, sheet)
+    return share_right(load_judge(ASSETS / "judge"), rgb, specs)
+
+
+def write_sheet(rgb: Tensor, path: Path) -> None:
+    """Up to 64 pictures [N, 3, 64, 64] as one PNG, sixteen a row, doubled in size."""
+    rows = [torch.cat(list(rgb[i : i + 16]), 2) for i in range(0, len(rgb) // 16 * 16, 16)]
+    array = (torch.cat(rows, 1).permute(1, 2, 0).numpy() * 255.0).round().astype(np.uint8)
+    Image.fromarray(array).resize((array.shape[1] * 2, array.shape[0] * 2), Image.Resampling.LANCZOS).save(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, write the figures to MANIFEST.json."""
+    parser = argparse.ArgumentParser(prog="python -m vp3d.toybox.measure", description=__doc__)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"any of: {', '.join(GOALS)} (default: all)")
+    parser.add_argument("--count", type=int, default=512, help="held-out captions for each figure (default 512)")
+    parser.add_argument("--sheets", type=Path, help="folder for a contact sheet of what was drawn")
+    parser.add_argument("--dry", action="store_true", help="leave MANIFEST.json as it is")
+    options = parser.parse_args(argv)
+    unknown = [f for f in options.figures if f not in GOALS]
+    if unknown:
+        parser.error(f"unknown figure {unknown[0]!r}; choose from {', '.join(GOALS)}")
+    if options.sheets:
+        options.sheets.mkdir(parents=True, exist_ok=True)
+
+    def drawing(pairs: bool, by_image: bool, name: str) -> Callable[[int], float]:
+        return lambda n: measure_drawing(n, pairs, by_image, options.sheets and options.sheets / f"{name}.png")
+
+    measures: dict[str, Callable[[int], float]] = {
+        "autoencoder": measure_autoencoder,
+        "clip": measure_clip,
+        "judge": measure_judge,
+        "text_to_image": drawing(False, False, "text_to_image"),
+        "held_out_pairs": drawing(True, False, "held_out_pairs"),
+        "image_prompt": drawing(False, True, "image_prompt"),
+    }
+    found = {}
+    for name in options.figures or GOALS:
+        value, (meaning, goal) = measures[name](options.count), GOALS[name]
+        found[name] = {"value": round(value, 4), "goal": goal, "count": options.count, "what": meaning}
+        verdict = "reached" if value >= goal else "below"
+        sys.stdout.write(
+            f"{name:15s} {value:8.3f}  goal {goal:6.2f}  {verdict:7s}  {meaning} ({options.count} held-out)\n"
+        )
+        sys.stdout.flush()
+    if not options.dry:
+        save_manifest(ASSETS, found)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as problem:
+        sys.exit(f"{problem}")

@@ -1,0 +1,191 @@
+"""The embedded models' architectures, all of classes that diffusers, transformers and open_clip load by themselves.
+
+Sizes are chosen for two CPU cores: most of the arithmetic is done on 8 x 8 and 4 x 4 maps, and the tokenizer knows every
+word of the toybox as one token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import vp3d.torch_compat  # noqa: F401  (before anything that imports torchvision)
+
+import open_clip
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from vp3d.diffusion.image_prompt import GatedImageAttention
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TOKENS = 20  # length of a tokenized prompt
+TEXT_WIDTH = 128
+IMAGE_EMBED = 128
+IMAGE_TOKENS = 4
+RESOLUTION = 64
+
+
+def new_autoencoder() -> AutoencoderTiny:
+    """64 x 64 x 3 to 16 x 16 x 4 (scaling_factor is set after training, so that latents have unit variance)."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(0, 1, 4),
+        num_decoder_blocks=(4, 1, 0),
+        latent_channels=4,
+        act_fn="relu",
+    )
+
+
+def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
+    """A CLIPTokenizer in which each of `words` (and the comma and full stop) is one token, and any text is spelt out."""
+    words = sorted(words)
+    alphabet = [chr(c) for c in range(33, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, min_frequency=2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bpe.train_from_iterator([" ".join(words)] * 4, trainer)
+    merges = [tuple(pair) for pair in _merges(bpe)]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS, unk_token="<|endoftext|>")
+
+
+def _merges(bpe: Tokenizer) -> list[list[str]]:
+    return [m if isinstance(m, list) else m.split(" ") for m in json.loads(bpe.to_str())["model"]["merges"]]
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Prompt tokens [B, 20] to embeddings [B, 20, 128]; trained together with the denoiser."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """v-prediction denoiser on 16 x 16 x 4 latents, cross-attention to the prompt at 8 x 8 (down) and 4 x 4."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(48, 96, 192),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Cosine noise schedule of 1000 steps, v-prediction."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+    )
+
+
+def new_image_encoder() -> CLIPVisionModelWithProjection:
+    """64 x 64 pictures to an embedding [B, 128], the IP-Adapter's eye."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=RESOLUTION,
+            patch_size=8,
+            projection_dim=IMAGE_EMBED,
+        )
+    )
+
+
+class ImageProjection(nn.Module):
+    """An image embedding [B, 128] to IMAGE_TOKENS tokens [B, 4, 128]; keys as in the published file (`proj.*`, `norm.*`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(IMAGE_EMBED, IMAGE_TOKENS * TEXT_WIDTH)
+        self.norm = nn.LayerNorm(TEXT_WIDTH)
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        """[B, 128] (any range) to [B, 4, 128]."""
+        return self.norm(self.proj(embedding).unflatten(-1, (IMAGE_TOKENS, TEXT_WIDTH)))
+
+
+def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
+    """Give every cross-attention of `unet` an image branch; returns them under the published numbers "1", "3", "5", ...
+
+    Keys and values start as copies of the text's, as IP-Adapter's authors do.
+    """
+    branches = nn.ModuleDict()
+    processors = unet.attn_processors
+    for number, name in enumerate(processors):
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        if not name.endswith("attn2.processor"):
+            continue
+        keys, values = (
+            nn.Linear(TEXT_WIDTH, layer.out_features, bias=False) for layer in (attention.to_k, attention.to_v)
+        )
+        keys.load_state_dict(attention.to_k.state_dict())
+        values.load_state_dict(attention.to_v.state_dict())
+        processors[name] = GatedImageAttention(keys, values)
+        branches[str(number)] = processors[name]
+    unet.set_attn_processor(processors)
+    return branches
+
+
+def clip_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
+    """The `model_cfg` of the reward model: a small ResNet and a text transformer, with the toybox's vocabulary."""
+    text = {"context_length": TOKENS, "vocab_size": len(tokenizer), "hf_tokenizer_name": "toybox"}
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": RESOLUTION, "layers": [1, 1, 1, 1], "width": 24},
+        "text_cfg": text | {"width": 128, "heads": 4, "layers": 3},
+    }
+
+
+def new_clip(tokenizer: CLIPTokenizer) -> open_clip.CLIP:
+    """The open_clip model of the rewards."""
+    return open_clip.CLIP(**clip_config(tokenizer))
+
+
+class AttributeHeads(nn.Module):
+    """Linear classifiers of scene attributes on an embedding [B, D]: a training aid, thrown away afterwards."""
+
+    def __init__(self, width: int, heads: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.values = {name: list(values) for name, values in heads.items()}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in self.values.items()})
+
+    def forward(self, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy against `targets [B, heads]` (int64, -100 where it cannot be told); a scalar."""
+        losses = [
+            nn.functional.cross_entropy(head(embedding), targets[:, i], ignore_index=-100)
+            for i, head in enumerate(self.heads.values())
+        ]
+        return torch.stack(losses).mean()

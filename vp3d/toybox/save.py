@@ -1,0 +1,83 @@
+"""Write trained models in the folder formats that diffusers, transformers and open_clip read, and the manifest over them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vp3d.manifest import WEIGHT_SUFFIXES, file_entry
+from vp3d.run_folder import atomic_write, write_json
+from vp3d.toybox import models
+
+ADAPTER_FILE = "ip-adapter_toybox.safetensors"
+
+
+def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """A StableDiffusionPipeline folder around the autoencoder that already lies in `folder / "vae"`; the UNet in float16."""
+    plain = models.new_unet()
+    plain.load_state_dict({k: v for k, v in unet.state_dict().items() if ".processor." not in k})
+    pipeline = models.StableDiffusionPipeline(
+        vae=models.AutoencoderTiny.from_pretrained(folder / "vae"),
+        text_encoder=text_encoder.cpu().float(),
+        tokenizer=tokenizer,
+        unet=plain.half(),
+        scheduler=models.new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def save_adapter(unet: nn.Module, projection: nn.Module, eye: Any, folder: Path) -> None:
+    """The IP-Adapter in the published layout: models/<file> with `image_proj.*` and `ip_adapter.*`, models/image_encoder/."""
+    tensors = {f"image_proj.{k}": v for k, v in projection.state_dict().items()}
+    processors: dict[str, Any] = unet.attn_processors  # type: ignore[assignment]
+    for number, (name, processor) in enumerate(processors.items()):
+        if name.endswith("attn2.processor"):
+            tensors |= {f"ip_adapter.{number}.{k}": v for k, v in processor.state_dict().items()}
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "models" / ADAPTER_FILE) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+    eye.cpu().save_pretrained(folder / "models" / "image_encoder", safe_serialization=True)
+
+
+def save_clip(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """An open_clip local-dir folder: config, weights, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {"size": models.RESOLUTION, "mode": "RGB", "mean": [0.5] * 3, "std": [0.25] * 3}
+    preprocess |= {"interpolation": "bilinear", "resize_mode": "squash"}
+    write_json(
+        folder / "open_clip_config.json",
+        {"model_cfg": models.clip_config(tokenizer), "preprocess_cfg": preprocess},
+    )
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
+    with atomic_write(folder / "open_clip_model.safetensors") as temporary:
+        save_file(state, temporary)
+    tokenizer.save_pretrained(folder)
+
+
+def save_manifest(folder: Path, figures: dict[str, Any] | None = None) -> None:
+    """MANIFEST.json over every weight and configuration file of `folder`; new figures replace those of the same name."""
+    path = folder / "MANIFEST.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    listed = sorted(
+        p for p in folder.rglob("*") if p.is_file() and (p.suffix in WEIGHT_SUFFIXES or p.suffix in (".json", ".txt"))
+    )
+    files = {str(p.relative_to(folder)): file_entry(p) for p in listed if p != path}
+    write_json(
+        path,
+        {
+            "licence": "Apache-2.0",
+            "made_by": "python -m vp3d.toybox.train",
+            "torch": torch.__version__,
+            "bytes": sum(int(e["bytes"]) for e in files.values()),
+            "figures": known.get("figures", {}) | (figures or {}),
+            "files": files,
+        },
+    )

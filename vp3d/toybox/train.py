@@ -1,0 +1,348 @@
+"""Train the embedded models: `python -m vp3d.toybox.train [PART ...]`.
+
+Parts, in order: `autoencoder`, `clip`, `judge`, `prior` (denoiser, text encoder and image prompt together).
+Without parts, all. Then `python -m vp3d.toybox.measure` prints the figures and writes them to MANIFEST.json.
+Each part resumes from its last checkpoint under `data/toybox/` after a kill; `--more STEPS` goes on from the committed
+weights with a fresh schedule. The device is the GPU where there is one.
+
+Frames, grounds and cameras of the pictures: `vp3d.toybox.data`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vp3d.console import say
+from vp3d.evaluate.judge import Judge, save_judge
+from vp3d.run_folder import atomic_write, write_json
+from vp3d.toybox import models
+from vp3d.toybox.data import HEADS, Pictures, attribute_targets, confuse, to_tensor, training_pictures
+from vp3d.toybox.fit import Plan, fit, use_ema
+from vp3d.toybox.save import save_adapter, save_clip, save_manifest, save_pipeline
+from vp3d.toybox.scenes import caption, vocabulary, without_colors, words
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
+PLANS = {
+    "autoencoder": Plan(steps=6000, lr=2e-3, weight_decay=0.0),
+    "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
+    "judge": Plan(steps=6000, lr=2e-3, weight_decay=0.05),
+    "prior": Plan(steps=6000, lr=1e-3, warmup=300),
+}
+PARTS = tuple(PLANS)
+
+
+def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Fit the AutoencoderTiny on 32 x 32 crops near the middle, where the objects are; L1 + 2 L2 in [-1, 1]."""
+    model = models.new_autoencoder().to(device, memory_format=torch.channels_last)
+    if (ASSETS / "pipeline" / "vae").exists() and plan.seed:
+        model.load_state_dict(load_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"))
+
+    def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(pictures), size=32)
+        corners = rng.integers(0, 17, (32, 2)) + rng.integers(0, 17, (32, 2))
+        crops = np.stack([pictures.images[i, y : y + 32, x : x + 32] for i, (y, x) in zip(index, corners, strict=True)])
+        target = (to_tensor(crops, device) * 2.0 - 1.0).contiguous(memory_format=torch.channels_last)
+        latents = model.encoder(target)
+        error = model.decoder(latents) - target
+        return {
+            "loss_l1": error.abs().mean(),
+            "loss_l2": 2.0 * error.square().mean(),
+            "loss_latents": 1e-4 * latents.square().mean(),
+            "psnr": -10.0 * torch.log10(error.detach().square().mean() / 4.0),
+        }
+
+    use_ema(model, fit("autoencoder", model, losses, plan, work))
+    whiten(model, to_tensor(pictures.images[:1024], device) * 2.0 - 1.0)
+    model.encoder.requires_grad_(False)
+    polish = replace(plan, steps=max(plan.steps // 10, 1), lr=plan.lr / 4, seed=plan.seed + 1)
+    use_ema(model, fit("decoder", model, losses, polish, work))
+    model.to("cpu", memory_format=torch.contiguous_format).save_pretrained(ASSETS / "pipeline" / "vae")
+
+
+@torch.no_grad()
+def whiten(model: models.AutoencoderTiny, rgb: Tensor, std: float = 0.5) -> None:
+    """Shift and scale the latents of `rgb [N, 3, H, W]` in [-1, 1] to mean 0 and `std` in every channel, in place.
+
+    The change goes into the encoder's last and the decoder's first convolution; only the decoder's soft clamp (tanh) and its
+    border do not commute with it, which a short training of the decoder mends. scaling_factor then gives unit variance.
+    """
+    latents = model.encoder(rgb)
+    mean, scale = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) / std
+    last, first = model.encoder.layers[-1], model.decoder.layers[0]
+    first.bias.add_((first.weight * mean[None, :, None, None]).sum((1, 2, 3)))
+    first.weight.mul_(scale[None, :, None, None])
+    last.weight.div_(scale[:, None, None, None])
+    last.bias.sub_(mean).div_(scale)
+    model.register_to_config(scaling_factor=1.0 / std)
+
+
+def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Contrast pictures with captions and with nearly right captions (`confuse`), helped by attribute classifiers."""
+    tokenizer = models.new_tokenizer(words())
+    model = models.new_clip(tokenizer)
+    if plan.seed:
+        model.load_state_dict(load_file(ASSETS / "clip" / "open_clip_model.safetensors"), strict=False)
+    aids = nn.ModuleDict({k: models.AttributeHeads(128, HEADS) for k in ("image", "text")})
+    both = nn.ModuleDict({"clip": model, "aids": aids}).to(device).train()
+    answers = torch.from_numpy(attribute_targets(pictures))
+
+    def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
+        index = rng.choice(len(pictures), 64, replace=False)
+        views = [f", {pictures.view(i)}" if rng.random() < 0.4 else "" for i in index]
+        specs = [pictures.specs[pictures.scene_of[i]] for i in index]
+        texts = [caption(s) + v for s, v in zip(specs, views, strict=True)]
+        texts += [caption(confuse(s, rng)) + v for s, v in zip(specs, views, strict=True)]
+        rgb = augment(to_tensor(pictures.images[index], device), rng, strength=0.5)
+        image = model.encode_image((rgb - 0.5) / 0.25)
+        text = model.encode_text(tokenize(tokenizer, texts).to(device))
+        scale = model.logit_scale.exp().clamp(max=100.0)
+        logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+        wrong = torch.tensor([a == b for a, b in zip(texts[:64], texts[64:], strict=True)], device=device)
+        logits = logits.masked_fill(
+            torch.cat([torch.zeros(64, 64, device=device), torch.diag(wrong.float())], 1) > 0, -1e4
+        )
+        right = torch.arange(64, device=device)
+        told = answers[index].to(device)
+        return {
+            "loss_image_text": F.cross_entropy(logits, right),
+            "loss_text_image": F.cross_entropy(logits[:, :64].T, right),
+            "loss_attributes": aids["image"](image, told) + 0.3 * aids["text"](text[:64], told),
+            "top1": (logits.argmax(1) == right).float().mean(),
+        }
+
+    averaged = fit("clip", both, losses, plan, work)
+    use_ema(both, averaged)
+    _settle_batch_norm(model.visual, pictures, lambda rgb: model.encode_image((rgb - 0.5) / 0.25), device)
+    save_clip(model.eval().cpu(), tokenizer, ASSETS / "clip")
+
+
+def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Fit the measuring network on the exact attributes, on pictures that are blurred, noisy and tinted at random."""
+    torch.manual_seed(4242 + plan.seed)
+    judge = Judge(HEADS).to(device).train()
+    if plan.seed:
+        judge.load_state_dict(load_file(ASSETS / "judge" / "judge.safetensors"))
+    answers = torch.from_numpy(attribute_targets(pictures))
+
+    def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(pictures), size=64)
+        logits = judge(augment(to_tensor(pictures.images[index], device), rng, strength=1.0))
+        told = answers[index].to(device)
+        right = torch.stack([(logits[h].argmax(1) == told[:, i]) | (told[:, i] < 0) for i, h in enumerate(HEADS)])
+        losses = [F.cross_entropy(logits[h], told[:, i], ignore_index=-100) for i, h in enumerate(HEADS)]
+        return {"loss": torch.stack(losses).sum(), "all_right": right.all(0).float().mean()}
+
+    use_ema(judge, fit("judge", judge, losses, replace(plan, seed=plan.seed + 900), work))
+    _settle_batch_norm(judge, pictures, judge, device)
+    save_judge(judge.eval().cpu(), ASSETS / "judge")
+
+
+def augment(rgb: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
+    """rgb [B, 3, 64, 64] in [0, 1] shifted, blurred, made noisy, brighter or darker and flatter, each at random."""
+    shift = rng.integers(-3, 4, 2)
+    rgb = torch.roll(F.pad(rgb, (3, 3, 3, 3), mode="replicate"), tuple(shift), (2, 3))[:, :, 3:-3, 3:-3]
+    if rng.random() < 0.6 * strength:
+        side = int(rng.integers(24, 60))
+        small = F.interpolate(rgb, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        rgb = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
+    gain, noise = 1.0 + 0.12 * strength * rng.uniform(-1, 1), 0.05 * strength * rng.random()
+    tint = torch.from_numpy(rng.normal(0, 0.02 * strength, (len(rgb), 3, 1, 1))).to(rgb)
+    grain = torch.from_numpy(rng.standard_normal(tuple(rgb.shape), dtype=np.float32)).to(rgb)
+    return (rgb * gain + tint + noise * grain).clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def _settle_batch_norm(module: nn.Module, pictures: Pictures, forward: object, device: str) -> None:
+    """Recompute running statistics for the averaged weights: they belong to the last weights, not to their mean."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    module.train()
+    for first in range(0, min(4096, len(pictures)), 256):
+        forward(to_tensor(pictures.images[first : first + 256], device))  # type: ignore[operator]
+    for norm in norms:
+        norm.momentum = 0.1
+
+
+def tokenize(tokenizer: object, texts: list[str]) -> Tensor:
+    """Token ids [B, 20] int64."""
+    batch = tokenizer(texts, padding="max_length", max_length=models.TOKENS, truncation=True, return_tensors="pt")  # type: ignore[operator]
+    return batch.input_ids
+
+
+def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
+    """Scaled latents [N, 4, 16, 16] float16 of all pictures, computed once and kept in `path`."""
+    if path.exists():
+        latents = load_file(path)["latents"]
+        if len(latents) == len(pictures):
+            return latents
+    vae = models.AutoencoderTiny.from_pretrained(ASSETS / "pipeline" / "vae").to(device).eval()
+    parts = []
+    with torch.no_grad():
+        for first in range(0, len(pictures), 256):
+            rgb = to_tensor(pictures.images[first : first + 256], device)
+            parts.append((vae.encoder(rgb * 2.0 - 1.0) * vae.config.scaling_factor).half().cpu())
+            if first % 8192 == 0:
+                sys.stderr.write(f"prior: latents {first}/{len(pictures)}\n")
+    latents = torch.cat(parts).contiguous()
+    with atomic_write(path) as temporary:
+        save_file({"latents": latents}, temporary)
+    return latents
+
+
+def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Fit denoiser, text encoder, image encoder and image branch together on latents, v-prediction (see `PriorLosses`)."""
+    torch.manual_seed(plan.seed)
+    tokenizer = models.new_tokenizer(words())
+    parts = {
+        "unet": models.new_unet(),
+        "text": models.new_text_encoder(tokenizer),
+        "eye": models.new_image_encoder(),
+        "projection": models.ImageProjection(),
+        "aids": models.AttributeHeads(models.IMAGE_EMBED, HEADS),
+    }
+    models.add_image_branch(parts["unet"])
+    if plan.seed:
+        load_prior_parts(parts)
+    model = nn.ModuleDict(parts).to(device)
+    latents = encode_pictures(pictures, work / "latents.safetensors", device)
+    losses = PriorLosses(model, tokenizer, pictures, latents, device)
+    use_ema(model, fit("prior", model, losses, plan, work))
+    save_prior(model, tokenizer)
+
+
+def save_prior(model: nn.ModuleDict, tokenizer: object) -> None:
+    """Write the pipeline folder and the adapter folder."""
+    save_pipeline(model["unet"], model["text"], tokenizer, ASSETS / "pipeline")
+    save_adapter(model["unet"], model["projection"], model["eye"], ASSETS / "ip_adapter")
+
+
+def load_prior_parts(parts: dict[str, nn.Module]) -> None:
+    """Start from the committed weights."""
+    pipeline, adapter = ASSETS / "pipeline", ASSETS / "ip_adapter" / "models"
+    parts["unet"].load_state_dict(load_file(pipeline / "unet" / "diffusion_pytorch_model.safetensors"), strict=False)
+    parts["text"].load_state_dict(load_file(pipeline / "text_encoder" / "model.safetensors"))
+    parts["eye"].load_state_dict(load_file(adapter / "image_encoder" / "model.safetensors"))
+    weights = load_file(adapter / "ip-adapter_toybox.safetensors")
+    parts["projection"].load_state_dict(
+        {k.removeprefix("image_proj."): v for k, v in weights.items() if k.startswith("image_proj.")}
+    )
+    processors: dict[str, Any] = parts["unet"].attn_processors  # type: ignore[assignment]
+    for number, (name, processor) in enumerate(processors.items()):
+        if name.endswith("attn2.processor"):
+            branch = {f"{k}.weight": weights[f"ip_adapter.{number}.{k}.weight"].float() for k in ("to_k_ip", "to_v_ip")}
+            processor.load_state_dict(branch)
+
+
+class PriorLosses:
+    """v-prediction (Salimans and Ho 2022) on a mix of conditions, so that every branch of the guidance is in distribution.
+
+    Of the samples 50 % are told the text, 10 % nothing, 16 % text and image, 12 % the image alone, 6 % text and the null image,
+    6 % the null image alone; without image the gate is 0, else it is in [0.4, 1]. The image is in half of the cases another
+    view of the same scene. Captions carry view words four times in five; beside a picture two in five leave the colours out.
+    """
+
+    SHARES = np.cumsum([0.50, 0.10, 0.16, 0.12, 0.06])
+    BATCH = 32
+
+    def __init__(
+        self, model: nn.ModuleDict, tokenizer: object, pictures: Pictures, latents: Tensor, device: str
+    ) -> None:
+        self.model, self.tokenizer, self.pictures, self.device = model, tokenizer, pictures, device
+        self.latents = latents
+        self.answers = torch.from_numpy(attribute_targets(pictures))
+        self.alpha_bar = models.new_scheduler().alphas_cumprod.to(device)
+        self.views = len(pictures) // len(pictures.specs)
+
+    def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named scalars of one batch; `loss*` are summed."""
+        index = rng.integers(len(self.pictures), size=self.BATCH)
+        kind = np.searchsorted(self.SHARES, rng.random(self.BATCH), side="right")  # order of the class docstring
+        texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
+        text = self.model["text"](tokenize(self.tokenizer, texts).to(self.device))[0]
+        tokens, aid = self._image(index, kind, rng)
+        gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, self.BATCH)).astype(np.float32))
+        gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
+        x0 = self.latents[index].to(self.device).float()
+        noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        t = torch.randint(0, len(self.alpha_bar), (self.BATCH,), generator=generator, device=self.device)
+        alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
+        predicted = self.model["unet"](alpha * x0 + sigma * noise, t, (text, tokens, gate)).sample
+        return {"loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0), "loss_aid": 0.1 * aid}
+
+    def _text(self, index: int, kind: int, rng: np.random.Generator) -> str:
+        told = kind in (0, 2, 4)
+        view = self.pictures.view(index) if rng.random() < 0.8 else ""
+        if not told:
+            return view if kind == 3 and rng.random() < 0.3 else ""
+        text = self.pictures.caption(index)
+        if rng.random() < (0.4 if kind == 2 else 0.04):
+            text = without_colors(text)
+        return f"{text}, {view}" if view else text
+
+    def _image(self, index: np.ndarray, kind: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Image tokens [B, 4, 128] (null where there is none) and the attribute loss of the image embeddings."""
+        has = np.flatnonzero((kind == 2) | (kind == 3))
+        embedding = torch.zeros(self.BATCH, models.IMAGE_EMBED, device=self.device)
+        aid = embedding.sum()
+        if len(has):
+            first = index[has] // self.views * self.views
+            other = np.where(rng.random(len(has)) < 0.5, first + rng.integers(self.views, size=len(has)), index[has])
+            rgb = to_tensor(self.pictures.images[other], self.device)
+            mean, std = (rgb.new_tensor(v)[:, None, None] for v in (models.CLIP_MEAN, models.CLIP_STD))
+            seen = self.model["eye"]((rgb - mean) / std).image_embeds
+            embedding = embedding.index_copy(0, torch.from_numpy(has).to(self.device), seen)
+            aid = self.model["aids"](seen, self.answers[other].to(self.device))
+        return self.model["projection"](embedding), torch.nan_to_num(aid)
+
+
+TRAINERS = {"autoencoder": train_autoencoder, "clip": train_clip, "judge": train_judge, "prior": train_prior}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and train the parts it names."""
+    parser = argparse.ArgumentParser(prog="python -m vp3d.toybox.train", description=__doc__.split("\n\n")[1])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of: {', '.join(PARTS)} (default: all, in order)")
+    parser.add_argument("--more", type=int, metavar="STEPS", help="go on from the committed weights for STEPS steps")
+    parser.add_argument("--steps", type=int, help="steps of a training from scratch (default: see PLANS)")
+    parser.add_argument("--chunks", type=int, default=4, help="chunks of 12,000 training pictures (default 4)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/toybox"), help="pictures and checkpoints (default data/toybox)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget the part's checkpoint")
+    options = parser.parse_args(argv)
+    unknown = [p for p in options.parts if p not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    write_json(ASSETS / "vocabulary.json", vocabulary())
+    work = options.data / "training"
+    pictures = training_pictures(options.data / "pictures", options.chunks, say)
+    for part in options.parts or PARTS:
+        plan = PLANS[part]
+        if options.more:
+            plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1)
+        elif options.steps:
+            plan = replace(plan, steps=options.steps)
+        if options.fresh or options.more:
+            shutil.rmtree(work / part, ignore_errors=True)
+        TRAINERS[part](pictures, plan, work / part, device)
+    save_manifest(ASSETS)
+
+
+if __name__ == "__main__":
+    main()
