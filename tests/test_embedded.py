@@ -1,0 +1,38 @@
+"""The weights in the repository: whole, small enough, and as good as their manifest says (on fewer pictures)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vp3d.manifest import verify_files
+from vp3d.prompts import check_prompt, load_vocabulary
+from vp3d.toybox import measure
+from vp3d.toybox.scenes import vocabulary
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets" / "toybox"
+
+
+def test_files_are_whole_and_small_enough() -> None:
+    verify_files(ASSETS / "MANIFEST.json", ASSETS)
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 60e6
+
+
+def test_vocabulary_is_that_of_the_grammar_and_knows_the_suite() -> None:
+    assert json.loads((ASSETS / "vocabulary.json").read_text()) == json.loads(json.dumps(vocabulary()))
+    known = load_vocabulary(ASSETS / "vocabulary.json")
+    for line in (ASSETS.parent / "prompts" / "smoke.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            check_prompt(line.split(" seed=")[0], known)
+
+
+@pytest.mark.parametrize(("name", "slack"), [("autoencoder", 1.0), ("clip", 0.1), ("judge", 0.08)])
+def test_measured_figures_stand(name: str, slack: float) -> None:
+    """128 pictures instead of 512: within `slack` of the figure in the manifest (1 dB; 0.1 and 0.08 are three sigma and more)."""
+    stated = json.loads((ASSETS / "MANIFEST.json").read_text())["figures"][name]["value"]
+    found = {"autoencoder": measure.measure_autoencoder, "clip": measure.measure_clip, "judge": measure.measure_judge}[
+        name
+    ](128)
+    assert found > stated - slack
