@@ -8,43 +8,20 @@ import pytest
 import torch
 
 from vp3d.evaluate.metrics import (
-    PSNR_CEILING,
     Palette,
     bootstrap_interval,
     ciede2000,
     dominant_color_distance,
     dominant_colors,
-    psnr,
-    silhouette_iou,
 )  # fmt: skip
 
 RED, BLUE, WHITE = (0.86, 0.10, 0.12), (0.12, 0.24, 0.84), (0.97, 0.97, 0.96)
 
 
-def test_iou_against_sets_of_pixels() -> None:
-    a, b = (torch.rand(3, 1, 9, 7, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
-    for i, value in enumerate(silhouette_iou(a, b).tolist()):
-        one, two = ({tuple(p) for p in (m[i, 0] >= 0.5).nonzero().tolist()} for m in (a, b))
-        assert value == pytest.approx(len(one & two) / len(one | two))
 
 
-def test_iou_of_empty_equal_and_disjoint() -> None:
-    empty, left = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
-    left[..., :2] = 1
-    assert silhouette_iou(empty, empty).item() == 1.0
-    assert silhouette_iou(left, left).item() == 1.0
-    assert silhouette_iou(left, 1 - left).item() == 0.0
-    with pytest.raises(ValueError, match="silhouettes"):
-        silhouette_iou(left, left[0])
 
 
-def test_psnr_by_hand() -> None:
-    a = torch.zeros(2, 3, 4, 4)
-    assert psnr(a, a).tolist() == pytest.approx([PSNR_CEILING] * 2)
-    b = a.clone()
-    b[0] += 0.1
-    b[1, 0] += 0.3
-    assert psnr(a, b).tolist() == pytest.approx([20.0, -10 * math.log10(0.03)], abs=1e-4)
 
 
 def test_ciede2000_known_pair_and_metric() -> None:

@@ -14,26 +14,6 @@ from scipy.optimize import linprog
 from skimage.color import deltaE_ciede2000, lab2rgb, rgb2lab
 from torch import Tensor
 
-PSNR_CEILING = 99.0  # dB, the value given to identical images
-
-
-def silhouette_iou(a: Tensor, b: Tensor, threshold: float = 0.5) -> Tensor:
-    """Intersection over union of two silhouettes `[B, 1, H, W]` in [0, 1]; returns `[B]` in [0, 1]; two empty ones agree (1)."""
-    if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 1:
-        raise ValueError(f"silhouettes must both be [B, 1, H, W], got {tuple(a.shape)} and {tuple(b.shape)}")
-    inside_a, inside_b = a >= threshold, b >= threshold
-    common = (inside_a & inside_b).flatten(1).sum(1).float()
-    either = (inside_a | inside_b).flatten(1).sum(1).float()
-    return torch.where(either > 0, common / either.clamp(min=1.0), torch.ones_like(common))
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of images `[B, 3, H, W]` in [0, 1]; returns `[B]` in dB, at most `PSNR_CEILING`."""
-    if a.shape != b.shape or a.ndim != 4:
-        raise ValueError(f"images must both be [B, C, H, W], got {tuple(a.shape)} and {tuple(b.shape)}")
-    error = (a - b).square().flatten(1).mean(1)
-    return -10.0 * torch.log10(error.clamp(min=10.0 ** (-PSNR_CEILING / 10.0)))
-
 
 def ciede2000(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Colour difference of sRGB colours `[..., 3]` in [0, 1] (broadcast against each other); returns `[...]` >= 0."""
