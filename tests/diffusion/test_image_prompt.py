@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from tests.tiny_models import save_ip_adapter, save_pipeline
-from vp3d.diffusion.image_prompt import GatedImageAttention, attend, install_gates, split_heads
+from tests.tiny_models import unet as tiny_unet
+from vp3d.diffusion.image_prompt import (
+    GatedImageAttention,
+    attend,
+    hide_image_from_pooled_text,
+    install_gates,
+    split_heads,
+)
 
 import diffusers  # isort: skip
 
@@ -114,3 +121,20 @@ def test_several_adapters_and_masks_are_refused(gated: tuple, folder: Path) -> N
     processor = next(p for p in gated[0].attn_processors.values() if isinstance(p, GatedImageAttention))
     with pytest.raises(ValueError, match="without a mask"):
         processor(None, torch.zeros(1, 2, 64), TEXT, attention_mask=torch.ones(1, 77))
+
+
+def test_a_time_embedding_that_reads_the_text_gets_it_without_the_image() -> None:
+    torch.manual_seed(3)
+    pooling = {"addition_embed_type": "text", "addition_embed_type_num_heads": 4}
+    pooled = diffusers.UNet2DConditionModel.from_config({**tiny_unet().config, **pooling}).eval()
+    expected, other = call(pooled, TEXT), call(pooled, TEXT.flip(0))
+    assert (expected - other).abs().max() > 1e-3
+    processors = pooled.attn_processors
+    for name in (n for n in processors if n.endswith("attn2.processor")):
+        width = pooled.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        processors[name] = GatedImageAttention(*(torch.nn.Linear(32, width, bias=False) for _ in range(2)))
+    pooled.set_attn_processor(processors)
+    hide_image_from_pooled_text(pooled)
+    hide_image_from_pooled_text(pooled)  # twice is once
+    assert torch.equal(call(pooled, (TEXT, torch.randn(3, 4, 32), torch.zeros(3))), expected)
+    assert torch.equal(call(pooled, TEXT), expected)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vp3d.toybox.fit import Plan, fit, rate
@@ -55,3 +59,41 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(tmp_path: Path) -> Non
     resumed = fit("line", second, losses_of(second), plan, tmp_path / "cut")
     assert all(torch.equal(expected[k], resumed[k]) for k in expected)
     assert torch.equal(whole.weight, second.weight)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from safetensors.torch import save_file
+from vp3d.toybox.fit import Plan, first_process_first, fit, process_rank
+torch.distributed.init_process_group("gloo")
+folder, model = Path(sys.argv[1]), nn.Linear(3, 1, bias=False)
+first_process_first(lambda: (folder / "order.txt").open("a").write(str(process_rank())))
+nn.init.zeros_(model.weight)
+seen = []
+def losses(rng, generator):
+    seen.append(torch.from_numpy(rng.normal(size=(4, 3))).float())
+    return {"loss": model(seen[-1]).sum()}
+fit("sum", model, losses, Plan(steps=1, lr=0.5, warmup=1, weight_decay=0.0), folder)
+told = {"seen": seen[0], "grad": model.weight.grad, "weight": model.weight.detach()}
+save_file(told, folder / f"rank{process_rank()}.safetensors")
+"""
+
+
+def test_processes_draw_their_own_batches_and_step_on_the_mean_gradient(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    root = str(Path(__file__).resolve().parents[2])
+    subprocess.run([*command, str(tmp_path)], check=True, timeout=180, env={**os.environ, "PYTHONPATH": root})
+    one, two = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert not torch.equal(one["seen"], two["seen"])
+    mean = (one["seen"].sum(0) + two["seen"].sum(0)) / 2
+    scale = min(1.0, 1.0 / float(mean.norm()))  # the plan clips at 1
+    for told in (one, two):
+        torch.testing.assert_close(told["grad"][0], mean * scale, rtol=1e-4, atol=1e-6)
+    assert torch.equal(one["weight"], two["weight"])
+    assert (tmp_path / "order.txt").read_text() == "01"
+    assert (tmp_path / "sum.safetensors").exists()

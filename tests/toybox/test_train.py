@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,3 +68,31 @@ def test_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         train.main(["vae"])
     assert "unknown part 'vae'" in capsys.readouterr().err
+
+
+def test_latents_are_kept_added_to_and_made_anew_for_another_autoencoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "ASSETS", tmp_path)
+    rng = np.random.default_rng(0)
+    pictures = data.make_pictures(data.draw_specs(rng, 6, reserved=False), 2, rng)
+    few = replace(pictures, images=pictures.images[:5], scene_of=pictures.scene_of[:5])
+    path = tmp_path / "latents.safetensors"
+    models.new_autoencoder().save_pretrained(tmp_path / "pipeline" / "vae")
+    first = train.encode_pictures(few, path, "cpu")
+    encoded = []
+    monkeypatch.setattr(
+        train, "to_tensor", lambda images, device: encoded.append(len(images)) or data.to_tensor(images)
+    )
+    whole = train.encode_pictures(pictures, path, "cpu")
+    assert whole.shape == (12, 4, 16, 16) and torch.equal(whole[:5], first) and encoded == [7]
+    assert torch.equal(train.encode_pictures(pictures, path, "cpu"), whole) and encoded == [7]
+    models.new_autoencoder().save_pretrained(tmp_path / "pipeline" / "vae")
+    assert not torch.equal(train.encode_pictures(pictures, path, "cpu"), whole) and encoded == [7, 12]
+
+
+def test_forgetting_a_training_keeps_the_encoded_pictures(tmp_path: Path) -> None:
+    for name in ("prior.safetensors", "latents.safetensors"):
+        (tmp_path / name).touch()
+    train.forget(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["latents.safetensors"]

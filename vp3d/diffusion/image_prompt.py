@@ -89,4 +89,15 @@ def install_gates(unet: HasAttentionProcessors) -> int:
             raise ValueError(f"{name} carries {len(processor.to_k_ip)} IP-Adapters, one is supported")
         processors[name] = GatedImageAttention(processor.to_k_ip[0], processor.to_v_ip[0])
     unet.set_attn_processor(processors)
+    hide_image_from_pooled_text(unet)
     return len(adapted)
+
+
+def hide_image_from_pooled_text(unet: HasAttentionProcessors) -> None:
+    """Hand a denoiser that adds the pooled text to its time embedding (`addition_embed_type="text"`) the text alone.
+
+    diffusers gives that layer the whole `encoder_hidden_states`, of which it knows only the text.
+    """
+    pool = getattr(unet, "add_embedding", None)
+    if isinstance(pool, nn.Module):
+        pool.register_forward_pre_hook(lambda _, args: args if isinstance(args[0], Tensor) else (args[0][0],))

@@ -247,7 +247,7 @@ def _load_pipeline(config: PriorConfig) -> Any:
             requires_safety_checker=False,
         )
     unet, vae = pipe.unet.config, pipe.vae.config
-    plain = unet.addition_embed_type is None and unet.in_channels == vae.latent_channels
+    plain = unet.addition_embed_type in (None, "text") and unet.in_channels == vae.latent_channels
     if not plain or unet.cross_attention_dim != pipe.text_encoder.config.hidden_size:
         raise UserError(
             f"prior.path {config.path} is not a plain text-to-image StableDiffusionPipeline (SD 1.x or 2.x)"

@@ -1,6 +1,7 @@
 """One training loop for every embedded model: AdamW, warm-up and cosine, EMA, progress with ETA, resumable after a kill.
 
-Batches depend on (seed, step) alone, so a resumed run sees what an uninterrupted one would have seen.
+Batches depend on (seed, step, process) alone, so a resumed run sees what an uninterrupted one would have seen.
+Under `torchrun` each process draws its own batches and the gradients are averaged; process 0 alone reports and writes.
 Checkpoints are safetensors (weights, EMA, optimiser moments) with the step in the header; nothing is pickled.
 """
 
@@ -12,14 +13,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as processes
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vp3d.run_folder import atomic_write
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def fit(
 
     `losses(rng, generator)` draws a batch and gives named scalars; entries named `loss*` are summed, others are shown.
     """
-    device = next(model.parameters()).device
+    device, rank = next(model.parameters()).device, process_rank()
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
     ema = {k: p.detach().clone() for k, p in named.items()}
     optimizer = torch.optim.AdamW(named.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
@@ -69,14 +74,15 @@ def fit(
     for step in range(first, plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = rate(plan, step)
-        rng = np.random.default_rng([plan.seed, step])
-        generator = torch.Generator(device=device).manual_seed(plan.seed * 1_000_003 + step)
+        rng = np.random.default_rng([plan.seed, step, rank])
+        generator = torch.Generator(device=device).manual_seed((rank << 40) + plan.seed * 1_000_003 + step)
         values = losses(rng, generator)
         total = torch.stack([v for k, v in values.items() if k.startswith("loss")]).sum()
         if not torch.isfinite(total):
             raise FloatingPointError(f"{name}: loss is not finite at step {step}; start again from the last checkpoint")
         optimizer.zero_grad(set_to_none=True)
         total.backward()
+        average_gradients(list(named.values()))
         torch.nn.utils.clip_grad_norm_(named.values(), plan.clip)
         optimizer.step()
         with torch.no_grad():
@@ -84,6 +90,8 @@ def fit(
                 list(ema.values()), list(named.values()), 1.0 - min(decay, (1.0 + step) / (10.0 + step))
             )
         now = time.monotonic()
+        if rank:
+            continue
         if now - shown > 10.0 or step == plan.steps - 1:
             shown = now
             left = (now - began) / (step + 1 - first) * (plan.steps - step - 1)
@@ -92,8 +100,36 @@ def fit(
         if now - saved > plan.save_every_s:
             saved = now
             _save(path, step + 1, named, ema, optimizer)
-    _save(path, plan.steps, named, ema, optimizer)
+    if not rank:
+        _save(path, plan.steps, named, ema, optimizer)
     return {k: v.cpu() for k, v in ema.items()}
+
+
+def process_rank() -> int:
+    """Number of this process under `torchrun`; 0 where there is only one."""
+    return processes.get_rank() if processes.is_initialized() else 0
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over all processes, in one message; nothing where there is only one process."""
+    if not processes.is_initialized():
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    mean = nn.utils.parameters_to_vector(gradients)
+    processes.all_reduce(mean)
+    sizes = [p.numel() for p in parameters]
+    for parameter, part in zip(parameters, (mean / processes.get_world_size()).split(sizes), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def first_process_first(make: Callable[[], T]) -> T:
+    """What `make` gives, called in process 0 before the others, who then find its files."""
+    if process_rank():
+        processes.barrier()
+    made = make()
+    if processes.is_initialized() and not process_rank():
+        processes.barrier()
+    return made
 
 
 def _save(

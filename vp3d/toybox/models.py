@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vp3d.diffusion.image_prompt import GatedImageAttention
+from vp3d.diffusion.image_prompt import GatedImageAttention, hide_image_from_pooled_text
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -81,18 +81,24 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """v-prediction denoiser on 16 x 16 x 4 latents, cross-attention to the prompt at 8 x 8 (down) and 4 x 4."""
+    """v-prediction denoiser on 16 x 16 x 4 latents, cross-attention to the prompt at 8 x 8 and 4 x 4.
+
+    The pooled text joins the time embedding as well, which scales and shifts every block: nouns are learnt sooner so.
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(48, 96, 192),
+        block_out_channels=(48, 96, 160),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
     )
 
 
@@ -156,6 +162,7 @@ def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
         processors[name] = GatedImageAttention(keys, values)
         branches[str(number)] = processors[name]
     unet.set_attn_processor(processors)
+    hide_image_from_pooled_text(unet)
     return branches
 
 

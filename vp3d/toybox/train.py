@@ -3,7 +3,8 @@
 Parts, in order: `autoencoder`, `clip`, `judge`, `prior` (denoiser, text encoder and image prompt together).
 Without parts, all. Then `python -m vp3d.toybox.measure` prints the figures and writes them to MANIFEST.json.
 Each part resumes from its last checkpoint under `data/toybox/` after a kill; `--more STEPS` goes on from the committed
-weights with a fresh schedule. The device is the GPU where there is one.
+weights with a fresh schedule. The device is the GPU where there is one. On a CPU one process a core beats one process with
+many threads: `torchrun --nproc-per-node 2 -m vp3d.toybox.train prior --threads 1`.
 
 Frames, grounds and cameras of the pictures: `vp3d.toybox.data`.
 """
@@ -11,7 +12,7 @@ Frames, grounds and cameras of the pictures: `vp3d.toybox.data`.
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vp3d.console import say
 from vp3d.evaluate.judge import Judge, save_judge
-from vp3d.run_folder import atomic_write, write_json
+from vp3d.run_folder import atomic_write, sha256_file, write_json
 from vp3d.toybox import models
 from vp3d.toybox.data import HEADS, Pictures, attribute_targets, confuse, to_tensor, training_pictures
-from vp3d.toybox.fit import Plan, fit, use_ema
+from vp3d.toybox.fit import Plan, first_process_first, fit, process_rank, use_ema
 from vp3d.toybox.save import save_adapter, save_clip, save_manifest, save_pipeline
 from vp3d.toybox.scenes import caption, vocabulary, without_colors, words
 
@@ -183,22 +185,26 @@ def tokenize(tokenizer: object, texts: list[str]) -> Tensor:
 
 
 def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
-    """Scaled latents [N, 4, 16, 16] float16 of all pictures, computed once and kept in `path`."""
-    if path.exists():
-        latents = load_file(path)["latents"]
-        if len(latents) == len(pictures):
-            return latents
+    """Scaled latents [N, 4, 16, 16] float16 of all pictures, kept in `path`, to which only the missing ones are added."""
     vae = models.AutoencoderTiny.from_pretrained(ASSETS / "pipeline" / "vae").to(device).eval()
-    parts = []
+    weights = sha256_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
+    known = torch.empty(0, 4, 16, 16, dtype=torch.float16)
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("autoencoder") == weights:
+                known = file.get_tensor("latents")[: len(pictures)]
+    if len(known) == len(pictures):
+        return known
+    parts = [known]
     with torch.no_grad():
-        for first in range(0, len(pictures), 256):
+        for first in range(len(known), len(pictures), 256):
             rgb = to_tensor(pictures.images[first : first + 256], device)
             parts.append((vae.encoder(rgb * 2.0 - 1.0) * vae.config.scaling_factor).half().cpu())
-            if first % 8192 == 0:
+            if (first - len(known)) % 8192 == 0:
                 sys.stderr.write(f"prior: latents {first}/{len(pictures)}\n")
     latents = torch.cat(parts).contiguous()
     with atomic_write(path) as temporary:
-        save_file({"latents": latents}, temporary)
+        save_file({"latents": latents}, temporary, metadata={"autoencoder": weights})
     return latents
 
 
@@ -217,10 +223,18 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     if plan.seed:
         load_prior_parts(parts)
     model = nn.ModuleDict(parts).to(device)
-    latents = encode_pictures(pictures, work / "latents.safetensors", device)
+    latents = first_process_first(lambda: encode_pictures(pictures, work / "latents.safetensors", device))
     losses = PriorLosses(model, tokenizer, pictures, latents, device)
     use_ema(model, fit("prior", model, losses, plan, work))
-    save_prior(model, tokenizer)
+    if not process_rank():
+        save_prior(model, tokenizer)
+
+
+def forget(folder: Path) -> None:
+    """Remove the checkpoints in `folder`; encoded pictures stay, they belong to the autoencoder and not to the training."""
+    for checkpoint in folder.glob("*.safetensors"):
+        if checkpoint.name != "latents.safetensors":
+            checkpoint.unlink(missing_ok=True)
 
 
 def save_prior(model: nn.ModuleDict, tokenizer: object) -> None:
@@ -277,7 +291,8 @@ class PriorLosses:
         gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
         x0 = self.latents[index].to(self.device).float()
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
-        t = torch.randint(0, len(self.alpha_bar), (self.BATCH,), generator=generator, device=self.device)
+        u = torch.rand(self.BATCH, generator=generator, device=self.device)
+        t = (len(self.alpha_bar) * u**0.7).long()  # more of the high noise, where text decides what there is
         alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
         predicted = self.model["unet"](alpha * x0 + sigma * noise, t, (text, tokens, gate)).sample
         return {"loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0), "loss_aid": 0.1 * aid}
@@ -331,7 +346,9 @@ def main(argv: list[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     write_json(ASSETS / "vocabulary.json", vocabulary())
     work = options.data / "training"
-    pictures = training_pictures(options.data / "pictures", options.chunks, say)
+    if "WORLD_SIZE" in os.environ:
+        torch.distributed.init_process_group()
+    pictures = first_process_first(lambda: training_pictures(options.data / "pictures", options.chunks, say))
     for part in options.parts or PARTS:
         plan = PLANS[part]
         if options.more:
@@ -339,9 +356,10 @@ def main(argv: list[str] | None = None) -> None:
         elif options.steps:
             plan = replace(plan, steps=options.steps)
         if options.fresh or options.more:
-            shutil.rmtree(work / part, ignore_errors=True)
+            first_process_first(lambda folder=work / part: forget(folder))
         TRAINERS[part](pictures, plan, work / part, device)
-    save_manifest(ASSETS)
+    if not process_rank():
+        save_manifest(ASSETS)
 
 
 if __name__ == "__main__":
