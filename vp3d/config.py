@@ -199,6 +199,7 @@ class ExportConfig:
     texture_size: Annotated[int, Range(16, 8192)] = 512
     unwrap_deadline_s: Annotated[float, Range(0, 3600)] = 20.0  # seconds xatlas may take before our own atlas is used
     formats: list[Literal["glb", "obj", "ply", "stl"]] = field(default_factory=lambda: ["glb", "obj", "ply", "stl"])
+    turntable: Literal["mp4", "gif"] = "mp4"  # mp4 needs ffmpeg, which comes with imageio-ffmpeg
     turntable_frames: Annotated[int, Range(2, 2000)] = 48
     turntable_size: Annotated[int, Range(16, 2048)] = 192
 

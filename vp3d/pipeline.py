@@ -20,7 +20,7 @@ from vp3d.cutout import read_picture
 from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
 from vp3d.evaluate.report import write_report
-from vp3d.evaluate.views import ring_frames, write_preview, write_turntable
+from vp3d.evaluate.views import require_ffmpeg, ring_frames, write_preview, write_turntable
 from vp3d.export.build import export_mesh
 from vp3d.export.verify import verify_export
 from vp3d.export.writers import WRITERS, fit_to_cube, read_mesh
@@ -78,6 +78,7 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
 
 def export_run(run_dir: Path, config: Config) -> Asset:
     """Make the files of a run again from its newest checkpoint, with the `export` settings of `config`."""
+    check_video(config.export)
     run = RunFolder.open(run_dir)
     with run.lock():
         device = resolve_device(config.backend)
@@ -89,11 +90,13 @@ def export_run(run_dir: Path, config: Config) -> Asset:
 
 def render_path(path: Path, config: ExportConfig) -> Path:
     """Write a turntable of a mesh file (beside it) or of a run (into it); returns the video's path."""
+    check_video(config)
     run = RunFolder.open(path) if path.is_dir() else None
     mesh = fit_to_cube(read_mesh(path if run is None else exported(run)))
     camera = Config().camera if run is None else run.config().camera
     frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
-    video = path.with_name(f"{path.stem}_turntable.mp4") if run is None else run.path / "turntable.mp4"
+    name = f"turntable.{config.turntable}"
+    video = path.with_name(f"{path.stem}_{name}") if run is None else run.path / name
     return write_turntable(frames, video, warn=say)
 
 
@@ -117,10 +120,17 @@ def check_request(config: Config, new: bool) -> None:
     vocabulary = load_vocabulary(locate(config.prior.vocabulary)) if config.prior.vocabulary else None
     check_prompt(config.prompt, vocabulary)
     check_negative_prompt(config.negative_prompt, vocabulary)
+    check_video(config.export)
     if config.image and new:
         read_picture(expand(config.image))
     if new:
         check_output(expand(config.output_dir))
+
+
+def check_video(config: ExportConfig) -> None:
+    """Refuse to begin a run whose turntable could not be written at its end."""
+    if config.turntable == "mp4":
+        require_ffmpeg()
 
 
 def load_models(config: Config, device: torch.device) -> Models:
@@ -215,5 +225,5 @@ def present(asset: Asset, config: Config, run: RunFolder) -> None:
     say("preview, turntable and report")
     write_preview(asset.mesh, run.path / "preview.png", config.prompt, config.camera)
     frames = ring_frames(asset.mesh, config.export.turntable_frames, config.export.turntable_size, config.camera)
-    write_turntable(frames, run.path / "turntable.mp4", warn=say)
+    write_turntable(frames, run.path / f"turntable.{config.export.turntable}", warn=say)
     write_report(run, asset)
