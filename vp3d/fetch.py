@@ -203,7 +203,7 @@ def _origins(place: str, name: str) -> list[Origin]:
         bases = [f"{place.rstrip('/')}/{name}", place.rstrip("/")]
         return [_http_origin(base) for base in (bases if place not in _table_addresses() else bases[1:])]
     folder = expand(place)
-    return [_folder_origin(base) for base in ([folder / name] if (folder / name).is_dir() else [folder])]
+    return [_folder_origin(base) for base in ([folder / name, folder] if (folder / name).is_dir() else [folder])]
 
 
 def _table_addresses() -> set[str]:

@@ -50,9 +50,7 @@ class ClipTower(Tower):
     """A `CLIPModel`; text and image features share a space."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", text: bool = True) -> None:
-        model = transformers.CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        model = _read(transformers.CLIPModel, folder)
         super().__init__(model, folder, model.config.vision_config.image_size, device)
         self.scale = float(model.logit_scale.detach().exp())
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True) if text else None
@@ -77,9 +75,7 @@ class DinoTower(Tower):
     """A `Dinov2Model`: features of pictures alone, of shape and layout more than of words."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        model = transformers.Dinov2Model.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        model = _read(transformers.Dinov2Model, folder)
         super().__init__(model, folder, model.config.image_size, device)
 
     def image(self, rgb: Tensor) -> Tensor:
@@ -92,6 +88,17 @@ class DinoTower(Tower):
 
     def _hidden(self, rgb: Tensor) -> Tensor:
         return self.model(pixel_values=self.preprocess(rgb)).last_hidden_state
+
+
+def _read(kind: Any, folder: Path) -> Any:
+    """A model of class `kind`; unlike transformers, which fills in what a file lacks with random numbers, refuse that."""
+    model, notes = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    wrong = [*notes["missing_keys"], *notes["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"model.safetensors is another model's: it lacks {wrong[0]}")
+    return model
 
 
 def load_clip_tower(place: str, key: str, device: torch.device | str = "cpu", text: bool = True) -> ClipTower:
