@@ -62,10 +62,10 @@ class ViewGate:
 
 @dataclass
 class PriorConfig:
-    """The frozen 2D diffusion model. Folders are absolute or relative to the repository; `path` may be a hub id."""
+    """The frozen 2D diffusion model: names of `launch.py models list`, hub ids, or folders (absolute or of the repository)."""
 
-    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline folder or hub id
-    ip_adapter: str = "assets/toybox/ip_adapter"  # folder or hub id in the published layout; "" for none
+    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline
+    ip_adapter: str = "assets/toybox/ip_adapter"  # in the published layout; "" for none
     ip_adapter_subfolder: str = "models"
     ip_adapter_weight: str = "ip-adapter_toybox.safetensors"
     image_encoder_folder: str = "image_encoder"

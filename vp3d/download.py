@@ -70,9 +70,9 @@ class Transfer:
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file, with progress; `target` is there whole or not at all."""
     partial = target.with_name(f"{target.name}.partial")
-    with source.open("rb") as reader, partial.open("wb") as writer:
-        with Transfer(target.name, source.stat().st_size, 0) as transfer:
-            _pump(reader.read, writer, transfer)
+    shown = Transfer(target.name, source.stat().st_size, 0)
+    with source.open("rb") as reader, partial.open("wb") as writer, shown as transfer:
+        _pump(reader.read, writer, transfer)
     partial.replace(target)
 
 
@@ -142,7 +142,7 @@ def exists_http(url: str) -> bool:
 
 
 def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def download_hub(repository: str, revision: str, path: str, target: Path) -> str:
@@ -152,7 +152,12 @@ def download_hub(repository: str, revision: str, path: str, target: Path) -> str
     HF_HUB_OFFLINE. The file is first put below `target`'s folder in `.hub/`.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     endpoint = _endpoint()
     try:

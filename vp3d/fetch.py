@@ -26,7 +26,18 @@ from vp3d.console import say
 from vp3d.download import Unavailable, copy_file, download_http, download_hub, exists_http, exists_hub
 from vp3d.errors import UserError
 from vp3d.run_folder import sha256_file, write_json, write_text
-from vp3d.weights import FETCH, MODELS, RECEIPT, File, Model, Part, find_model, missing_files, models_folder, read_receipt
+from vp3d.weights import (
+    FETCH,
+    MODELS,
+    RECEIPT,
+    File,
+    Model,
+    Part,
+    find_model,
+    missing_files,
+    models_folder,
+    read_receipt,
+)
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 GB = 1.0e9
@@ -97,7 +108,8 @@ def _fetch_part(name: str, part: Part, places: list[str], staging: Path, ready: 
             else:
                 continue
         except OSError as error:
-            raise UserError(f"cannot write {own}: {error.strerror or error}; free some space or set VP3D_MODELS=FOLDER") from error
+            advice = "free some space or set VP3D_MODELS=FOLDER"
+            raise UserError(f"cannot write {own}: {error.strerror or error}; {advice}") from error
         for file in part.files:
             (ready / file.path).parent.mkdir(parents=True, exist_ok=True)
             (own / file.path).replace(ready / file.path)

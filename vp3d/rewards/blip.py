@@ -133,6 +133,10 @@ class TextProjections(nn.Module):
         self.key = nn.Linear(source_width, width)
         self.value = nn.Linear(source_width, width)
 
+    def forward(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Text `[B, L, T]`, source `[B, K, C]` -> query `[B, L, T]`, key and value `[B, K, T]`."""
+        return self.query(x), self.key(source), self.value(source)
+
 
 class TextOutput(nn.Module):
     """Projection, residual, then the norm (BERT is post-norm)."""
@@ -157,8 +161,7 @@ class TextAttention(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         """Text `[B, L, T]`, source `[B, K, C]`, mask `[B, 1, 1, K]` -> `[B, L, T]`."""
-        projections = self.get_submodule("self")
-        found = attend(projections.query(x), projections.key(source), projections.value(source), mask)
+        found = attend(*self.get_submodule("self")(x, source), mask)
         return self.output(found, x)
 
 
@@ -199,12 +202,13 @@ class TextEncoder(nn.Module):
     def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
         self.embeddings = TextEmbeddings(sizes)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList([TextLayer(sizes) for _ in range(sizes.text_layers)])})
+        layers = nn.ModuleList([TextLayer(sizes) for _ in range(sizes.text_layers)])
+        self.encoder = nn.ModuleDict({"layer": layers})
 
     def forward(self, ids: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
         """Token ids and mask `[B, L]` (True where a token counts), patches `[B, N, V]` -> `[B, L, T]`."""
         x = self.embeddings(ids)
-        for layer in self.encoder["layer"]:
+        for layer in self.encoder["layer"].children():
             x = layer(x, mask[:, None, None, :], patches)
         return x
 

@@ -72,7 +72,7 @@ class ImageReward:
         return torch.tensor([ids + [0] * (TOKENS - len(ids)) for ids in rows], device=self.device)
 
     def score(self, rgb: Tensor, target: Tensor) -> Tensor:
-        """Rewards `[B]` of pictures `rgb [B, 3, H, H]` in [0, 1] for token ids `[B, 35]` (or `[1, 35]`); differentiable in rgb."""
+        """Rewards `[B]` of `rgb [B, 3, H, H]` in [0, 1] for token ids `[B, 35]` (or `[1, 35]`); differentiable in rgb."""
         ids = target.expand(len(rgb), -1)
         return self.net(resize_normalize(rgb, self.size, self.mean, self.std), ids, ids != 0)
 
