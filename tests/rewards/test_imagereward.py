@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_rewards import SIZES, published_state, write_imagereward
+from tests.tiny_rewards import BERT_WORDS, SIZES, published_state, write_imagereward
 from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
 from vp3d.errors import UserError
 from vp3d.rewards.blip import Blip, BlipSizes
@@ -118,6 +118,14 @@ def test_tokens_are_berts(model: ImageReward) -> None:
     assert ids.shape == (1, 35) and ids[0, 0] == words.index("[CLS]")
     assert ids[0, 5].item() == words.index("[UNK]") and ids[0, 6].item() == words.index("[SEP]")
     assert bool((ids[0, 7:] == 0).all())
+
+
+def test_tokens_agree_with_transformers(model: ImageReward, folder: Path) -> None:
+    """Case, accents and punctuation as BERT's own tokenizer treats them."""
+    words = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(BERT_WORDS)}, do_lower_case=True)
+    texts = ["A réd sphere,on a BLUE cube", "white zebra  , front\tview", ""]
+    theirs = words(texts, padding="max_length", truncation=True, max_length=35, return_tensors="pt").input_ids
+    assert torch.equal(model.target(texts), theirs)
 
 
 @torch.no_grad()

@@ -149,6 +149,27 @@ def test_hpsv2_is_open_clips_vit_h_14() -> None:
     assert not any(key.startswith(("visual.transformer.resblocks.32", "transformer.resblocks.24")) for key in shapes)
 
 
+def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(root: Path, tmp_path: Path) -> None:
+    """HPSv2's and laion's folders: config and weights; the tokenizer is the one open_clip brings. Half precision is read too."""
+    shutil.copytree(root / "clip", tmp_path / "hps")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "hps" / name).unlink()
+    config = json.loads((tmp_path / "hps" / "open_clip_config.json").read_text())
+    del config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
+    config["model_cfg"]["text_cfg"] |= {"vocab_size": 49408, "context_length": 77}
+    (tmp_path / "hps" / "open_clip_config.json").write_text(json.dumps(config))
+    cfg = config["model_cfg"]
+    model = open_clip.model.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
+    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, tmp_path / "hps" / "open_clip_model.safetensors")
+    judge = load_judges(rewards_of(root, text_model="hpsv2", hpsv2=str(tmp_path / "hps"))).text
+    rgb = random_rgb(2, 3, 40, 40).requires_grad_()
+    scores = judge.score(rgb, judge.target(PROMPTS))
+    assert scores.dtype == torch.float32 and float(scores.detach().abs().max()) <= 1.0
+    (gradient,) = torch.autograd.grad(scores.sum(), rgb)
+    assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().min()) > 0
+
+
 def rewards_of(root: Path, **changes: object) -> object:
     config = Config().rewards
     config.clip, config.pickscore, config.dinov2 = str(root / "clip"), str(root / "pickscore"), str(root / "dino")
