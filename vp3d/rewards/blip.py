@@ -161,8 +161,8 @@ class TextAttention(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         """Text `[B, L, T]`, source `[B, K, C]`, mask `[B, 1, 1, K]` -> `[B, L, T]`."""
-        found = attend(*self.get_submodule("self")(x, source), mask)
-        return self.output(found, x)
+        query, key, value = self.get_submodule("self")(x, source)
+        return self.output(attend(query, key, value, mask), x)
 
 
 class TextLayer(nn.Module):
