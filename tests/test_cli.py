@@ -259,7 +259,7 @@ def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path:
     code = cli.main(["doctor", f"prior.manifest={tmp_path / 'none.json'}"])
     out = capsys.readouterr().out
     assert code == 1 and re.search(r"^weights +BROKEN .*none\.json", out, re.M)
-    for name in ("python", "torch", "cuda", "nerfacc", "tinycudann", "triton", "ffmpeg", "xatlas", "memory", "disk"):
+    for name in ("python", "torch", "cuda", "nerfacc", "tinycudann", "triton", "ffmpeg", "xatlas", "models", "memory", "disk"):
         assert re.search(rf"^{name} +(on|off) ", out, re.M), name
 
 

@@ -62,10 +62,10 @@ class ViewGate:
 
 @dataclass
 class PriorConfig:
-    """The frozen 2D diffusion model. Folders are absolute or relative to the repository; `path` may be a hub id."""
+    """The frozen 2D diffusion model: names of `launch.py models list`, hub ids, or folders (absolute or of the repository)."""
 
-    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline folder or hub id
-    ip_adapter: str = "assets/toybox/ip_adapter"  # folder or hub id in the published layout; "" for none
+    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline
+    ip_adapter: str = "assets/toybox/ip_adapter"  # in the published layout; "" for none
     ip_adapter_subfolder: str = "models"
     ip_adapter_weight: str = "ip-adapter_toybox.safetensors"
     image_encoder_folder: str = "image_encoder"
@@ -118,13 +118,21 @@ class RewardConfig:
 
 @dataclass
 class RewardsConfig:
-    """The reward model and its two terms."""
+    """The models that judge, and their terms. A model is a folder or a name of `launch.py models list`."""
 
+    text_model: Literal["clip", "imagereward", "hpsv2", "pickscore"] = "clip"  # of the text-image term; scores differ in size
+    image_model: Literal["clip", "dinov2"] = "clip"  # of the image-image term
     clip: str = "assets/toybox/clip"  # open_clip local-dir folder
+    imagereward: str = "imagereward"  # read only if text_model says so; as the two below
+    hpsv2: str = "hpsv2.1"
+    pickscore: str = "pickscore"
+    dinov2: str = "dinov2-base"  # read only if image_model says so
+    aesthetic_model: str = "aesthetic"  # read only if the aesthetic term has a weight
     text_image: RewardConfig = field(default_factory=lambda: RewardConfig(weight=0.1, begin=0.3))
     image_image: RewardConfig = field(
         default_factory=lambda: RewardConfig(weight=0.1, begin=0.1, gate=ViewGate(0.0, 45.0, 100.0, 0.0))
     )
+    aesthetic: RewardConfig = field(default_factory=RewardConfig)
 
 
 @dataclass
@@ -253,6 +261,8 @@ ORDERED = (  # pairs of which the first may not be above the second
     ("rewards.text_image.gate.full_deg", "rewards.text_image.gate.zero_deg"),
     ("rewards.image_image.begin", "rewards.image_image.finish"),
     ("rewards.image_image.gate.full_deg", "rewards.image_image.gate.zero_deg"),
+    ("rewards.aesthetic.begin", "rewards.aesthetic.finish"),
+    ("rewards.aesthetic.gate.full_deg", "rewards.aesthetic.gate.zero_deg"),
 )
 
 
@@ -279,6 +289,13 @@ def check_noise_levels(low: Schedule, high: Schedule) -> None:
         if low.at(progress) > high.at(progress) + 1.0e-6:
             found = f"{low.at(progress):g} is above {high.at(progress):g} at progress {progress:.2g}"
             raise UserError(f"config key 'guidance.t_min' is above 'guidance.t_max': {found}")
+
+
+def judge_places(config: RewardsConfig) -> list[str]:
+    """The reward models that are used, each once, as configured."""
+    named = {"clip": config.clip, "imagereward": config.imagereward, "hpsv2": config.hpsv2, "pickscore": config.pickscore}
+    places = [named[config.text_model], config.clip if config.image_model == "clip" else config.dinov2]
+    return list(dict.fromkeys(places + ([config.aesthetic_model] if config.aesthetic.weight > 0.0 else [])))
 
 
 def save_config(config: Config, path: Path) -> None:

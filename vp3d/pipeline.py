@@ -36,9 +36,8 @@ from vp3d.prompts import (
 )
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.volume import render_rays
-from vp3d.rewards.encoders import ClipEncoder, load_clip
+from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
-from vp3d.rewards.text_image import text_image, text_target
 from vp3d.run_folder import RunFolder, check_output
 from vp3d.train import loop
 from vp3d.train.coarse import Coarse, Reward, make_generators, part
@@ -55,7 +54,7 @@ class Models:
     """The frozen networks of a run."""
 
     prior: Prior
-    clip: ClipEncoder
+    judges: Judges
 
 
 def generate(config: Config, resume_from: Path | None = None) -> Asset:
@@ -136,7 +135,9 @@ def check_video(config: ExportConfig) -> None:
 def load_models(config: Config, device: torch.device) -> Models:
     """Read and verify every network a run uses."""
     say("loading models")
-    return Models(load_prior(config.prior, device), load_clip(config.rewards.clip, config.prior.manifest, device))
+    models = Models(load_prior(config.prior, device), load_judges(config.rewards, config.prior.manifest, device))
+    models.judges.text.target([with_view(config.prompt, view) for view in all_views()])  # a prompt it cannot read: say so now
+    return models
 
 
 def find_visual_prompt(config: Config, models: Models, run: RunFolder) -> VisualPrompt:
@@ -145,7 +146,7 @@ def find_visual_prompt(config: Config, models: Models, run: RunFolder) -> Visual
         return load_visual_prompt(run)
     say("visual prompt: " + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}"))
     generator = make_generators(config.seed, ["visual_prompt"])["visual_prompt"]
-    return make_visual_prompt(models.prior, models.clip, config.prompt, config, run, generator)
+    return make_visual_prompt(models.prior, models.judges.text, config.prompt, config, run, generator)
 
 
 def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, run: RunFolder, device: torch.device) -> Coarse:
@@ -154,28 +155,32 @@ def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, ru
     condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown)
     field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
     guidance = Guidance(models.prior, config.guidance)
-    rewards = build_rewards(config, models.clip, visual_prompt.rgb.to(device))
+    rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))
     return Coarse(config, field, guidance, condition, rewards, make_generators(config.seed), run.event)
 
 
-def build_rewards(config: Config, clip: ClipEncoder, visual_prompt: Tensor) -> dict[str, Reward]:
-    """The text-image reward, told the view, and the image-image reward for a visual prompt `[1, 3, H, W]` in [0, 1]."""
+def build_rewards(config: Config, judges: Judges, visual_prompt: Tensor) -> dict[str, Reward]:
+    """The text-image reward, told the view, the image-image reward for a visual prompt `[1, 3, H, W]` in [0, 1], and looks."""
     prompts = [with_view(config.prompt, view) for view in all_views()]
-    text = dict(zip(prompts, text_target(prompts, clip), strict=True))
-    image = image_target(visual_prompt, clip)
-    return {
+    text = dict(zip(prompts, judges.text.target(prompts), strict=True))
+    image = image_target(visual_prompt, judges.image)
+    rewards = {
         "text_image": Reward(
-            lambda rgb, target: text_image(rgb, target, clip),
+            judges.text.score,
             lambda camera: torch.stack([text[prompt] for prompt in view_prompts(config.prompt, camera)]),
             config.rewards.text_image,
         ),
         "image_image": Reward(
-            lambda rgb, target: image_image(rgb, target, clip),
+            lambda rgb, target: image_image(rgb, target, judges.image),
             lambda camera: image,
             config.rewards.image_image,
             config.visual_prompt.ground,
         ),
     }
+    if judges.aesthetic is not None:
+        nothing = torch.zeros(1, 1, device=visual_prompt.device)
+        rewards["aesthetic"] = Reward(judges.aesthetic.score, lambda camera: nothing, config.rewards.aesthetic)
+    return rewards
 
 
 def load_field(run: RunFolder, device: torch.device) -> Field:

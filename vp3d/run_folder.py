@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from vp3d import __version__
-from vp3d.config import ROOT, Config, expand, load_config, locate, save_config
+from vp3d.config import ROOT, Config, expand, judge_places, load_config, locate, save_config
 from vp3d.errors import UserError
+from vp3d.weights import MODELS, models_folder, read_receipt
 
 VERSIONED = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "trimesh", "xatlas")
 SLUG_LENGTH = 40
@@ -243,16 +244,22 @@ def describe_run(config: Config) -> dict[str, Any]:
         "device": _device(config.backend),
         "versions": {"vp3d": __version__} | {name: _version(name) for name in VERSIONED},
         "git": git_state(ROOT),
-        "weights": weight_hashes((config.prior.path, config.prior.ip_adapter, config.rewards.clip)),
+        "weights": weight_hashes((config.prior.path, config.prior.ip_adapter, *judge_places(config.rewards))),
     }
 
 
 def weight_hashes(places: tuple[str, ...]) -> dict[str, str]:
-    """SHA-256 of every .safetensors file in the named folders; any other place (a hub id) is listed as such."""
+    """SHA-256 of every .safetensors file in the named folders; any other place (a hub id) is listed as such.
+
+    A fetched model's hashes are those of its receipt: gigabytes are not read again for every run.
+    """
     hashes: dict[str, str] = {}
     for place in filter(None, places):
-        folder = locate(place)
-        if folder.is_dir():
+        folder = models_folder() / place if place in MODELS else locate(place)
+        noted = {path: str(entry["sha256"]) for path, entry in read_receipt(folder).items() if path.endswith(".safetensors")}
+        if noted:
+            hashes |= {f"{place}/{path}": digest for path, digest in noted.items()}
+        elif folder.is_dir():
             files = sorted(folder.rglob("*.safetensors"))
             hashes |= {f"{place}/{file.relative_to(folder).as_posix()}": sha256_file(file) for file in files}
         else:

@@ -10,7 +10,6 @@ conditions and gates travel with each call. Weights are safetensors only, and ch
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from vp3d.diffusion.image_prompt import install_gates
 from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, ddim_timesteps, epsilon_from_output
 from vp3d.manifest import verify_files
 from vp3d.types import UserError
+from vp3d.weights import find_weights
 
 import diffusers  # isort: skip
 import transformers  # isort: skip
@@ -35,7 +35,6 @@ from diffusers.models.embeddings import ImageProjection  # isort: skip
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
@@ -236,7 +235,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Prior
 
 
 def _load_pipeline(config: PriorConfig) -> Any:
-    source, local = _source(config.path, "prior.path")
+    source, local = find_weights(config.path, "prior.path")
     with _readable(f"the pipeline {config.path}", "prior.path"):
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(
             source,
@@ -261,7 +260,7 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
         raise UserError(
             f"prior.ip_adapter_weight {config.ip_adapter_weight} is not a .safetensors file: name one that is"
         )
-    source, local = _source(config.ip_adapter, "prior.ip_adapter")
+    source, local = find_weights(config.ip_adapter, "prior.ip_adapter")
     folder = config.image_encoder_folder
     folder = folder if "/" in folder else f"{config.ip_adapter_subfolder}/{folder}"
     with _readable(f"the IP-Adapter's image encoder {config.ip_adapter}/{folder}", "prior.image_encoder_folder"):
@@ -295,16 +294,6 @@ def _check_encoder(encoder: ImageEncoder, folder: str, weight_name: str) -> None
             f"the image encoder in {folder} gives vectors of {found} numbers but {weight_name} was trained on {expected}: "
             "set prior.image_encoder_folder to the encoder that belongs to this adapter"
         )
-
-
-def _source(place: str, key: str) -> tuple[str, bool]:
-    """Where to load from, and whether it is a folder of this machine (then nothing is ever fetched)."""
-    folder = locate(place)
-    if folder.is_dir():
-        return str(folder), True
-    if HUB_ID.fullmatch(place):
-        return place, False
-    raise UserError(f"{key} {place} is not a folder: give a folder or a hub id such as owner/name")
 
 
 @contextmanager
