@@ -6,7 +6,7 @@ in colour (0 from `OTHER_COLOR` CIELAB units on) and in depth (0 from `OTHER_DEP
 else a chair's back would differ from its front by its shadow alone; depth is needed as both have the same colour and
 outline. No network is asked: this score cannot be gamed by what was optimised.
 
-    janus = 1/2 + mean_k(front(k) - proper(k)) / (2 mean_k(1 - f(k))),  cut to [0, 1], over the views k within 45 degrees of the back
+    janus = 1/2 + mean_k(front(k) - proper(k)) / (2 mean_k(1 - f(k))),  cut to [0, 1], k: the views within 45 degrees of the back
 
 `front(k)` is how like view k is to the most alike true view within 45 degrees of the front, `proper(k)` the same around its
 own azimuth, `f(k)` what `front(k)` is for the true scene itself. So it is 0 where the back is as it should be, 1 where it is a

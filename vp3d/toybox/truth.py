@@ -2,8 +2,9 @@
 
 Shape. The mesh is moved by `x -> scale * R(yaw) (x - centre) + place`, searched for the greatest volumetric IoU: 36 yaws by
 three sizes around equal volume with the centroids on each other (and the mesh as it stands), then Nelder and Mead's simplex
-from the six best yaws on a soft IoU, once more at the end on a sharp one. Nothing is random. Shapes with symmetries fit at many yaws: of all fits within
-`AS_GOOD` of the best IoU, the one with the least mean colour error is taken, and of equals the one that turns it least.
+from the six best yaws on a soft IoU, and at the end for size and place on a sharp one. Nothing is random. Shapes with
+symmetries fit at many yaws: of all fits within `AS_GOOD` of the best IoU the one with the least mean colour error is taken,
+and of equals the one that turns the mesh least.
 
 Units are those of the true scene: it fills the ball of radius 0.85. IoU counts the volumes of mesh and scene. Chamfer is the
 mean of the two mean distances, surface to surface; the F-score is the harmonic mean of the shares of either surface that is
