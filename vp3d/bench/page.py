@@ -106,7 +106,7 @@ def _sorted_plot(records: Sequence[Record], name: str, label: str) -> Callable[[
         for color, group in zip(PALETTE, dict.fromkeys(record["set"] for record in records), strict=False):
             of_group = [r["figures"].get(name) for r in records if r["set"] == group]
             values = sorted(value for value in of_group if value is not None)
-            axes.plot(np.linspace(0, 1, len(values)) if len(values) > 1 else [0.5], values, ".-", color=color, label=group)
+            axes.plot((np.arange(len(values)) + 0.5) / max(len(values), 1), values, ".-", color=color, label=group)
         axes.set_title(f"{label}, assets sorted", loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("share of the assets")
         axes.legend(fontsize=8)

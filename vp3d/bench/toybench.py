@@ -186,13 +186,13 @@ def picture(found: Found, prompt: str, path: Path) -> None:
     spec, camera = parse_caption(prompt), CameraConfig(distance=DISTANCE, fov_deg=FOV_DEG)
     own = ring_frames(found.mesh, SHOWN_VIEWS, SHOWN, camera)
     true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), GROUND, SHOWN)))
-    first = np.full((SHOWN, SHOWN, 3), round(GROUND * 255), np.uint8)
+    first, title = np.full((SHOWN, SHOWN, 3), 250, np.uint8), "asset"
     cutout = None if found.folder is None else found.folder / "visual_prompt" / "cutout.png"
     if cutout is not None and cutout.is_file():
         with Image.open(cutout) as shown:
-            first = resized(np.array(shown.convert("RGB")), SHOWN)
+            first, title = resized(np.array(shown.convert("RGB")), SHOWN), "visual prompt"
     labels = [f"{azimuth:.0f}°" for azimuth in azimuths(SHOWN_VIEWS)]
-    above = [labelled(first, "visual prompt"), *(labelled(v, t) for v, t in zip(own, labels, strict=True))]
+    above = [labelled(first, title), *(labelled(v, t) for v, t in zip(own, labels, strict=True))]
     blank = np.full_like(first, 250)
     below = [labelled(blank, "true object"), *(labelled(v, t) for v, t in zip(true, labels, strict=True))]
     save_image(sheet([above, below]), path)
