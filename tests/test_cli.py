@@ -100,6 +100,7 @@ MISTAKES = [
     (["doctor", "now"], "key=value"),
     (["evaluate", "a mug"], "key=value"),
     (["evaluate", "optim.step=3"], "did you mean 'optim.steps'"),
+    (["evaluate", "seed=3"], "prompts and seeds are its own"),
     (["evaluate", "--suite", "coco"], "toybench"),
     (["evaluate", "--seeds", "0"], "--seeds takes a whole number of 1 or more"),
     (["evaluate", "--assets", "/nowhere"], "not a folder"),

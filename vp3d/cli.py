@@ -304,18 +304,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Make and judge a suite of prompts, or judge a folder of meshes; prints the tables and the page's path."""
     overrides = only_overrides(arguments)
     files = [locate(file) for file in arguments.config]
-    backend = load_config(arguments.preset, files, overrides).backend
+    load_config(arguments.preset, files, overrides)
+    idle = next((word for word in overrides if word.partition("=")[0] in ("prompt", "seed", "preset", "output_dir")), None)
+    if idle is not None:
+        raise UserError(f"'{idle}' is not for a suite: prompts and seeds are its own; see --preset, --seeds and --work")
     for name, least in (("seeds", 1), ("jobs", 1), ("size", 16)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} takes a whole number of {least} or more, not {getattr(arguments, name)}")
     kind = arguments.assets.name if arguments.assets else arguments.preset
     folder = arguments.work or Path("outputs") / f"{arguments.suite}-{kind}"
-    from vp3d import pipeline
     from vp3d.bench import command
     from vp3d.bench.runner import Settings
     from vp3d.bench.t3 import Protocol
 
-    pipeline.resolve_device(backend)
     settings = Settings(folder, arguments.preset, tuple(files), tuple(overrides))
     amount = (arguments.seeds, arguments.jobs)
     if arguments.suite == "toybench":

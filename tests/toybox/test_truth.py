@@ -83,9 +83,16 @@ def two_faced(mesh: Mesh) -> Mesh:
 def test_a_second_front_is_a_janus(mug: Truth, turned: Comparison) -> None:
     double = compare(lit(two_faced(mug.mesh)), mug)
     assert double is not None
-    assert faces(double, mug)["janus"] > 0.5
+    assert faces(double, mug)["janus"] > 0.5 and faces(double, mug)["two_faced"] == 1.0
     whole = faces(turned, mug)
-    assert whole["janus"] < 0.1 and whole["view_agreement"] == 0.0  # no second face, but turned from its view words
+    assert whole["janus"] < 0.1 and whole["two_faced"] == 0.0 and whole["view_agreement"] == 0.0  # no second face, but turned from its view words
+
+
+def test_a_shapeless_asset_has_no_second_face(mug: Truth) -> None:
+    blob = compare(lit(true_mesh(parse_caption("a white egg"), cells=32)), mug)
+    assert blob is not None
+    found = faces(blob, mug)
+    assert abs(found["janus"] - found["front_error"]) < 0.1 and found["two_faced"] == 0.0
 
 
 def test_scores_of_views_by_hand() -> None:

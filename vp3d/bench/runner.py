@@ -27,7 +27,7 @@ from vp3d.console import say
 from vp3d.errors import UserError
 from vp3d.evaluate.report import time_spent
 from vp3d.export.writers import SUFFIXES, fit_to_cube, read_mesh
-from vp3d.pipeline import check_request, exported
+from vp3d.pipeline import check_request, exported, load_models, resolve_device
 from vp3d.run_folder import RunFolder, check_output, plain, sha256_file, slug, write_json
 from vp3d.types import Mesh
 
@@ -160,11 +160,13 @@ def read_record(path: Path) -> Record | None:
 
 def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int = 1) -> list[Record]:
     """The record of every task, in order; what is not there yet is made and judged by `judge` in up to `jobs` processes."""
-    records = {task.key: read_record(settings.result(task)) for task in tasks}
+    records: dict[str, Record | None] = {task.key: read_record(settings.result(task)) for task in tasks}
     missing = [task for task in tasks if records[task.key] is None]
-    for task in missing:
-        if not task.source:
-            check_request(settings.config(task), new=True)
+    to_make = [task for task in missing if not task.source]
+    for task in to_make:
+        check_request(settings.config(task), new=True)
+    if to_make:  # weights that are missing must end the suite, not become a failure of every asset
+        load_models(settings.config(), resolve_device(settings.config().backend))
     say(f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}")
     work = partial(_one, settings, judge)
     done = map(work, missing) if jobs == 1 or len(missing) < 2 else _several(work, missing, settings.folder / "logs", jobs)

@@ -41,8 +41,8 @@ from vp3d.types import Mesh
 SETS = ("single", "parts", "relation")
 MINI = 6  # prompts of each set in the subset `mini`
 SOLID = 0.55  # share of the cube [-1, 1]^3 that no object of this world comes near
-JANUS = 0.5  # score above which an asset has a second face
 SIZE, SHOWN, SHOWN_VIEWS = 128, 96, 8  # pixels of a judged and of a shown view, shown views
+POSE: tuple[str, ...] = ("yaw_deg", "scale", "shift", "light", "volume")  # of the figures, what is no quality
 NOTHING = {"all": 0.0, "objects": 0.0, "colors": 0.0, "r_precision": 0.0, "iou": 0.0, "fscore": 0.0}
 
 FIGURES = {
@@ -117,7 +117,7 @@ def judge_asset(settings: Settings, task: Task) -> Record:
     failure, reason, pose = found.failure, found.reason, None
     if found.mesh is not None:
         compared = measure(found.mesh, spec, LIGHTS if task.source else LIGHTS[:1])
-        pose = {key: compared.pop(key) for key in ("yaw_deg", "scale", "shift", "light", "volume") if key in compared}
+        pose = {key: compared.pop(key) for key in POSE if key in compared}
         failure = failed(found.mesh, pose)
         reason = f"the mesh is {failure}" if failure else ""
         if not failure:
@@ -145,9 +145,7 @@ def measure(mesh: Mesh, spec: Spec, lights: tuple[str, ...]) -> dict[str, Any]:
     found = compare(mesh, truth, lights)
     if found is None:
         return {}
-    seen = faces(found, truth)
-    two = None if seen["janus"] is None else float(seen["janus"] > JANUS)
-    return {**found.figures, **seen, "two_faced": two}
+    return {**found.figures, **faces(found, truth)}
 
 
 def views_of(mesh: Mesh) -> Tensor:

@@ -10,9 +10,10 @@ outline. No network is asked: this score cannot be gamed by what was optimised.
 
 `front(k)` is how like view k is to the most alike true view within 45 degrees of the front, `proper(k)` the same around its
 own azimuth, `f(k)` what `front(k)` is for the true scene itself. So it is 0 where the back is as it should be, 1 where it is a
-true front, and 1/2 where it is as like the one as the other: above 1/2 the asset has a second face. Dividing by what can be
-told apart makes objects comparable; one whose back looks like its front anyway (mean of 1 - f(k) below `TOLD_APART`: a ball,
-a table) has no Janus score (None).
+true front, and 1/2 where it is as like the one as the other. Dividing by what can be told apart makes objects comparable; one
+whose back looks like its front anyway (mean of 1 - f(k) below `TOLD_APART`: a ball, a table) has no Janus score (None).
+A shapeless asset is near 1/2 on all sides and has no face at all, so `two_faced` asks for more: a score above 1/2, and above
+`front_error`, which is the same score with front and back exchanged, by `CLEARLY`.
 
     view_agreement = share of the views whose most alike true view is within 30 degrees of the azimuth they were made for, or
     cannot be told from the one there (likeness of the two true views above `SAME_VIEW`)
@@ -38,7 +39,7 @@ COUNT, SIZE = 24, 48  # views, pixels of a side
 DISTANCE, FOV_DEG = 2.9, 40.0
 OTHER_COLOR, OTHER_DEPTH = 50.0, 0.4  # CIELAB units (CIE 1976), world units
 FRONT_DEG, NEAR_DEG = 45.0, 30.0
-TOLD_APART, SAME_VIEW = 0.08, 0.97
+TOLD_APART, SAME_VIEW, CLEARLY = 0.08, 0.97, 0.1
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,17 @@ def view_agreement(alike: np.ndarray, truth_alike: np.ndarray, yaw_deg: float) -
 
 
 def faces(found: Comparison, truth: Truth) -> dict[str, Any]:
-    """`janus` in [0, 1] (None for an object whose sides are alike) and `view_agreement` in [0, 1] of a compared mesh."""
+    """`view_agreement`, `janus`, `front_error` in [0, 1] and `two_faced` (0 or 1) of a compared mesh.
+
+    The last three are None for an object whose front and back are alike.
+    """
     yaw = found.pose.yaw_deg
     light = {"made": yaw, "true": 0.0, "none": None}[found.light]
     own, true = looks(found.mesh, light), looks(truth.mesh, None)
     alike, truth_alike = likeness(own, true), likeness(true, true)
-    return {"janus": janus_score(alike, truth_alike), "view_agreement": view_agreement(alike, truth_alike, yaw)}
+    half = COUNT // 2
+    janus = janus_score(alike, truth_alike)
+    front = janus_score(np.roll(alike, half, (0, 1)), np.roll(truth_alike, half, (0, 1)))
+    two = None if janus is None or front is None else float(janus > 0.5 and janus > front + CLEARLY)
+    agreement = view_agreement(alike, truth_alike, yaw)
+    return {"janus": janus, "front_error": front, "two_faced": two, "view_agreement": agreement}
