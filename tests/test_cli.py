@@ -98,6 +98,14 @@ MISTAKES = [
     (["export", "/nowhere", "grid"], "key=value"),
     (["render", "/nowhere.glb"], "does not exist"),
     (["doctor", "now"], "key=value"),
+    (["evaluate", "a mug"], "key=value"),
+    (["evaluate", "optim.step=3"], "did you mean 'optim.steps'"),
+    (["evaluate", "seed=3"], "prompts and seeds are its own"),
+    (["evaluate", "--suite", "coco"], "toybench"),
+    (["evaluate", "--seeds", "0"], "--seeds takes a whole number of 1 or more"),
+    (["evaluate", "--assets", "/nowhere"], "not a folder"),
+    (["evaluate", "--suite", "t3bench"], "needs --prompts FILE"),
+    (["evaluate", "--suite", "t3bench", "--prompts", "/nowhere.txt"], "no prompt file"),
 ]
 
 

@@ -1,7 +1,8 @@
 """Imports inside vp3d point one way: a module may import only from layers above its own, or from its own layer.
 
 The order is the one of the design; the first layer is what everybody may use (types, config, errors, files). `toybox` makes and
-measures the embedded weights: it stands last, so it may use the whole product, and nothing may import it.
+measures the embedded weights, so it may use the whole product, and nothing of the product may import it. `bench` measures the
+product with it, and `cli`, the way in, which nothing imports, stands last: each verb imports what it runs.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ ORDER = (
     {"train"},
     {"export"},
     {"evaluate"},
-    {"console", "pipeline"},
-    {"doctor", "cli", "fetch", "download", "convert"},
+    {"console", "pipeline", "batch"},
+    {"doctor", "fetch", "download", "convert"},
     {"toybox"},
+    {"bench"},
+    {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stat().st_size > 0)
@@ -93,5 +96,7 @@ def test_the_rule_itself() -> None:
     assert violation("render", "fields.grid") is None and violation("render", "types.Rays") is None
     assert violation("fields", "render.camera") and violation("diffusion", "train.loop")
     assert violation("toybox", "types") is None and violation("toybox", "render.shade.AMBIENT") is None
-    assert violation("toybox", "pipeline") is None and violation("render", "toybox.scenes") and violation("cli", "toybox.train")
+    assert violation("toybox", "pipeline") is None and violation("render", "toybox.scenes")
+    assert violation("pipeline", "toybox.train") and violation("evaluate", "bench.runner") and violation("toybox", "bench.runner")
+    assert violation("cli", "bench.command") is None and violation("bench", "cli") and violation("doctor", "cli")
     assert violation("diffusion", "run_folder.atomic_write") is None and violation("newcomer", "fields.grid")

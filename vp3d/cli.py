@@ -57,6 +57,26 @@ Models lie in models/ of the repository, or in $VP3D_MODELS. Sources: --from, $V
 """
 
 
+EVALUATE_EPILOG = """\
+suites:
+  toybench   the toybox's 72 prompts (assets/prompts/toybench_*.txt): every asset against the exact scene of its caption (IoU,
+             Chamfer distance, F-score, colour, Janus score) and against its prompt alone (judge, CLIP R-precision)
+  t3bench    the protocol of T3Bench on your own copy of its prompts, or any: 162 positions x 5 focal lengths, regional means
+
+--assets DIR judges what lies in a folder, ours or anyone's: run folders (their config.yaml tells the prompt), and .glb, .obj,
+.ply, .stl files named by their prompt: a-red-sphere-on-a-blue-cube.glb, or 03-a-red-sphere-s7.obj with a number and a seed.
+OBJ, PLY and STL are read with z up and facing +x, GLB as glTF has it. toybench finds yaw, size and place itself.
+
+Results stay in --work: one JSON an asset, summary.json, index.html (opens offline). What is there is not made again.
+
+examples:
+  launch.py evaluate --subset mini --preset draft
+  launch.py evaluate --seeds 3 --jobs 2 guidance.lam=0 --work outputs/plain-sds
+  launch.py evaluate --assets my_meshes
+  launch.py evaluate --suite t3bench --prompts prompt_single.txt --scorer imagereward --config configs/sd15.yaml
+"""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that reports a mistake like any other: as a UserError."""
 
@@ -171,6 +191,30 @@ def add_models_arguments(parser: Parser) -> None:
     )
 
 
+def add_evaluate_arguments(parser: Parser) -> None:
+    """Arguments of `evaluate`."""
+    add_words(parser, "key=value", "settings of the runs to change, for example guidance.guidance_scale=15")
+    parser.add_argument("--suite", choices=("toybench", "t3bench"), default="toybench", help="what to measure (toybench)")
+    parser.add_argument("--assets", metavar="DIR", type=Path, help="judge the meshes in this folder; nothing is made")
+    parser.add_argument("--subset", choices=("all", "mini"), default="all", help="toybench: all 72 prompts, or 6 a set (all)")
+    parser.add_argument("--preset", choices=PRESETS, default="standard", help="how much work to put in (standard)")
+    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable")
+    parser.add_argument("--seeds", metavar="N", type=int, default=1, help="assets for each prompt (1)")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes (1)")
+    parser.add_argument("--work", metavar="DIR", type=Path, help="where runs and results are kept (outputs/SUITE-PRESET)")
+    add_t3bench_arguments(parser.add_argument_group("t3bench"))
+
+
+def add_t3bench_arguments(group: argparse._ArgumentGroup) -> None:
+    """Arguments of `evaluate --suite t3bench` alone."""
+    group.add_argument("--prompts", metavar="FILE", type=Path, action="append", default=[], help="one prompt a line, repeatable")
+    group.add_argument("--scorer", choices=("clip", "imagereward"), default="clip", help="who scores the quality (clip)")
+    group.add_argument("--grader", choices=("none", "judge", "endpoint"), default="none", help="who tells the alignment (none)")
+    group.add_argument("--endpoint", metavar="URL", default="", help="a server with OpenAI's chat completions, .../v1")
+    group.add_argument("--endpoint-model", metavar="NAME", default="", help="its model; the key is VP3D_ENDPOINT_KEY")
+    group.add_argument("--size", metavar="PIXELS", type=int, default=512, help="side of the scored pictures (512)")
+
+
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     """Positional words as (the prompt or None, the key=value overrides)."""
     overrides = [word for word in words if OVERRIDE.match(word)]
@@ -275,6 +319,36 @@ def render(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Make and judge a suite of prompts, or judge a folder of meshes; prints the tables and the page's path."""
+    overrides = only_overrides(arguments)
+    files = [locate(file) for file in arguments.config]
+    load_config(arguments.preset, files, overrides)
+    idle = next((word for word in overrides if word.partition("=")[0] in ("prompt", "seed", "preset", "output_dir")), None)
+    if idle is not None:
+        raise UserError(f"'{idle}' is not for a suite: prompts and seeds are its own; see --preset, --seeds and --work")
+    for name, least in (("seeds", 1), ("jobs", 1), ("size", 16)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} takes a whole number of {least} or more, not {getattr(arguments, name)}")
+    kind = arguments.assets.name if arguments.assets else arguments.preset
+    folder = arguments.work or Path("outputs") / f"{arguments.suite}-{kind}"
+    from vp3d.bench import command
+    from vp3d.bench.runner import Settings
+    from vp3d.bench.t3 import Protocol
+
+    settings = Settings(folder, arguments.preset, tuple(files), tuple(overrides))
+    amount = (arguments.seeds, arguments.jobs)
+    if arguments.suite == "toybench":
+        told = command.evaluate_toybench(settings, arguments.assets, arguments.subset, *amount)
+    else:
+        protocol = Protocol(
+            arguments.scorer, arguments.grader, arguments.endpoint, arguments.endpoint_model, arguments.size
+        )
+        told = command.evaluate_t3bench(settings, arguments.assets, arguments.prompts, protocol, *amount)
+    sys.stdout.write(told)
+    return 0
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """Say what works on this machine."""
     config = load_config(None, [], only_overrides(arguments))
@@ -314,5 +388,6 @@ VERBS = {
     "export": Verb("export a run again, with other settings", add_export_arguments, export),
     "render": Verb("write a turntable of a mesh file or a run", add_render_arguments, render),
     "models": Verb("list, fetch and check published weights", add_models_arguments, models, MODELS_EPILOG),
+    "evaluate": Verb("measure assets: a suite, or a folder of meshes", add_evaluate_arguments, evaluate, EVALUATE_EPILOG),
     "doctor": Verb("say what works on this machine and why the rest does not", add_doctor_arguments, doctor),
 }

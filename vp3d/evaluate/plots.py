@@ -7,7 +7,8 @@ curve is broken by a NaN. SVGs take their text colour from the page (`currentCol
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,20 @@ def draw(axes: Axes, title: str, group: Curves) -> None:
 
 def plot_svgs(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Each plot of the run as an `<svg>` element, by its title; none for a run without steps."""
-    pictures = {}
-    for title, group in grouped(curves(events)).items():
-        with rc_context(STYLE | {"svg.hashsalt": f"vp3d {title}"}):
-            figure = Figure(figsize=(5.2, 3.2))
-            draw(figure.add_axes((0.12, 0.15, 0.85, 0.74)), title, group)
-            out = io.StringIO()
-            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-        text = out.getvalue()
-        pictures[title] = text[text.index("<svg") :].replace(INK, "currentColor")
-    return pictures
+    return {
+        title: svg_of(partial(draw, title=title, group=group), title) for title, group in grouped(curves(events)).items()
+    }
+
+
+def svg_of(draw_on: Callable[[Axes], None], salt: str) -> str:
+    """What `draw_on` draws as an `<svg>` element in the page's text colour; `salt` keeps its ids apart from other plots'."""
+    with rc_context(STYLE | {"svg.hashsalt": f"vp3d {salt}"}):
+        figure = Figure(figsize=(5.2, 3.2))
+        draw_on(figure.add_axes((0.12, 0.15, 0.85, 0.74)))
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
 def write_plots(events: Sequence[Mapping[str, Any]], path: Path) -> bool:

@@ -187,7 +187,8 @@ def face_normals(mesh: Mesh) -> np.ndarray:
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
 
 
-def _base_color(mesh: Mesh, face_index: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+def base_color(mesh: Mesh, face_index: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+    """sRGB colour [K, 3] in [0, 1] of K points on faces `face_index [K]`: texture before vertex colours before plain grey."""
     if mesh.texture is not None and mesh.uv is not None:
         return sample_texture(mesh.texture, interpolate(mesh.uv, mesh.faces, face_index, barycentric))
     if mesh.vertex_colors is not None:
@@ -195,7 +196,8 @@ def _base_color(mesh: Mesh, face_index: np.ndarray, barycentric: np.ndarray) -> 
     return np.full((len(face_index), 3), PLAIN_COLOR, np.float32)
 
 
-def _normals(mesh: Mesh, face_index: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+def surface_normals(mesh: Mesh, face_index: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+    """Unit normals [K, 3] of K points on faces `face_index [K]`: vertex normals interpolated, else those of the faces."""
     if mesh.normals is None:
         return face_normals(mesh)[face_index]
     normals = interpolate(mesh.normals, mesh.faces, face_index, barycentric)
@@ -221,9 +223,9 @@ def render_mesh(
     seen = rasterize(mesh, camera, height * supersample, width * supersample)
     hit = seen.face_index >= 0
     face_index, barycentric = seen.face_index[hit].numpy(), seen.barycentric[hit].numpy()
-    color = torch.from_numpy(np.asarray(_base_color(mesh, face_index, barycentric), np.float32))
+    color = torch.from_numpy(np.asarray(base_color(mesh, face_index, barycentric), np.float32))
     if shading == "lambert":
-        color = lambert(color, torch.from_numpy(np.asarray(_normals(mesh, face_index, barycentric), np.float32)))
+        color = lambert(color, torch.from_numpy(np.asarray(surface_normals(mesh, face_index, barycentric), np.float32)))
     rgb = torch.zeros(*hit.shape, 3) + torch.as_tensor(background, dtype=torch.float32)
     rgb[hit] = color
     pool = torch.nn.functional.avg_pool2d

@@ -156,14 +156,38 @@ def _trace(
 
 
 @numba.njit(cache=True)
-def _shade(prim: np.ndarray, x: float, y: float, z: float) -> float:
+def _gradient(prim: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float, float]:
+    """The outward direction at a surface point, and its length."""
     e = 1e-4
     nx = prim_distance(prim, x + e, y, z) - prim_distance(prim, x - e, y, z)
     ny = prim_distance(prim, x, y + e, z) - prim_distance(prim, x, y - e, z)
     nz = prim_distance(prim, x, y, z + e) - prim_distance(prim, x, y, z - e)
-    norm = math.sqrt(nx * nx + ny * ny + nz * nz) + 1e-12
+    return nx, ny, nz, math.sqrt(nx * nx + ny * ny + nz * nz) + 1e-12
+
+
+@numba.njit(cache=True)
+def _shade(prim: np.ndarray, x: float, y: float, z: float) -> float:
+    nx, ny, nz, norm = _gradient(prim, x, y, z)
     cosine = (nx * _LX + ny * _LY + nz * _LZ) / norm
     return _AMBIENT + _DIFFUSE * 0.5 * (1.0 + cosine)
+
+
+@numba.njit(cache=True, parallel=True)
+def scene_surface(prims: np.ndarray, materials: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unlit sRGB colour [N, 3] in [0, 1] and unit outward normal [N, 3] of the primitive nearest to each of points [N, 3]."""
+    albedo, normals = np.empty((len(points), 3)), np.empty((len(points), 3))
+    for n in numba.prange(len(points)):
+        x, y, z = points[n, 0], points[n, 1], points[n, 2]
+        best, hit = 1e9, 0
+        for p in range(len(prims)):
+            d = prim_distance(prims[p], x, y, z)
+            if d < best:
+                best, hit = d, p
+        r, g, b, _ = _albedo(materials[int(prims[hit, 8])], x, y, z)
+        nx, ny, nz, norm = _gradient(prims[hit], x, y, z)
+        albedo[n, 0], albedo[n, 1], albedo[n, 2] = r, g, b
+        normals[n, 0], normals[n, 1], normals[n, 2] = nx / norm, ny / norm, nz / norm
+    return albedo, normals
 
 
 @numba.njit(cache=True)

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from vp3d import pipeline
-from vp3d.config import Config, load_config
+from vp3d.batch import make
+from vp3d.config import load_config
 from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
 from vp3d.evaluate.metrics import Palette, dominant_color_distance, dominant_colors
 from vp3d.evaluate.suites import Result, read_suite, score_asset, suite_table, write_gallery, write_suite
 from vp3d.evaluate.views import save_image, sheet
-from vp3d.export.writers import read_mesh
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.toybox.data import attributes
@@ -42,25 +39,6 @@ REFERENCES = (
     "a cyan egg with black stripes",
 )
 NOUNS = ("chair", "mug", "rocket")
-
-
-@dataclass(frozen=True)
-class Made:
-    """A finished run."""
-
-    folder: Path
-    mesh: Mesh
-    seconds: float
-
-
-def make(config: Config, work: Path) -> Made:
-    """Run `config` into `work`, or take the run that is already there."""
-    done = next((p.parent for p in sorted(work.glob("*/model.glb"))), None)
-    began = time.monotonic()
-    if done is None:
-        config.output_dir = str(work)
-        done = pipeline.generate(config).run_dir
-    return Made(done, read_mesh(done / "model.glb"), time.monotonic() - began)
 
 
 def suite(options: argparse.Namespace) -> None:

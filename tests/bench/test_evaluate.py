@@ -1,0 +1,202 @@
+"""Suites: their prompts, results made once, what counts as a failure, the summary, and the verb from end to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from vp3d import cli
+from vp3d.batch import failure_of, is_finished, make
+from vp3d.bench import t3, toybench
+from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, run_tasks
+from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, rows_of, statistics, summarise, text_table
+from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
+from vp3d.errors import UserError
+from vp3d.evaluate.suites import read_suite
+from vp3d.export.surface import EmptyMesh
+from vp3d.export.writers import write_glb
+from vp3d.run_folder import RunFolder
+from vp3d.toybox.scenes import NOUNS, caption, parse_caption, uses_held_out
+from vp3d.toybox.truth import lit, true_mesh
+from vp3d.types import Asset, Mesh
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_prompt_sets(name: str) -> None:
+    entries = read_suite(suite_file(name))
+    specs = [parse_caption(entry.prompt) for entry in entries]
+    assert len(entries) == len({e.prompt for e in entries}) == len({e.seed for e in entries}) == 24
+    assert [caption(spec) for spec in specs] == [entry.prompt for entry in entries]
+    held_out = [uses_held_out(spec) for spec in specs]
+    assert sum(held_out) == 8 and sum(held_out[:MINI]) == 2
+    assert all(bool(spec.relation) == (name == "relation") and bool(spec.accent) == (name == "parts") for spec in specs)
+    assert {spec.noun for spec in specs} == set(NOUNS) if name != "relation" else sum(s.relation == "on" for s in specs) == 12
+
+
+def test_tasks_of_the_suite_and_its_subset() -> None:
+    mini, whole = suite_tasks("mini", 1), suite_tasks("all", 2)
+    assert (len(mini), len(whole)) == (18, 144) and len({task.key for task in whole}) == 144
+    assert {(t.prompt, t.seed) for t in mini} <= {(t.prompt, t.seed) for t in whole}
+    assert mini[0].key == "single-01-a-red-car-s101" and whole[1].seed == whole[0].seed + 1
+
+
+def note(settings: Settings, task: Task) -> Record:
+    """A judge that writes down that it was asked."""
+    with (settings.folder / "asked.txt").open("a") as stream:
+        stream.write(f"{task.key}\n")
+    return {"set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": "", "figures": {"iou": 0.5}}
+
+
+def test_a_finished_result_is_not_made_again_and_a_damaged_one_is(tmp_path: Path) -> None:
+    settings = Settings(tmp_path)
+    tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
+    asked = tmp_path / "asked.txt"
+    run_tasks(tasks[:2], settings, note)
+    assert asked.read_text().split() == ["k0", "k1"]
+    settings.result(tasks[1]).write_text('{"figures": ')
+    assert [record["seed"] for record in run_tasks(tasks, settings, note)] == [0, 1, 2]
+    assert asked.read_text().split() == ["k0", "k1", "k1", "k2"]
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_records(tmp_path: Path) -> None:
+    tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    assert run_tasks(tasks, Settings(tmp_path / "two"), note, 2) == run_tasks(tasks, Settings(tmp_path / "one"), note)
+    assert list((tmp_path / "two" / "logs").iterdir())
+
+
+def test_a_prompt_that_cannot_be_drawn_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown words"):
+        run_tasks([Task("s", "a fluffy cat", 0, "k")], Settings(tmp_path), note)
+    assert not (tmp_path / "asked.txt").exists()
+
+
+def test_a_folder_keeps_one_suite_of_one_setting(tmp_path: Path) -> None:
+    claim(Settings(tmp_path), {"suite": "toybench"})
+    claim(Settings(tmp_path), {"suite": "toybench"})
+    with pytest.raises(UserError, match="other settings"):
+        claim(Settings(tmp_path, overrides=("optim.steps=3",)), {"suite": "toybench"})
+    (tmp_path / "suite.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        claim(Settings(tmp_path), {"suite": "toybench"})
+
+
+def test_a_finished_run_is_taken_and_one_cut_short_is_not(finished_run: Asset, tmp_path: Path) -> None:
+    config = RunFolder(finished_run.run_dir).config()
+    shutil.copytree(finished_run.run_dir, tmp_path / "work" / "run")
+    run = RunFolder(tmp_path / "work" / "run")
+    text = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(text.replace(config.output_dir, str(tmp_path / "work")))
+    made = make(config, tmp_path / "work")
+    assert made.folder == run.path and len(made.mesh.faces) == len(finished_run.mesh.faces) and made.seconds > 0
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["run"]
+    run.event("done", steps=3, stopped=True)
+    assert not is_finished(run)
+
+
+def test_kinds_of_failures(tmp_path: Path) -> None:
+    assert failure_of(EmptyMesh("nothing"), tmp_path) == "empty" and failure_of(UserError("no"), tmp_path) == "no mesh"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 1\n")
+    RunFolder(tmp_path / "run").event("failed", message="not finite")
+    assert failure_of(UserError("stopped"), tmp_path) == "nan"
+    body = trimesh.creation.box((1, 1, 1))
+    cube = Mesh(np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int64), vertex_colors=np.full((8, 3), np.nan))
+    assert failed(cube, {}) == "empty" and failed(cube, {"volume": 1.0}) == "nan"
+    bare = Mesh(cube.vertices, cube.faces)
+    assert failed(bare, {"volume": 7.9}) == "solid" and failed(bare, {"volume": 1.0}) == ""
+
+
+def test_names_of_meshes_tell_prompt_and_seed(tmp_path: Path, finished_run: Asset) -> None:
+    for name in ("03-a-red-sphere-s7.glb", "a_blue_mug.obj", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    shutil.copytree(finished_run.run_dir, tmp_path / "run")
+    assert [found[:2] for found in find_assets(tmp_path)] == [("a red sphere", 7), ("a blue mug", 0), ("a red sphere", 3)]
+    first = asset_task(1, "single", *find_assets(tmp_path)[0])
+    (tmp_path / "03-a-red-sphere-s7.glb").write_bytes(b"y")
+    assert asset_task(1, "single", *find_assets(tmp_path)[0]).key != first.key
+    (tmp_path / "a-fluffy-cat.ply").write_bytes(b"x")
+    with pytest.raises(UserError, match="a-fluffy-cat.ply.*name the file by its caption"):
+        folder_tasks(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no run folders"):
+        find_assets(tmp_path / "empty")
+
+
+def records() -> list[Record]:
+    """Two seeds of one prompt and one of another, and a failure."""
+    rows = [("p", 0.2), ("p", 0.4), ("q", 0.9)]
+    made = [{"set": "s", "prompt": p, "seed": n, "failure": "", "reason": "", "figures": {"iou": v, "janus": None}}
+            for n, (p, v) in enumerate(rows)]  # fmt: skip
+    return [*made, {"set": "t", "prompt": "r", "seed": 0, "failure": "empty", "reason": "x", "figures": {"iou": 0.0}}]
+
+
+def test_statistics_are_over_prompts() -> None:
+    found = statistics(records()[:3], "iou")
+    assert found is not None and found["count"] == 2 and found["mean"] == found["median"] == pytest.approx(0.6)
+    assert found["low"] == pytest.approx(0.3) and found["high"] == pytest.approx(0.9)
+    assert statistics(records(), "janus") is None
+
+
+def test_summary_and_table() -> None:
+    figures = {"iou": Figure("IoU", share=False), "janus": Figure("Janus", share=False)}
+    told = summarise(records(), figures)
+    assert told["figures"][WHOLE]["iou"]["mean"] == pytest.approx(0.4) and told["failures"] == {"count": 1, "empty": 1}
+    assert failures_line(told) == "failures: 1 of 4 (1 empty)"
+    header, rows = rows_of(told["figures"], figures)
+    assert header == ["figure", "s", "t", WHOLE] and len(rows) == 1 and rows[0][1] == "0.60 [0.30, 0.90] 0.60"
+    assert cell({"mean": 0.5, "low": 0.25, "high": 1.0, "median": 0.5}, Figure("x")) == "50 % [25, 100] 50"
+    assert "IoU" in text_table(header, rows, "The assets")
+
+
+def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    folder, work = tmp_path / "meshes", tmp_path / "work"
+    mug = lit(true_mesh(parse_caption("a white mug with a red handle"), cells=48))
+    write_glb(mug, folder / "a-white-mug-with-a-red-handle.glb")
+    (folder / "a-red-sphere.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    assert cli.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0
+    out = capsys.readouterr().out
+    assert "failures: 1 of 2 (1 empty)" in out and str(work / "index.html") in out
+    told = json.loads((work / "summary.json").read_text())
+    assert told["figures"]["parts"]["iou"]["mean"] > 0.95 and told["figures"]["parts"]["color_error"]["mean"] < 2.0
+    assert told["figures"]["single"]["iou"]["mean"] == 0.0 and told["true"]["single"]["all"]["mean"] > 0.8
+    text = (work / "index.html").read_text()
+    assert text.count("data:image/png") == 2 and 'src="http' not in text and "a white mug with a red handle" in text
+    before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
+    assert cli.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()} == before
+
+
+@pytest.mark.slow  # 810 pictures
+def test_t3bench_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    folder, work = tmp_path / "meshes", tmp_path / "work"
+    write_glb(lit(true_mesh(parse_caption("a red sphere"), cells=16)), folder / "a-red-sphere.glb")
+    words = ["evaluate", "--suite", "t3bench", "--assets", str(folder), "--size", "32", "--grader", "judge", "--work", str(work)]
+    assert cli.main(words) == 0
+    (record,) = (json.loads(path.read_text()) for path in (work / "results").glob("*.json"))
+    assert record["figures"]["grade"] == 5 and 0 < record["figures"]["quality"] < 100 and len(record["captions"]) == 12
+    assert "quality" in capsys.readouterr().out
+    (folder / "a-fluffy-cat.glb").write_bytes((folder / "a-red-sphere.glb").read_bytes())
+    assert cli.main(words) == 2 and "knows the toybox's words alone" in capsys.readouterr().err
+
+
+def test_t3bench_prompts_are_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "prompt_single.txt").write_text("A fluffy cat\nA red chair\n")
+    tasks = t3.prompt_tasks([tmp_path / "prompt_single.txt"], 2)
+    assert [(t.group, t.prompt, t.seed) for t in tasks[:3]] == [
+        ("prompt_single", "A fluffy cat", 0), ("prompt_single", "A fluffy cat", 1), ("prompt_single", "A red chair", 0),
+    ]  # fmt: skip
+
+
+def test_captions_a_view_may_be_taken_for_are_the_whole_suite() -> None:
+    assert len(toybench.judges().texts) == 72

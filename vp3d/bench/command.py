@@ -1,0 +1,55 @@
+"""What `launch.py evaluate` does: tasks, results, then table, `summary.json` and `index.html`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vp3d.bench import t3, toybench
+from vp3d.bench.page import PARTS, write_page
+from vp3d.bench.runner import Record, Settings, Task, claim, run_tasks
+from vp3d.bench.summary import WHOLE, Figure, circumstances, failures_line, rows_of, summarise, text_table
+from vp3d.run_folder import write_json
+
+
+def evaluate_toybench(settings: Settings, assets: Path | None, subset: str, seeds: int, jobs: int) -> str:
+    """Make (or take from `assets`) and judge; returns the printed tables."""
+    tasks = toybench.suite_tasks(subset, seeds) if assets is None else toybench.folder_tasks(assets)
+    claim(settings, {"suite": "toybench", "assets": str(assets.absolute()) if assets else None})
+    records = run_tasks(tasks, settings, toybench.judge_asset, jobs)
+    name = f"Toybench, {'mini' if subset == 'mini' and assets is None else assets or 'all'}"
+    return finish(name, tasks, records, settings, toybench.FIGURES, tuple(PARTS))
+
+
+def evaluate_t3bench(
+    settings: Settings, assets: Path | None, prompts: Sequence[Path], protocol: t3.Protocol, seeds: int, jobs: int
+) -> str:
+    """The same by T3Bench's protocol."""
+    tasks = t3.prompt_tasks(prompts, seeds) if assets is None else t3.folder_tasks(assets)
+    t3.check_protocol(protocol, tasks, settings)
+    claim(settings, {"suite": "t3bench", "protocol": protocol, "assets": str(assets.absolute()) if assets else None})
+    records = run_tasks(tasks, settings, t3.judge_with(protocol), jobs)
+    return finish(f"T3Bench's protocol, {protocol.scorer}", tasks, records, settings, t3.FIGURES, ("figures",))
+
+
+def finish(
+    title: str, tasks: Sequence[Task], records: Sequence[Record], settings: Settings, figures: Mapping[str, Figure],
+    parts: tuple[str, ...],
+) -> str:  # fmt: skip
+    """Write `summary.json` and `index.html` into the folder; returns the tables as text."""
+    summary: dict[str, Any] = summarise(records, figures, parts)
+    about = circumstances()
+    write_json(
+        settings.folder / "summary.json",
+        {"title": title, "preset": settings.preset, "overrides": settings.overrides, "about": about} | summary,
+    )
+    git = about["git"] or {}
+    commit = f"{str(git.get('commit', 'none'))[:10]}{' with changes' if git.get('dirty') else ''}"
+    facts = {"preset": settings.preset, "date": about["date"], "commit": commit, "machine": about["machine"]}
+    facts |= {"settings": " ".join(settings.overrides)} if settings.overrides else {}
+    write_page(settings.folder / "index.html", title, facts, summary, figures, list(zip(tasks, records, strict=True)), settings)
+    tables = [text_table(*rows_of(summary[part], figures), PARTS[part]) for part in parts if summary[part][WHOLE]]
+    head = f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+    explained = "mean [95 % interval of the mean over prompts] median"
+    return "\n".join([head, "", *tables, f"{explained}; {failures_line(summary)}", str(settings.folder / "index.html"), ""])

@@ -1,0 +1,202 @@
+"""Runs the tasks of a suite once each, in one process or several, and keeps one JSON for each.
+
+A folder of results holds `suite.json` (what was asked: a folder keeps one suite with one set of settings), `results/<key>.json`
+and, where meshes are made here, `runs/<key>/<run folder>`. A result that is there is not made again; delete it to have it made.
+With several processes the runs' own lines go to `logs/`, and the machine's cores are shared out among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+
+from vp3d.batch import failure_of, make
+from vp3d.config import Config, load_config
+from vp3d.console import say
+from vp3d.errors import UserError
+from vp3d.evaluate.report import time_spent
+from vp3d.export.writers import SUFFIXES, fit_to_cube, read_mesh
+from vp3d.pipeline import check_request, exported, load_models, resolve_device
+from vp3d.run_folder import RunFolder, check_output, plain, sha256_file, slug, write_json
+from vp3d.types import Mesh
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One asset: its set, prompt and seed, its name in the folder, and the mesh or run it is read from ("" to make it)."""
+
+    group: str
+    prompt: str
+    seed: int
+    key: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How assets are made and where everything is kept; `overrides` are key=value words, `files` YAML configurations."""
+
+    folder: Path
+    preset: str = "standard"
+    files: tuple[Path, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    def config(self, task: Task | None = None) -> Config:
+        """The configuration of a run; of `task`, or of none in particular."""
+        config = load_config(self.preset, list(self.files), list(self.overrides))
+        if task is not None:
+            config.prompt, config.seed = task.prompt, task.seed
+        return config
+
+    def result(self, task: Task) -> Path:
+        """Where the task's record is kept."""
+        return self.folder / "results" / f"{task.key}.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The mesh of a task, or why there is none. `folder` is its run, if it has one; `failure` "" when all went well."""
+
+    mesh: Mesh | None
+    failure: str = ""
+    reason: str = ""
+    folder: Path | None = None
+    seconds: float | None = None
+
+
+Judge = Callable[[Settings, Task], Record]  # makes or finds the task's asset and judges it
+
+
+def key_of(number: int, prompt: str, seed: int) -> str:
+    """A name for a task's files: "03-a-purple-chair-s103"."""
+    return f"{number:02d}-{slug(prompt)}-s{seed}"
+
+
+def find_mesh(settings: Settings, task: Task) -> Found:
+    """Make the task's asset, or read it from its source; a mistake or a collapse is a failure with its reason, not an end."""
+    work = settings.folder / "runs" / task.key
+    try:
+        if not task.source:
+            made = make(settings.config(task), work)
+            return Found(made.mesh, folder=made.folder, seconds=made.seconds)
+        source = Path(task.source)
+        if not source.is_dir():
+            return Found(fit_to_cube(read_mesh(source)))
+        run = RunFolder(source)
+        return Found(fit_to_cube(read_mesh(exported(run))), folder=source, seconds=time_spent(run.events()) or None)
+    except UserError as error:
+        return Found(None, failure_of(error, work), str(error))
+
+
+def find_assets(folder: Path) -> list[tuple[str, int, Path]]:
+    """(prompt, seed, path) of every mesh file and run folder in `folder`, by name.
+
+    A run folder tells its prompt and seed in its config.yaml. The name of a mesh file is its prompt, words joined by `-` or `_`,
+    a number before it and `-s7` (the seed) behind it if need be: `03-a-red-sphere-s7.glb`.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--assets {folder} is not a folder; give one that holds mesh files or run folders")
+    found = []
+    for path in sorted(folder.iterdir()):
+        if (path / "config.yaml").is_file():
+            config = RunFolder(path).config()
+            found.append((config.prompt, config.seed, path))
+        elif path.suffix.lower() in SUFFIXES:
+            found.append((*_named(path.stem), path))
+    if not found:
+        raise UserError(f"--assets {folder} holds no run folders and no files ending in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _named(stem: str) -> tuple[str, int]:
+    words = stem.replace("_", "-").split("-")
+    seed = words[-1].removeprefix("s")
+    words, number = (words[:-1], int(seed)) if words[-1].startswith("s") and seed.isdecimal() else (words, 0)
+    return " ".join(words[1:] if words and words[0].isdecimal() else words), number
+
+
+def asset_task(number: int, group: str, prompt: str, seed: int, path: Path) -> Task:
+    """The task of an asset that is there; its key changes with the mesh, so that a changed mesh is judged anew."""
+    mesh = path if path.is_file() else exported(RunFolder(path))
+    return Task(group, prompt, seed, f"{key_of(number, prompt, seed)}-{sha256_file(mesh)[:8]}", str(path.absolute()))
+
+
+def claim(settings: Settings, suite: dict[str, Any]) -> None:
+    """Take the folder for a suite of these settings; UserError when it holds another one's results."""
+    check_output(settings.folder)
+    asked = plain({**suite, "config": settings.config()})
+    path = settings.folder / "suite.json"
+    if path.is_file():
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); choose another --work") from error
+        if kept != asked:
+            raise UserError(f"{settings.folder} holds results of other settings (see {path.name} there); choose another --work")
+    write_json(path, asked)
+
+
+def read_record(path: Path) -> Record | None:
+    """A finished record, or None where there is none or it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "figures" in record else None
+
+
+def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int = 1) -> list[Record]:
+    """The record of every task, in order; what is not there yet is made and judged by `judge` in up to `jobs` processes."""
+    records: dict[str, Record | None] = {task.key: read_record(settings.result(task)) for task in tasks}
+    missing = [task for task in tasks if records[task.key] is None]
+    to_make = [task for task in missing if not task.source]
+    for task in to_make:
+        check_request(settings.config(task), new=True)
+    if to_make:  # weights that are missing must end the suite, not become a failure of every asset
+        load_models(settings.config(), resolve_device(settings.config().backend))
+    say(f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}")
+    work = partial(_one, settings, judge)
+    done = map(work, missing) if jobs == 1 or len(missing) < 2 else _several(work, missing, settings.folder / "logs", jobs)
+    for number, (key, record) in enumerate(done, 1):
+        records[key] = record
+        say(f"{number}/{len(missing)} {record['prompt']}: {record['failure'] or 'judged'}")
+    return [record for task in tasks if (record := records[task.key]) is not None]
+
+
+def _one(settings: Settings, judge: Judge, task: Task) -> tuple[str, Record]:
+    record = plain(judge(settings, task))
+    write_json(settings.result(task), record)
+    return task.key, record
+
+
+def _several(
+    work: Callable[[Task], tuple[str, Record]], tasks: Sequence[Task], logs: Path, jobs: int
+) -> Iterator[tuple[str, Record]]:
+    """As `map`, in processes of their own, in the order they finish."""
+    logs.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads))
+    try:
+        for future in as_completed([pool.submit(work, task) for task in tasks]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process(logs: str, threads: int) -> None:
+    sys.stderr = (Path(logs) / f"{os.getpid()}.txt").open("a", encoding="utf-8", buffering=1)
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

@@ -1,0 +1,119 @@
+"""T3Bench's protocol on assets made here or lying in a folder: quality, and alignment where someone captions and grades.
+
+The prompts are the user's own copy: text files with one prompt a line (T3Bench's `data/prompt_single.txt` and so on); a set is
+named after its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from vp3d.bench.runner import Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
+from vp3d.bench.summary import Figure
+from vp3d.config import CameraConfig, locate
+from vp3d.errors import UserError
+from vp3d.evaluate.judge import load_judge
+from vp3d.evaluate.scorers import ChatEndpoint, ClipScorer, ImageRewardScorer, JudgeCaptioner, WordGrader
+from vp3d.evaluate.suites import read_suite
+from vp3d.evaluate.t3bench import SIZE, Captioner, Grader, Scorer, alignment, quality
+from vp3d.evaluate.views import labelled, ring_frames, save_image, sheet
+from vp3d.prompts import strip_view
+from vp3d.rewards.encoders import load_clip
+from vp3d.toybox.scenes import words
+from vp3d.toybox.train import ASSETS
+from vp3d.types import Mesh
+
+SCORERS, GRADERS = ("clip", "imagereward"), ("none", "judge", "endpoint")
+FIGURES = {
+    "quality": Figure("quality", share=False),
+    "alignment": Figure("alignment", share=False),
+    "average": Figure("average", share=False),
+    "seconds": Figure("seconds", share=False),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Who scores and grades, by name, so that it can travel to another process; `size` pixels a side of the scored pictures."""
+
+    scorer: str = "clip"
+    grader: str = "none"
+    endpoint: str = ""
+    endpoint_model: str = ""
+    size: int = SIZE
+
+
+@lru_cache(maxsize=1)
+def scorer_of(protocol: Protocol, clip: str, manifest: str) -> Scorer:
+    """The scorer, loaded once a process."""
+    return ImageRewardScorer() if protocol.scorer == "imagereward" else ClipScorer(load_clip(clip, manifest))
+
+
+@lru_cache(maxsize=1)
+def grader_of(protocol: Protocol) -> tuple[Captioner, Grader] | None:
+    """Captioner and grader, or None when nobody was asked for."""
+    if protocol.grader == "endpoint":
+        chat = ChatEndpoint(protocol.endpoint, protocol.endpoint_model)
+        return chat, chat
+    return (JudgeCaptioner(load_judge(ASSETS / "judge")), WordGrader()) if protocol.grader == "judge" else None
+
+
+def prompt_tasks(files: Sequence[Path], seeds: int) -> list[Task]:
+    """A task for each prompt of each file and each of `seeds` seeds."""
+    if not files:
+        raise UserError("--suite t3bench needs --prompts FILE (your own copy, one prompt a line), or --assets DIR")
+    found = []
+    for file in files:
+        for number, entry in enumerate(read_suite(locate(str(file))), 1):
+            for seed in range(entry.seed, entry.seed + seeds):
+                found.append(Task(file.stem, entry.prompt, seed, f"{file.stem}-{key_of(number, entry.prompt, seed)}"))
+    return found
+
+
+def folder_tasks(folder: Path) -> list[Task]:
+    """The tasks of a folder of meshes, as one set."""
+    return [asset_task(n, folder.name, *found) for n, found in enumerate(find_assets(folder), 1)]
+
+
+def check_protocol(protocol: Protocol, tasks: Sequence[Task], settings: Settings) -> None:
+    """Load who scores and grades, so that what is missing is told before anything is made."""
+    config = settings.config()
+    scorer_of(protocol, config.rewards.clip, config.prior.manifest)
+    grader_of(protocol)
+    if protocol.grader == "judge":
+        known = set(words())
+        strange = next((t.prompt for t in tasks if not set(strip_view(t.prompt).replace(",", " ").split()) <= known), None)
+        if strange is not None:
+            raise UserError(f"--grader judge knows the toybox's words alone, not {strange!r}; use --grader endpoint or none")
+
+
+def judge_with(protocol: Protocol) -> partial[Record]:
+    """`judge_asset` for this protocol."""
+    return partial(judge_asset, protocol)
+
+
+def judge_asset(protocol: Protocol, settings: Settings, task: Task) -> Record:
+    """The record of one asset: quality, alignment and their average; a missing mesh is scored as black pictures."""
+    found, config = find_mesh(settings, task), settings.config()
+    scorer, grader = scorer_of(protocol, config.rewards.clip, config.prior.manifest), grader_of(protocol)
+    figures: dict[str, Any] = dict(quality(found.mesh, task.prompt, scorer, protocol.size))
+    if grader is not None:
+        figures |= alignment(found.mesh, task.prompt, *grader)
+        figures["average"] = 0.5 * (figures["quality"] + figures["alignment"])
+    captions = figures.pop("captions", None)
+    if found.mesh is not None:
+        picture(found.mesh, settings.result(task).with_suffix(".png"))
+    return {
+        "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": found.failure, "reason": found.reason,
+        "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "captions": captions,
+    }  # fmt: skip
+
+
+def picture(mesh: Mesh, path: Path) -> None:
+    """Eight views of an asset in a row."""
+    views = ring_frames(mesh, 8, 96, CameraConfig())
+    save_image(sheet([[labelled(view, f"{45 * i}°") for i, view in enumerate(views)]]), path)
