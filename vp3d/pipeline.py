@@ -17,7 +17,8 @@ from torch import Tensor
 from vp3d.config import Config, ExportConfig, expand, locate
 from vp3d.console import Progress, StopFlag, say
 from vp3d.cutout import read_picture
-from vp3d.diffusion.prior import Prior, load_prior
+from vp3d.diffusion.debias import debiased_prompts
+from vp3d.diffusion.prior import Prior, find_source, load_prior
 from vp3d.errors import UserError
 from vp3d.evaluate.report import write_report
 from vp3d.evaluate.views import ring_frames, write_preview, write_turntable
@@ -52,10 +53,11 @@ REFERENCE_GROUND = 1.0  # grey behind them, [0, 1]
 
 @dataclass(frozen=True)
 class Models:
-    """The frozen networks of a run."""
+    """The frozen networks of a run, and the prompt for each of the view words where `guidance.debias` has a say in it."""
 
     prior: Prior
     clip: ClipEncoder
+    debiased: dict[str, str]
 
 
 def generate(config: Config, resume_from: Path | None = None) -> Asset:
@@ -66,7 +68,7 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
     run = RunFolder.create(config) if resume_from is None else RunFolder.open(resume_from)
     with run.lock():
         run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=resume_from is not None)
-        visual_prompt = find_visual_prompt(config, models, run)
+        visual_prompt = find_visual_prompt(config, models, run, device)
         stage = build_coarse(config, models, visual_prompt, run, device)
         with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
             outcome = loop.run(stage, config, run, stop, bar.show, say)
@@ -114,9 +116,12 @@ def resolve_device(backend: str) -> torch.device:
 
 def check_request(config: Config, new: bool) -> None:
     """Refuse what cannot work before anything heavy is loaded; a `new` run must also read its picture and have a place."""
-    vocabulary = load_vocabulary(locate(config.prior.vocabulary)) if config.prior.vocabulary else None
-    check_prompt(config.prompt, vocabulary)
-    check_negative_prompt(config.negative_prompt, vocabulary)
+    for prior in (config.prior, config.visual_prompt.prior):
+        vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
+        check_prompt(config.prompt, vocabulary)
+        check_negative_prompt(config.negative_prompt, vocabulary)
+    if config.visual_prompt.prior.path and new and not config.image:
+        find_source(config.visual_prompt.prior.path, "visual_prompt.prior.path")
     if config.image and new:
         read_picture(expand(config.image))
     if new:
@@ -126,22 +131,34 @@ def check_request(config: Config, new: bool) -> None:
 def load_models(config: Config, device: torch.device) -> Models:
     """Read and verify every network a run uses."""
     say("loading models")
-    return Models(load_prior(config.prior, device), load_clip(config.rewards.clip, config.prior.manifest, device))
+    guidance = config.guidance
+    debiased = debiased_prompts(config.prompt, guidance.debias, guidance.debias_words) if guidance.debias else {}
+    prior, clip = load_prior(config.prior, device), load_clip(config.rewards.clip, config.prior.manifest, device)
+    return Models(prior, clip, debiased)
 
 
-def find_visual_prompt(config: Config, models: Models, run: RunFolder) -> VisualPrompt:
-    """The run's visual prompt: as it lies in the folder, else made now. `scores.json` is written last, so it marks the end."""
+def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: torch.device) -> VisualPrompt:
+    """The run's visual prompt: as it lies in the folder, else made now. `scores.json` is written last, so it marks the end.
+
+    A prior that only draws is loaded for the moment.
+    """
     if (run.visual_prompt / "scores.json").is_file():
         return load_visual_prompt(run)
     say("visual prompt: " + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}"))
     generator = make_generators(config.seed, ["visual_prompt"])["visual_prompt"]
-    return make_visual_prompt(models.prior, models.clip, config.prompt, config, run, generator)
+    prior = models.prior
+    if config.visual_prompt.prior.path and not config.image:
+        say(f"loading {config.visual_prompt.prior.path} to draw")
+        prior = load_prior(config.visual_prompt.prior, device)
+    return make_visual_prompt(prior, models.clip, config.prompt, config, run, generator)
 
 
 def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, run: RunFolder, device: torch.device) -> Coarse:
     """The coarse stage: field, guidance, condition, rewards and generators."""
     shown = visual_prompt.rgb if config.prior.ip_adapter else None
-    condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown)
+    condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown, models.debiased)
+    if models.debiased:
+        run.event("debias", prompts=models.debiased)
     field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
     guidance = Guidance(models.prior, config.guidance)
     rewards = build_rewards(config, models.clip, visual_prompt.rgb.to(device))
