@@ -82,7 +82,7 @@ def autoencoder(kind: str) -> diffusers.ModelMixin:
 
 
 def unet(kind: str = "sd") -> diffusers.UNet2DConditionModel:
-    """A conditional UNet with cross-attention in its inner down and up block and in the middle; "sdxl" with two layers in each."""
+    """A conditional UNet with cross-attention in its inner down and up block and in the middle; "sdxl": two layers in each."""
     large = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
@@ -120,9 +120,14 @@ def scheduler(prediction_type: str = "epsilon") -> diffusers.DDIMScheduler:
 
 
 def save_pipeline(
-    folder: Path, vae: str = "tiny", prediction_type: str = "epsilon", seed: int = 0, kind: str = "sd", variant: str | None = None
+    folder: Path,
+    vae: str = "tiny",
+    prediction_type: str = "epsilon",
+    seed: int = 0,
+    kind: str = "sd",
+    variant: str | None = None,
 ) -> Path:
-    """Write a pipeline with random weights; vae "tiny" or "kl", prediction_type "epsilon" or "v_prediction", kind "sd" or "sdxl"."""
+    """Write a pipeline with random weights: vae "tiny" or "kl", prediction_type epsilon or v_prediction, kind "sd" or "sdxl"."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         pipeline(vae, prediction_type, kind).save_pretrained(folder, variant=variant)
@@ -198,7 +203,12 @@ def resampler_weights(image_width: int, width: int, inner: int = 32, heads: int 
 
 
 def save_ip_adapter(
-    folder: Path, image_width: int | None = None, seed: int = 1, kind: str = "sd", plus: bool = False, projection: int = IMAGE_WIDTH
+    folder: Path,
+    image_width: int | None = None,
+    seed: int = 1,
+    kind: str = "sd",
+    plus: bool = False,
+    projection: int = IMAGE_WIDTH,
 ) -> Path:
     """Write `models/ip-adapter_toybox.safetensors` and `models/image_encoder`; image_width is what the adapter expects.
 

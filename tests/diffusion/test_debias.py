@@ -17,14 +17,14 @@ WORDS = "this image is depicting a view of smiling dog with big eyes on red box 
 PROMPT = "a smiling dog with big eyes, on a red box"
 
 
-def save_bert(folder: Path, words: list[str], seed: int = 0, **kwargs: object) -> Path:
+def save_bert(folder: Path, words: list[str], seed: int = 1, **kwargs: object) -> Path:
     """A BertForMaskedLM of width 16 with strong random weights, and its WordPiece tokenizer."""
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = transformers.BertConfig(
             vocab_size=len(vocab), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-            max_position_embeddings=64, initializer_range=0.2, pad_token_id=0,
+            max_position_embeddings=64, initializer_range=0.3, pad_token_id=0,
         )  # fmt: skip
         transformers.BertForMaskedLM(config).save_pretrained(folder, **kwargs)
     transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(folder)

@@ -1,8 +1,8 @@
 """Key names and shapes of the full-size models, on the meta device: what diffusers builds from the published configurations, and
 what our loader puts into it, against a second, plain enumeration of the published layouts.
 
-Configurations: `unet/config.json` of Stable Diffusion 1.5 and SDXL base, and of the towers beside them. Adapters: the state dicts of
-`h94/IP-Adapter`, whose modules (linear projection, resampler, numbered attention layers) are those of the authors' repository.
+Configurations: `unet/config.json` of Stable Diffusion 1.5 and SDXL base, and of the towers beside them. Adapters: the state
+dicts of `h94/IP-Adapter`, whose modules (linear projection, resampler, numbered attention layers) are in the authors' repository.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CROSSING = {
     "sd15": [320, 320, 640, 640, 1280, 1280] + [1280] * 3 + [640] * 3 + [320] * 3 + [1280],
     "sdxl": [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10,
 }
-# files of h94/IP-Adapter: denoiser, width of what the image encoder gives, inner width of the resampler (None: base) and its heads
+# files of h94/IP-Adapter: denoiser, width of what the image encoder gives, inner width of the resampler (None: base), its heads
 ADAPTERS = {
     "ip-adapter_sd15": ("sd15", 1024, None, 0),
     "ip-adapter-plus_sd15": ("sd15", 1280, 768, 12),
@@ -71,13 +71,19 @@ def layer(name: str, *shape: int, bias: bool = True) -> Shapes:
 
 def resnet(name: str, c_in: int, c_out: int) -> Shapes:
     found = layer(f"{name}.norm1", c_in) | layer(f"{name}.conv1", c_out, c_in, 3, 3)
-    found |= layer(f"{name}.time_emb_proj", c_out, 1280) | layer(f"{name}.norm2", c_out) | layer(f"{name}.conv2", c_out, c_out, 3, 3)
+    found |= (
+        layer(f"{name}.time_emb_proj", c_out, 1280)
+        | layer(f"{name}.norm2", c_out)
+        | layer(f"{name}.conv2", c_out, c_out, 3, 3)
+    )
     return found | (layer(f"{name}.conv_shortcut", c_out, c_in, 1, 1) if c_in != c_out else {})
 
 
 def transformer(name: str, c: int, context: int, depth: int, linear: bool) -> Shapes:
     kernel = () if linear else (1, 1)
-    found = layer(f"{name}.norm", c) | layer(f"{name}.proj_in", c, c, *kernel) | layer(f"{name}.proj_out", c, c, *kernel)
+    found = (
+        layer(f"{name}.norm", c) | layer(f"{name}.proj_in", c, c, *kernel) | layer(f"{name}.proj_out", c, c, *kernel)
+    )
     for i in range(depth):
         block = f"{name}.transformer_blocks.{i}"
         for n in (1, 2, 3):
@@ -92,9 +98,17 @@ def transformer(name: str, c: int, context: int, depth: int, linear: bool) -> Sh
 
 def published_unet(config: dict) -> Shapes:
     """Names and shapes of a UNet with two residual blocks a level going down and three going up."""
-    channels, context, linear = config["block_out_channels"], config["cross_attention_dim"], "use_linear_projection" in config
+    channels, context, linear = (
+        config["block_out_channels"],
+        config["cross_attention_dim"],
+        "use_linear_projection" in config,
+    )
     depths = config.get("transformer_layers_per_block", (1,) * len(channels))
-    found = layer("conv_in", 320, 4, 3, 3) | layer("time_embedding.linear_1", 1280, 320) | layer("time_embedding.linear_2", 1280, 1280)
+    found = (
+        layer("conv_in", 320, 4, 3, 3)
+        | layer("time_embedding.linear_1", 1280, 320)
+        | layer("time_embedding.linear_2", 1280, 1280)
+    )
     if "addition_embed_type" in config:
         found |= layer("add_embedding.linear_1", 1280, 2816) | layer("add_embedding.linear_2", 1280, 1280)
     skips = [320]
@@ -134,7 +148,9 @@ def published_adapter(name: str) -> tuple[Shapes, Shapes]:
         projection |= layer("proj_in", inner, image) | layer("proj_out", context, inner) | layer("norm_out", context)
         for n in range(4):
             block = f"layers.{n}"
-            projection |= layer(f"{block}.0.norm1", inner) | layer(f"{block}.0.norm2", inner) | layer(f"{block}.1.0", inner)
+            projection |= (
+                layer(f"{block}.0.norm1", inner) | layer(f"{block}.0.norm2", inner) | layer(f"{block}.1.0", inner)
+            )
             for part, shape in {
                 "0.to_q": (64 * heads, inner),
                 "0.to_kv": (128 * heads, inner),
@@ -173,7 +189,9 @@ def test_unet_is_the_published_one(unets: dict[str, nn.Module], name: str) -> No
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_cross_attention_layers_come_in_the_order_of_the_adapters_numbers(unets: dict[str, nn.Module], name: str) -> None:
+def test_cross_attention_layers_come_in_the_order_of_the_adapters_numbers(
+    unets: dict[str, nn.Module], name: str
+) -> None:
     crossing = [key for key in unets[name].attn_processors if key.endswith("attn2.processor")]
     widths = [unets[name].get_submodule(key.removesuffix(".processor")).to_q.in_features for key in crossing]
     assert widths == CROSSING[name] and len(widths) == {"sd15": 16, "sdxl": 70}[name]
@@ -198,7 +216,9 @@ def test_published_adapter_goes_into_the_network(unets: dict[str, nn.Module], na
             weight = getattr(processor, part).weight
             assert tuple(weight.shape) == ip_adapter[f"{2 * n + 1}.{part}.weight"] == tuple(text.weight.shape)
     found = sum(value.numel() for value in projection.state_dict().values())
-    assert found == sum(torch.Size(shape).numel() for shape in image_proj.values())  # to_kv is cut in two, nothing is lost
+    assert found == sum(
+        torch.Size(shape).numel() for shape in image_proj.values()
+    )  # to_kv is cut in two, nothing is lost
     total = found + sum(torch.Size(shape).numel() for shape in ip_adapter.values())
     assert name != "ip-adapter_sd15" or round(total / 1e6) == 22  # the 22 M of the authors' README
     plus, width = ADAPTERS[name][2] is not None, ADAPTERS[name][1]
@@ -214,7 +234,7 @@ def text_tower(kind: type, hidden: int) -> nn.Module:
 
 @pytest.mark.slow
 def test_full_size_sdxl_with_plus_adapter_runs_through_the_prior(unets: dict[str, nn.Module]) -> None:
-    """Shapes only: text towers and ViT-H at full width (two layers deep), adapter, size conditioning and a call of the denoiser."""
+    """Shapes only: text towers and ViT-H at full width (two layers deep), adapter, sizes and a call of the denoiser."""
     name = "ip-adapter-plus_sdxl_vit-h"
     unet = unets["sdxl"]
     state = dict(zip(("image_proj", "ip_adapter"), map(empty, published_adapter(name)), strict=True))
@@ -223,9 +243,8 @@ def test_full_size_sdxl_with_plus_adapter_runs_through_the_prior(unets: dict[str
     with torch.device("meta"):
         text = text_tower(transformers.CLIPTextModel, 768)
         text_2 = text_tower(transformers.CLIPTextModelWithProjection, 1280)
-        vision = transformers.CLIPVisionConfig(
-            hidden_size=1280, intermediate_size=5120, num_hidden_layers=2, num_attention_heads=16, patch_size=14, projection_dim=1024
-        )  # fmt: skip
+        wide = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "projection_dim": 1024}
+        vision = transformers.CLIPVisionConfig(**wide, num_hidden_layers=2, patch_size=14)
         tower = transformers.CLIPVisionModelWithProjection(vision)
         vae = autoencoder("tiny")
     pipe = diffusers.StableDiffusionXLPipeline(
@@ -238,6 +257,7 @@ def test_full_size_sdxl_with_plus_adapter_runs_through_the_prior(unets: dict[str
     image = prior.embed_visual_prompt(torch.empty(1, 3, 300, 200, device="meta"))
     told = prior.encode_text(["a", "b"])
     assert told.tokens.shape == (2, 77, 2048) and told.pooled.shape == (2, 1280)
-    t = torch.zeros(2, dtype=torch.long, device="meta")
-    noise = prior.predict_noise(torch.empty(2, 4, 16, 16, device="meta"), t, told, image.expand(2, -1, -1), torch.empty(2, device="meta"))
+    with torch.device("meta"):
+        latents, t, gate = torch.empty(2, 4, 16, 16), torch.zeros(2, dtype=torch.long), torch.empty(2)
+    noise = prior.predict_noise(latents, t, told, image.expand(2, -1, -1), gate)
     assert noise.shape == (2, 4, 16, 16) and isinstance(told, TextEmbedding)

@@ -1,4 +1,4 @@
-"""SDXL, and "plus" adapters, against diffusers' own pipelines and against the network without adapter; a few steps of distillation."""
+"""SDXL, and "plus" adapters, against diffusers' own pipelines and the network without adapter; a few steps of distillation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny_models import LARGE_WIDTH, POOLED_WIDTH, RESOLUTION, TEXT_WIDTH, save_ip_adapter, scheduler, tiny_prior_config
+from tests.tiny_models import (
+    LARGE_WIDTH,
+    POOLED_WIDTH,
+    RESOLUTION,
+    TEXT_WIDTH,
+    save_ip_adapter,
+    scheduler,
+    tiny_prior_config,
+)
 from vp3d.config import GuidanceConfig, PriorConfig, Schedule, ViewGate
 from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.diffusion.text import TextEmbedding
@@ -48,7 +56,9 @@ def their_pipe(config: PriorConfig, adapter: bool = False) -> diffusers.Diffusio
     return pipe
 
 
-def their_sample(pipe: diffusers.DiffusionPipeline, latents: torch.Tensor, negative: str | None, **extra: object) -> torch.Tensor:
+def their_sample(
+    pipe: diffusers.DiffusionPipeline, latents: torch.Tensor, negative: str | None, **extra: object
+) -> torch.Tensor:
     negatives = None if negative is None else [negative] * len(PROMPTS)
     return pipe(
         PROMPTS, negative_prompt=negatives, num_inference_steps=2, guidance_scale=3.0, latents=latents,
@@ -146,7 +156,9 @@ def test_a_capped_batch_changes_nothing(priors: dict[str, Prior], configs: dict[
     sizes: list[int] = []
     capped.unet.conv_in.register_forward_hook(lambda _m, args, _out: sizes.append(len(args[0])))
     image = whole.embed_visual_prompt(PICTURE)
-    drawn = [p.sample([*PROMPTS, "c"], "", 1, 2.0, torch.Generator().manual_seed(1), image, 0.4) for p in (whole, capped)]
+    drawn = [
+        p.sample([*PROMPTS, "c"], "", 1, 2.0, torch.Generator().manual_seed(1), image, 0.4) for p in (whole, capped)
+    ]
     torch.testing.assert_close(*drawn, atol=1e-5, rtol=1e-4)
     assert sizes == [2, 2, 2]
 
@@ -185,7 +197,12 @@ def test_the_encoder_that_belongs_to_an_adapter_is_named(configs: dict[str, Prio
     """ViT-H (1024) and ViT-bigG (1280) mixed up, both ways, and hidden states of the wrong tower for plus."""
     cases = {
         "vit-h adapter": (1280, 1024, False, r"gives vectors of 1280 .* trained on 1024: .* to models/image_encoder "),
-        "bigg adapter": (1024, 1280, False, r"gives vectors of 1024 .* trained on 1280: .* to sdxl_models/image_encoder "),
+        "bigg adapter": (
+            1024,
+            1280,
+            False,
+            r"gives vectors of 1024 .* trained on 1280: .* to sdxl_models/image_encoder ",
+        ),
         "plus adapter": (1024, 1280, True, r"gives vectors of 32 .* trained on 1280: .* to models/image_encoder "),
         "homemade": (24, 20, False, r"gives vectors of 24 .* trained on 20: .* the one that belongs to it"),
     }
@@ -204,7 +221,11 @@ def test_an_adapter_for_another_network_is_refused(configs: dict[str, PriorConfi
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionXLInpaintPipeline"}, "holds a StableDiffusionXLInpaintPipeline: use"),
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionXLInpaintPipeline"},
+            "StableDiffusionXLInpaintPipeline: use",
+        ),
         ("model_index.json", {"text_encoder": [None, None], "tokenizer": [None, None]}, "not a plain text-to-image"),
         ("text_encoder_2/config.json", {"projection_dim": 24}, "not a plain text-to-image|cannot load"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type"),
@@ -217,5 +238,7 @@ def test_unfit_pipelines_are_refused(
     path = tmp_path / "pipeline" / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(UserError, match=message):
-        prior = load_prior(dataclasses.replace(configs["sdxl"], path=str(tmp_path / "pipeline"), ip_adapter="", manifest=""))
+        prior = load_prior(
+            dataclasses.replace(configs["sdxl"], path=str(tmp_path / "pipeline"), ip_adapter="", manifest="")
+        )
         prior.sample(["a"], "", 1, 2.0, torch.Generator())

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def safe_dtype(wanted: str, pipeline: torch.dtype, overflows: bool) -> torch.dtype:
-    """The precision of the autoencoder: `wanted` if it names one, else ("auto") that of the pipeline unless it `overflows` there."""
+    """The autoencoder's precision: `wanted` if it names one, else ("auto") the pipeline's, but not float16 if it `overflows`."""
     if wanted != "auto":
         return getattr(torch, wanted)
     return torch.float32 if overflows and pipeline == torch.float16 else pipeline

@@ -74,6 +74,7 @@ def _direction(view: str) -> str:
 
 def _load(place: str) -> tuple[Any, Any]:
     """Tokenizer and masked language model; UserError for what is missing, not safetensors, or knows no word for a view."""
+    transformers.utils.logging.disable_progress_bar()
     source, local = find_source(place, "guidance.debias")
     with readable(f"the language model {place}", "guidance.debias"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)

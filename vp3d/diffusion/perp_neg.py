@@ -6,8 +6,8 @@
     e_hat <- e_hat - s * share * sum_i w_i * perp_i
 
 s is the guidance scale and e_hat the guided noise of cfg.py, so with share = 1 and joint guidance this is the paper's
-e(0) + s * (e_pos - sum_i w_i perp_i). The negatives are the same prompt told for the neighbouring views; they see no image, only the
-null image. Their weights follow the azimuth, theta in (-180, 180] from the front, and are never negative:
+e(0) + s * (e_pos - sum_i w_i perp_i). The negatives are the same prompt told for the neighbouring views; they see no image, only
+the null image. Their weights follow the azimuth, theta in (-180, 180] from the front, and are never negative:
 
     |theta| < 90:   r = 1 - |theta| / 90   y_1 front, w_1 = f_fs(r);      y_2 side, w_2 = f_sf(1 - r)
     else:           r = 2 - |theta| / 90   y_1 side,  w_1 = f_sb(r);      y_2 front, w_2 = f_fsb(r)
@@ -57,5 +57,5 @@ def perpendicular(x: Tensor, y: Tensor) -> Tensor:
 def perp_neg(null: Tensor, positive: Tensor, negatives: list[Tensor], weights: Tensor) -> Tensor:
     """sum_i w_i perp_i [B, C, H, W] from the predicted noises e(0), e(y,v) and the e(y_i), each of that shape; weights [B, K]."""
     e_pos = positive - null
-    parts = [w[:, None, None, None] * perpendicular(e_i - null, e_pos) for e_i, w in zip(negatives, weights.unbind(1), strict=True)]
-    return torch.stack(parts).sum(0)
+    held_back = torch.stack([perpendicular(negative - null, e_pos) for negative in negatives], 1)  # [B, K, C, H, W]
+    return (weights[:, :, None, None, None] * held_back).sum(1)

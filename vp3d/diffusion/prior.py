@@ -1,11 +1,11 @@
 """The frozen 2D diffusion model: text and image encoders, autoencoder and denoiser of a Stable Diffusion pipeline.
 
-The only file that imports diffusers. The small embedded model, Stable Diffusion 1.x and 2.x, and SDXL come through the same calls.
+The only file that imports diffusers. The small embedded model, Stable Diffusion 1.x, 2.x and SDXL come through the same calls.
 Conventions: images are rgb [B, 3, H, W] in [0, 1] sRGB; latents [B, 4, h, w] are scaled to about unit variance, as the denoiser
 sees them (autoencoder.py). Whatever the network predicts, `predict_noise` returns epsilon.
-All weights are frozen; results are float32 whatever `PriorConfig.dtype` the networks run in; attention is torch's SDPA everywhere.
-Nothing of a run is kept here: conditions and gates travel with each call. Weights are safetensors only, and checked against the
-manifest before they are read.
+All weights are frozen; results are float32 whatever `PriorConfig.dtype` the networks run in; attention is torch's SDPA.
+Nothing of a run is kept here: conditions and gates travel with each call. Weights are safetensors only, and checked against
+the manifest before they are read.
 """
 
 from __future__ import annotations
@@ -255,12 +255,11 @@ def _load_autoencoder(config: PriorConfig) -> Any:
         kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get("_class_name")
         if kind not in ("AutoencoderTiny", "AutoencoderKL"):
             raise ValueError(f"it holds a {kind}, not an AutoencoderTiny or AutoencoderKL")
-        loader = getattr(diffusers, kind)
-        return loader.from_pretrained(source, local_files_only=local, use_safetensors=True, torch_dtype=getattr(torch, config.dtype))
+        return getattr(diffusers, kind).from_pretrained(source, local_files_only=local, use_safetensors=True)
 
 
 def _check_pipeline(pipe: Any, config: PriorConfig) -> None:
-    """Refuse what is no plain text-to-image pipeline, or whose parts do not belong together; choose the autoencoder's precision."""
+    """Refuse what is no plain text-to-image pipeline or does not belong together; choose the autoencoder's precision."""
     unet, vae, large = pipe.unet.config, pipe.vae.config, hasattr(pipe, "text_encoder_2")
     towers = [pipe.text_encoder, pipe.text_encoder_2] if large else [pipe.text_encoder]
     plain = None not in towers and unet.addition_embed_type in ADDED[type(pipe).__name__]
@@ -276,7 +275,9 @@ def _check_pipeline(pipe: Any, config: PriorConfig) -> None:
     scale = autoencoder.downscale(pipe.vae)
     if config.resolution % scale:
         raise UserError(f"prior.resolution {config.resolution} is no multiple of the autoencoder's {scale}")
-    overflows = large and bool(getattr(vae, "force_upcast", False))  # only AutoencoderKL knows it; SD 1.x and 2.x hold in float16
+    overflows = large and bool(
+        getattr(vae, "force_upcast", False)
+    )  # only AutoencoderKL knows it; SD 1.x and 2.x hold in float16
     pipe.vae.to(autoencoder.safe_dtype(config.vae_dtype, pipe.unet.dtype, overflows))
 
 
@@ -331,7 +332,9 @@ def _check_encoder(encoder: ImageEncoder, folder: str, weight_name: str) -> None
     found, expected = encoder.widths
     if found != expected:
         published = PUBLISHED_ENCODERS.get((encoder.pooled, expected))
-        right = f"{published} where the folder is a copy of h94/IP-Adapter" if published else "the one that belongs to it"
+        right = (
+            f"{published} where the folder is a copy of h94/IP-Adapter" if published else "the one that belongs to it"
+        )
         raise UserError(
             f"the image encoder in {folder} gives vectors of {found} numbers but {weight_name} was trained on {expected}: "
             f"set prior.image_encoder_folder to {right}"

@@ -1,4 +1,4 @@
-"""The text condition: what one text encoder (Stable Diffusion 1.x, 2.x) or two (SDXL, Podell et al., arXiv 2307.01952) make of a prompt.
+"""The text condition: what one text encoder (Stable Diffusion 1.x, 2.x) or two (SDXL, arXiv 2307.01952) make of a prompt.
 
     one tower:  tokens = the last hidden states [B, L, C]
     two towers: tokens = both towers' penultimate hidden states side by side [B, L, C1 + C2]; pooled = the second's projection
@@ -72,14 +72,18 @@ class TextEncoders:
         found = self.encode([negative])
         if negative or not self.zero_null:
             return found
-        return TextEmbedding(torch.zeros_like(found.tokens), None if found.pooled is None else torch.zeros_like(found.pooled))
+        return TextEmbedding(
+            torch.zeros_like(found.tokens), None if found.pooled is None else torch.zeros_like(found.pooled)
+        )
 
     def _run(self, tokenizer: Any, model: Any, prompts: list[str]) -> Any:
         length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
         for prompt in prompts:
             count = len(tokenizer(prompt).input_ids)
             if count > length:
-                raise UserError(f'the prompt "{prompt}" has {count} tokens, the text encoder reads {length}: shorten it')
+                raise UserError(
+                    f'the prompt "{prompt}" has {count} tokens, the text encoder reads {length}: shorten it'
+                )
         device = next(model.parameters()).device
         found = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         mask = found.attention_mask.to(device) if getattr(model.config, "use_attention_mask", False) else None
