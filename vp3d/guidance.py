@@ -143,7 +143,8 @@ class Guidance:
         texts: dict[Branch, TextEmbedding] = {b: condition.null if b == "null" else text for b in weights}
         strength = config.perp_neg * (1.0 - weights.get("null", 0.0))  # share * s
         if strength > 0.0:
-            texts |= {"null": condition.null} | self._negatives(camera, condition)
+            texts["null"] = condition.null
+            texts |= self._negatives(camera, condition)
         predictions = prior.predict_branches(texts, noised, t, image, lam)
         e_hat = combine(predictions, weights)
         conditioned = predictions[list(weights)[-1]]  # weights run from the least to the most conditioned branch
