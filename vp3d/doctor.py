@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from vp3d.config import Config, expand, locate
+from vp3d.config import Config, expand, locate, weight_places
 from vp3d.errors import UserError
 
 GIB = 2**30
@@ -158,19 +158,26 @@ def check_ffmpeg() -> Check:
 
 
 def check_weights(config: Config) -> Check:
-    """Whether the embedded weights are there and are the bytes their manifest promises."""
+    """Whether the weights that the configuration names are there, and are the bytes their manifest promises if they have one."""
     from vp3d.manifest import read_entries, verify_files
+    from vp3d.weights import find_weights
 
-    if not config.prior.manifest:
-        return Check("weights", "off", "prior.manifest is empty: weights are not checked")
-    manifest = locate(config.prior.manifest)
+    priors = (config.prior, config.visual_prompt.prior)
+    manifests = [locate(name) for name in dict.fromkeys(prior.manifest for prior in priors) if name]
+    details, licences = [], []
     try:
-        verify_files(manifest, manifest.parent)
-        count = len(read_entries(manifest))
-        licence = str(json.loads(manifest.read_text(encoding="utf-8")).get("licence", "not declared"))
+        for manifest in manifests:
+            verify_files(manifest, manifest.parent)
+            details.append(f"{len(read_entries(manifest))} files under {manifest.parent} match {manifest.name}")
+            licences.append(str(json.loads(manifest.read_text(encoding="utf-8")).get("licence", "not declared")))
+        found = {place: find_weights(place, key)[1] for key, place in weight_places(config)}
     except UserError as error:
         return Check("weights", "BROKEN", str(error))
-    return Check("weights", "on", f"{count} files under {manifest.parent} match {manifest.name}", licence)
+    if not manifests:
+        details.append(f"{', '.join(found)}: no manifest to check them by")
+    remote = [place for place, local in found.items() if not local]
+    details += [f"from the hub when needed: {', '.join(remote)}"] if remote else []
+    return Check("weights", "on" if manifests else "off", "; ".join(details), ", ".join(dict.fromkeys(licences)))
 
 
 def check_models() -> Check:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from vp3d import __version__
-from vp3d.config import ROOT, Config, expand, judge_places, load_config, locate, save_config
+from vp3d.config import ROOT, Config, expand, load_config, locate, save_config, weight_places
 from vp3d.errors import UserError
 from vp3d.weights import MODELS, models_folder, read_receipt
 
@@ -244,11 +244,11 @@ def describe_run(config: Config) -> dict[str, Any]:
         "device": _device(config.backend),
         "versions": {"vp3d": __version__} | {name: _version(name) for name in VERSIONED},
         "git": git_state(ROOT),
-        "weights": weight_hashes((config.prior.path, config.prior.ip_adapter, *judge_places(config.rewards))),
+        "weights": weight_hashes([place for _, place in weight_places(config)]),
     }
 
 
-def weight_hashes(places: tuple[str, ...]) -> dict[str, str]:
+def weight_hashes(places: Iterable[str]) -> dict[str, str]:
     """SHA-256 of every .safetensors file in the named folders; any other place (a hub id) is listed as such.
 
     A fetched model's hashes are those of its receipt: gigabytes are not read again for every run.

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 
+from tests.tiny_rewards import write_imagereward
+from vp3d.bench import t3
+from vp3d.config import Config
 from vp3d.errors import UserError
 from vp3d.evaluate.judge import load_judge
-from vp3d.evaluate.scorers import KEY_VARIABLE, ChatEndpoint, ClipScorer, ImageRewardScorer, JudgeCaptioner, WordGrader
+from vp3d.evaluate.scorers import KEY_VARIABLE, ChatEndpoint, ClipScorer, JudgeCaptioner, WordGrader
 from vp3d.evaluate.t3bench import (
     FOVS_DEG,
     RADIUS,
@@ -29,6 +32,7 @@ from vp3d.evaluate.t3bench import (
 )
 from vp3d.render.camera import camera_position
 from vp3d.rewards.encoders import load_clip
+from vp3d.rewards.imagereward import load_imagereward
 from vp3d.toybox.train import ASSETS
 from vp3d.types import Mesh
 
@@ -107,10 +111,21 @@ def test_embedded_scorer_and_captioner() -> None:
     assert -1.0 <= float(scorer.score("a red sphere", picture)) <= 1.0 and scorer.quality(0.25) == 25.0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ImageReward") is not None, reason="ImageReward is installed here")
-def test_a_missing_scorer_is_named() -> None:
-    with pytest.raises(UserError, match="pip install image-reward"):
-        ImageRewardScorer()
+def test_imagereward_scores_as_the_reward_does_and_cuts_long_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
+    protocol, config = t3.Protocol(scorer="imagereward"), Config(backend="cpu")
+    with pytest.raises(UserError, match="'imagereward' is not fetched; run: python launch.py models fetch imagereward$"):
+        t3.configured_scorer(protocol, config)
+    write_imagereward(tmp_path / "imagereward")
+    scorer, reward = t3.configured_scorer(protocol, config), load_imagereward("imagereward")
+    pictures = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(scorer.score("a red sphere", pictures), reward.score(pictures, reward.target(["a red sphere"])))
+    assert scorer.quality(-0.5) == 40.0
+    long = "a red " * 20 + "sphere"
+    kept = reward.target(["a red " * 16 + "a"])  # 33 words between start and end
+    assert torch.equal(reward.target([long], cut=True), kept) and scorer.score(long, pictures).isfinite().all()
+    with pytest.raises(UserError, match="ImageReward reads 35"):
+        reward.target([long])
 
 
 @pytest.fixture

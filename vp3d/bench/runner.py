@@ -27,7 +27,7 @@ from vp3d.console import say
 from vp3d.errors import UserError
 from vp3d.evaluate.report import time_spent
 from vp3d.export.writers import SUFFIXES, fit_to_cube, read_mesh
-from vp3d.pipeline import check_request, exported, load_models, resolve_device
+from vp3d.pipeline import check_request, drawing_prior, exported, load_models, resolve_device
 from vp3d.run_folder import RunFolder, check_output, plain, sha256_file, slug, write_json
 from vp3d.types import Mesh
 
@@ -166,14 +166,15 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
     for task in to_make:
         check_request(settings.config(task), new=True)
     if to_make:  # weights that are missing must end the suite, not become a failure of every asset
-        load_models(settings.config(), resolve_device(settings.config().backend))
+        config, device = settings.config(), resolve_device(settings.config().backend)
+        drawing_prior(config, load_models(config, device), device)
     say(f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}")
     work = partial(_one, settings, judge)
     done = map(work, missing) if jobs == 1 or len(missing) < 2 else _several(work, missing, settings.folder / "logs", jobs)
     for number, (key, record) in enumerate(done, 1):
         records[key] = record
         say(f"{number}/{len(missing)} {record['prompt']}: {record['failure'] or 'judged'}")
-    return [record for task in tasks if (record := records[task.key]) is not None]
+    return [made for task in tasks if (made := records[task.key]) is not None]
 
 
 def _one(settings: Settings, judge: Judge, task: Task) -> tuple[str, Record]:

@@ -12,9 +12,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vp3d.bench.runner import Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
 from vp3d.bench.summary import Figure
-from vp3d.config import CameraConfig, locate
+from vp3d.config import CameraConfig, Config, locate
 from vp3d.errors import UserError
 from vp3d.evaluate.judge import load_judge
 from vp3d.evaluate.scorers import ChatEndpoint, ClipScorer, ImageRewardScorer, JudgeCaptioner, WordGrader
@@ -23,6 +25,7 @@ from vp3d.evaluate.t3bench import SIZE, Captioner, Grader, Scorer, alignment, qu
 from vp3d.evaluate.views import labelled, ring_frames, save_image, sheet
 from vp3d.prompts import strip_view
 from vp3d.rewards.encoders import load_clip
+from vp3d.rewards.imagereward import load_imagereward
 from vp3d.toybox.scenes import words
 from vp3d.toybox.train import ASSETS
 from vp3d.types import Mesh
@@ -48,9 +51,18 @@ class Protocol:
 
 
 @lru_cache(maxsize=1)
-def scorer_of(protocol: Protocol, clip: str, manifest: str) -> Scorer:
-    """The scorer, loaded once a process."""
-    return ImageRewardScorer() if protocol.scorer == "imagereward" else ClipScorer(load_clip(clip, manifest))
+def scorer_of(name: str, place: str, manifest: str, device: str) -> Scorer:
+    """The scorer called `name`, its weights at `place`, loaded once a process."""
+    if name == "imagereward":
+        return ImageRewardScorer(load_imagereward(place, device))
+    return ClipScorer(load_clip(place, manifest, device))
+
+
+def configured_scorer(protocol: Protocol, config: Config) -> Scorer:
+    """The scorer of `protocol` with the weights that the configuration names; on the GPU where there is one."""
+    place = config.rewards.imagereward if protocol.scorer == "imagereward" else config.rewards.clip
+    on_gpu = config.backend != "cpu" and torch.cuda.is_available()
+    return scorer_of(protocol.scorer, place, config.prior.manifest, "cuda" if on_gpu else "cpu")
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +94,7 @@ def folder_tasks(folder: Path) -> list[Task]:
 def check_protocol(protocol: Protocol, tasks: Sequence[Task], settings: Settings) -> None:
     """Load who scores and grades, so that what is missing is told before anything is made."""
     config = settings.config()
-    scorer_of(protocol, config.rewards.clip, config.prior.manifest)
+    configured_scorer(protocol, config)
     grader_of(protocol)
     if protocol.grader == "judge":
         known = set(words())
@@ -99,7 +111,7 @@ def judge_with(protocol: Protocol) -> partial[Record]:
 def judge_asset(protocol: Protocol, settings: Settings, task: Task) -> Record:
     """The record of one asset: quality, alignment and their average; a missing mesh is scored as black pictures."""
     found, config = find_mesh(settings, task), settings.config()
-    scorer, grader = scorer_of(protocol, config.rewards.clip, config.prior.manifest), grader_of(protocol)
+    scorer, grader = configured_scorer(protocol, config), grader_of(protocol)
     figures: dict[str, Any] = dict(quality(found.mesh, task.prompt, scorer, protocol.size))
     if grader is not None:
         figures |= alignment(found.mesh, task.prompt, *grader)

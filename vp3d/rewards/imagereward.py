@@ -60,9 +60,14 @@ class ImageReward:
         self.tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
         self.mean, self.std = channels(CLIP_MEAN, device), channels(CLIP_STD, device)
 
-    def target(self, prompts: list[str]) -> Tensor:
-        """Token ids `[B, 35]` of prompts, 0 behind their end; UserError for one that does not fit, whose view words were lost."""
+    def target(self, prompts: list[str], cut: bool = False) -> Tensor:
+        """Token ids `[B, 35]` of prompts, 0 behind their end; UserError for one that does not fit, whose view words were lost.
+
+        cut: shorten such a prompt instead, as the published package does.
+        """
         rows = [self.tokenizer.encode(prompt).ids for prompt in prompts]
+        if cut:
+            rows = [ids if len(ids) <= TOKENS else ids[: TOKENS - 1] + ids[-1:] for ids in rows]
         for prompt, ids in zip(prompts, rows, strict=True):
             if len(ids) > TOKENS:
                 raise UserError(
