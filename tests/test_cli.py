@@ -108,6 +108,14 @@ def test_mistakes_are_one_line_and_exit_2(words: list[str], part: str, capsys: p
     assert out == "" and err.startswith("vp3d: ") and err.count("\n") == 1 and part in err
 
 
+def test_a_run_without_ffmpeg_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    assert cli.main(["a red mug", f"output_dir={tmp_path / 'runs'}"]) == 2
+    assert "pip install imageio-ffmpeg" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 def test_longest_allowed_prompt_passes() -> None:
     assert len(config_of("é" * 200).prompt) == 200
 
@@ -251,7 +259,7 @@ def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path:
     code = cli.main(["doctor", f"prior.manifest={tmp_path / 'none.json'}"])
     out = capsys.readouterr().out
     assert code == 1 and re.search(r"^weights +BROKEN .*none\.json", out, re.M)
-    for name in ("python", "torch", "cuda", "nerfacc", "tinycudann", "triton", "ffmpeg", "xatlas", "memory", "disk"):
+    for name in ("python", "torch", "cuda", "nerfacc", "tinycudann", "triton", "ffmpeg", "xatlas", "models", "memory", "disk"):
         assert re.search(rf"^{name} +(on|off) ", out, re.M), name
 
 

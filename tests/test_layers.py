@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vp3d"
-FOUNDATION = {"types", "config", "errors", "strict", "run_folder", "manifest", "torch_compat", "view_gate"}
+FOUNDATION = {"types", "config", "errors", "strict", "run_folder", "manifest", "torch_compat", "view_gate", "weights"}
 ORDER = (
     FOUNDATION,
     {"prompts"},
@@ -26,7 +26,7 @@ ORDER = (
     {"export"},
     {"evaluate"},
     {"console", "pipeline"},
-    {"doctor", "cli"},
+    {"doctor", "cli", "fetch", "download", "convert"},
     {"toybox"},
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -1,97 +1,84 @@
-"""Whole jobs on pipelines in the likeness of Stable Diffusion 1.5 and SDXL: from the prompt to a GLB that is read back."""
+"""A run on published layouts by their names: fetched from a local source, then the network is not needed any more.
+
+Tiny random models of the real classes; the same table entries, fetch, loaders and judges as for the full-size ones.
+"""
 
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
+from typing import NoReturn
 
-import numpy as np
 import pytest
-import torch
 
-from tests.diffusion.test_debias import WORDS, save_bert
-from tests.tiny_models import save_pipeline
+from tests.tiny_models import save_ip_adapter, save_pipeline
+from tests.tiny_rewards import write_aesthetic, write_dino, write_imagereward
 from tests.tiny_run import tiny_config
-from vp3d import pipeline
-from vp3d.config import Config, PriorConfig, load_config
-from vp3d.diffusion.debias import DIRECTIONS
-from vp3d.export.writers import read_mesh
-from vp3d.types import UserError
+from vp3d import fetch, pipeline
+from vp3d.config import Config, PriorConfig, RewardConfig
+from vp3d.errors import UserError
+from vp3d.run_folder import RunFolder
+from vp3d.weights import MODELS, File, Model, Part
+
+NAMES = ("tiny-sd", "tiny-ip", "tiny-imagereward", "tiny-dino", "tiny-aesthetic")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def short(config: Config) -> Config:
-    """As few steps, formats and pictures as there can be."""
-    config.optim.steps, config.export.formats, config.export.grid = 3, ["glb"], 16
+@pytest.fixture(params=[("sd", False)], ids=lambda param: param[0])
+def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A short run that names its models; they lie in a store, not yet fetched. The parameter: kind of pipeline, plus adapter."""
+    kind, plus = request.param
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
+    store = tmp_path / "store"
+    save_pipeline(store / "tiny-sd", vae="kl", kind=kind)
+    index = store / "tiny-sd" / "model_index.json"  # SD 1.5's names a safety checker, which is not fetched
+    about = json.loads(index.read_text())
+    if kind == "sd":
+        about["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index.write_text(json.dumps(about))
+    save_ip_adapter(store / "tiny-ip", kind=kind, plus=plus)
+    write_imagereward(store / "tiny-imagereward")
+    write_dino(store / "tiny-dino")
+    write_aesthetic(store / "tiny-aesthetic")
+    for name in NAMES:
+        paths = sorted(path for path in (store / name).rglob("*") if path.is_file())
+        files = tuple(File(path.relative_to(store / name).as_posix()) for path in paths)
+        monkeypatch.setitem(MODELS, name, Model("for tests", "none", (Part(files, ()),)))
+    config = tiny_config(tmp_path)
+    config.prior = PriorConfig(path="tiny-sd", ip_adapter="tiny-ip", manifest="", vocabulary="", resolution=32)
+    config.rewards.clip = "not read"
+    config.rewards.text_model, config.rewards.imagereward = "imagereward", "tiny-imagereward"
+    config.rewards.image_model, config.rewards.dinov2 = "dinov2", "tiny-dino"
+    config.rewards.aesthetic_model, config.rewards.aesthetic = "tiny-aesthetic", RewardConfig(weight=0.01)
+    config.optim.steps, config.export.formats = 3, ["glb"]
     return config
 
 
-def events(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize("config", [("sd", False), ("sd", True), ("sdxl", False), ("sdxl", True)], indirect=True)
+def test_fetch_then_run_without_a_network(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        with pytest.raises(UserError, match=f"the model '{name}' is not fetched; run: python launch.py models fetch {name}$"):
+            pipeline.load_models(config, pipeline.resolve_device("cpu"))
+        fetch.fetch(name, [str(tmp_path / "store")])
 
+    def no_network(*_: object) -> NoReturn:
+        raise AssertionError("a fetched model asked for the network")
 
-def check(folder: Path) -> None:
-    mesh = read_mesh(folder / "model.glb")
-    assert len(mesh.faces) > 0 and np.isfinite(mesh.vertices).all()
-    losses = [line["sds"] for line in events(folder) if line["kind"] == "step"]
-    assert losses and all(torch.tensor(losses).isfinite())
-
-
-def test_sdxl_with_plus_adapter_and_every_option_to_a_glb(tmp_path: Path) -> None:
-    config = short(tiny_config(tmp_path, "sdxl", plus=True))
-    config.guidance.perp_neg, config.guidance.rescale = 1.0, 0.5
-    config.guidance.debias = str(save_bert(tmp_path / "bert", [*WORDS, "sphere", *DIRECTIONS]))
-    config.prior.offload_encoders, config.prior.max_batch = True, 3
+    monkeypatch.setattr(socket.socket, "connect", no_network)
     asset = pipeline.generate(config)
-    check(asset.run_dir)
-    told = next(line["prompts"] for line in events(asset.run_dir) if line["kind"] == "debias")
-    assert len(told) == 16
-    weights = json.loads((asset.run_dir / "manifest.json").read_text())["weights"]
-    assert any(name.endswith("text_encoder_2/model.safetensors") for name in weights)
-    assert f"{config.guidance.debias}/model.safetensors" in weights
+    assert (asset.run_dir / "model.glb").stat().st_size > 1000
+    steps = RunFolder.open(asset.run_dir).events("step")
+    measured = [key for key in steps[-1] if key.startswith("reward_")]
+    assert sorted(measured) == ["reward_aesthetic", "reward_image_image", "reward_text_image"]
+    hashes = json.loads((asset.run_dir / "manifest.json").read_text())["weights"]
+    assert {place.split("/")[0] for place in hashes} == set(NAMES)
+    assert all(len(digest) == 64 for digest in hashes.values())
 
 
-def test_sdxl_draws_and_stable_diffusion_distils(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = short(tiny_config(tmp_path))
-    config.image = ""
-    save_pipeline(tmp_path / "sdxl", kind="sdxl", seed=4)
-    config.visual_prompt.prior = PriorConfig(str(tmp_path / "sdxl"), "", manifest="", vocabulary="", resolution=64)
-    config.visual_prompt.cutout_tolerance = (
-        0.02  # random networks draw textures: anything that differs from the border is object
-    )
-    asset = pipeline.generate(config)
-    check(asset.run_dir)
-    drawn = pipeline.load_visual_prompt(pipeline.RunFolder.open(asset.run_dir))
-    assert drawn.candidates.shape[-2:] == (64, 64)  # the SDXL-like pipeline's size, not the 32 of the one that distils
-    monkeypatch.setattr(pipeline, "load_prior", None)  # drawn once, kept: nothing is loaded to draw again
-    found = pipeline.find_visual_prompt(config, None, pipeline.RunFolder.open(asset.run_dir), torch.device("cpu"))
-    assert torch.equal(found.rgb, drawn.rgb)
-
-
-def test_a_drawing_prior_that_is_not_there_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
-    config = Config(prompt="a red sphere", output_dir=str(tmp_path / "out"))
-    config.visual_prompt.prior.path = str(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="visual_prompt.prior.path .* is not a folder"):
+def test_a_prompt_that_the_judge_cannot_read_is_refused_before_anything_is_drawn(config: Config, tmp_path: Path) -> None:
+    for name in NAMES:
+        fetch.fetch(name, [str(tmp_path / "store")])
+    config.prompt = "a red " * 16 + "sphere"
+    with pytest.raises(UserError, match="ImageReward reads 35"):
         pipeline.generate(config)
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_open_world_configs_say_what_they_promise() -> None:
-    def read(*names: str) -> Config:
-        return load_config(None, [pipeline.locate(f"configs/{name}.yaml") for name in names], [])
-
-    base, plus, large, small = read("sd15"), read("sd15-plus"), read("sdxl"), read("sd15-low-vram")
-    assert plus.prior.ip_adapter_weight == "ip-adapter-plus_sd15.safetensors"
-    assert plus.prior.path == base.prior.path == small.prior.path and plus.guidance == base.guidance
-    assert large.prior.image_encoder_folder == "models/image_encoder" and "vit-h" in large.prior.ip_adapter_weight
-    assert large.prior.resolution == 1024 and not large.visual_prompt.prior.path  # SDXL draws and distils
-    mixed = read("sd15", "sdxl-draws")
-    assert mixed.prior == base.prior and mixed.visual_prompt.prior.path == large.prior.path
-    assert small.prior.vae and small.prior.offload_encoders and small.optim.views < base.optim.views
-    for config in (base, plus, large, small, mixed):
-        assert not config.prior.manifest and not config.prior.vocabulary and config.prior.dtype == "float16"
-        assert config.guidance.perp_neg == 0 and not config.guidance.debias
+    assert not list((tmp_path / "outputs").glob("*"))

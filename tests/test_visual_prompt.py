@@ -16,7 +16,8 @@ from tests.tiny_models import tiny_prior_config
 from vp3d.config import Config, PriorConfig
 from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
-from vp3d.rewards.encoders import ClipEncoder, load_clip
+from vp3d.rewards.encoders import load_clip
+from vp3d.rewards.text_image import ClipText
 from vp3d.run_folder import RunFolder
 from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt
 
@@ -45,8 +46,8 @@ class DiscPrior:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipEncoder:
-    return load_clip(str(write_tiny_clip(tmp_path_factory.mktemp("clip"))))
+def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipText:
+    return ClipText(load_clip(str(write_tiny_clip(tmp_path_factory.mktemp("clip")))))
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +62,11 @@ def run(tmp_path: Path, **changes: object) -> tuple[Config, RunFolder]:
     return config, RunFolder.create(config)
 
 
-def make(prior: object, clip: ClipEncoder, config: Config, folder: RunFolder, seed: int = 0) -> VisualPrompt:
+def make(prior: object, clip: ClipText, config: Config, folder: RunFolder, seed: int = 0) -> VisualPrompt:
     return make_visual_prompt(prior, clip, PROMPT, config, folder, torch.Generator().manual_seed(seed))
 
 
-def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipEncoder, tmp_path: Path) -> None:
+def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(
         tmp_path, candidates=5, ground=0.7, steps=7, guidance_scale=3.0, negative_prompt="Dull, back view"
     )
@@ -78,8 +79,8 @@ def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipEncoder, tmp_path:
     torch.testing.assert_close(
         found.rgb[0][:, ~truth], torch.full_like(found.rgb[0][:, ~truth], 0.7), atol=0.003, rtol=0
     )
-    text = clip.text(["a red sphere, front view"])
-    naive = [float((clip.image(torch.where(truth, rgb, 0.7)[None]) * text).sum()) for rgb in found.candidates]
+    text = clip.encoder.text(["a red sphere, front view"])
+    naive = [float((clip.encoder.image(torch.where(truth, rgb, 0.7)[None]) * text).sum()) for rgb in found.candidates]
     np.testing.assert_allclose(found.scores, naive, atol=2e-3)
     assert found.chosen == int(np.argmax(found.scores))
     names = {path.name for path in folder.visual_prompt.iterdir()}
@@ -92,7 +93,7 @@ def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipEncoder, tmp_path:
     assert folder.events("visual_prompt")[0]["chosen"] == found.chosen
 
 
-def test_is_read_back_bit_for_bit(clip: ClipEncoder, tmp_path: Path) -> None:
+def test_is_read_back_bit_for_bit(clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(tmp_path)
     made = make(DiscPrior(flat=2), clip, config, folder)
     read = load_visual_prompt(RunFolder.open(folder.path))
@@ -101,34 +102,34 @@ def test_is_read_back_bit_for_bit(clip: ClipEncoder, tmp_path: Path) -> None:
     assert read.scores == made.scores and read.chosen == made.chosen
 
 
-def test_same_seed_same_prompt(clip: ClipEncoder, tmp_path: Path) -> None:
+def test_same_seed_same_prompt(clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(tmp_path)
     first, again = (make(DiscPrior(), clip, config, folder, seed=3) for _ in range(2))
     assert torch.equal(first.rgb, again.rgb) and first.scores == again.scores
     assert not torch.equal(first.rgb, make(DiscPrior(), clip, config, folder, seed=4).rgb)
 
 
-def test_candidates_that_cannot_be_cut_out_are_passed_over(clip: ClipEncoder, tmp_path: Path) -> None:
+def test_candidates_that_cannot_be_cut_out_are_passed_over(clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(tmp_path, candidates=3)
     found = make(DiscPrior(flat=0, full=2), clip, config, folder)
     assert found.scores[0] is None and found.scores[2] is None and found.chosen == 1
 
 
-def test_when_none_can_be_cut_out_the_user_hears_it(clip: ClipEncoder, tmp_path: Path) -> None:
+def test_when_none_can_be_cut_out_the_user_hears_it(clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(tmp_path, candidates=1)
     with pytest.raises(UserError, match="none of the 1 drawn pictures") as caught:
         make(DiscPrior(flat=0), clip, config, folder)
     assert "\n" not in str(caught.value) and "--image" in str(caught.value)
 
 
-def test_a_real_diffusion_pipeline_draws(tiny_prior: Prior, clip: ClipEncoder, tmp_path: Path) -> None:
+def test_a_real_diffusion_pipeline_draws(tiny_prior: Prior, clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(tmp_path, candidates=2, steps=2, cutout_tolerance=0.02)
     found = make(tiny_prior, clip, config, folder)
     assert found.candidates.shape == (2, 3, SIDE, SIDE) and bool(torch.isfinite(found.rgb).all())
     assert found.scores[found.chosen] == max(s for s in found.scores if s is not None)
 
 
-def test_damaged_run_folder(clip: ClipEncoder, tmp_path: Path) -> None:
+def test_damaged_run_folder(clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(tmp_path)
     make(DiscPrior(), clip, config, folder)
     (folder.visual_prompt / "mask.png").write_bytes(b"\x89PNG broken")
@@ -150,7 +151,7 @@ def picture(path: Path, alpha: bool, ground: int = 230) -> Path:
 
 
 @pytest.mark.parametrize("alpha", [True, False])
-def test_the_users_picture(alpha: bool, clip: ClipEncoder, tmp_path: Path) -> None:
+def test_the_users_picture(alpha: bool, clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(tmp_path, image=str(picture(tmp_path / "style.png", alpha)), ground=0.9)
     prior = DiscPrior()
     found = make(prior, clip, config, folder)
@@ -166,7 +167,7 @@ def test_the_users_picture(alpha: bool, clip: ClipEncoder, tmp_path: Path) -> No
     assert torch.equal(load_visual_prompt(folder).rgb, found.rgb)
 
 
-def image_refusal(path: Path, clip: ClipEncoder, tmp_path: Path) -> str:
+def image_refusal(path: Path, clip: ClipText, tmp_path: Path) -> str:
     config, folder = run(tmp_path, image=str(path))
     with pytest.raises(UserError) as caught:
         make(DiscPrior(), clip, config, folder)
@@ -174,7 +175,7 @@ def image_refusal(path: Path, clip: ClipEncoder, tmp_path: Path) -> str:
     return str(caught.value)
 
 
-def test_pictures_without_an_object_are_refused_with_advice(clip: ClipEncoder, tmp_path: Path) -> None:
+def test_pictures_without_an_object_are_refused_with_advice(clip: ClipText, tmp_path: Path) -> None:
     flat = np.full((64, 64, 4), 128, dtype=np.uint8)
     flat[..., 3] = 255
     Image.fromarray(flat).save(tmp_path / "flat.png")
@@ -188,7 +189,7 @@ def test_pictures_without_an_object_are_refused_with_advice(clip: ClipEncoder, t
         assert cause in message and "transparent or plain background" in message
 
 
-def test_files_that_are_no_pictures_are_refused(clip: ClipEncoder, tmp_path: Path) -> None:
+def test_files_that_are_no_pictures_are_refused(clip: ClipText, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     assert "not a picture" in image_refusal(tmp_path / "text.png", clip, tmp_path)
     assert "does not exist" in image_refusal(tmp_path / "none.png", clip, tmp_path)

@@ -46,6 +46,16 @@ and its default is in vp3d/config.py; the ones a run used are in its config.yaml
 there is; `launch.py resume RUN` goes on later.
 """
 
+MODELS_EPILOG = """\
+actions:
+  list [NAME ...]        what there is, what is here; with names, files, hashes and sources too
+  fetch NAME ...         download, check, and use offline from then on; goes on where it stopped
+  verify [NAME ...]      check every byte of what is here
+  convert NAME FILE      make safetensors of a pickle that you downloaded (ImageReward, HPSv2)
+
+Models lie in models/ of the repository, or in $VP3D_MODELS. Sources: --from, $VP3D_MIRRORS, then the table's own.
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse that reports a mistake like any other: as a UserError."""
@@ -150,6 +160,15 @@ def add_render_arguments(parser: Parser) -> None:
 def add_doctor_arguments(parser: Parser) -> None:
     """Arguments of `doctor`."""
     add_words(parser, "key=value", "settings to check for, for example output_dir=/data")
+
+
+def add_models_arguments(parser: Parser) -> None:
+    """Arguments of `models`."""
+    parser.add_argument("action", choices=("list", "fetch", "verify", "convert"), help="see below")
+    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help="names of `models list`")
+    parser.add_argument(
+        "--from", dest="places", metavar="PLACE", action="append", default=[], help="a folder or http(s) mirror to take it from"
+    )
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
@@ -266,10 +285,34 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 0 if healthy(checks) else EXIT_UNHEALTHY
 
 
+def models(arguments: argparse.Namespace) -> int:
+    """List, fetch, check or convert published weights."""
+    from vp3d import fetch
+
+    action, names = arguments.action, arguments.names
+    if action == "fetch" and not names:
+        raise UserError("`models fetch` needs a NAME; `launch.py models list` shows them")
+    if action == "convert" and len(names) != 2:
+        raise UserError("`models convert` needs a NAME and the FILE to convert")
+    if action == "list":
+        sys.stdout.write(fetch.listing(names))
+    elif action == "verify":
+        sys.stdout.write(fetch.verify(names))
+    elif action == "fetch":
+        for name in names:
+            sys.stdout.write(f"{fetch.fetch(name, arguments.places)}\n")
+    else:
+        from vp3d.convert import convert
+
+        sys.stdout.write(f"{convert(names[0], expand(names[1]), arguments.places)}\n")
+    return 0
+
+
 VERBS = {
     "generate": Verb("make a 3D asset from a prompt", add_generate_arguments, generate, GENERATE_EPILOG),
     "resume": Verb("go on with a stopped or killed run", add_run_argument, resume),
     "export": Verb("export a run again, with other settings", add_export_arguments, export),
     "render": Verb("write a turntable of a mesh file or a run", add_render_arguments, render),
+    "models": Verb("list, fetch and check published weights", add_models_arguments, models, MODELS_EPILOG),
     "doctor": Verb("say what works on this machine and why the rest does not", add_doctor_arguments, doctor),
 }

@@ -62,10 +62,10 @@ class ViewGate:
 
 @dataclass
 class PriorConfig:
-    """The frozen 2D diffusion model. Folders are absolute or relative to the repository; `path` may be a hub id."""
+    """The frozen 2D diffusion model: names of `launch.py models list`, hub ids, or folders (absolute or of the repository)."""
 
-    path: str = "assets/toybox/pipeline"  # folder or hub id of a StableDiffusionPipeline or StableDiffusionXLPipeline
-    ip_adapter: str = "assets/toybox/ip_adapter"  # folder or hub id in the published layout; "" for none
+    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline or StableDiffusionXLPipeline
+    ip_adapter: str = "assets/toybox/ip_adapter"  # in the published layout; "" for none
     ip_adapter_subfolder: str = "models"
     ip_adapter_weight: str = "ip-adapter_toybox.safetensors"
     image_encoder_folder: str = "image_encoder"
@@ -74,7 +74,7 @@ class PriorConfig:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     resolution: Annotated[int, Range(16, 2048)] = 64  # pixels of a side of the images the prior was trained on
     variant: str = ""  # of the weight files of `path`, for example fp16; "" takes those without
-    vae: str = ""  # an autoencoder in the place of the pipeline's: folder or hub id of an AutoencoderTiny or AutoencoderKL
+    vae: str = ""  # an AutoencoderTiny or AutoencoderKL in the place of the pipeline's
     vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # auto: `dtype`, or float32 where that overflows
     max_batch: Annotated[int, Range(1, 4096)] = 64  # images in one call of the denoiser, branches counted; more are cut
     offload_encoders: bool = False  # text and image encoders wait on the CPU while they are not used
@@ -111,7 +111,7 @@ class GuidanceConfig:
     rescale: Share = 0.0  # share of std rescale of the x0 estimate, [0, 1]
     normalize: Literal["sum", "mean"] = "mean"  # the latent MSE is a "sum" over elements or a "mean"
     perp_neg: Weight = 0.0  # share of Perp-Neg's weights against the neighbouring views; 1 is the paper's, 0 is off
-    debias: str = ""  # folder or hub id of a masked language model: drops words that contradict a view; "" is off
+    debias: str = ""  # a masked language model, placed as a prior: drops words that contradict a view; "" is off
     debias_words: str = ""  # the words it may drop, separated by spaces; "" is every word of the prompt
     weight: Weight = 1.0
 
@@ -129,13 +129,21 @@ class RewardConfig:
 
 @dataclass
 class RewardsConfig:
-    """The reward model and its two terms."""
+    """The models that judge, and their terms. A model is a folder or a name of `launch.py models list`."""
 
+    text_model: Literal["clip", "imagereward", "hpsv2", "pickscore"] = "clip"  # of the text-image term; scores differ in size
+    image_model: Literal["clip", "dinov2"] = "clip"  # of the image-image term
     clip: str = "assets/toybox/clip"  # open_clip local-dir folder
+    imagereward: str = "imagereward"  # read only if text_model says so; as the two below
+    hpsv2: str = "hpsv2.1"
+    pickscore: str = "pickscore"
+    dinov2: str = "dinov2-base"  # read only if image_model says so
+    aesthetic_model: str = "aesthetic"  # read only if the aesthetic term has a weight
     text_image: RewardConfig = field(default_factory=lambda: RewardConfig(weight=0.1, begin=0.3))
     image_image: RewardConfig = field(
         default_factory=lambda: RewardConfig(weight=0.1, begin=0.1, gate=ViewGate(0.0, 45.0, 100.0, 0.0))
     )
+    aesthetic: RewardConfig = field(default_factory=RewardConfig)
 
 
 @dataclass
@@ -210,6 +218,7 @@ class ExportConfig:
     texture_size: Annotated[int, Range(16, 8192)] = 512
     unwrap_deadline_s: Annotated[float, Range(0, 3600)] = 20.0  # seconds xatlas may take before our own atlas is used
     formats: list[Literal["glb", "obj", "ply", "stl"]] = field(default_factory=lambda: ["glb", "obj", "ply", "stl"])
+    turntable: Literal["mp4", "gif"] = "mp4"  # mp4 needs ffmpeg, which comes with imageio-ffmpeg
     turntable_frames: Annotated[int, Range(2, 2000)] = 48
     turntable_size: Annotated[int, Range(16, 2048)] = 192
 
@@ -263,6 +272,8 @@ ORDERED = (  # pairs of which the first may not be above the second
     ("rewards.text_image.gate.full_deg", "rewards.text_image.gate.zero_deg"),
     ("rewards.image_image.begin", "rewards.image_image.finish"),
     ("rewards.image_image.gate.full_deg", "rewards.image_image.gate.zero_deg"),
+    ("rewards.aesthetic.begin", "rewards.aesthetic.finish"),
+    ("rewards.aesthetic.gate.full_deg", "rewards.aesthetic.gate.zero_deg"),
 )
 
 
@@ -289,6 +300,13 @@ def check_noise_levels(low: Schedule, high: Schedule) -> None:
         if low.at(progress) > high.at(progress) + 1.0e-6:
             found = f"{low.at(progress):g} is above {high.at(progress):g} at progress {progress:.2g}"
             raise UserError(f"config key 'guidance.t_min' is above 'guidance.t_max': {found}")
+
+
+def judge_places(config: RewardsConfig) -> list[str]:
+    """The reward models that are used, each once, as configured."""
+    named = {"clip": config.clip, "imagereward": config.imagereward, "hpsv2": config.hpsv2, "pickscore": config.pickscore}
+    places = [named[config.text_model], config.clip if config.image_model == "clip" else config.dinov2]
+    return list(dict.fromkeys(places + ([config.aesthetic_model] if config.aesthetic.weight > 0.0 else [])))
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -70,6 +70,7 @@ def run_checks(config: Config) -> list[Check]:
         *check_cuda_packages(),
         check_ffmpeg(),
         check_weights(config),
+        check_models(),
         check_memory(),
         check_disk(expand(config.output_dir)),
     ]
@@ -170,6 +171,16 @@ def check_weights(config: Config) -> Check:
     except UserError as error:
         return Check("weights", "BROKEN", str(error))
     return Check("weights", "on", f"{count} files under {manifest.parent} match {manifest.name}", licence)
+
+
+def check_models() -> Check:
+    """Which published models have been fetched."""
+    from vp3d.weights import MODELS, missing_files, models_folder
+
+    folder = models_folder()
+    here = [name for name in MODELS if not missing_files(name, folder / name)]
+    detail = f"{', '.join(here)} in {folder}" if here else "none fetched; `launch.py models list` shows what there is"
+    return Check("models", "on" if here else "off", detail)
 
 
 def check_memory() -> Check:

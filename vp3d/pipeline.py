@@ -18,10 +18,10 @@ from vp3d.config import Config, ExportConfig, expand, locate
 from vp3d.console import Progress, StopFlag, say
 from vp3d.cutout import read_picture
 from vp3d.diffusion.debias import debiased_prompts
-from vp3d.diffusion.prior import Prior, find_source, load_prior
+from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
 from vp3d.evaluate.report import write_report
-from vp3d.evaluate.views import ring_frames, write_preview, write_turntable
+from vp3d.evaluate.views import require_ffmpeg, ring_frames, write_preview, write_turntable
 from vp3d.export.build import export_mesh
 from vp3d.export.verify import verify_export
 from vp3d.export.writers import WRITERS, fit_to_cube, read_mesh
@@ -37,14 +37,14 @@ from vp3d.prompts import (
 )
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.volume import render_rays
-from vp3d.rewards.encoders import ClipEncoder, load_clip
+from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
-from vp3d.rewards.text_image import text_image, text_target
 from vp3d.run_folder import RunFolder, check_output
 from vp3d.train import loop
 from vp3d.train.coarse import Coarse, Reward, make_generators, part
 from vp3d.types import Asset, Camera, to_images
 from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.weights import find_weights
 
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
@@ -56,7 +56,7 @@ class Models:
     """The frozen networks of a run, and the prompt for each of the view words where `guidance.debias` has a say in it."""
 
     prior: Prior
-    clip: ClipEncoder
+    judges: Judges
     debiased: dict[str, str]
 
 
@@ -80,6 +80,7 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
 
 def export_run(run_dir: Path, config: Config) -> Asset:
     """Make the files of a run again from its newest checkpoint, with the `export` settings of `config`."""
+    check_video(config.export)
     run = RunFolder.open(run_dir)
     with run.lock():
         device = resolve_device(config.backend)
@@ -91,11 +92,13 @@ def export_run(run_dir: Path, config: Config) -> Asset:
 
 def render_path(path: Path, config: ExportConfig) -> Path:
     """Write a turntable of a mesh file (beside it) or of a run (into it); returns the video's path."""
+    check_video(config)
     run = RunFolder.open(path) if path.is_dir() else None
     mesh = fit_to_cube(read_mesh(path if run is None else exported(run)))
     camera = Config().camera if run is None else run.config().camera
     frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
-    video = path.with_name(f"{path.stem}_turntable.mp4") if run is None else run.path / "turntable.mp4"
+    name = f"turntable.{config.turntable}"
+    video = path.with_name(f"{path.stem}_{name}") if run is None else run.path / name
     return write_turntable(frames, video, warn=say)
 
 
@@ -121,11 +124,18 @@ def check_request(config: Config, new: bool) -> None:
         check_prompt(config.prompt, vocabulary)
         check_negative_prompt(config.negative_prompt, vocabulary)
     if config.visual_prompt.prior.path and new and not config.image:
-        find_source(config.visual_prompt.prior.path, "visual_prompt.prior.path")
+        find_weights(config.visual_prompt.prior.path, "visual_prompt.prior.path")
+    check_video(config.export)
     if config.image and new:
         read_picture(expand(config.image))
     if new:
         check_output(expand(config.output_dir))
+
+
+def check_video(config: ExportConfig) -> None:
+    """Refuse to begin a run whose turntable could not be written at its end."""
+    if config.turntable == "mp4":
+        require_ffmpeg()
 
 
 def load_models(config: Config, device: torch.device) -> Models:
@@ -133,8 +143,9 @@ def load_models(config: Config, device: torch.device) -> Models:
     say("loading models")
     guidance = config.guidance
     debiased = debiased_prompts(config.prompt, guidance.debias, guidance.debias_words) if guidance.debias else {}
-    prior, clip = load_prior(config.prior, device), load_clip(config.rewards.clip, config.prior.manifest, device)
-    return Models(prior, clip, debiased)
+    prior, judges = load_prior(config.prior, device), load_judges(config.rewards, config.prior.manifest, device)
+    judges.text.target([with_view(config.prompt, view) for view in all_views()])  # a prompt it cannot read: say so now
+    return Models(prior, judges, debiased)
 
 
 def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: torch.device) -> VisualPrompt:
@@ -150,7 +161,7 @@ def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: t
     if config.visual_prompt.prior.path and not config.image:
         say(f"loading {config.visual_prompt.prior.path} to draw")
         prior = load_prior(config.visual_prompt.prior, device)
-    return make_visual_prompt(prior, models.clip, config.prompt, config, run, generator)
+    return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
 
 
 def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, run: RunFolder, device: torch.device) -> Coarse:
@@ -161,28 +172,32 @@ def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, ru
         run.event("debias", prompts=models.debiased)
     field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
     guidance = Guidance(models.prior, config.guidance)
-    rewards = build_rewards(config, models.clip, visual_prompt.rgb.to(device))
+    rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))
     return Coarse(config, field, guidance, condition, rewards, make_generators(config.seed), run.event)
 
 
-def build_rewards(config: Config, clip: ClipEncoder, visual_prompt: Tensor) -> dict[str, Reward]:
-    """The text-image reward, told the view, and the image-image reward for a visual prompt `[1, 3, H, W]` in [0, 1]."""
+def build_rewards(config: Config, judges: Judges, visual_prompt: Tensor) -> dict[str, Reward]:
+    """The text-image reward, told the view, the image-image reward for a visual prompt `[1, 3, H, W]` in [0, 1], and looks."""
     prompts = [with_view(config.prompt, view) for view in all_views()]
-    text = dict(zip(prompts, text_target(prompts, clip), strict=True))
-    image = image_target(visual_prompt, clip)
-    return {
+    text = dict(zip(prompts, judges.text.target(prompts), strict=True))
+    image = image_target(visual_prompt, judges.image)
+    rewards = {
         "text_image": Reward(
-            lambda rgb, target: text_image(rgb, target, clip),
+            judges.text.score,
             lambda camera: torch.stack([text[prompt] for prompt in view_prompts(config.prompt, camera)]),
             config.rewards.text_image,
         ),
         "image_image": Reward(
-            lambda rgb, target: image_image(rgb, target, clip),
+            lambda rgb, target: image_image(rgb, target, judges.image),
             lambda camera: image,
             config.rewards.image_image,
             config.visual_prompt.ground,
         ),
     }
+    if judges.aesthetic is not None:
+        nothing = torch.zeros(1, 1, device=visual_prompt.device)
+        rewards["aesthetic"] = Reward(judges.aesthetic.score, lambda camera: nothing, config.rewards.aesthetic)
+    return rewards
 
 
 def load_field(run: RunFolder, device: torch.device) -> Field:
@@ -232,5 +247,5 @@ def present(asset: Asset, config: Config, run: RunFolder) -> None:
     say("preview, turntable and report")
     write_preview(asset.mesh, run.path / "preview.png", config.prompt, config.camera)
     frames = ring_frames(asset.mesh, config.export.turntable_frames, config.export.turntable_size, config.camera)
-    write_turntable(frames, run.path / "turntable.mp4", warn=say)
+    write_turntable(frames, run.path / f"turntable.{config.export.turntable}", warn=say)
     write_report(run, asset)

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from vp3d import __version__
-from vp3d.config import ROOT, Config, expand, load_config, locate, save_config
+from vp3d.config import ROOT, Config, expand, judge_places, load_config, locate, save_config
 from vp3d.errors import UserError
+from vp3d.weights import MODELS, models_folder, read_receipt
 
 VERSIONED = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "trimesh", "xatlas")
 SLUG_LENGTH = 40
@@ -251,15 +252,21 @@ def weight_places(config: Config) -> tuple[str, ...]:
     """Where the weights of a run come from: folders and hub ids, some of them empty."""
     priors = (config.prior, config.visual_prompt.prior)
     places = [place for prior in priors for place in (prior.path, prior.vae, prior.ip_adapter)]
-    return (*places, config.rewards.clip, config.guidance.debias)
+    return (*places, *judge_places(config.rewards), config.guidance.debias)
 
 
 def weight_hashes(places: tuple[str, ...]) -> dict[str, str]:
-    """SHA-256 of every .safetensors file in the named folders; any other place (a hub id) is listed as such."""
+    """SHA-256 of every .safetensors file in the named folders; any other place (a hub id) is listed as such.
+
+    A fetched model's hashes are those of its receipt: gigabytes are not read again for every run.
+    """
     hashes: dict[str, str] = {}
     for place in filter(None, places):
-        folder = locate(place)
-        if folder.is_dir():
+        folder = models_folder() / place if place in MODELS else locate(place)
+        noted = {path: str(entry["sha256"]) for path, entry in read_receipt(folder).items() if path.endswith(".safetensors")}
+        if noted:
+            hashes |= {f"{place}/{path}": digest for path, digest in noted.items()}
+        elif folder.is_dir():
             files = sorted(folder.rglob("*.safetensors"))
             hashes |= {f"{place}/{file.relative_to(folder).as_posix()}": sha256_file(file) for file in files}
         else:

@@ -24,8 +24,7 @@ from vp3d.config import Config, expand
 from vp3d.cutout import border_flood, is_usable, on_ground, read_picture, square_up
 from vp3d.errors import UserError
 from vp3d.prompts import strip_view, with_view
-from vp3d.rewards.encoders import ClipEncoder
-from vp3d.rewards.text_image import text_image, text_target
+from vp3d.rewards.text_image import TextImage
 from vp3d.run_folder import RunFolder, atomic_write, write_json
 from vp3d.sheet import contact_sheet
 
@@ -65,7 +64,7 @@ class VisualPrompt:
 
 
 def make_visual_prompt(
-    prior: Sampler, clip: ClipEncoder, prompt: str, config: Config, run_folder: RunFolder, generator: torch.Generator
+    prior: Sampler, judge: TextImage, prompt: str, config: Config, run_folder: RunFolder, generator: torch.Generator
 ) -> VisualPrompt:
     """Draw (or read `config.image`), cut out, score, choose; keep everything in the run folder and return what was kept."""
     if config.image:
@@ -74,7 +73,7 @@ def make_visual_prompt(
         candidates, masks = _draw(prior, prompt, config, generator)
     candidates, masks = _as_stored(candidates), _as_stored(masks)
     cutouts = on_ground(candidates, masks, config.visual_prompt.ground)
-    scores = _score(clip, cutouts, masks, with_view(prompt, config.visual_prompt.view))
+    scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
     usable = {n: score for n, score in enumerate(scores) if score is not None}
     if not usable:
         raise UserError(_refusal(config, len(candidates)))
@@ -141,9 +140,9 @@ def _refusal(config: Config, count: int) -> str:
 
 
 @torch.no_grad()
-def _score(clip: ClipEncoder, cutouts: Tensor, masks: Tensor, prompt: str) -> list[float | None]:
+def _score(judge: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> list[float | None]:
     """The text-image reward of each cut-out `[N, 3, H, W]` in [0, 1]; None where its mask is empty or covers everything."""
-    rewards = text_image(cutouts.to(clip.device), text_target([prompt], clip), clip)
+    rewards = judge.score(cutouts.to(judge.device), judge.target([prompt]))
     return [float(r) if is_usable(mask) else None for r, mask in zip(rewards, masks, strict=True)]
 
 

@@ -18,6 +18,7 @@ from vp3d.config import PriorConfig
 from vp3d.diffusion.image_prompt import GatedImageAttention, ImageEncoder
 from vp3d.diffusion.prior import Prior, take_adapter
 from vp3d.diffusion.text import TextEmbedding
+from vp3d.weights import MODELS
 
 import diffusers  # isort: skip
 import transformers  # isort: skip
@@ -172,6 +173,24 @@ def empty(shapes: Shapes) -> dict[str, torch.Tensor]:
 
 def shapes_of(module: nn.Module) -> Shapes:
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def test_published_files_are_as_large_as_these_layouts() -> None:
+    """Sizes of the files on the hub: 4 or 2 bytes a parameter and a safetensors header of some 100 bytes a tensor."""
+    files = {file.path: file.size for name in ("ip-adapter-sd15", "ip-adapter-sdxl") for file in MODELS[name].files}
+    expected = {"sd15": ("sd15", 4), "sdxl": ("sdxl", 2)}
+    found = []
+    for name, (unet, width) in expected.items():
+        size = next(file.size for file in MODELS[name].files if file.path.startswith("unet/diffusion"))
+        found.append((size, width * SIZES[unet][1], SIZES[unet][0]))
+    for name in ADAPTERS:
+        size = next((size for path, size in files.items() if path.endswith(f"/{name}.safetensors")), 0)
+        if size:
+            shapes = [shape for half in published_adapter(name) for shape in half.values()]
+            found.append((size, 2 * sum(torch.Size(shape).numel() for shape in shapes), len(shapes)))
+    assert len(found) == 6
+    for size, payload, tensors in found:
+        assert 50 * tensors < size - payload < 200 * tensors
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from vp3d.config import CameraConfig
+from vp3d.errors import UserError
 from vp3d.evaluate import views
 from vp3d.types import Mesh
 
@@ -95,3 +96,17 @@ def test_without_ffmpeg_there_is_a_gif_and_one_warning(
 def test_an_ffmpeg_that_writes_nothing_is_no_crash(frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/true")  # takes nothing and writes nothing
     assert views.write_turntable(np.repeat(frames, 5, 0), tmp_path / "t.mp4", warn=lambda _: None).suffix == ".gif"
+
+
+def test_a_gif_that_is_asked_for_needs_no_ffmpeg(frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    (tmp_path / "turntable.mp4").touch()
+    told: list[str] = []
+    path = views.write_turntable(frames, tmp_path / "turntable.gif", warn=told.append)
+    assert not told and [p.name for p in tmp_path.iterdir()] == [path.name] == ["turntable.gif"]
+    with pytest.raises(UserError, match=r"/nowhere/ffmpeg.*export\.turntable=gif"):
+        views.require_ffmpeg()
+
+
+def test_the_installed_ffmpeg_is_accepted() -> None:
+    views.require_ffmpeg()

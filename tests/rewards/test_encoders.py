@@ -145,7 +145,9 @@ def test_missing_weights_and_pickles_are_refused(folder: Path, tmp_path: Path) -
     torch.save(load_file(weights), weights.with_name("open_clip_pytorch_model.bin"))
     weights.unlink()
     assert "open_clip_model.safetensors is missing" in refusal(tmp_path / "clip")
-    assert "open_clip_config.json is missing" in refusal(tmp_path / "none")
+    assert "is not a folder" in refusal(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "open_clip_config.json is missing" in refusal(tmp_path / "empty")
 
 
 def test_damaged_weights(folder: Path, tmp_path: Path) -> None:

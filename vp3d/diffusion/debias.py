@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
-from vp3d.diffusion.prior import find_source, readable
+from vp3d.diffusion.prior import readable
 from vp3d.prompts import all_views, normalize_prompt, strip_view
 from vp3d.types import UserError
+from vp3d.weights import find_weights
 
 import transformers  # isort: skip
 
@@ -31,7 +32,7 @@ THRESHOLD = 0.95
 
 
 def debiased_prompts(prompt: str, place: str, allowed: str = "") -> dict[str, str]:
-    """The prompt for each of the view words, by the masked language model at `place` (folder or hub id).
+    """The prompt for each of the view words, by the masked language model at `place` (as prior.path).
 
     allowed: the words that may be dropped, separated by spaces; "" is every word. Prompts come back without view words.
     """
@@ -75,13 +76,13 @@ def _direction(view: str) -> str:
 def _load(place: str) -> tuple[Any, Any]:
     """Tokenizer and masked language model; UserError for what is missing, not safetensors, or knows no word for a view."""
     transformers.utils.logging.disable_progress_bar()
-    source, local = find_source(place, "guidance.debias")
+    source, local = find_weights(place, "guidance.debias")
     with readable(f"the language model {place}", "guidance.debias"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
         model = transformers.AutoModelForMaskedLM.from_pretrained(source, local_files_only=local, use_safetensors=True)
     ids = tokenizer.convert_tokens_to_ids(list(DIRECTIONS))
     if tokenizer.mask_token is None or any(i is None or i == tokenizer.unk_token_id for i in ids):
         raise UserError(
-            f"guidance.debias {place} has no mask or no single tokens for {', '.join(DIRECTIONS)}: use bert-base-uncased or alike"
+            f"guidance.debias {place} has no mask or no single tokens for {', '.join(DIRECTIONS)}: use bert-base or alike"
         )
     return tokenizer, model.eval()

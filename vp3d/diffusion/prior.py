@@ -10,7 +10,6 @@ the manifest before they are read.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +28,7 @@ from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, ddim_times
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.manifest import verify_files
 from vp3d.types import UserError
+from vp3d.weights import find_weights
 
 import diffusers  # isort: skip
 import transformers  # isort: skip
@@ -36,7 +36,6 @@ from diffusers.models.embeddings import ImageProjection  # isort: skip
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
 ADDED = {"StableDiffusionPipeline": (None, "text"), "StableDiffusionXLPipeline": ("text_time",)}  # addition_embed_type
 PUBLISHED_ENCODERS = {  # (pooled embedding, its width): folder of h94/IP-Adapter
@@ -227,7 +226,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Prior
 
 
 def _load_pipeline(config: PriorConfig) -> Any:
-    source, local = find_source(config.path, "prior.path")
+    source, local = find_weights(config.path, "prior.path")
     with readable(f"the pipeline {config.path}", "prior.path"):
         kind = diffusers.DiffusionPipeline.load_config(source, local_files_only=local).get("_class_name")
     if kind not in ADDED:
@@ -250,7 +249,7 @@ def _load_pipeline(config: PriorConfig) -> Any:
 
 def _load_autoencoder(config: PriorConfig) -> Any:
     """The autoencoder of `prior.vae`: an AutoencoderTiny or an AutoencoderKL."""
-    source, local = find_source(config.vae, "prior.vae")
+    source, local = find_weights(config.vae, "prior.vae")
     with readable(f"the autoencoder {config.vae}", "prior.vae"):
         kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get("_class_name")
         if kind not in ("AutoencoderTiny", "AutoencoderKL"):
@@ -296,7 +295,7 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
         raise UserError(
             f"prior.ip_adapter_weight {config.ip_adapter_weight} is not a .safetensors file: name one that is"
         )
-    source, local = find_source(config.ip_adapter, "prior.ip_adapter")
+    source, local = find_weights(config.ip_adapter, "prior.ip_adapter")
     folder = config.image_encoder_folder
     folder = folder if "/" in folder else f"{config.ip_adapter_subfolder}/{folder}"
     with readable(f"the IP-Adapter's image encoder {config.ip_adapter}/{folder}", "prior.image_encoder_folder"):
@@ -339,16 +338,6 @@ def _check_encoder(encoder: ImageEncoder, folder: str, weight_name: str) -> None
             f"the image encoder in {folder} gives vectors of {found} numbers but {weight_name} was trained on {expected}: "
             f"set prior.image_encoder_folder to {right}"
         )
-
-
-def find_source(place: str, key: str) -> tuple[str, bool]:
-    """Where to load from, and whether it is a folder of this machine (then nothing is ever fetched)."""
-    folder = locate(place)
-    if folder.is_dir():
-        return str(folder), True
-    if HUB_ID.fullmatch(place):
-        return place, False
-    raise UserError(f"{key} {place} is not a folder: give a folder or a hub id such as owner/name")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vp3d.config import CameraConfig
+from vp3d.errors import UserError
 from vp3d.prompts import view_words
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
@@ -125,26 +126,42 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def write_turntable(frames: np.ndarray, path: Path, fps: int = 16, warn: Warn | None = None) -> Path:
-    """The frames `[N, H, W, 3]` uint8 of a turn as `path` (.mp4); returns the file that was written.
+    """The frames `[N, H, W, 3]` uint8 of a turn as `path` (.mp4 or .gif); returns the file that was written.
 
-    Without a working ffmpeg the same turn becomes a GIF beside it, and `warn` is told why in one line.
+    If ffmpeg fails at this late hour, the turn becomes a GIF beside `path`, and `warn` is told why in one line.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"a turntable needs frames [N, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
+    if path.suffix == ".gif":
+        write_gif(frames, path, fps)
+        path.with_suffix(".mp4").unlink(missing_ok=True)  # an older video of another asset would only mislead
+        return path
     try:
         write_mp4(frames, path, fps, find_ffmpeg())
+        path.with_suffix(".gif").unlink(missing_ok=True)
         return path
     except FfmpegError as error:
         if warn is not None:
             instead = path.with_suffix(".gif").name
             warn(f"no video: {error}; wrote {instead} instead (pip install imageio-ffmpeg brings an ffmpeg)")
     write_gif(frames, path.with_suffix(".gif"), fps)
-    path.unlink(missing_ok=True)  # an older video of another asset would only mislead
+    path.unlink(missing_ok=True)
     return path.with_suffix(".gif")
 
 
 class FfmpegError(RuntimeError):
     """There is no ffmpeg, or it did not do its work."""
+
+
+def require_ffmpeg() -> None:
+    """Refuse to start what would end without its video; UserError says what to do."""
+    try:
+        subprocess.run([find_ffmpeg(), "-version"], capture_output=True, check=True, timeout=60)
+    except (FfmpegError, OSError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"no working ffmpeg for turntable.mp4 ({reason}): pip install imageio-ffmpeg, or export.turntable=gif"
+        ) from error
 
 
 def find_ffmpeg() -> str:

@@ -29,19 +29,26 @@ from torch import Tensor
 from vp3d.config import locate
 from vp3d.errors import UserError
 from vp3d.manifest import verify_files
+from vp3d.rewards.resize import channels, resize_normalize
+from vp3d.weights import local_weights
 
 WEIGHTS = "open_clip_model.safetensors"
 
 
-def load_clip(clip: str, manifest: str = "", device: torch.device | str = "cpu") -> ClipEncoder:
-    """Load the frozen encoder from the open_clip folder `clip`, its files checked against `manifest` ("" for none)."""
-    folder = locate(clip)
+def load_clip(
+    clip: str, manifest: str = "", device: torch.device | str = "cpu", key: str = "rewards.clip"
+) -> ClipEncoder:
+    """Load the frozen encoder from `clip`, an open_clip folder or a name of the table, the value of config key `key`.
+
+    Its files are checked against `manifest` ("" for none).
+    """
+    folder = local_weights(clip, key)
     if manifest:
         verify_files(locate(manifest), folder)
     for name in ("open_clip_config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name} is missing: set rewards.clip to an open_clip folder with safetensors weights"
+                f"{folder / name} is missing: set {key} to an open_clip folder with safetensors weights"
             )
     return ClipEncoder(folder, device)
 
@@ -64,20 +71,11 @@ class ClipEncoder:
         size = preprocess["size"]
         self.size: int = size if isinstance(size, int) else size[0]
         self.interpolation: str = preprocess["interpolation"]
-        self.mean = torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1)
+        self.mean, self.std = channels(preprocess["mean"], device), channels(preprocess["std"], device)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """What the image tower sees, `[B, 3, size, size]` normalised, of `rgb [B, 3, H, H]` in [0, 1]; differentiable.
-
-        Antialiased resize as in torchvision's tensor path; bicubic overshoot is kept, so that gradients pass everywhere.
-        """
-        if rgb.ndim != 4 or rgb.shape[1] != 3 or rgb.shape[2] != rgb.shape[3]:
-            raise ValueError(f"ClipEncoder needs square pictures [B, 3, H, H], got {tuple(rgb.shape)}")
-        if rgb.shape[-1] != self.size:
-            mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
-            rgb = F.interpolate(rgb, (self.size, self.size), mode=mode, align_corners=False, antialias=True)
-        return (rgb - self.mean) / self.std
+        """What the image tower sees, `[B, 3, size, size]` normalised, of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
+        return resize_normalize(rgb, self.size, self.mean, self.std, self.interpolation)
 
     def image(self, rgb: Tensor) -> Tensor:
         """Unit features `[B, D]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable with respect to rgb."""

@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ class PriorLosses:
         x0 = self.latents[index].to(self.device).float()
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
         u = torch.rand(self.BATCH, generator=generator, device=self.device)
-        t = (len(self.alpha_bar) * u**0.7).long()  # more of the high noise, where text decides what there is
+        t = (len(self.alpha_bar) * u**0.4).long()  # mostly high noise, where the text decides what there is
         alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
         predicted = self.model["unet"](alpha * x0 + sigma * noise, t, (text, tokens, gate)).sample
         return {"loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0), "loss_aid": 0.1 * aid}
@@ -356,7 +357,7 @@ def main(argv: list[str] | None = None) -> None:
         elif options.steps:
             plan = replace(plan, steps=options.steps)
         if options.fresh or options.more:
-            first_process_first(lambda folder=work / part: forget(folder))
+            first_process_first(partial(forget, work / part))
         TRAINERS[part](pictures, plan, work / part, device)
     if not process_rank():
         save_manifest(ASSETS)

@@ -1,0 +1,240 @@
+"""Transformers-side towers (PickScore, aesthetic, DINOv2) and HPSv2's layout: against the plain models, gradients, sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import vp3d.torch_compat  # noqa: F401  (before open_clip, which imports torchvision)
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_clip import write_tiny_clip
+from tests.tiny_rewards import MEAN, SIZE, STD, write_aesthetic, write_clip_tower, write_dino
+from vp3d.config import Config, RewardConfig, judge_places, load_config
+from vp3d.errors import UserError
+from vp3d.rewards.aesthetic import Aesthetic, load_aesthetic
+from vp3d.rewards.build import Judges, load_judges
+from vp3d.rewards.image_image import image_image, image_target
+from vp3d.rewards.text_image import ClipText
+from vp3d.rewards.towers import ClipTower, DinoTower, load_clip_tower, load_dino
+from vp3d.weights import MODELS
+
+PROMPTS = ["a red sphere", "a blue cube"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("towers")
+    write_clip_tower(root / "pickscore")
+    write_dino(root / "dino")
+    write_aesthetic(root / "aesthetic")
+    write_tiny_clip(root / "clip")
+    return root
+
+
+@pytest.fixture(scope="module")
+def clip(root: Path) -> ClipTower:
+    return load_clip_tower(str(root / "pickscore"), "rewards.pickscore")
+
+
+@pytest.fixture(scope="module")
+def dino(root: Path) -> DinoTower:
+    return load_dino(str(root / "dino"))
+
+
+@pytest.fixture(scope="module")
+def aesthetic(root: Path) -> Aesthetic:
+    return load_aesthetic(str(root / "aesthetic"))
+
+
+def random_rgb(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels_of(rgb: torch.Tensor) -> torch.Tensor:
+    return (rgb - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+@torch.no_grad()
+def test_pickscore_is_the_published_sum(clip: ClipTower, root: Path) -> None:
+    """exp(logit_scale) * cos, as in its model card, from a plain CLIPModel."""
+    plain = transformers.CLIPModel.from_pretrained(root / "pickscore").eval()
+    words = transformers.AutoTokenizer.from_pretrained(root / "pickscore")
+    text = words(PROMPTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+    rgb = random_rgb(2, 3, SIZE, SIZE)
+    logits = plain(input_ids=text.input_ids, pixel_values=pixels_of(rgb)).logits_per_image
+    judge = ClipText(clip, clip.scale)
+    assert clip.scale == pytest.approx(np.exp(3.0), rel=1e-5)
+    torch.testing.assert_close(judge.score(rgb, judge.target(PROMPTS)), logits.diagonal(), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_dino_is_the_plain_model(dino: DinoTower, root: Path) -> None:
+    plain = transformers.Dinov2Model.from_pretrained(root / "dino").eval()
+    rgb = random_rgb(2, 3, SIZE, SIZE)
+    hidden = plain(pixel_values=pixels_of(rgb)).last_hidden_state
+    torch.testing.assert_close(dino.image(rgb), F.normalize(hidden[:, 0], dim=-1))
+    torch.testing.assert_close(dino.tokens(rgb), F.normalize(hidden[:, 1:], dim=-1))
+    assert dino.tokens(rgb).shape == (2, (SIZE // 8) ** 2, 32)
+    found = image_image(rgb, image_target(rgb[:1], dino), dino)
+    assert float(found[0]) == pytest.approx(1.0, abs=1e-5) and float(found[1]) < 0.999
+
+
+@torch.no_grad()
+def test_aesthetic_by_hand(aesthetic: Aesthetic, root: Path) -> None:
+    """CLIP's projected feature, its length taken off, through five linear layers in NumPy."""
+    rgb, stored = random_rgb(2, 3, SIZE, SIZE), load_file(root / "aesthetic" / "head.safetensors")
+    plain = transformers.CLIPModel.from_pretrained(root / "aesthetic").eval()
+    x = plain.visual_projection(plain.vision_model(pixel_values=pixels_of(rgb)).pooler_output).numpy()
+    x = x / np.sqrt((x**2).sum(axis=1, keepdims=True))
+    for layer in (0, 2, 4, 6, 7):
+        x = x @ stored[f"layers.{layer}.weight"].numpy().T + stored[f"layers.{layer}.bias"].numpy()
+    np.testing.assert_allclose(aesthetic.score(rgb, torch.zeros(1, 1)).numpy(), x[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [24, 32, 50])
+@pytest.mark.parametrize("kind", ["pickscore", "dino", "aesthetic"])
+def test_gradient_into_the_picture(
+    kind: str, side: int, clip: ClipTower, dino: DinoTower, aesthetic: Aesthetic
+) -> None:
+    judge, target = ClipText(clip, clip.scale), image_target(random_rgb(1, 3, SIZE, SIZE, seed=3), dino)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        if kind == "pickscore":
+            return judge.score(x, judge.target(PROMPTS))
+        return image_image(x, target, dino) if kind == "dino" else aesthetic.score(x, torch.zeros(1, 1))
+
+    rgb = random_rgb(2, 3, side, side).requires_grad_()
+    before = value(rgb)
+    (gradient,) = torch.autograd.grad(before.sum(), rgb)
+    assert before.shape == (2,) and bool(torch.isfinite(gradient).all())
+    assert float((gradient != 0).float().mean()) > 0.99
+    step = 0.01 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    assert bool((value(rgb + step) > before).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["clip", "dino"])
+def test_the_size_of_the_picture_hardly_counts(kind: str, clip: ClipTower, dino: DinoTower) -> None:
+    tower = clip if kind == "clip" else dino
+    coarse = random_rgb(1, 3, 4, 4)
+    at = [
+        tower.image(F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)) for side in (32, 64, 128, 256)
+    ]
+    assert min(float((feature * at[0]).sum()) for feature in at) > 0.999
+    assert float((tower.image(random_rgb(1, 3, 32, 32, seed=4)) * at[0]).sum()) < 0.99
+
+
+def test_hpsv2_is_open_clips_vit_h_14() -> None:
+    """Our folder's config builds the architecture of the published weights: names, shapes, number of parameters."""
+    ours = json.loads(dict(MODELS["hpsv2.1"].written)["open_clip_config.json"])["model_cfg"]
+    assert ours == open_clip.get_model_config("ViT-H-14")
+    with torch.device("meta"):
+        model = open_clip.model.CLIP(ours["embed_dim"], ours["vision_cfg"], ours["text_cfg"])
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert sum(value.numel() for value in model.parameters()) == 986_109_441
+    assert shapes["visual.conv1.weight"] == (1280, 3, 14, 14) and shapes["visual.positional_embedding"] == (257, 1280)
+    assert shapes["visual.proj"] == (1280, 1024) and shapes["text_projection"] == (1024, 1024)
+    assert shapes["token_embedding.weight"] == (49408, 1024) and shapes["positional_embedding"] == (77, 1024)
+    assert shapes["visual.transformer.resblocks.31.mlp.c_fc.weight"] == (5120, 1280)
+    assert shapes["transformer.resblocks.23.attn.in_proj_weight"] == (3072, 1024)
+    assert not any(key.startswith(("visual.transformer.resblocks.32", "transformer.resblocks.24")) for key in shapes)
+
+
+def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(root: Path, tmp_path: Path) -> None:
+    """HPSv2's and laion's folders: config and weights; the tokenizer is the one open_clip brings. Half precision is read too."""
+    shutil.copytree(root / "clip", tmp_path / "hps")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "hps" / name).unlink()
+    config = json.loads((tmp_path / "hps" / "open_clip_config.json").read_text())
+    del config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
+    config["model_cfg"]["text_cfg"] |= {"vocab_size": 49408, "context_length": 77}
+    (tmp_path / "hps" / "open_clip_config.json").write_text(json.dumps(config))
+    cfg = config["model_cfg"]
+    model = open_clip.model.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
+    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, tmp_path / "hps" / "open_clip_model.safetensors")
+    judge = load_judges(rewards_of(root, text_model="hpsv2", hpsv2=str(tmp_path / "hps"))).text
+    rgb = random_rgb(2, 3, 40, 40).requires_grad_()
+    scores = judge.score(rgb, judge.target(PROMPTS))
+    assert scores.dtype == torch.float32 and float(scores.detach().abs().max()) <= 1.0
+    (gradient,) = torch.autograd.grad(scores.sum(), rgb)
+    assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().min()) > 0
+
+
+def rewards_of(root: Path, **changes: object) -> object:
+    config = Config().rewards
+    config.clip, config.pickscore, config.dinov2 = str(root / "clip"), str(root / "pickscore"), str(root / "dino")
+    config.hpsv2, config.aesthetic_model = str(root / "clip"), str(root / "aesthetic")
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def test_the_config_chooses_the_models_and_nothing_else_is_read(root: Path) -> None:
+    config = rewards_of(root, clip="/nowhere", text_model="pickscore", image_model="dinov2")
+    judges = load_judges(config)
+    assert isinstance(judges, Judges) and isinstance(judges.image, DinoTower) and judges.aesthetic is None
+    assert judges.text.scale == pytest.approx(np.exp(3.0), rel=1e-5)
+    assert judge_places(config) == [str(root / "pickscore"), str(root / "dino")]
+    config = rewards_of(root, text_model="hpsv2", image_model="clip", aesthetic=RewardConfig(weight=0.1))
+    judges = load_judges(config)
+    assert judges.text.scale == 1.0 and judges.aesthetic is not None
+    assert judge_places(config) == [str(root / "clip"), str(root / "aesthetic")]
+    shared = load_judges(rewards_of(root))
+    assert shared.text.encoder is shared.image
+
+
+def test_sd15_asks_for_imagereward_and_dino() -> None:
+    config = load_config(None, [Path("configs/sd15.yaml").resolve()], [])
+    assert judge_places(config.rewards) == ["imagereward", "dinov2-base"]
+    assert {config.prior.path, config.prior.ip_adapter, *judge_places(config.rewards)} <= MODELS.keys()
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_missing_files_are_one_line(missing: str, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "dino", tmp_path / "dino")
+    (tmp_path / "dino" / missing).unlink()
+    with pytest.raises(UserError, match="check rewards.dinov2") as caught:
+        load_dino(str(tmp_path / "dino"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_in_the_place_of_weights_is_not_read(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "dino", tmp_path / "dino")
+    torch.save(load_file(root / "dino" / "model.safetensors"), tmp_path / "dino" / "pytorch_model.bin")
+    (tmp_path / "dino" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="rewards.dinov2"):
+        load_dino(str(tmp_path / "dino"))
+
+
+def test_weights_of_another_model_are_refused_and_not_made_up(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "dino", tmp_path / "dino")
+    state = load_file(root / "dino" / "model.safetensors")
+    lacking = {key: value for key, value in state.items() if key != "layernorm.bias"}
+    save_file(lacking, tmp_path / "dino" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="layernorm.bias"):
+        load_dino(str(tmp_path / "dino"))
+
+
+def test_a_head_of_another_model_is_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "aesthetic", tmp_path / "aesthetic")
+    save_file({"layers.0.weight": torch.zeros(1024, 768)}, tmp_path / "aesthetic" / "head.safetensors")
+    with pytest.raises(UserError, match="head.safetensors"):
+        load_aesthetic(str(tmp_path / "aesthetic"))
+    (tmp_path / "aesthetic" / "head.safetensors").unlink()
+    with pytest.raises(UserError, match="head.safetensors is missing"):
+        load_aesthetic(str(tmp_path / "aesthetic"))
+
+
+def test_hub_ids_are_not_for_rewards() -> None:
+    with pytest.raises(UserError, match="not a hub id"):
+        load_dino("facebook/dinov2-base")

@@ -1,0 +1,363 @@
+"""`models fetch | verify | list` against a real loopback server, the hub's client, and local folders."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.request
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from tests.loopback import Server
+from vp3d import download, fetch, weights
+from vp3d.cli import main
+from vp3d.download import Unavailable
+from vp3d.errors import UserError
+from vp3d.weights import MODELS, File, Model, Part, find_weights, models_folder, read_receipt
+
+WEIGHTS = save({"w": np.arange(50_000, dtype=np.float32)})
+CONFIG = b'{"a": 1}'
+BODY = {"config.json": CONFIG, "unet/model.safetensors": WEIGHTS}
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
+    monkeypatch.delenv("VP3D_MIRRORS", raising=False)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    return tmp_path / "models"
+
+
+def add(monkeypatch: pytest.MonkeyPatch, *sources: str, known: bool = True, pickle: str = "", name: str = "tiny") -> Model:
+    """Put a model of two files into the table."""
+    files = (File("config.json"), File("unet/model.safetensors", sha(WEIGHTS) if known else "", len(WEIGHTS)))
+    model = Model("for tests", "MIT", (Part(files, sources, pickle),), (("note.txt", "ours\n"),))
+    monkeypatch.setitem(MODELS, name, model)
+    return model
+
+
+def served(prefix: str, files: dict[str, bytes] = BODY) -> dict[str, bytes]:
+    return {f"{prefix}/{path}": data for path, data in files.items()}
+
+
+def write(folder: Path, files: dict[str, bytes] = BODY) -> Path:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
+
+
+def refused(name: str, *places: str) -> str:
+    with pytest.raises(UserError) as caught:
+        fetch.fetch(name, list(places))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def check_whole(folder: Path) -> None:
+    assert {path: (folder / path).read_bytes() for path in BODY} == BODY
+    assert (folder / "note.txt").read_text() == "ours\n"
+    noted = read_receipt(folder)
+    assert {path: noted[path]["sha256"] for path in BODY} == {path: sha(data) for path, data in BODY.items()}
+    assert not list(folder.parent.glob(f".{folder.name}.*")) and not list(folder.rglob("*.partial"))
+
+
+def test_from_an_http_mirror(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        check_whole(fetch.fetch("tiny", []))
+        assert len(server.ranges) == 2
+    assert find_weights("tiny", "prior.path") == (str(home / "tiny"), True)  # and now the server is gone
+    assert fetch.fetch("tiny", []) == home / "tiny"
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        server.cut["pub/unet/model.safetensors"] = 70_000
+        add(monkeypatch, f"{server.url}/pub")
+        check_whole(fetch.fetch("tiny", []))
+    assert server.ranges[1:] == [("pub/unet/model.safetensors", ""), ("pub/unet/model.safetensors", "bytes=70000-")]
+
+
+def test_a_stopped_fetch_goes_on_where_it_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(BaseException):
+        """As Ctrl-C."""
+
+    real = download.Transfer.add
+
+    def stop(self: download.Transfer, count: int) -> None:
+        real(self, count)
+        if "safetensors" in self.name:
+            raise Stopped
+
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        with monkeypatch.context() as patch:
+            patch.setattr(download, "CHUNK", 30_000)
+            patch.setattr(download.Transfer, "add", stop)
+            with pytest.raises(Stopped):
+                fetch.fetch("tiny", [])
+        assert not (home / "tiny").exists()
+        with pytest.raises(UserError, match="run: python launch.py models fetch tiny$"):
+            find_weights("tiny", "prior.path")
+        check_whole(fetch.fetch("tiny", []))
+    assert [wanted for path, wanted in server.ranges if "safetensors" in path] == ["", "bytes=30000-"]
+
+
+def test_a_file_that_changed_in_between_starts_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with Server({"a": b"old" * 1000}) as server:
+        server.cut["a"] = 1000
+        target = tmp_path / "a"
+        assert not download._continue_http(f"{server.url}/a", target.with_name("a.partial"), target.with_name("a.etag"))
+        server.files["a"] = b"new" * 900
+        download.download_http(f"{server.url}/a", target)
+        assert target.read_bytes() == b"new" * 900
+        target.with_name("b.partial").write_bytes(b"x" * 5000)  # longer than what is there
+        server.files["b"] = b"short"
+        download.download_http(f"{server.url}/b", tmp_path / "b")
+        assert (tmp_path / "b").read_bytes() == b"short"
+
+
+def test_wrong_bytes_are_refused_and_the_next_source_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = BODY | {"unet/model.safetensors": save({"w": np.zeros(5, np.float32)})}
+    with Server(served("bad", bad) | served("good")) as server:
+        add(monkeypatch, f"{server.url}/bad")
+        message = refused("tiny")
+        assert "is not the published file" in message and "--from" in message
+        add(monkeypatch, f"{server.url}/bad", f"{server.url}/good")
+        folder = fetch.fetch("tiny", [])
+        check_whole(folder)
+        assert {entry["source"] for path, entry in read_receipt(folder).items() if path in BODY} == {f"{server.url}/good"}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(403, "refuses access"), (401, "asks for a login"), (410, "is gone"), (404, "has no such file")]
+)
+def test_gated_and_vanished_servers(status: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        server.status["pub/config.json"] = status
+        add(monkeypatch, f"{server.url}/pub")
+        message = refused("tiny")
+    assert reason in message and message.startswith("cannot fetch tiny: http")
+
+
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server({}) as server:
+        url = server.url
+    add(monkeypatch, url)
+    assert "no answer" in refused("tiny")
+
+
+def test_an_error_page_is_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = BODY | {"unet/model.safetensors": b"<html>log in</html>"}
+    with Server(served("pub", page)) as server:
+        add(monkeypatch, f"{server.url}/pub", known=False)
+        assert "no safetensors file" in refused("tiny")
+        server.files |= served("pub") | {"pub/config.json": b"<html>"}
+        add(monkeypatch, f"{server.url}/pub", known=False, name="second")
+        assert "config.json is no JSON file" in refused("second")
+
+
+@pytest.mark.parametrize("twin", ["unet/model.bin", "unet/pytorch_model.bin", "unet/model.pt"])
+def test_a_pickle_is_refused_with_the_reason(twin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"config.json": CONFIG, twin: b"\x80\x02}q\x00."}
+    expected = f"it has {Path(twin).name}, a pickle, and no unet/model.safetensors; pickles are never loaded"
+    with Server(served("pub", files)) as server:
+        add(monkeypatch, f"{server.url}/pub", str(write(tmp_path / "folder", files)))
+        message = refused("tiny")
+        assert message.count(expected) == 2
+        assert not any(path.endswith(twin) for path, _ in server.ranges)  # it was not even fetched
+
+
+def test_a_publisher_with_a_pickle_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, pickle="https://example.org/tiny: tiny.pt")
+    message = refused("tiny")
+    assert "`python launch.py models convert tiny tiny.pt`" in message and "https://example.org/tiny" in message
+
+
+def test_from_folders_and_mirrors_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, "http://127.0.0.1:9/never")
+    check_whole(fetch.fetch("tiny", [str(tmp_path / "nothing"), str(write(tmp_path / "here"))]))
+    add(monkeypatch, name="nested")
+    write(tmp_path / "store" / "nested")
+    monkeypatch.setenv("VP3D_MIRRORS", str(tmp_path / "store"))
+    check_whole(fetch.fetch("nested", []))
+    with Server(served("all/third")) as server:
+        add(monkeypatch, name="third", known=False)
+        check_whole(fetch.fetch("third", [f"{server.url}/all"]))
+
+
+def test_a_file_under_another_name_at_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = File("model.safetensors", sha(WEIGHTS), 1, "half/model.fp16.safetensors")
+    monkeypatch.setitem(MODELS, "half", Model("", "", (Part((file,), (str(tmp_path / "src"),)),)))
+    write(tmp_path / "src", {"half/model.fp16.safetensors": WEIGHTS})
+    assert (fetch.fetch("half", []) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_the_same_file_of_two_models_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        add(monkeypatch, f"{server.url}/pub", name="twin")
+        fetch.fetch("tiny", [])
+        check_whole(fetch.fetch("twin", []))
+        assert [path for path, _ in server.ranges].count("pub/unet/model.safetensors") == 1
+
+
+def hub_files(repository: str, revision: str = "main", files: dict[str, bytes] = BODY) -> dict[str, bytes]:
+    return served(f"{repository}/resolve/{revision}", files)
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def test_the_hubs_own_client_against_its_own_addresses(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(hub_files("owner/name", "abc")) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        add(monkeypatch, "hf:owner/name@abc", known=False)
+        check_whole(fetch.fetch("tiny", []))
+
+
+def test_a_hub_file_that_is_not_what_the_hub_promises(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(hub_files("owner/name")) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        add(monkeypatch, "hf:owner/name@main", known=False)
+        real = download.download_hub
+
+        def spoilt(repository: str, revision: str, path: str, target: Path) -> str:
+            promised = real(repository, revision, path, target)
+            target.write_bytes(target.read_bytes()[:-1] + b"?")
+            return promised
+
+        monkeypatch.setattr(fetch, "download_hub", spoilt)
+        assert "is not the published file" in refused("tiny")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (403, "GatedRepo", "it is gated: accept its terms at"),
+        (404, "RepoNotFound", "gone from the hub, or private"),
+        (404, "RevisionNotFound", "has no revision main"),
+        (500, "", "no answer"),
+    ],
+)
+def test_hub_refusals(status: int, code: str, reason: str, online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "owner/name/resolve/main/config.json"
+    with Server(served("pub")) as server:
+        server.status[path], server.codes[path] = status, code
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        add(monkeypatch, "hf:owner/name@main")
+        assert reason in refused("tiny")
+        add(monkeypatch, "hf:owner/name@main", f"{server.url}/pub", name="second")
+        check_whole(fetch.fetch("second", []))
+
+
+def test_the_hub_in_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, "hf:owner/name@main")
+    assert "no answer (OfflineModeIsEnabled" in refused("tiny")
+
+
+def test_a_hub_repository_with_a_pickle_only(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"config.json": CONFIG, "unet/pytorch_model.bin": b"\x80\x02}q\x00."}
+    with Server(hub_files("owner/name", files=files)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        add(monkeypatch, "hf:owner/name@main")
+        assert "it has pytorch_model.bin, a pickle" in refused("tiny")
+
+
+def test_verify_finds_damage_and_fetch_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        folder = fetch.fetch("tiny", [])
+        assert "tiny: 3 files as published" in fetch.verify([])
+        spoilt = bytearray(WEIGHTS)
+        spoilt[-1] ^= 1
+        (folder / "unet/model.safetensors").write_bytes(spoilt)
+        assert main(["models", "verify"]) == 2
+        assert "unet/model.safetensors is damaged" in capsys.readouterr().err
+        (folder / "config.json").unlink()
+        with pytest.raises(UserError, match="config.json is missing.*To mend it: python launch.py models fetch tiny"):
+            fetch.verify(["tiny"])
+        server.ranges.clear()
+        check_whole(fetch.fetch("tiny", []))
+        assert len(server.ranges) == 2 and fetch.verify(["tiny"])
+        (folder / "config.json").unlink()
+        server.ranges.clear()
+        check_whole(fetch.fetch("tiny", []))
+        assert [path for path, _ in server.ranges] == ["pub/config.json"]  # what is sound is kept
+
+
+def test_files_put_there_by_hand_are_taken_as_they_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch)
+    write(home / "tiny", BODY | {"note.txt": b"ours\n"})
+    assert find_weights("tiny", "prior.path") == (str(home / "tiny"), True)
+    assert "tiny" in fetch.verify([])
+    (home / "tiny" / "unet/model.safetensors").write_bytes(save({"w": np.zeros(5, np.float32)}))
+    with pytest.raises(UserError, match="is not the published file"):
+        fetch.verify([])
+
+
+def test_too_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = File("model.safetensors", size=10**18)
+    monkeypatch.setitem(MODELS, "huge", Model("", "", (Part((file,), ()),)))
+    assert "GB free" in refused("huge") and "VP3D_MODELS" in refused("huge")
+
+
+def test_names_and_places() -> None:
+    with pytest.raises(UserError, match="did you mean sdxl"):
+        fetch.fetch("sdxl1", [])
+    with pytest.raises(UserError, match="runwayml/stable-diffusion-v1-5 is gone from the hub"):
+        find_weights("runwayml/stable-diffusion-v1-5", "prior.path")
+    with pytest.raises(UserError, match="gone"):
+        find_weights("stabilityai/stable-diffusion-2-1-base", "prior.path")
+    with pytest.raises(UserError, match="is not a folder"):
+        find_weights("no such thing", "prior.path")
+    assert find_weights("owner/name", "prior.path") == ("owner/name", False)
+
+
+def test_the_table_holds_nothing_that_runs() -> None:
+    allowed = {".safetensors", ".json", ".txt"}
+    for name, model in MODELS.items():
+        assert {Path(file.path).suffix for file in model.files} | {Path(file.at_source).suffix for file in model.files} <= allowed
+        assert model.licence and model.purpose and all(part.sources for part in model.parts), name
+        assert len({file.path for file in model.files}) == len(model.files)
+        for source in (source for part in model.parts for source in part.sources):
+            assert not weights.GONE.fullmatch(source.removeprefix("hf:").partition("@")[0])
+            assert source.startswith("https://") or weights.HUB_ID.fullmatch(source.removeprefix("hf:").partition("@")[0])
+        assert all(len(file.sha256) in (0, 64) and not Path(file.path).is_absolute() for file in model.files)
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    add(monkeypatch)
+    assert main(["models", "fetch", "tiny", "--from", str(write(tmp_path / "here"))]) == 0
+    assert capsys.readouterr().out == f"{models_folder() / 'tiny'}\n"
+    assert main(["models", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "tiny" in out and "here" in out and "CreativeML OpenRAIL-M" in out
+    assert main(["models", "list", "sd15"]) == 0
+    assert "hf:stable-diffusion-v1-5/stable-diffusion-v1-5@" in capsys.readouterr().out
+    assert main(["models", "verify", "tiny"]) == 0
+    assert main(["models", "fetch"]) == 2 and main(["models", "convert", "tiny"]) == 2 and main(["models", "eat"]) == 2
+
+
+def test_unavailable_is_one_line() -> None:
+    assert str(Unavailable("a\n  b")) == "a b"
+
+
+def test_the_server_itself() -> None:
+    with Server({"a": b"hello"}) as server:
+        request = urllib.request.Request(f"{server.url}/a", headers={"Range": "bytes=2-"})
+        with urllib.request.urlopen(request) as reply:
+            assert (reply.status, reply.read()) == (206, b"llo")

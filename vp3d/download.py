@@ -1,0 +1,192 @@
+"""Getting one file: from the hub, by http, from a folder. Resumes, shows progress, and says why it could not.
+
+A file is downloaded to `NAME.partial` and renamed when it is whole. What was there is gone on with, by a Range request, as
+long as the server still has the same file (ETag); a dropped connection is taken up again a few times.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vp3d.console import PLAIN_EVERY_S, say, terminal
+from vp3d.run_folder import write_text
+
+TIMEOUT_S = 30.0  # seconds without a byte
+ATTEMPTS = 4
+CHUNK = 1 << 20
+MB = 1.0e6
+SHA256_DIGITS = 64
+
+
+class Unavailable(Exception):
+    """A source cannot give a file, and why; `absent`: it has no such file."""
+
+    def __init__(self, reason: str, absent: bool = False) -> None:
+        super().__init__(" ".join(reason.split()))
+        self.absent = absent
+
+
+class Transfer:
+    """Shows how much of a file of `total` bytes (0: unknown) is there: a live bar on a terminal, else a line now and then."""
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self.name, self.total, self.done = name, total, done
+        self.began, self.shown, self.first = time.monotonic(), time.monotonic(), done
+        self.bar: Any = None
+
+    def __enter__(self) -> Transfer:
+        if terminal().is_terminal:
+            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+            columns = ("{task.description}", BarColumn(20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=terminal())
+            self.task = self.bar.add_task(self.name, total=self.total or None, completed=self.done)
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def add(self, count: int) -> None:
+        """Another `count` bytes are there."""
+        self.done += count
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done)
+        elif now - self.shown >= PLAIN_EVERY_S:
+            self.shown = now
+            rate = (self.done - self.first) / (now - self.began)
+            of = f" of {self.total / MB:.0f}" if self.total else ""
+            say(f"{self.name}: {self.done / MB:.0f}{of} MB, {rate / MB:.1f} MB/s")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, with progress; `target` is there whole or not at all."""
+    partial = target.with_name(f"{target.name}.partial")
+    shown = Transfer(target.name, source.stat().st_size, 0)
+    with source.open("rb") as reader, partial.open("wb") as writer, shown as transfer:
+        _pump(reader.read, writer, transfer)
+    partial.replace(target)
+
+
+def _pump(read: Callable[[int], bytes], writer: BinaryIO, transfer: Transfer) -> None:
+    while chunk := read(CHUNK):
+        writer.write(chunk)
+        transfer.add(len(chunk))
+
+
+def download_http(url: str, target: Path) -> str:
+    """Get `url` into the file `target`; returns "" (a plain server promises no hash). Unavailable with the reason."""
+    if target.is_file():
+        return ""
+    partial, tag = target.with_name(f"{target.name}.partial"), target.with_name(f"{target.name}.etag")
+    for attempt in range(ATTEMPTS):
+        try:
+            if _continue_http(url, partial, tag):
+                partial.replace(target)
+                tag.unlink(missing_ok=True)
+                return ""
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and partial.exists():  # more is here than there: it is another file now
+                partial.unlink()
+            elif error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS - 1:
+                raise Unavailable(_http_reason(error.code), absent=error.code in (404, 410)) from error
+        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+            if attempt == ATTEMPTS - 1 or isinstance(error, ValueError):
+                raise Unavailable(f"no answer ({getattr(error, 'reason', error)})") from error
+        time.sleep(0.2 * attempt)
+    raise Unavailable("the connection broke again and again; the same command goes on where it stopped")
+
+
+def _http_reason(code: int) -> str:
+    reasons = {401: "it asks for a login", 403: "it refuses access", 404: "it has no such file", 410: "it is gone"}
+    return f"{reasons.get(code, 'the server failed')} (HTTP {code})"
+
+
+def _continue_http(url: str, partial: Path, tag: Path) -> bool:
+    """Read on from where `partial` ends; whether it is whole then."""
+    have = partial.stat().st_size if partial.is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "vp3d", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if tag.is_file():
+            request.add_header("If-Range", tag.read_text(encoding="utf-8"))
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+        start = have if reply.status == 206 else 0
+        length = reply.headers.get("Content-Length")
+        total = start + int(length) if length else 0
+        if reply.headers.get("ETag"):
+            write_text(tag, reply.headers["ETag"])
+        with partial.open("ab" if start else "wb") as writer, Transfer(partial.stem, total, start) as transfer:
+            _pump(reply.read, writer, transfer)
+    return not total or partial.stat().st_size == total
+
+
+def exists_http(url: str) -> bool:
+    """Whether a server has `url`, asked without fetching it."""
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "vp3d"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            return True
+    except urllib.error.HTTPError:
+        return False
+    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+        raise Unavailable(f"no answer ({error})") from error
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+def download_hub(repository: str, revision: str, path: str, target: Path) -> str:
+    """Get a file of a hub repository into `target`; returns the SHA-256 the hub promises ("" for small files).
+
+    huggingface_hub does the work: it resumes, checks sizes, shows a bar, and honours HF_ENDPOINT, HF_TOKEN and
+    HF_HUB_OFFLINE. The file is first put below `target`'s folder in `.hub/`.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    endpoint = _endpoint()
+    try:
+        url = hf_hub_url(repository, path, revision=revision, endpoint=endpoint)
+        about = get_hf_file_metadata(url, timeout=TIMEOUT_S, endpoint=endpoint)
+        if not target.is_file():
+            folder = target.parent / ".hub"
+            found = hf_hub_download(repository, path, revision=revision, local_dir=folder, endpoint=endpoint)
+            Path(found).replace(target)
+    except GatedRepoError as error:
+        page = f"{endpoint or 'https://huggingface.co'}/{repository}"
+        raise Unavailable(f"it is gated: accept its terms at {page} and log in with `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise Unavailable(f"it has no revision {revision}") from error
+    except RepositoryNotFoundError as error:
+        raise Unavailable("it is gone from the hub, or private") from error
+    except EntryNotFoundError as error:
+        raise Unavailable(f"it has no {path}", absent=True) from error
+    except (OSError, RuntimeError, ValueError) as error:  # no network, offline mode, a server that fails
+        raise Unavailable(f"no answer ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
+    promised = about.etag or ""
+    return promised if len(promised) == SHA256_DIGITS else ""
+
+
+def exists_hub(repository: str, revision: str, path: str) -> bool:
+    """Whether a hub repository has a file."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi(endpoint=_endpoint()).file_exists(repository, path, revision=revision)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Unavailable(f"no answer ({error})") from error
