@@ -263,6 +263,14 @@ def test_doctor_misses_a_package_and_room(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not doctor.healthy([there, missing]) and doctor.healthy([there])
 
 
+def test_doctor_names_what_a_configuration_lacks(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
+    code = cli.main(["doctor", "--config", "configs/sd15.yaml"])
+    assert code == 1 and re.search(r"^weights +BROKEN +prior.path.*models fetch sd15$", capsys.readouterr().out, re.M)
+
+
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = cli.main(["doctor", f"prior.manifest={tmp_path / 'none.json'}"])
     out = capsys.readouterr().out

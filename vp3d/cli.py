@@ -180,6 +180,7 @@ def add_render_arguments(parser: Parser) -> None:
 def add_doctor_arguments(parser: Parser) -> None:
     """Arguments of `doctor`."""
     add_words(parser, "key=value", "settings to check for, for example output_dir=/data")
+    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable")
 
 
 def add_models_arguments(parser: Parser) -> None:
@@ -351,7 +352,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Say what works on this machine."""
-    config = load_config(None, [], only_overrides(arguments))
+    config = load_config(None, [locate(file) for file in arguments.config], only_overrides(arguments))
     from vp3d.doctor import healthy, report, run_checks
 
     checks = run_checks(config)
