@@ -30,6 +30,8 @@ def other(value: Any, kind: Any) -> Any:
         return changed(value)
     if get_origin(kind) is Literal:
         return next(choice for choice in get_args(kind) if choice != value)
+    if isinstance(value, bool):
+        return not value
     if isinstance(value, list):
         return value[:1]
     if isinstance(value, str):

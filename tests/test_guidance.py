@@ -60,7 +60,7 @@ def by_hand(
     generator = seeded()
     t = sample_t(3, 20, 980, generator)
     noise = torch.randn(3, 4, 8, 8, generator=generator)
-    image, none, null = prior.embed_visual_prompt(VISUAL_PROMPT), prior.null_image, prior.encode_text([NEGATIVE])
+    image, none, null = prior.embed_visual_prompt(VISUAL_PROMPT), prior.null_image, prior.encode_null(NEGATIVE)
     rgb = RGB.clone().requires_grad_()
     latents = prior.encode_images(rgb)
     rows = []
@@ -191,12 +191,11 @@ def test_std_rescale_takes_the_spread_of_the_unguided_estimate(prior: Prior, con
 def test_conditions_hold_every_view_word_of_the_prompt(prior: Prior, condition: Condition) -> None:
     assert len(condition.text) == 16 and condition.image.shape == (1, 4, 32)
     expected = prior.encode_text([f"{PROMPT}, {view}" for view in VIEWS])
-    torch.testing.assert_close(condition.text_for(CAMERA), expected)
-    torch.testing.assert_close(condition.null, prior.encode_text([NEGATIVE]))
+    torch.testing.assert_close(condition.text_for(CAMERA.azimuth_deg, CAMERA.elevation_deg).tokens, expected.tokens)
+    torch.testing.assert_close(condition.null.tokens, prior.encode_text([NEGATIVE]).tokens)
     everywhere = torch.arange(-360.0, 360.0, 7.5)
-    camera = Camera(everywhere, everywhere / 5, everywhere, everywhere)
-    assert len(condition.text_for(camera)) == len(everywhere)
-    assert not condition.image.requires_grad and not condition.null.requires_grad
+    assert len(condition.text_for(everywhere, everywhere / 5)) == len(everywhere)
+    assert not condition.image.requires_grad and not condition.null.tokens.requires_grad
 
 
 def test_preview_is_an_image_of_the_priors_size_without_gradient(prior: Prior, condition: Condition) -> None:

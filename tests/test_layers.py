@@ -78,6 +78,18 @@ def test_imports_point_upward(path: Path) -> None:
     assert not faults, f"{path.name}: {'; '.join(faults)}"
 
 
+def test_one_file_of_the_product_imports_diffusers() -> None:
+    """`diffusion/prior.py` loads; `toybox/models.py` builds what is trained. Everything else is handed the networks."""
+    users = set()
+    for path in MODULES:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        if any(name.split(".")[0] == "diffusers" for name in names):
+            users.add(".".join(dotted_name(path)))
+    assert users == {"diffusion.prior", "toybox.models"}
+
+
 def test_there_are_modules_to_check() -> None:
     assert {"types", "config"} <= {dotted_name(path)[0] for path in MODULES if dotted_name(path)}
 

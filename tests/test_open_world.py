@@ -24,16 +24,19 @@ from vp3d.weights import MODELS, File, Model, Part
 NAMES = ("tiny-sd", "tiny-ip", "tiny-imagereward", "tiny-dino", "tiny-aesthetic")
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A short run that names its models; they lie in a store, not yet fetched."""
+@pytest.fixture(params=[("sd", False)], ids=lambda param: param[0])
+def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A short run that names its models; they lie in a store, not yet fetched. The parameter: kind of pipeline, plus adapter."""
+    kind, plus = request.param
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
     store = tmp_path / "store"
-    save_pipeline(store / "tiny-sd", vae="kl")
+    save_pipeline(store / "tiny-sd", vae="kl", kind=kind)
     index = store / "tiny-sd" / "model_index.json"  # SD 1.5's names a safety checker, which is not fetched
-    about = json.loads(index.read_text()) | {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    about = json.loads(index.read_text())
+    if kind == "sd":
+        about["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     index.write_text(json.dumps(about))
-    save_ip_adapter(store / "tiny-ip")
+    save_ip_adapter(store / "tiny-ip", kind=kind, plus=plus)
     write_imagereward(store / "tiny-imagereward")
     write_dino(store / "tiny-dino")
     write_aesthetic(store / "tiny-aesthetic")
@@ -51,6 +54,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return config
 
 
+@pytest.mark.parametrize("config", [("sd", False), ("sd", True), ("sdxl", False), ("sdxl", True)], indirect=True)
 def test_fetch_then_run_without_a_network(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         with pytest.raises(UserError, match=f"the model '{name}' is not fetched; run: python launch.py models fetch {name}$"):

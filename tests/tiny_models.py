@@ -1,7 +1,8 @@
 """Tiny random models of the classes that real runs load, saved in the published folder layouts. For tests only.
 
-`save_pipeline(folder)` and `save_ip_adapter(folder)` write what `load_prior(tiny_prior_config(root))` reads. Images are
-32 x 32, latents 4 x 8 x 8 (AutoencoderTiny) or 4 x 16 x 16 (AutoencoderKL), text width 32, vision embedding 24.
+`save_pipeline(folder)` and `save_ip_adapter(folder)` write what `load_prior(tiny_prior_config(root))` reads, in the likeness of
+Stable Diffusion 1.5 ("sd") or SDXL ("sdxl"). Images are 32 x 32, latents 4 x 8 x 8 (AutoencoderTiny) or 4 x 16 x 16
+(AutoencoderKL), text width 32 (sdxl: 32 + 48, pooled 40), vision embedding 24 (hidden states 32).
 Weights depend on `seed` alone; the default IP-Adapter is strong enough to matter.
 """
 
@@ -24,6 +25,8 @@ RESOLUTION = 32
 TEXT_WIDTH = 32
 IMAGE_WIDTH = 24
 BLOCKS = (32, 64)
+LARGE_WIDTH, POOLED_WIDTH = 48, 40  # hidden states and projection of the second text encoder of the SDXL-like pipeline
+CONTEXT = {"sd": TEXT_WIDTH, "sdxl": TEXT_WIDTH + LARGE_WIDTH}  # width of the text in cross-attention
 WORD_END = "</w>"
 
 
@@ -36,20 +39,25 @@ def tokenizer() -> transformers.CLIPTokenizer:
     )
 
 
-def text_encoder() -> transformers.CLIPTextModel:
+def text_encoder(layers: int = 1) -> transformers.CLIPTextModel:
     """A CLIP text model of width 32 for `tokenizer`."""
-    config = transformers.CLIPTextConfig(
+    return transformers.CLIPTextModel(text_config(TEXT_WIDTH, layers))
+
+
+def text_config(width: int, layers: int) -> transformers.CLIPTextConfig:
+    """Hidden states of `width`, projection of `POOLED_WIDTH`."""
+    return transformers.CLIPTextConfig(
         vocab_size=190,
-        hidden_size=TEXT_WIDTH,
+        hidden_size=width,
         intermediate_size=64,
-        num_hidden_layers=1,
+        projection_dim=POOLED_WIDTH,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=77,
         bos_token_id=188,
         eos_token_id=189,
         pad_token_id=189,
     )
-    return transformers.CLIPTextModel(config)
 
 
 def autoencoder(kind: str) -> diffusers.ModelMixin:
@@ -73,8 +81,15 @@ def autoencoder(kind: str) -> diffusers.ModelMixin:
     )
 
 
-def unet() -> diffusers.UNet2DConditionModel:
-    """A conditional UNet with cross-attention in its inner down and up block and in the middle."""
+def unet(kind: str = "sd") -> diffusers.UNet2DConditionModel:
+    """A conditional UNet with cross-attention in its inner down and up block and in the middle; "sdxl": two layers in each."""
+    large = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": POOLED_WIDTH + 6 * 8,
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+    }
     return diffusers.UNet2DConditionModel(
         block_out_channels=BLOCKS,
         layers_per_block=1,
@@ -83,9 +98,10 @@ def unet() -> diffusers.UNet2DConditionModel:
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=CONTEXT[kind],
         attention_head_dim=4,
         norm_num_groups=8,
+        **(large if kind == "sdxl" else {}),
     )
 
 
@@ -103,55 +119,115 @@ def scheduler(prediction_type: str = "epsilon") -> diffusers.DDIMScheduler:
     )
 
 
-def save_pipeline(folder: Path, vae: str = "tiny", prediction_type: str = "epsilon", seed: int = 0) -> Path:
-    """Write a StableDiffusionPipeline with random weights; vae "tiny" or "kl", prediction_type "epsilon" or "v_prediction"."""
+def save_pipeline(
+    folder: Path,
+    vae: str = "tiny",
+    prediction_type: str = "epsilon",
+    seed: int = 0,
+    kind: str = "sd",
+    variant: str | None = None,
+) -> Path:
+    """Write a pipeline with random weights: vae "tiny" or "kl", prediction_type epsilon or v_prediction, kind "sd" or "sdxl"."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        pipe = diffusers.StableDiffusionPipeline(
-            vae=autoencoder(vae),
-            text_encoder=text_encoder(),
-            tokenizer=tokenizer(),
-            unet=unet(),
-            scheduler=scheduler(prediction_type),
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-        )
-    pipe.save_pretrained(folder)
+        pipeline(vae, prediction_type, kind).save_pretrained(folder, variant=variant)
     return folder
 
 
-def adapter_weights(image_width: int = IMAGE_WIDTH) -> dict[str, torch.Tensor]:
-    """A base IP-Adapter for `unet` under the published keys, 4 tokens; key order is that of `unet.attn_processors`."""
-    weights = {
-        "image_proj.proj.weight": torch.randn(4 * TEXT_WIDTH, image_width),
-        "image_proj.proj.bias": torch.randn(4 * TEXT_WIDTH),
-        "image_proj.norm.weight": torch.ones(TEXT_WIDTH),
-        "image_proj.norm.bias": torch.zeros(TEXT_WIDTH),
-    }
-    crossing = [name for name in unet().attn_processors if not name.endswith("attn1.processor")]
+def pipeline(vae: str, prediction_type: str, kind: str) -> diffusers.DiffusionPipeline:
+    """A StableDiffusionPipeline or StableDiffusionXLPipeline."""
+    parts = {"vae": autoencoder(vae), "tokenizer": tokenizer(), "feature_extractor": None, "image_encoder": None}
+    if kind == "sdxl":
+        return diffusers.StableDiffusionXLPipeline(
+            **parts,
+            text_encoder=text_encoder(2),
+            tokenizer_2=tokenizer(),
+            text_encoder_2=transformers.CLIPTextModelWithProjection(text_config(LARGE_WIDTH, 2)),
+            unet=unet(kind),
+            scheduler=scheduler(prediction_type),
+            add_watermarker=False,
+        )
+    return diffusers.StableDiffusionPipeline(
+        **parts,
+        text_encoder=text_encoder(),
+        unet=unet(),
+        scheduler=scheduler(prediction_type),
+        safety_checker=None,
+        requires_safety_checker=False,
+    )
+
+
+def adapter_weights(image_width: int = IMAGE_WIDTH, kind: str = "sd", plus: bool = False) -> dict[str, torch.Tensor]:
+    """An IP-Adapter for `unet(kind)` under the published keys; key order is that of `unet.attn_processors`.
+
+    base: 4 tokens of an embedding of `image_width`; plus: 6 tokens of hidden states of that width.
+    """
+    width = CONTEXT[kind]
+    weights = resampler_weights(image_width, width) if plus else projection_weights(image_width, width)
+    weights = {f"image_proj.{key}": value for key, value in weights.items()}
+    crossing = [name for name in unet(kind).attn_processors if not name.endswith("attn1.processor")]
     for i in range(len(crossing)):
         for part in ("to_k_ip", "to_v_ip"):
-            weights[f"ip_adapter.{2 * i + 1}.{part}.weight"] = 0.3 * torch.randn(BLOCKS[-1], TEXT_WIDTH)
+            weights[f"ip_adapter.{2 * i + 1}.{part}.weight"] = 0.3 * torch.randn(BLOCKS[-1], width)
     return weights
 
 
-def save_ip_adapter(folder: Path, image_width: int = IMAGE_WIDTH, seed: int = 1) -> Path:
-    """Write `models/ip-adapter_toybox.safetensors` and `models/image_encoder`; image_width is what the adapter expects."""
+def projection_weights(image_width: int, width: int) -> dict[str, torch.Tensor]:
+    """The base projection: 4 tokens of `width`."""
+    return {
+        "proj.weight": torch.randn(4 * width, image_width),
+        "proj.bias": torch.randn(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+
+
+def resampler_weights(image_width: int, width: int, inner: int = 32, heads: int = 1) -> dict[str, torch.Tensor]:
+    """The projection of "plus", a perceiver resampler of four blocks with heads of 64: 6 tokens of `width`."""
+    weights = {
+        "latents": torch.randn(1, 6, inner),
+        "proj_in.weight": torch.randn(inner, image_width),
+        "proj_in.bias": torch.randn(inner),
+        "proj_out.weight": torch.randn(width, inner),
+        "proj_out.bias": torch.randn(width),
+        "norm_out.weight": torch.ones(width),
+        "norm_out.bias": torch.zeros(width),
+    }
+    for n in range(4):
+        for norm in ("0.norm1", "0.norm2", "1.0"):
+            weights |= {f"layers.{n}.{norm}.weight": torch.ones(inner), f"layers.{n}.{norm}.bias": torch.zeros(inner)}
+        shapes = {"0.to_q": (64 * heads, inner), "0.to_kv": (128 * heads, inner), "0.to_out": (inner, 64 * heads)}
+        shapes |= {"1.1": (4 * inner, inner), "1.3": (inner, 4 * inner)}
+        weights |= {f"layers.{n}.{name}.weight": 0.3 * torch.randn(shape) for name, shape in shapes.items()}
+    return weights
+
+
+def save_ip_adapter(
+    folder: Path,
+    image_width: int | None = None,
+    seed: int = 1,
+    kind: str = "sd",
+    plus: bool = False,
+    projection: int = IMAGE_WIDTH,
+) -> Path:
+    """Write `models/ip-adapter_toybox.safetensors` and `models/image_encoder`; image_width is what the adapter expects.
+
+    projection: width of the encoder's pooled embedding; its hidden states are 32 wide.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = transformers.CLIPVisionConfig(
             hidden_size=32,
             intermediate_size=64,
-            num_hidden_layers=1,
+            num_hidden_layers=2,
             num_attention_heads=4,
             image_size=RESOLUTION,
             patch_size=8,
-            projection_dim=IMAGE_WIDTH,
+            projection_dim=projection,
         )
         transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder / "models" / "image_encoder")
-        save_file(adapter_weights(image_width), folder / "models" / "ip-adapter_toybox.safetensors")
+        weights = adapter_weights(image_width or (32 if plus else IMAGE_WIDTH), kind, plus)
+        save_file(weights, folder / "models" / "ip-adapter_toybox.safetensors")
     return folder
 
 
@@ -169,12 +245,17 @@ def save_manifest(root: Path) -> Path:
 
 
 def tiny_prior_config(
-    root: Path, vae: str = "tiny", prediction_type: str = "epsilon", ip_adapter: bool = True
+    root: Path,
+    vae: str = "tiny",
+    prediction_type: str = "epsilon",
+    ip_adapter: bool = True,
+    kind: str = "sd",
+    plus: bool = False,
 ) -> PriorConfig:
     """Write pipeline, IP-Adapter (unless told not to) and manifest under `root`; the config that loads them."""
-    save_pipeline(root / "pipeline", vae, prediction_type)
+    save_pipeline(root / "pipeline", vae, prediction_type, kind=kind)
     if ip_adapter:
-        save_ip_adapter(root / "ip_adapter")
+        save_ip_adapter(root / "ip_adapter", kind=kind, plus=plus)
     return PriorConfig(
         path=str(root / "pipeline"),
         ip_adapter=str(root / "ip_adapter") if ip_adapter else "",

@@ -22,11 +22,11 @@ def write_disc(path: Path, color: tuple[int, int, int] = (200, 40, 30)) -> Path:
     return path
 
 
-def tiny_config(root: Path) -> Config:
-    """Write models and a reference picture under `root`; the config of a run of 12 steps that reads them."""
+def tiny_config(root: Path, kind: str = "sd", plus: bool = False) -> Config:
+    """Write models (see `tiny_prior_config`) and a reference picture under `root`; the config of a run of 12 steps on them."""
     weights = root / "weights"
     config = Config(prompt=PROMPT, image=str(write_disc(root / "disc.png")), seed=3, output_dir=str(root / "outputs"))
-    config.prior = tiny_prior_config(weights)
+    config.prior = tiny_prior_config(weights, kind=kind, plus=plus)
     config.rewards.clip = str(write_tiny_clip(weights / "clip"))
     save_manifest(weights)
     config.rewards.text_image.begin = config.rewards.image_image.begin = 0.0

@@ -64,7 +64,7 @@ class ViewGate:
 class PriorConfig:
     """The frozen 2D diffusion model: names of `launch.py models list`, hub ids, or folders (absolute or of the repository)."""
 
-    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline
+    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline or StableDiffusionXLPipeline
     ip_adapter: str = "assets/toybox/ip_adapter"  # in the published layout; "" for none
     ip_adapter_subfolder: str = "models"
     ip_adapter_weight: str = "ip-adapter_toybox.safetensors"
@@ -73,6 +73,13 @@ class PriorConfig:
     vocabulary: str = "assets/toybox/vocabulary.json"  # words the prior knows; "" for the open world
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     resolution: Annotated[int, Range(16, 2048)] = 64  # pixels of a side of the images the prior was trained on
+    variant: str = ""  # of the weight files of `path`, for example fp16; "" takes those without
+    vae: str = ""  # an AutoencoderTiny or AutoencoderKL in the place of the pipeline's
+    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # auto: `dtype`, or float32 where that overflows
+    max_batch: Annotated[int, Range(1, 4096)] = 64  # images in one call of the denoiser, branches counted; more are cut
+    offload_encoders: bool = False  # text and image encoders wait on the CPU while they are not used
+    channels_last: bool = False  # memory layout of denoiser and autoencoder; often faster on a GPU in half precision
+    compile: bool = False  # torch.compile the denoiser: slow first steps, then faster; needs a working compiler
 
 
 @dataclass
@@ -85,6 +92,7 @@ class VisualPromptConfig:
     view: str = "front view"  # view words added to the prompt while drawing
     ground: Share = 0.7  # grey level of the neutral ground it is put on before it is encoded, [0, 1]
     cutout_tolerance: Share = 0.12  # colour distance to the border colour that still counts as background, [0, 1]
+    prior: PriorConfig = field(default_factory=lambda: PriorConfig("", "", manifest="", vocabulary=""))  # draws; "" for the same
 
 
 @dataclass
@@ -102,6 +110,9 @@ class GuidanceConfig:
     weighting: Literal["sigma2", "uniform"] = "sigma2"  # w(t): sigma2 (1 - alpha_bar) | uniform
     rescale: Share = 0.0  # share of std rescale of the x0 estimate, [0, 1]
     normalize: Literal["sum", "mean"] = "mean"  # the latent MSE is a "sum" over elements or a "mean"
+    perp_neg: Weight = 0.0  # share of Perp-Neg's weights against the neighbouring views; 1 is the paper's, 0 is off
+    debias: str = ""  # a masked language model, placed as a prior: drops words that contradict a view; "" is off
+    debias_words: str = ""  # the words it may drop, separated by spaces; "" is every word of the prompt
     weight: Weight = 1.0
 
 

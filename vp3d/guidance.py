@@ -2,9 +2,9 @@
 
     grad_z = w(t) * (e_hat(z_t; t, y, v) - e),   z = encode(render),   z_t = alpha_t z + sigma_t e
 
-e_hat is the guided noise of diffusion/cfg.py; v enters by the gated attention of diffusion/image_prompt.py with
-lambda = `lam` at the run's progress times `lam_gate` at the camera's azimuth. lambda = 0 takes the path of plain
-SDS, bit for bit.
+e_hat is the guided noise of diffusion/cfg.py, with that of diffusion/perp_neg.py as an option; v enters by the gated
+attention of diffusion/image_prompt.py with lambda = `lam` at the run's progress times `lam_gate` at the camera's azimuth.
+lambda = 0 takes the path of plain SDS, bit for bit.
 The gradient reaches autograd as an MSE against a detached target, 0.5 * (z - stop(z - grad_z))^2, and flows through
 `encode_images` alone; the denoiser runs without gradient and nothing is decoded. Normalisation of the MSE: "sum" over latent
 elements divided by B (dreamfusion code's), or "mean" over all elements, smaller by the C * h * w of the latents; a loss
@@ -13,13 +13,15 @@ weight means nothing without saying which. Each view has its own t (stratified, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vp3d.config import GuidanceConfig
-from vp3d.diffusion.cfg import branch_weights, combine, rescale_std
+from vp3d.diffusion.cfg import Branch, branch_weights, combine, rescale_std
+from vp3d.diffusion.perp_neg import perp_neg, view_negatives
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.schedule import (
     add_noise,
@@ -29,28 +31,31 @@ from vp3d.diffusion.schedule import (
     t_bounds,
     x0_from_epsilon,
 )
+from vp3d.diffusion.text import TextEmbedding
 from vp3d.prompts import all_views, negative_prompts, view_words, with_view
 from vp3d.types import Camera, UserError
 from vp3d.view_gate import gate_weight
+
+OTHERS: tuple[Branch, Branch] = ("other_1", "other_2")  # Perp-Neg's negatives
 
 
 @dataclass(frozen=True)
 class Condition:
     """What a run is guided by, encoded once.
 
-    text  embedding [1, L, C] of the prompt for each of the view words ("back view from above", ...)
-    null  embedding [1, L, C] of the negative prompt
+    text  the embedded prompt (one) for each of the view words ("back view from above", ...)
+    null  the embedded negative prompt (one)
     image tokens [1, T, C] of the visual prompt, or None for text alone
     """
 
-    text: dict[str, Tensor]
-    null: Tensor
+    text: dict[str, TextEmbedding]
+    null: TextEmbedding
     image: Tensor | None = None
 
-    def text_for(self, camera: Camera) -> Tensor:
-        """The view-worded embeddings [B, L, C] for B cameras."""
-        views = zip(camera.azimuth_deg.tolist(), camera.elevation_deg.tolist(), strict=True)
-        return torch.cat([self.text[view_words(azimuth, elevation)] for azimuth, elevation in views])
+    def text_for(self, azimuth_deg: Tensor, elevation_deg: Tensor) -> TextEmbedding:
+        """The view-worded prompts for B views at these angles [B] in degrees."""
+        views = zip(azimuth_deg.tolist(), elevation_deg.tolist(), strict=True)
+        return TextEmbedding.cat([self.text[view_words(azimuth, elevation)] for azimuth, elevation in views])
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,18 @@ class Estimate:
         return self.weight[:, None, None, None] * (self.e_hat - self.noise)
 
 
-def build_condition(prior: Prior, prompt: str, negative: str, visual_prompt: Tensor | None) -> Condition:
-    """Encode the prompt for every view word, the negative prompt, and the visual prompt (rgb [1, 3, H, W] in [0, 1]) if any."""
+def build_condition(
+    prior: Prior, prompt: str, negative: str, visual_prompt: Tensor | None, debiased: Mapping[str, str] | None = None
+) -> Condition:
+    """Encode the prompt for every view word, the negative prompt, and the visual prompt (rgb [1, 3, H, W] in [0, 1]) if any.
+
+    debiased: another prompt for some of the view words (diffusion/debias.py).
+    """
     words = all_views()
-    embeddings = prior.encode_text([with_view(prompt, view) for view in words])
-    text = dict(zip(words, embeddings.split(1), strict=True))
+    embeddings = prior.encode_text([with_view((debiased or {}).get(view, prompt), view) for view in words])
+    text = dict(zip(words, embeddings.singles(), strict=True))
     image = None if visual_prompt is None else prior.embed_visual_prompt(visual_prompt)
-    return Condition(text, prior.encode_text(negative_prompts(negative, 1)), image)
+    return Condition(text, prior.encode_null(negative_prompts(negative, 1)[0]), image)
 
 
 def sds_loss(latents: Tensor, grad: Tensor, normalize: str) -> Tensor:
@@ -129,12 +139,21 @@ class Guidance:
         weights = branch_weights(
             config.mode, config.guidance_scale, config.text_scale, config.image_scale, image is not None
         )
-        text = condition.text_for(camera)
-        predictions = prior.predict_branches(weights, noised, t, text, condition.null, image, lam)
+        text = condition.text_for(camera.azimuth_deg, camera.elevation_deg)
+        texts: dict[Branch, TextEmbedding] = {b: condition.null if b == "null" else text for b in weights}
+        strength = config.perp_neg * (1.0 - weights.get("null", 0.0))  # share * s
+        if strength > 0.0:
+            texts["null"] = condition.null
+            texts |= self._negatives(camera, condition)
+        predictions = prior.predict_branches(texts, noised, t, image, lam)
         e_hat = combine(predictions, weights)
+        conditioned = predictions[list(weights)[-1]]  # weights run from the least to the most conditioned branch
+        if strength > 0.0:
+            others = [predictions[branch] for branch in OTHERS]
+            against = view_negatives(camera.azimuth_deg)[1].to(prior.device)
+            e_hat = e_hat - strength * perp_neg(predictions["null"], conditioned, others, against)
         x0 = x0_from_epsilon(noised, e_hat, alpha_bar)
         if config.rescale > 0.0:
-            conditioned = predictions[list(weights)[-1]]  # weights run from the least to the most conditioned branch
             x0 = rescale_std(x0, x0_from_epsilon(noised, conditioned, alpha_bar), config.rescale)
             e_hat = epsilon_from_x0(noised, x0, alpha_bar)
         return Estimate(t, noise, e_hat, x0, sds_weight(alpha_bar, config.weighting), lam)
@@ -146,6 +165,12 @@ class Guidance:
         """What the prior would like B views rgb [B, 3, H, W] in [0, 1] to be: the decoded x0 estimate, same range."""
         estimate = self.estimate(self.prior.encode_images(rgb), camera, condition, progress, generator)
         return self.prior.decode(estimate.x0)
+
+    def _negatives(self, camera: Camera, condition: Condition) -> dict[Branch, TextEmbedding]:
+        """The texts that Perp-Neg holds against B views: the prompt as told for two neighbouring ones."""
+        azimuths = view_negatives(camera.azimuth_deg)[0]
+        told = [condition.text_for(azimuth, camera.elevation_deg) for azimuth in azimuths.unbind(1)]
+        return dict(zip(OTHERS, told, strict=True))
 
     def _image_branch(self, camera: Camera, condition: Condition, progress: float) -> tuple[Tensor | None, Tensor]:
         """Image tokens, or None where no view uses them, and lambda per view [B]."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from vp3d.config import Config, ExportConfig, expand, locate
 from vp3d.console import Progress, StopFlag, say
 from vp3d.cutout import read_picture
+from vp3d.diffusion.debias import debiased_prompts
 from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
 from vp3d.evaluate.report import write_report
@@ -43,6 +44,7 @@ from vp3d.train import loop
 from vp3d.train.coarse import Coarse, Reward, make_generators, part
 from vp3d.types import Asset, Camera, to_images
 from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.weights import find_weights
 
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
@@ -51,10 +53,11 @@ REFERENCE_GROUND = 1.0  # grey behind them, [0, 1]
 
 @dataclass(frozen=True)
 class Models:
-    """The frozen networks of a run."""
+    """The frozen networks of a run, and the prompt for each of the view words where `guidance.debias` has a say in it."""
 
     prior: Prior
     judges: Judges
+    debiased: dict[str, str]
 
 
 def generate(config: Config, resume_from: Path | None = None) -> Asset:
@@ -65,7 +68,7 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
     run = RunFolder.create(config) if resume_from is None else RunFolder.open(resume_from)
     with run.lock():
         run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=resume_from is not None)
-        visual_prompt = find_visual_prompt(config, models, run)
+        visual_prompt = find_visual_prompt(config, models, run, device)
         stage = build_coarse(config, models, visual_prompt, run, device)
         with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
             outcome = loop.run(stage, config, run, stop, bar.show, say)
@@ -116,9 +119,12 @@ def resolve_device(backend: str) -> torch.device:
 
 def check_request(config: Config, new: bool) -> None:
     """Refuse what cannot work before anything heavy is loaded; a `new` run must also read its picture and have a place."""
-    vocabulary = load_vocabulary(locate(config.prior.vocabulary)) if config.prior.vocabulary else None
-    check_prompt(config.prompt, vocabulary)
-    check_negative_prompt(config.negative_prompt, vocabulary)
+    for prior in (config.prior, config.visual_prompt.prior):
+        vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
+        check_prompt(config.prompt, vocabulary)
+        check_negative_prompt(config.negative_prompt, vocabulary)
+    if config.visual_prompt.prior.path and new and not config.image:
+        find_weights(config.visual_prompt.prior.path, "visual_prompt.prior.path")
     check_video(config.export)
     if config.image and new:
         read_picture(expand(config.image))
@@ -135,24 +141,35 @@ def check_video(config: ExportConfig) -> None:
 def load_models(config: Config, device: torch.device) -> Models:
     """Read and verify every network a run uses."""
     say("loading models")
-    models = Models(load_prior(config.prior, device), load_judges(config.rewards, config.prior.manifest, device))
-    models.judges.text.target([with_view(config.prompt, view) for view in all_views()])  # a prompt it cannot read: say so now
-    return models
+    guidance = config.guidance
+    debiased = debiased_prompts(config.prompt, guidance.debias, guidance.debias_words) if guidance.debias else {}
+    prior, judges = load_prior(config.prior, device), load_judges(config.rewards, config.prior.manifest, device)
+    judges.text.target([with_view(config.prompt, view) for view in all_views()])  # a prompt it cannot read: say so now
+    return Models(prior, judges, debiased)
 
 
-def find_visual_prompt(config: Config, models: Models, run: RunFolder) -> VisualPrompt:
-    """The run's visual prompt: as it lies in the folder, else made now. `scores.json` is written last, so it marks the end."""
+def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: torch.device) -> VisualPrompt:
+    """The run's visual prompt: as it lies in the folder, else made now. `scores.json` is written last, so it marks the end.
+
+    A prior that only draws is loaded for the moment.
+    """
     if (run.visual_prompt / "scores.json").is_file():
         return load_visual_prompt(run)
     say("visual prompt: " + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}"))
     generator = make_generators(config.seed, ["visual_prompt"])["visual_prompt"]
-    return make_visual_prompt(models.prior, models.judges.text, config.prompt, config, run, generator)
+    prior = models.prior
+    if config.visual_prompt.prior.path and not config.image:
+        say(f"loading {config.visual_prompt.prior.path} to draw")
+        prior = load_prior(config.visual_prompt.prior, device)
+    return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
 
 
 def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, run: RunFolder, device: torch.device) -> Coarse:
     """The coarse stage: field, guidance, condition, rewards and generators."""
     shown = visual_prompt.rgb if config.prior.ip_adapter else None
-    condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown)
+    condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown, models.debiased)
+    if models.debiased:
+        run.event("debias", prompts=models.debiased)
     field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
     guidance = Guidance(models.prior, config.guidance)
     rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))

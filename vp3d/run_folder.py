@@ -244,8 +244,15 @@ def describe_run(config: Config) -> dict[str, Any]:
         "device": _device(config.backend),
         "versions": {"vp3d": __version__} | {name: _version(name) for name in VERSIONED},
         "git": git_state(ROOT),
-        "weights": weight_hashes((config.prior.path, config.prior.ip_adapter, *judge_places(config.rewards))),
+        "weights": weight_hashes(weight_places(config)),
     }
+
+
+def weight_places(config: Config) -> tuple[str, ...]:
+    """Where the weights of a run come from: folders and hub ids, some of them empty."""
+    priors = (config.prior, config.visual_prompt.prior)
+    places = [place for prior in priors for place in (prior.path, prior.vae, prior.ip_adapter)]
+    return (*places, *judge_places(config.rewards), config.guidance.debias)
 
 
 def weight_hashes(places: tuple[str, ...]) -> dict[str, str]:

@@ -218,14 +218,27 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "taesd": Model(
-        "small autoencoder for SD 1.5's latents",
+        "small autoencoder for SD 1.5's latents (prior.vae)",
         "MIT",
         (Part(_plain("config.json", "diffusion_pytorch_model.safetensors"), ("hf:madebyollin/taesd@main",)),),
     ),
     "taesdxl": Model(
-        "small autoencoder for SDXL's latents",
+        "small autoencoder for SDXL's latents (prior.vae)",
         "MIT",
         (Part(_plain("config.json", "diffusion_pytorch_model.safetensors"), ("hf:madebyollin/taesdxl@main",)),),
+    ),
+    "bert-base": Model(
+        "BERT base, uncased: which words speak against a view (guidance.debias)",
+        "Apache-2.0",
+        (
+            Part(
+                (
+                    *_plain("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+                    File("model.safetensors", size=440_449_768),
+                ),
+                ("hf:google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594",),
+            ),
+        ),
     ),
     "imagereward": Model(
         "ImageReward-v1.0: how well a picture fits a text, learnt from people (rewards.imagereward)",

@@ -90,10 +90,10 @@ def test_sample_with_visual_prompt_agrees_with_diffusers_pipeline(prior: Prior, 
 
 def test_text_agrees_with_diffusers_pipeline(prior: Prior, pipe: diffusers.StableDiffusionPipeline) -> None:
     expected, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
-    torch.testing.assert_close(prior.encode_text(PROMPTS), expected)
+    torch.testing.assert_close(prior.encode_text(PROMPTS).tokens, expected)
     with pytest.raises(UserError, match="shorten"):
         prior.encode_text(["x" * 76])
-    assert prior.encode_text(["x" * 75]).shape == (1, 77, 32)
+    assert prior.encode_text(["x" * 75]).tokens.shape == (1, 77, 32)
 
 
 def test_preprocessing_agrees_with_clips_own(prior: Prior) -> None:
@@ -158,13 +158,13 @@ def test_epsilon_and_v_prediction_agree_for_the_same_network(tmp_path: Path) -> 
 def test_branches_equal_single_calls(prior: Prior) -> None:
     generator = torch.Generator().manual_seed(0)
     x, t, gate = prior.noise(2, generator), torch.tensor([100, 700]), torch.tensor([0.3, 1.0])
-    text, null = prior.encode_text(PROMPTS), prior.encode_text([""])
+    text, null = prior.encode_text(PROMPTS), prior.encode_null("")
     image = prior.embed_visual_prompt(smooth_images(1, 40))
     with torch.no_grad():
-        branches = prior.predict_branches(["null", "text", "full"], x, t, text, null, image, gate)
+        branches = prior.predict_branches({"null": null, "text": text, "full": text}, x, t, image, gate)
         none = prior.null_image.expand(2, -1, -1)
         expected = {
-            "null": prior.predict_noise(x, t, null.expand(2, -1, -1), none, gate),
+            "null": prior.predict_noise(x, t, null.expand(2), none, gate),
             "text": prior.predict_noise(x, t, text, none, gate),
             "full": prior.predict_noise(x, t, text, image.expand(2, -1, -1), gate),
         }
@@ -182,7 +182,8 @@ def test_without_adapter_a_visual_prompt_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_are_frozen_and_half_precision_works(config: PriorConfig, prior: Prior) -> None:
-    modules = (prior.text_encoder, prior.vae, prior.unet, prior.image_encoder.tower, prior.image_encoder.projection)
+    (_, text_encoder), *_ = prior.text_encoders.towers
+    modules = (text_encoder, prior.vae, prior.unet, prior.image_encoder.tower, prior.image_encoder.projection)
     assert not any(p.requires_grad for module in modules for p in module.parameters())
     half = load_prior(dataclasses.replace(config, dtype="bfloat16"))
     args = prior.noise(1, torch.Generator().manual_seed(0)), torch.tensor([500]), prior.encode_text(["a"])

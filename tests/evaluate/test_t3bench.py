@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 
+from tests.tiny_rewards import write_imagereward
 from vp3d.errors import UserError
 from vp3d.evaluate.judge import load_judge
 from vp3d.evaluate.scorers import KEY_VARIABLE, ChatEndpoint, ClipScorer, ImageRewardScorer, JudgeCaptioner, WordGrader
@@ -107,9 +108,13 @@ def test_embedded_scorer_and_captioner() -> None:
     assert -1.0 <= float(scorer.score("a red sphere", picture)) <= 1.0 and scorer.quality(0.25) == 25.0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ImageReward") is not None, reason="ImageReward is installed here")
-def test_a_missing_scorer_is_named() -> None:
-    with pytest.raises(UserError, match="pip install image-reward"):
+def test_imagereward_scores_through_our_own_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, rgb = ImageRewardScorer(str(write_imagereward(tmp_path))), torch.rand(2, 3, 40, 40)
+    found = scorer.score("a red sphere", rgb)
+    assert found.shape == (2,) and torch.isfinite(found).all() and not torch.equal(found, scorer.score("a blue cube", rgb))
+    assert scorer.quality(1.5) == 80.0
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="models fetch imagereward"):
         ImageRewardScorer()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vp3d.config import Config, Schedule
+from vp3d.diffusion.text import TextEmbedding
 from vp3d.errors import UserError
 from vp3d.fields.nerf import Field, build_field
 from vp3d.guidance import Condition
@@ -21,7 +22,7 @@ from vp3d.train.coarse import Coarse, Reward, make_generators
 from vp3d.types import Camera
 
 Terms = dict[str, Tensor]
-NOTHING = Condition({}, torch.zeros(1, 1, 1))
+NOTHING = Condition({}, TextEmbedding(torch.zeros(1, 1, 1)))
 STOP = threading.Event()
 
 

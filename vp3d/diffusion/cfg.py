@@ -19,7 +19,8 @@ from torch import Tensor
 
 from vp3d.types import UserError
 
-Branch = Literal["null", "text", "full"]  # conditioned on: the negative prompt | text | text and image
+# conditioned on: the negative prompt | the text | text and image | the text as told for two other views (see perp_neg.py)
+Branch = Literal["null", "text", "full", "other_1", "other_2"]
 
 
 def branch_weights(

@@ -7,18 +7,70 @@ The keys and values of the image tokens come from the adapter's own matrices `to
 own processor knows one scale for a whole call and keeps it as state; here the gate travels with the call, beside the
 tokens, so that branches with and without image, and views with different gates, share one batch.
 
-The network is handed in, nothing of diffusers is imported: `encoder_hidden_states` of its forward is either the text
-embedding [B, L, C] alone (no image branch) or the triple `(text [B, L, C], image tokens [B, T, C], gate [B])`.
+The tokens come from a CLIP vision tower through the adapter's projection (`ImageEncoder`): 4 of the pooled embedding for the
+base adapters, 16 of the penultimate hidden states for "plus".
+
+The networks are handed in, nothing of diffusers is imported: `encoder_hidden_states` of the denoiser's forward is either the
+text embedding [B, L, C] alone (no image branch) or the triple `(text [B, L, C], image tokens [B, T, C], gate [B])`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ImageCondition = tuple[Tensor, Tensor, Tensor]  # text [B, L, C], image tokens [B, T, C], gate [B]
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """From an image to the image tokens of the IP-Adapter: CLIP vision tower and the adapter's projection.
+
+    pooled: the projection reads the pooled embedding (base), not the penultimate hidden states (plus, full).
+    """
+
+    tower: Any  # transformers CLIPVisionModelWithProjection
+    projection: nn.Module
+    pooled: bool
+    mean: tuple[float, ...]  # per channel, of images in [0, 1]
+    std: tuple[float, ...]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers in a vector that the tower gives, and in one that the projection was trained on."""
+        config = self.tower.config
+        expected = next(m for m in self.projection.modules() if isinstance(m, nn.Linear)).in_features
+        return (config.projection_dim if self.pooled else config.hidden_size), expected
+
+    def normalize(self, rgb: Tensor) -> Tensor:
+        """rgb [B, 3, H, W] in [0, 1] as CLIP sees it, [B, 3, S, S]: shortest edge to S bicubic, centre crop, mean and std."""
+        side, (height, width) = self.tower.config.image_size, rgb.shape[-2:]
+        scale = side / min(height, width)
+        size = (max(side, int(height * scale)), max(side, int(width * scale)))
+        resized = F.interpolate(rgb, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 1.0)
+        top, left = (size[0] - side) // 2, (size[1] - side) // 2
+        mean, std = (rgb.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
+        return (resized[..., top : top + side, left : left + side] - mean) / std
+
+    def tokens(self, rgb: Tensor) -> Tensor:
+        """Image tokens [B, T, C] float32 of rgb [B, 3, H, W] in [0, 1]."""
+        return self._project(self.normalize(rgb.float()), null=False)
+
+    def null_tokens(self) -> Tensor:
+        """The trained "no image" [1, T, C]: the projection of a zero embedding (base), the encoding of a zero image (plus)."""
+        side, weight = self.tower.config.image_size, next(self.tower.parameters())
+        return self._project(torch.zeros(1, 3, side, side, device=weight.device), null=True)
+
+    def _project(self, pixels: Tensor, null: bool) -> Tensor:
+        pixels = pixels.to(next(self.tower.parameters()).dtype)
+        if self.pooled:
+            embedding = self.tower(pixels).image_embeds
+            return self.projection(torch.zeros_like(embedding) if null else embedding).float()
+        return self.projection(self.tower(pixels, output_hidden_states=True).hidden_states[-2]).float()
 
 
 class HasAttentionProcessors(Protocol):

@@ -1,18 +1,17 @@
 """The frozen 2D diffusion model: text and image encoders, autoencoder and denoiser of a Stable Diffusion pipeline.
 
-The only file that imports diffusers. The small embedded model and Stable Diffusion 1.x/2.x come through the same calls.
-Conventions: images are rgb [B, 3, H, W] in [0, 1] sRGB; latents [B, 4, h, w] are scaled to about unit variance,
-(z - shift_factor) * scaling_factor, as the denoiser sees them; `AutoencoderKL` gives the mode of its posterior, so encoding
-draws no noise; `AutoencoderTiny` gives latents directly. Whatever the network predicts, `predict_noise` returns epsilon.
-All weights are frozen; results are float32 whatever `PriorConfig.dtype` the networks run in. Nothing of a run is kept here:
-conditions and gates travel with each call. Weights are safetensors only, and checked against the manifest before they are read.
+The only file that imports diffusers. The small embedded model, Stable Diffusion 1.x, 2.x and SDXL come through the same calls.
+Conventions: images are rgb [B, 3, H, W] in [0, 1] sRGB; latents [B, 4, h, w] are scaled to about unit variance, as the denoiser
+sees them (autoencoder.py). Whatever the network predicts, `predict_noise` returns epsilon.
+All weights are frozen; results are float32 whatever `PriorConfig.dtype` the networks run in; attention is torch's SDPA.
+Nothing of a run is kept here: conditions and gates travel with each call. Weights are safetensors only, and checked against
+the manifest before they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +21,11 @@ from torch import Tensor, nn
 
 from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
 from vp3d.config import PriorConfig, locate
+from vp3d.diffusion import autoencoder
 from vp3d.diffusion.cfg import Branch, branch_weights, combine
-from vp3d.diffusion.image_prompt import install_gates
+from vp3d.diffusion.image_prompt import ImageEncoder, install_gates
 from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, ddim_timesteps, epsilon_from_output
+from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.manifest import verify_files
 from vp3d.types import UserError
 from vp3d.weights import find_weights
@@ -36,82 +37,54 @@ from diffusers.models.embeddings import ImageProjection  # isort: skip
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
-
-
-@dataclass(frozen=True)
-class ImageEncoder:
-    """From an image to the image tokens of the IP-Adapter: CLIP vision tower and the adapter's projection."""
-
-    tower: Any  # transformers CLIPVisionModelWithProjection
-    projection: nn.Module
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @property
-    def pooled(self) -> bool:
-        """Whether the adapter reads the pooled embedding (base) and not the penultimate hidden states (plus, full)."""
-        return isinstance(self.projection, ImageProjection)
-
-    def normalize(self, rgb: Tensor) -> Tensor:
-        """rgb [B, 3, H, W] in [0, 1] as CLIP sees it, [B, 3, S, S]: shortest edge to S bicubic, centre crop, mean and std."""
-        side, (height, width) = self.tower.config.image_size, rgb.shape[-2:]
-        scale = side / min(height, width)
-        size = (max(side, int(height * scale)), max(side, int(width * scale)))
-        resized = F.interpolate(rgb, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 1.0)
-        top, left = (size[0] - side) // 2, (size[1] - side) // 2
-        mean, std = (rgb.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
-        return (resized[..., top : top + side, left : left + side] - mean) / std
-
-    def tokens(self, rgb: Tensor) -> Tensor:
-        """Image tokens [B, T, C] float32 of rgb [B, 3, H, W] in [0, 1]."""
-        return self._project(self.normalize(rgb.float()), null=False)
-
-    def null_tokens(self) -> Tensor:
-        """The trained "no image" [1, T, C]: the projection of a zero embedding (base), the encoding of a zero image (plus)."""
-        side, weight = self.tower.config.image_size, next(self.tower.parameters())
-        return self._project(torch.zeros(1, 3, side, side, device=weight.device), null=True)
-
-    def _project(self, pixels: Tensor, null: bool) -> Tensor:
-        pixels = pixels.to(next(self.tower.parameters()).dtype)
-        if self.pooled:
-            embedding = self.tower(pixels).image_embeds
-            return self.projection(torch.zeros_like(embedding) if null else embedding).float()
-        return self.projection(self.tower(pixels, output_hidden_states=True).hidden_states[-2]).float()
+ADDED = {"StableDiffusionPipeline": (None, "text"), "StableDiffusionXLPipeline": ("text_time",)}  # addition_embed_type
+PUBLISHED_ENCODERS = {  # (pooled embedding, its width): folder of h94/IP-Adapter
+    (True, 1024): "models/image_encoder",
+    (True, 1280): "sdxl_models/image_encoder",
+    (False, 1280): "models/image_encoder",
+}
 
 
 class Prior:
     """A frozen Stable Diffusion pipeline, with or without IP-Adapter. Made by `load_prior`."""
 
     def __init__(
-        self, pipe: Any, image_encoder: ImageEncoder | None, resolution: int, device: torch.device | str
+        self, pipe: Any, image_encoder: ImageEncoder | None, config: PriorConfig, device: torch.device | str
     ) -> None:
-        pipe.to(device)
-        self.tokenizer, self.text_encoder, self.vae, self.unet = pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet
-        self.image_encoder = image_encoder
-        self.resolution, self.latent_side = resolution, resolution // pipe.vae_scale_factor
         self.device, self.dtype = torch.device(device), pipe.unet.dtype
+        self.unet, self.vae, self.image_encoder, self.max_batch = pipe.unet, pipe.vae, image_encoder, config.max_batch
+        pairs = [(pipe.tokenizer, pipe.text_encoder)]
+        if hasattr(pipe, "text_encoder_2"):
+            pairs.append((pipe.tokenizer_2, pipe.text_encoder_2))
+        self.text_encoders = TextEncoders(tuple(pairs), bool(pipe.config.get("force_zeros_for_empty_prompt")))
+        self.resolution, self.latent_side = config.resolution, config.resolution // autoencoder.downscale(pipe.vae)
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
         self.alpha_bar = alpha_bar_from_config(pipe.scheduler.config).to(device)  # [T]
-        towers = [] if image_encoder is None else [image_encoder.tower.to(device), image_encoder.projection.to(device)]
-        for module in (self.text_encoder, self.vae, self.unet, *towers):
+        # SDXL's size conditioning, [1, 6]: original size, corner of the crop, target size
+        side = float(config.resolution)
+        self.time_ids = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=device)
+        self._text_towers = [model for _, model in pairs]
+        self._image_towers = [] if image_encoder is None else [image_encoder.tower, image_encoder.projection]
+        for module in (self.unet, self.vae, *self._text_towers, *self._image_towers):
             module.eval().requires_grad_(False)
-        with torch.no_grad():
+        for module in (self.unet, self.vae):
+            module.to(device)
+        for module in (*self._text_towers, *self._image_towers):
+            module.to("cpu" if config.offload_encoders else device)
+        with torch.no_grad(), self._here(self._image_towers):
             self.null_image = None if image_encoder is None else image_encoder.null_tokens()  # [1, T, C]
 
     @torch.no_grad()
-    def encode_text(self, prompts: list[str]) -> Tensor:
-        """Text embeddings [B, L, C] float32, padded to the encoder's length; UserError for a prompt that does not fit."""
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        for prompt in prompts:
-            count = len(self.tokenizer(prompt).input_ids)
-            if count > length:
-                raise UserError(
-                    f'the prompt "{prompt}" has {count} tokens, the text encoder reads {length}: shorten it'
-                )
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(self.device) if masked else None
-        return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0].float()
+    def encode_text(self, prompts: list[str]) -> TextEmbedding:
+        """The encoded prompts (B of them); UserError for one that does not fit."""
+        with self._here(self._text_towers):
+            return self.text_encoders.encode(prompts)
+
+    @torch.no_grad()
+    def encode_null(self, negative: str) -> TextEmbedding:
+        """The encoded negative prompt (one), which may be empty."""
+        with self._here(self._text_towers):
+            return self.text_encoders.encode_null(negative)
 
     def encode_images(self, rgb: Tensor) -> Tensor:
         """Latents [B, 4, h, w] of rgb [B, 3, H, W] in [0, 1], resized to the prior's resolution inside the graph."""
@@ -121,67 +94,66 @@ class Prior:
         if rgb.shape[-2:] != size:
             shrinks = max(rgb.shape[-2:]) > self.resolution
             rgb = F.interpolate(rgb, size=size, mode="bilinear", antialias=shrinks, align_corners=False)
-        encoded = self.vae.encode((rgb * 2.0 - 1.0).to(self.vae.dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (latents.float() - self._shift) * self.vae.config.scaling_factor
+        return autoencoder.encode(self.vae, rgb)
 
     def decode(self, latents: Tensor) -> Tensor:
         """rgb [B, 3, H, W] in [0, 1] of latents [B, 4, h, w]; differentiable, clipped at the ends of the range."""
-        z = latents / self.vae.config.scaling_factor + self._shift
-        return (self.vae.decode(z.to(self.vae.dtype)).sample.float() * 0.5 + 0.5).clamp(0.0, 1.0)
-
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+        return torch.cat([autoencoder.decode(self.vae, part) for part in latents.split(self.max_batch)])
 
     @torch.no_grad()
     def embed_visual_prompt(self, rgb: Tensor) -> Tensor:
         """Image tokens [B, T, C] float32 of visual prompts rgb [B, 3, H, W] in [0, 1]: the `image` of the calls below."""
         if self.image_encoder is None:
             raise UserError("this prior has no IP-Adapter, so it takes no visual prompt: set prior.ip_adapter")
-        return self.image_encoder.tokens(rgb.to(self.device))
+        with self._here(self._image_towers):
+            return self.image_encoder.tokens(rgb.to(self.device))
 
     def predict_noise(
-        self, latents_t: Tensor, t: Tensor, text: Tensor, image: Tensor | None = None, gate: Tensor | None = None
+        self, latents_t: Tensor, t: Tensor, text: TextEmbedding, image: Tensor | None = None, gate: Tensor | None = None
     ) -> Tensor:
         """The predicted epsilon [B, 4, h, w] float32.
 
-        latents_t [B, 4, h, w] (about unit variance); t [B] int64; text [B, L, C]; image [B, T, C] or None for no image branch;
+        latents_t [B, 4, h, w] (about unit variance); t [B] int64; text of B prompts; image [B, T, C] or None for no image branch;
         gate [B] in [0, 1], the strength of the image branch per sample, 0 exactly none; None is 1.
         """
-        condition: Any = text.to(self.dtype)
-        if image is not None:
-            gate = torch.ones(len(t), device=t.device) if gate is None else gate
-            condition = (condition, image.to(self.dtype), gate)
-        output = self.unet(latents_t.to(self.dtype), t, encoder_hidden_states=condition).sample
-        return epsilon_from_output(output.float(), latents_t.float(), self.alpha_bar[t], self.prediction_type)
+        gate = torch.ones(len(t), device=t.device) if gate is None else gate
+        outputs = []
+        for start in range(0, len(t), self.max_batch):
+            rows = slice(start, start + self.max_batch)
+            part = text.rows(rows.start, rows.stop)
+            condition: Any = part.tokens.to(self.dtype)
+            if image is not None:
+                condition = (condition, image[rows].to(self.dtype), gate[rows])
+            added = None
+            if part.pooled is not None:
+                added = {"text_embeds": part.pooled.to(self.dtype), "time_ids": self.time_ids.expand(len(part), -1)}
+            call = {"encoder_hidden_states": condition, "added_cond_kwargs": added}
+            outputs.append(self.unet(latents_t[rows].to(self.dtype), t[rows], **call).sample.float())
+        return epsilon_from_output(torch.cat(outputs), latents_t.float(), self.alpha_bar[t], self.prediction_type)
 
     def predict_branches(
         self,
-        branches: Iterable[Branch],
+        texts: Mapping[Branch, TextEmbedding],
         latents_t: Tensor,
         t: Tensor,
-        text: Tensor,
-        null_text: Tensor,
         image: Tensor | None = None,
         gate: Tensor | None = None,
     ) -> dict[Branch, Tensor]:
         """Epsilon [B, 4, h, w] of each branch, all in one batched call. Arguments as in `predict_noise`.
 
-        null is (null_text, no image), text is (text, no image), full is (text, image); null_text [1, L, C], image [1 or B, T, C].
-        "No image" is the adapter's trained null image at the same gate; without `image` there is no image branch at all.
+        texts: the text of each branch, 1 or B prompts. Only the branch "full" sees `image` [1 or B, T, C]; the others have the
+        adapter's trained null image at the same gate. Without `image` there is no image branch at all.
         """
-        names, batch = list(branches), len(latents_t)
-        texts = torch.cat([(null_text if n == "null" else text).expand(batch, -1, -1) for n in names])
+        batch = len(latents_t)
         images, gates = None, None
         if image is not None:
             if self.null_image is None:
                 raise ValueError("image tokens were given to a prior without IP-Adapter")
-            images = torch.cat([(image if n == "full" else self.null_image).expand(batch, -1, -1) for n in names])
-            gates = None if gate is None else gate.repeat(len(names))
-        repeated = latents_t.repeat(len(names), 1, 1, 1)
-        predicted = self.predict_noise(repeated, t.repeat(len(names)), texts, images, gates)
-        return dict(zip(names, predicted.chunk(len(names)), strict=True))
+            images = torch.cat([(image if n == "full" else self.null_image).expand(batch, -1, -1) for n in texts])
+            gates = None if gate is None else gate.repeat(len(texts))
+        text = TextEmbedding.cat([text.expand(batch) for text in texts.values()])
+        predicted = self.predict_noise(latents_t.repeat(len(texts), 1, 1, 1), t.repeat(len(texts)), text, images, gates)
+        return dict(zip(texts, predicted.chunk(len(texts)), strict=True))
 
     @torch.no_grad()
     def sample(
@@ -199,15 +171,16 @@ class Prior:
 
         image [1 or B, T, C] and gate (number or [B]) as in `predict_noise`; `on_step(done, steps)` is called after each step.
         """
-        text, null_text = self.encode_text(prompts), self.encode_text([negative])
+        text, null = self.encode_text(prompts), self.encode_null(negative)
         weights = branch_weights("joint", guidance_scale, 1.0, 1.0, image is not None)
+        texts: dict[Branch, TextEmbedding] = {branch: null if branch == "null" else text for branch in weights}
         gates = torch.as_tensor(gate, dtype=torch.float32, device=self.device).expand(len(prompts))
         timesteps = ddim_timesteps(len(self.alpha_bar), steps).to(self.device)
         levels = torch.cat([self.alpha_bar[timesteps], self.alpha_bar.new_ones(1)])
         latents = self.noise(len(prompts), generator)
         for i, t in enumerate(timesteps):
             batch_t = t.expand(len(prompts))
-            epsilon = combine(self.predict_branches(weights, latents, batch_t, text, null_text, image, gates), weights)
+            epsilon = combine(self.predict_branches(texts, latents, batch_t, image, gates), weights)
             latents, _ = ddim_step(latents, epsilon, levels[i].expand(len(prompts)), levels[i + 1].expand(len(prompts)))
             if on_step is not None:
                 on_step(i + 1, steps)
@@ -218,40 +191,102 @@ class Prior:
         shape = (batch, self.unet.config.in_channels, self.latent_side, self.latent_side)
         return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
+    @contextmanager
+    def _here(self, modules: list[nn.Module]) -> Iterator[None]:
+        """Have `modules` on the prior's device for a moment; where they already are, nothing moves."""
+        homes = [next(module.parameters()).device for module in modules]
+        for module in modules:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module, home in zip(modules, homes, strict=True):
+                module.to(home)
+
 
 def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Prior:
     """Read, check and freeze the pipeline and IP-Adapter that `config` names; UserError for anything missing or unfit."""
     if config.manifest:
-        for place in filter(None, (config.path, config.ip_adapter)):
+        for place in filter(None, (config.path, config.vae, config.ip_adapter)):
             verify_files(locate(config.manifest), locate(place))
     diffusers.utils.logging.set_verbosity_error()  # it warns of every AutoencoderTiny; what matters is raised below
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     pipe = _load_pipeline(config)
-    if config.resolution % pipe.vae_scale_factor:
-        raise UserError(f"prior.resolution {config.resolution} is no multiple of the autoencoder's {pipe.vae_scale_factor}")
+    _check_pipeline(pipe, config)
     encoder = _load_adapter(pipe, config) if config.ip_adapter else None
-    return Prior(pipe, encoder, config.resolution, device)
+    if config.channels_last:
+        for module in (pipe.unet, pipe.vae):
+            module.to(memory_format=torch.channels_last)
+    prior = Prior(pipe, encoder, config, device)
+    if config.compile:
+        _check_compiler(prior.device)
+        prior.unet.compile()
+    return prior
 
 
 def _load_pipeline(config: PriorConfig) -> Any:
     source, local = find_weights(config.path, "prior.path")
-    with _readable(f"the pipeline {config.path}", "prior.path"):
-        pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+    with readable(f"the pipeline {config.path}", "prior.path"):
+        kind = diffusers.DiffusionPipeline.load_config(source, local_files_only=local).get("_class_name")
+    if kind not in ADDED:
+        raise UserError(f"prior.path {config.path} holds a {kind}: use a {' or a '.join(ADDED)}")
+    parts: dict[str, Any] = {"add_watermarker": False}
+    if kind == "StableDiffusionPipeline":
+        parts = {"safety_checker": None, "requires_safety_checker": False}
+    if config.vae:
+        parts["vae"] = _load_autoencoder(config)
+    with readable(f"the pipeline {config.path}", "prior.path and prior.variant"):
+        return getattr(diffusers, kind).from_pretrained(
             source,
             local_files_only=local,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
+            variant=config.variant or None,
+            **parts,
         )
-    unet, vae = pipe.unet.config, pipe.vae.config
-    plain = unet.addition_embed_type in (None, "text") and unet.in_channels == vae.latent_channels
-    if not plain or unet.cross_attention_dim != pipe.text_encoder.config.hidden_size:
-        raise UserError(
-            f"prior.path {config.path} is not a plain text-to-image StableDiffusionPipeline (SD 1.x or 2.x)"
-        )
-    return pipe
+
+
+def _load_autoencoder(config: PriorConfig) -> Any:
+    """The autoencoder of `prior.vae`: an AutoencoderTiny or an AutoencoderKL."""
+    source, local = find_weights(config.vae, "prior.vae")
+    with readable(f"the autoencoder {config.vae}", "prior.vae"):
+        kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get("_class_name")
+        if kind not in ("AutoencoderTiny", "AutoencoderKL"):
+            raise ValueError(f"it holds a {kind}, not an AutoencoderTiny or AutoencoderKL")
+        return getattr(diffusers, kind).from_pretrained(source, local_files_only=local, use_safetensors=True)
+
+
+def _check_pipeline(pipe: Any, config: PriorConfig) -> None:
+    """Refuse what is no plain text-to-image pipeline or does not belong together; choose the autoencoder's precision."""
+    unet, vae, large = pipe.unet.config, pipe.vae.config, hasattr(pipe, "text_encoder_2")
+    towers = [pipe.text_encoder, pipe.text_encoder_2] if large else [pipe.text_encoder]
+    plain = None not in towers and unet.addition_embed_type in ADDED[type(pipe).__name__]
+    plain = plain and unet.cross_attention_dim == sum(tower.config.hidden_size for tower in towers)
+    if plain and large:  # the pooled text and six numbers on sizes; the refiner has five and one text encoder
+        added = towers[1].config.projection_dim + 6 * unet.addition_time_embed_dim
+        plain = unet.projection_class_embeddings_input_dim == added
+    if not plain or (unet.in_channels != vae.latent_channels and not config.vae):
+        raise UserError(f"prior.path {config.path} is not a plain text-to-image pipeline (SD 1.x, SD 2.x or SDXL base)")
+    if unet.in_channels != vae.latent_channels:
+        found = f"gives latents of {vae.latent_channels} channels, the denoiser takes {unet.in_channels}"
+        raise UserError(f"prior.vae {config.vae} {found}: set prior.vae to one that was made for {config.path}")
+    scale = autoencoder.downscale(pipe.vae)
+    if config.resolution % scale:
+        raise UserError(f"prior.resolution {config.resolution} is no multiple of the autoencoder's {scale}")
+    overflows = large and bool(
+        getattr(vae, "force_upcast", False)
+    )  # only AutoencoderKL knows it; SD 1.x and 2.x hold in float16
+    pipe.vae.to(autoencoder.safe_dtype(config.vae_dtype, pipe.unet.dtype, overflows))
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compile something small now, rather than fail at the first picture."""
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1.0)(torch.zeros(8, device=device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"torch.compile does not work here ({reason}): set prior.compile=false") from error
 
 
 def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
@@ -263,41 +298,50 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
     source, local = find_weights(config.ip_adapter, "prior.ip_adapter")
     folder = config.image_encoder_folder
     folder = folder if "/" in folder else f"{config.ip_adapter_subfolder}/{folder}"
-    with _readable(f"the IP-Adapter's image encoder {config.ip_adapter}/{folder}", "prior.image_encoder_folder"):
+    with readable(f"the IP-Adapter's image encoder {config.ip_adapter}/{folder}", "prior.image_encoder_folder"):
         tower = transformers.CLIPVisionModelWithProjection.from_pretrained(
             source, subfolder=folder, local_files_only=local, use_safetensors=True, dtype=pipe.unet.dtype
         )
     pipe.register_modules(image_encoder=tower)
-    with _readable(
+    with readable(
         f"the IP-Adapter {config.ip_adapter}", "prior.ip_adapter_weight, and that it was made for this pipeline"
     ):
         pipe.load_ip_adapter(
             source, subfolder=config.ip_adapter_subfolder, weight_name=config.ip_adapter_weight, local_files_only=local
         )
-    projection = pipe.unet.encoder_hid_proj.image_projection_layers[0]
-    pipe.unet.encoder_hid_proj = None  # tokens are projected once per visual prompt, not in every call
-    pipe.unet.config.encoder_hid_dim_type = None
-    install_gates(pipe.unet)
+    projection = take_adapter(pipe.unet)
     mean, std = (getattr(pipe.feature_extractor, name, None) for name in ("image_mean", "image_std"))
-    encoder = ImageEncoder(tower, projection, tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD))
+    pooled = isinstance(projection, ImageProjection)
+    encoder = ImageEncoder(tower, projection, pooled, tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD))
     _check_encoder(encoder, f"{config.ip_adapter}/{folder}", config.ip_adapter_weight)
     return encoder
 
 
+def take_adapter(unet: Any) -> nn.Module:
+    """Put our gated attention over the IP-Adapter loaded in `unet`, take its projection out and return it."""
+    projection = unet.encoder_hid_proj.image_projection_layers[0]
+    unet.encoder_hid_proj = None  # tokens are projected once per visual prompt, not in every call
+    unet.config.encoder_hid_dim_type = None
+    install_gates(unet)
+    return projection
+
+
 def _check_encoder(encoder: ImageEncoder, folder: str, weight_name: str) -> None:
     """The width of the vision tower must be the one the adapter was trained with (1024 and 1280 are mixed up easily)."""
-    expected = next(m for m in encoder.projection.modules() if isinstance(m, nn.Linear)).in_features
-    tower = encoder.tower.config
-    found = tower.projection_dim if encoder.pooled else tower.hidden_size
+    found, expected = encoder.widths
     if found != expected:
+        published = PUBLISHED_ENCODERS.get((encoder.pooled, expected))
+        right = (
+            f"{published} where the folder is a copy of h94/IP-Adapter" if published else "the one that belongs to it"
+        )
         raise UserError(
             f"the image encoder in {folder} gives vectors of {found} numbers but {weight_name} was trained on {expected}: "
-            "set prior.image_encoder_folder to the encoder that belongs to this adapter"
+            f"set prior.image_encoder_folder to {right}"
         )
 
 
 @contextmanager
-def _readable(what: str, key: str) -> Iterator[None]:
+def readable(what: str, key: str) -> Iterator[None]:
     """Turn what the loaders raise for missing, damaged or unfit files into one line."""
     try:
         yield

@@ -1,7 +1,7 @@
 """Who scores, captions and grades for T3Bench's protocol (`evaluate/t3bench.py`); each is one class behind one call.
 
 * `ClipScorer`: cosine of the embedded (or any open_clip) model. It is also what the rewards read: say so beside its figures.
-* `ImageRewardScorer`: the published metric's own model, where the package `image-reward` and its weights are.
+* `ImageRewardScorer`: the published metric's own model, where its weights were fetched.
 * `JudgeCaptioner` and `WordGrader`: the toybox's judge names the views, the grade is the share of the prompt's words found.
 * `ChatEndpoint`: captioner and grader through any server that speaks OpenAI's chat completions with pictures.
 
@@ -31,6 +31,7 @@ from vp3d.evaluate.t3bench import CaptionViews
 from vp3d.evaluate.views import to_uint8
 from vp3d.prompts import strip_view
 from vp3d.rewards.encoders import ClipEncoder
+from vp3d.rewards.imagereward import load_imagereward
 from vp3d.rewards.text_image import text_image, text_target
 
 KEY_VARIABLE = "VP3D_ENDPOINT_KEY"  # environment variable with the endpoint's key, where it wants one
@@ -55,22 +56,13 @@ class ClipScorer:
 class ImageRewardScorer:
     """ImageReward-v1.0 (Xu et al. 2023), mapped by 20 s + 50 as T3Bench does, without a clamp."""
 
-    def __init__(self, name: str = "ImageReward-v1.0") -> None:
-        try:
-            import ImageReward
-        except ImportError as error:
-            raise UserError(
-                f"the scorer imagereward needs the package image-reward ({error}); pip install image-reward, or use --scorer clip"
-            ) from error
-        try:
-            self.model = ImageReward.load(name)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"ImageReward's weights cannot be loaded ({error}); fetch them once, or use --scorer clip") from error
+    def __init__(self, place: str = "imagereward", device: torch.device | str = "cpu") -> None:
+        self.model = load_imagereward(place, device)
 
     def score(self, prompt: str, rgb: Tensor) -> Tensor:
         """Scores [B], about -2 to 2, of pictures rgb [B, 3, H, H] in [0, 1]."""
-        pictures = [Image.fromarray(picture) for picture in to_uint8(rgb)]
-        return torch.tensor([float(self.model.score(prompt, picture)) for picture in pictures])
+        with torch.no_grad():
+            return self.model.score(rgb.to(self.model.device), self.model.target([prompt])).cpu()
 
     def quality(self, score: float) -> float:
         """T3Bench's map: 0 becomes 50."""

@@ -1,0 +1,90 @@
+"""The text condition: what one text encoder (Stable Diffusion 1.x, 2.x) or two (SDXL, arXiv 2307.01952) make of a prompt.
+
+    one tower:  tokens = the last hidden states [B, L, C]
+    two towers: tokens = both towers' penultimate hidden states side by side [B, L, C1 + C2]; pooled = the second's projection
+
+The towers are handed in, nothing of diffusers is imported. Embeddings are float32 whatever the towers run in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vp3d.types import UserError
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """B encoded prompts: tokens [B, L, C] for cross-attention; pooled [B, P] for SDXL's time embedding, else None."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def singles(self) -> list[TextEmbedding]:
+        """The B embeddings one by one."""
+        pooled: Sequence[Tensor | None] = [None] * len(self) if self.pooled is None else self.pooled.split(1)
+        return [TextEmbedding(tokens, vector) for tokens, vector in zip(self.tokens.split(1), pooled, strict=True)]
+
+    def expand(self, batch: int) -> TextEmbedding:
+        """One embedding, or `batch` of them, as `batch`."""
+        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
+        return TextEmbedding(self.tokens.expand(batch, -1, -1), pooled)
+
+    def rows(self, start: int, stop: int) -> TextEmbedding:
+        """Embeddings `start` to `stop` (excluded)."""
+        return TextEmbedding(self.tokens[start:stop], None if self.pooled is None else self.pooled[start:stop])
+
+    @staticmethod
+    def cat(parts: Sequence[TextEmbedding]) -> TextEmbedding:
+        """The embeddings of all `parts`, in order."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return TextEmbedding(torch.cat([part.tokens for part in parts]), torch.cat(pooled) if pooled else None)
+
+
+@dataclass(frozen=True)
+class TextEncoders:
+    """One or two (tokenizer, CLIP text model) pairs of a pipeline.
+
+    zero_null: an empty negative prompt is all zeros, as SDXL was trained (`force_zeros_for_empty_prompt` of its pipeline).
+    """
+
+    towers: tuple[tuple[Any, Any], ...]
+    zero_null: bool = False
+
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        """The prompts, padded to the encoders' length; UserError for one that does not fit."""
+        outputs = [self._run(tokenizer, model, prompts) for tokenizer, model in self.towers]
+        if len(outputs) == 1:
+            return TextEmbedding(outputs[0][0].float())
+        tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return TextEmbedding(tokens.float(), outputs[-1].text_embeds.float())
+
+    def encode_null(self, negative: str) -> TextEmbedding:
+        """The negative prompt, [1, L, C], or what stands for none where it is empty."""
+        found = self.encode([negative])
+        if negative or not self.zero_null:
+            return found
+        return TextEmbedding(
+            torch.zeros_like(found.tokens), None if found.pooled is None else torch.zeros_like(found.pooled)
+        )
+
+    def _run(self, tokenizer: Any, model: Any, prompts: list[str]) -> Any:
+        length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        for prompt in prompts:
+            count = len(tokenizer(prompt).input_ids)
+            if count > length:
+                raise UserError(
+                    f'the prompt "{prompt}" has {count} tokens, the text encoder reads {length}: shorten it'
+                )
+        device = next(model.parameters()).device
+        found = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        mask = found.attention_mask.to(device) if getattr(model.config, "use_attention_mask", False) else None
+        return model(found.input_ids.to(device), attention_mask=mask, output_hidden_states=len(self.towers) > 1)
