@@ -174,7 +174,7 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
     for number, (key, record) in enumerate(done, 1):
         records[key] = record
         say(f"{number}/{len(missing)} {record['prompt']}: {record['failure'] or 'judged'}")
-    return [made for task in tasks if (made := records[task.key]) is not None]
+    return [kept for task in tasks if (kept := records[task.key]) is not None]
 
 
 def _one(settings: Settings, judge: Judge, task: Task) -> tuple[str, Record]:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -60,7 +61,8 @@ class ImageRewardScorer:
 
     def score(self, prompt: str, rgb: Tensor) -> Tensor:
         """Scores [B], about -2 to 2, of pictures rgb [B, 3, H, H] in [0, 1]; a prompt of more than 35 tokens is cut."""
-        return self.model.score(rgb.to(self.model.device), self.model.target([prompt], cut=True))
+        with torch.no_grad():
+            return self.model.score(rgb.to(self.model.device), self.model.target([prompt], cut=True)).cpu()
 
     def quality(self, score: float) -> float:
         """T3Bench's map: 0 becomes 50."""

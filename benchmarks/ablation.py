@@ -1,0 +1,150 @@
+"""Which parts help: `python -m benchmarks.ablation`, and which settings are best: `python -m benchmarks.ablation --sweep`.
+
+Every arm makes the same toybench prompts with the same seeds, steps and views. The ablation's arms are those of the VP3D paper
+(arXiv 2403.17001, its ablation of visual prompt and rewards) with DreamFusion's plain SDS as the first; the sweep changes
+one setting of the default run at a time. The table tells each figure's mean with its 95 % bootstrap interval over prompts,
+and the difference from the first arm, prompt by prompt, with an interval of its own: an arm helps where that lies above 0.
+
+Resumable: what is made lies under --work, one folder an arm. Two hours for `mini` at `draft` on two cores (--jobs 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vp3d.bench import toybench
+from vp3d.bench.runner import Record, Settings, Task, claim, run_tasks
+from vp3d.bench.summary import cell, circumstances, statistics
+from vp3d.config import PRESETS, ROOT, GuidanceConfig
+from vp3d.errors import UserError
+from vp3d.evaluate.metrics import bootstrap_interval
+from vp3d.run_folder import write_json, write_text
+
+NO_REWARDS = ("rewards.text_image.weight=0", "rewards.image_image.weight=0")
+ARMS: dict[str, tuple[str, ...]] = {
+    "SDS": ("guidance.lam=0", *NO_REWARDS),
+    "SDS, twice the CFG": ("guidance.lam=0", f"guidance.guidance_scale={2.0 * GuidanceConfig().guidance_scale:g}", *NO_REWARDS),
+    "VP-SDS": NO_REWARDS,
+    "VP-SDS + image": ("rewards.text_image.weight=0",),
+    "VP-SDS + text": ("rewards.image_image.weight=0",),
+    "VP3D": (),
+}
+SWEEP: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "guidance_scale 3": ("guidance.guidance_scale=3",),
+    "guidance_scale 20": ("guidance.guidance_scale=20",),
+    "lam 0.3": ("guidance.lam=0.3",),
+    "lam 1": ("guidance.lam=1",),
+    "lam at the front only": ("guidance.lam_gate.full_deg=45", "guidance.lam_gate.zero_deg=120"),
+    "t_max stays": ("guidance.t_max=0.98",),
+    "t_max falls to 0.3": ("guidance.t_max.end=0.3",),
+    "rewards x 5": ("rewards.text_image.weight=0.5", "rewards.image_image.weight=0.5"),
+    "rewards from the start": ("rewards.text_image.begin=0", "rewards.image_image.begin=0"),
+}
+FIGURES = ("all", "objects", "colors", "parts", "relation", "r_precision", "iou", "color_error", "two_faced")
+
+
+def run_arm(name: str, overrides: Sequence[str], tasks: Sequence[Task], options: argparse.Namespace) -> list[Record]:
+    """Make and judge the tasks with an arm's settings, in a folder of its own."""
+    folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
+    settings = Settings(folder, options.preset, tuple(options.config), (*options.overrides, *overrides))
+    claim(settings, {"suite": "ablation"})
+    sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
+    return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
+
+
+def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict[str, float] | None:
+    """Mean over prompts of arm minus base, with its interval; None where a figure is not had on both sides."""
+    values: dict[str, list[float]] = {}
+    for one, other in zip(arm, base, strict=True):
+        pair = one["figures"].get(name), other["figures"].get(name)
+        if pair[0] is not None and pair[1] is not None:
+            values.setdefault(one["prompt"], []).append(float(pair[0]) - float(pair[1]))
+    if not values:
+        return None
+    means = torch.tensor([float(np.mean(v)) for v in values.values()], dtype=torch.float64)
+    low, high = bootstrap_interval(means, torch.Generator().manual_seed(0))
+    return {"mean": float(means.mean()), "low": low, "high": high, "count": len(means)}
+
+
+def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """For each arm: statistics of every figure, the difference from the first arm, and the count of failures."""
+    base = next(iter(records.values()))
+    return {
+        arm: {
+            "figures": {name: statistics(found, name) for name in FIGURES},
+            "against_first": {name: difference(found, base, name) for name in FIGURES},
+            "failures": sum(bool(record["failure"]) for record in found),
+        }
+        for arm, found in records.items()
+    }
+
+
+def markdown(told: Mapping[str, Any], title: str, facts: Mapping[str, Any], prompts: int) -> str:
+    """The table as a page: means with intervals, and below them the differences from the first arm."""
+    shown = [name for name in FIGURES if any(arm["figures"][name] for arm in told.values())]
+    labels = [toybench.FIGURES[name].label for name in shown]
+    lines = [f"# {title}", "", f"{prompts} prompts; " + ", ".join(f"{k} {v}" for k, v in facts.items()), ""]
+    for part, explained in (
+        ("figures", "Mean [95 % interval over prompts] median."),
+        ("against_first", f"Difference from {next(iter(told))}, prompt by prompt, with its 95 % interval."),
+    ):
+        lines += [explained, "", f"| arm | {' | '.join(labels)} | failures |", "|---" * (len(shown) + 2) + "|"]
+        for arm, found in told.items():
+            cells = [_cell(found[part][name], name, part) for name in shown]
+            lines.append(f"| {arm} | {' | '.join(cells)} | {found['failures']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(found: Mapping[str, float] | None, name: str, part: str) -> str:
+    figure = toybench.FIGURES[name]
+    if found is None or part == "figures":
+        return cell(found, figure)
+    scale, digits, unit = (100.0, 0, " points") if figure.share else (1.0, 2, "")
+    mean, low, high = (scale * found[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run every arm, print the table and write it as JSON and Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.split("\n\n")[0])
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every arm")
+    parser.add_argument("--sweep", action="store_true", help="settings of the default run instead of the paper's parts")
+    parser.add_argument("--subset", choices=("all", "mini"), default="mini", help="72 prompts, or 6 of each set (mini)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of those, every n-th (1)")
+    parser.add_argument("--preset", choices=PRESETS, default="draft", help="how much work to put in (draft)")
+    parser.add_argument("--config", type=Path, action="append", default=[], help="YAML settings, repeatable")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="assets for each prompt (1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
+    parser.add_argument("--work", type=Path, help="where runs and results are kept (outputs/ablation or outputs/sweep)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here, as docs/results/ablation.md")
+    options = parser.parse_intermixed_args(argv)
+    if min(options.every, options.seeds, options.jobs) < 1:
+        parser.error("--every, --seeds and --jobs take whole numbers of 1 or more")
+    name = "sweep" if options.sweep else "ablation"
+    options.work = options.work or ROOT / "outputs" / name
+    tasks = toybench.suite_tasks(options.subset, options.seeds)[:: options.every]
+    arms = SWEEP if options.sweep else ARMS
+    told = compare({arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()})
+    about = circumstances()
+    facts = {"preset": options.preset, "seeds": options.seeds, "date": about["date"], "machine": about["machine"]}
+    facts |= {"commit": str((about["git"] or {}).get("commit", "none"))[:10]}
+    page = markdown(told, f"{name.capitalize()} on toybench, {options.subset}", facts, len({task.prompt for task in tasks}))
+    write_json(options.work / f"{name}.json", {"about": about, "arms": {k: list(v) for k, v in arms.items()}, "told": told})
+    write_text(options.write or options.work / f"{name}.md", page)
+    sys.stdout.write(page)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as problem:
+        sys.exit(f"{problem}")

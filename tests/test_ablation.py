@@ -1,0 +1,42 @@
+"""The ablation's arithmetic by hand, and that every arm is a configuration of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.ablation import ARMS, SWEEP, compare, difference, markdown
+from vp3d.bench.toybench import suite_tasks
+from vp3d.config import get_value, load_config
+
+
+def records(*values: tuple[str, float | None], failure: str = "") -> list[dict]:
+    return [{"prompt": prompt, "figures": {"all": value}, "failure": failure} for prompt, value in values]
+
+
+def test_differences_pair_prompts_and_average_seeds_first() -> None:
+    base = records(("a", 0.2), ("a", 0.4), ("b", 0.5), ("c", None))
+    arm = records(("a", 0.5), ("a", 0.9), ("b", 0.5), ("c", 1.0))
+    found = difference(arm, base, "all")
+    assert found is not None and found["mean"] == pytest.approx((0.4 + 0.0) / 2) and found["count"] == 2
+    assert found["low"] == pytest.approx(0.0) and found["high"] == pytest.approx(0.4)
+    assert difference(arm, base, "iou") is None
+
+
+def test_the_page_tells_every_arm_and_its_failures() -> None:
+    told = compare({"SDS": records(("a", 0.25), ("b", 0.25)), "VP3D": records(("a", 0.75), ("b", 0.75), failure="empty")})
+    page = markdown(told, "Ablation", {"preset": "draft"}, 2)
+    assert "| SDS | 25 % [25, 25] 25 | 0 |" in page and "| VP3D | 75 % [75, 75] 75 | 2 |" in page
+    assert "| VP3D | +50 points [+50, +50] | 2 |" in page and "IoU" not in page
+
+
+@pytest.mark.parametrize("arms", [ARMS, SWEEP])
+def test_arms_are_valid_and_differ(arms: dict[str, tuple[str, ...]]) -> None:
+    configs = [load_config("draft", [], list(overrides)) for overrides in arms.values()]
+    assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
+
+
+def test_plain_sds_has_neither_image_nor_rewards() -> None:
+    config = load_config("draft", [], list(ARMS["SDS"]))
+    assert get_value(config, "guidance.lam").at(0.5) == 0.0
+    assert config.rewards.text_image.weight == config.rewards.image_image.weight == 0.0
+    assert ARMS["VP3D"] == () and len(suite_tasks("mini", 1)) == 18
