@@ -6,7 +6,11 @@ import importlib.util
 import subprocess
 import sys
 
+from vp3d.torch_compat import freeze
+
 import pytest
+import torch
+from torch import nn
 
 SCRIPT = """
 import vp3d.torch_compat as compat
@@ -24,3 +28,15 @@ assert image.shape == (3, 4, 4)
 def test_torchvision_imports_in_a_fresh_process() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_frozen_weights_lie_in_aligned_memory_of_their_own() -> None:
+    buffer = torch.zeros(1 + 16, dtype=torch.float32)
+    network = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    network[0].weight.data = buffer[1:].view(4, 4)  # as a safetensors file may leave it
+    assert network[0].weight.data_ptr() % 64
+    assert freeze(network) is network and not network.training
+    tensors = [*network.parameters(), *network.buffers()]
+    assert all(t.data_ptr() % 64 == 0 and not t.requires_grad for t in tensors)
+    buffer.fill_(1.0)
+    assert not network[0].weight.any()

@@ -87,7 +87,7 @@ class PriorConfig:
 class VisualPromptConfig:
     """How the visual prompt is drawn, chosen and cut out."""
 
-    candidates: Annotated[int, Range(1, 64)] = 4  # images drawn; the best by the text-image reward is used
+    candidates: Annotated[int, Range(1, 64)] = 8  # images drawn; the best by the text-image reward is used
     steps: Annotated[int, Range(1, 1000)] = 30  # denoising steps
     guidance_scale: Annotated[float, Range(0, 200)] = 4.0  # classifier-free guidance; 1 is plain conditioning
     view: str = "front view"  # view words added to the prompt while drawing
@@ -178,7 +178,7 @@ class RenderConfig:
     samples: Annotated[int, Range(2, 1024)] = 48  # samples a ray through the volume
     chunk: Annotated[int, Range(1024)] = 1_048_576  # samples evaluated at once; halved when memory runs out
     background_min: Share = 0.5  # random grey background, [0, 1]
-    background_max: Share = 1.0
+    background_max: Share = 0.9  # the embedded prior knows grounds from 0.5 to 0.9; on a lighter one white is lost
     shading: Literal["albedo", "lambert"] = "albedo"  # albedo | lambert (the toybox light, normals from the density)
     occupancy_resolution: Annotated[int, Range(4, 512)] = 32  # cells along a side of the occupancy grid
     occupancy_every: Annotated[int, Range(1)] = 16  # steps between its updates
@@ -249,7 +249,7 @@ class Config:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "draft": {
-        "visual_prompt": {"candidates": 2, "steps": 20},
+        "visual_prompt": {"candidates": 6, "steps": 20},
         "field": {"resolution": 40},
         "render": {"samples": 40},
         "optim": {"steps": 120, "views": 3},
@@ -257,7 +257,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "standard": {},
     "high": {
-        "visual_prompt": {"candidates": 8, "steps": 50},
+        "visual_prompt": {"candidates": 16, "steps": 50},
         "field": {"resolution": 64},
         "render": {"samples": 64},
         "optim": {"steps": 1200, "checkpoint_every": 100},

@@ -3,14 +3,20 @@
 PyPI's torchvision is a CUDA build. Beside a CPU-only torch its `_C` library does not load, and `import torchvision`
 then fails with "operator torchvision::nms does not exist", taking open_clip and parts of transformers with it. None of
 its operators are used here, so the missing ones are declared without a body: importing works, and calling one still fails.
+
+`freeze` makes a loaded network ready for use: same weights, same results, however often it is loaded.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -42,3 +48,14 @@ def _load(library: Path) -> bool:
 
 _FRAGMENT = torch.library.Library("torchvision", "FRAGMENT")  # must live as long as the declared operators
 DECLARED = declare_missing_operators()
+
+
+def freeze(module: M) -> M:
+    """`module` itself, in evaluation mode, without gradients, and with its weights in memory of their own.
+
+    Weights read from a safetensors file lie in the file's buffer at whatever address its header leaves them. Sums over
+    unaligned memory may round differently from one load to the next, and a resumed run must not.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+    return module.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
+from vp3d import torch_compat  # before transformers, which imports torchvision
 from vp3d.config import PriorConfig, locate
 from vp3d.diffusion import autoencoder
 from vp3d.diffusion.cfg import Branch, branch_weights, combine
@@ -66,7 +66,7 @@ class Prior:
         self._text_towers = [model for _, model in pairs]
         self._image_towers = [] if image_encoder is None else [image_encoder.tower, image_encoder.projection]
         for module in (self.unet, self.vae, *self._text_towers, *self._image_towers):
-            module.eval().requires_grad_(False)
+            torch_compat.freeze(module)
         for module in (self.unet, self.vae):
             module.to(device)
         for module in (*self._text_towers, *self._image_towers):

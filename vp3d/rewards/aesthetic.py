@@ -8,6 +8,8 @@ AlignProp rewards it as `-|r - 10|` (reference values in arXiv 2310.03739); here
 
 from __future__ import annotations
 
+from vp3d.torch_compat import freeze
+
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class Aesthetic:
 
     def __init__(self, clip: ClipTower, layers: nn.Sequential) -> None:
         self.clip = clip
-        self.layers = layers.to(clip.device).eval().requires_grad_(False)
+        self.layers = freeze(layers).to(clip.device)
 
     def score(self, rgb: Tensor, target: Tensor) -> Tensor:
         """Rewards `[B]` of pictures `rgb [B, 3, H, H]` in [0, 1]; differentiable. `target` is not looked at."""

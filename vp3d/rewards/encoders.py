@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import vp3d.torch_compat  # noqa: F401  (before open_clip, which imports torchvision)
+from vp3d.torch_compat import freeze  # before open_clip, which imports torchvision  # isort: skip
 
 import open_clip
 import torch
@@ -65,7 +65,7 @@ class ClipEncoder:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"{folder} is not a usable open_clip folder: {reason}") from error
         self.folder = folder
-        self.model = model.eval().requires_grad_(False)
+        self.model = freeze(model)
         self.device = torch.device(device)
         preprocess = model.visual.preprocess_cfg
         size = preprocess["size"]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vp3d.torch_compat import freeze
+
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import BertWordPieceTokenizer
@@ -55,7 +57,7 @@ class ImageReward:
     """The frozen model as a text-image reward: `target(prompts)`, then `score(rgb, target)`."""
 
     def __init__(self, net: ImageRewardNet, image_size: int, vocabulary: Path, device: torch.device | str = "cpu") -> None:
-        self.net = net.to(device).eval().requires_grad_(False)
+        self.net = freeze(net).to(device)
         self.size, self.device = image_size, torch.device(device)
         self.tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
         self.mean, self.std = channels(CLIP_MEAN, device), channels(CLIP_STD, device)

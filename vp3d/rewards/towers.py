@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vp3d.torch_compat import freeze
+
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
 from vp3d.errors import UserError
 from vp3d.rewards.resize import CLIP_MEAN, CLIP_STD, channels, resize_normalize
 from vp3d.weights import local_weights
@@ -33,7 +34,7 @@ class Tower:
     """A frozen transformers model and its preprocessing."""
 
     def __init__(self, model: Any, folder: Path, size: int, device: torch.device | str) -> None:
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.model = freeze(model).to(device)
         self.folder, self.device = folder, torch.device(device)
         settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         crop = settings.get("crop_size", size)
