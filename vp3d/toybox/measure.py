@@ -93,7 +93,7 @@ def share_right(judge: Judge, rgb: Tensor, specs: list[Spec]) -> float:
 
 def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None = None) -> float:
     """Text-to-image (or, `by_image`, image prompt with empty text) on held-out captions; `pairs`: unseen colour-object pairs."""
-    pictures = heldout_pictures(4 * count if by_image else count, pairs=pairs)
+    pictures = heldout_pictures(6 * count if by_image else count, pairs=pairs)  # one in four is from the front
     keep = list(range(count))
     if by_image:
         views = [i for i in range(len(pictures)) if pictures.view(i) in (VIEW, "front right view", "front view")]
