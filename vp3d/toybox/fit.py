@@ -62,6 +62,9 @@ def fit(
     """
     device, rank = next(model.parameters()).device, process_rank()
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    if processes.is_initialized():  # gradients may only be averaged over equal weights
+        for parameter in named.values():
+            processes.broadcast(parameter.detach(), src=0)
     ema = {k: p.detach().clone() for k, p in named.items()}
     optimizer = torch.optim.AdamW(named.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
     path = folder / f"{name}.safetensors"

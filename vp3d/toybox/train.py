@@ -70,7 +70,8 @@ def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -
     model.encoder.requires_grad_(False)
     polish = replace(plan, steps=max(plan.steps // 10, 1), lr=plan.lr / 4, seed=plan.seed + 1)
     use_ema(model, fit("decoder", model, losses, polish, work))
-    model.to("cpu", memory_format=torch.contiguous_format).save_pretrained(ASSETS / "pipeline" / "vae")
+    if not process_rank():
+        model.to("cpu", memory_format=torch.contiguous_format).save_pretrained(ASSETS / "pipeline" / "vae")
 
 
 @torch.no_grad()
@@ -127,7 +128,8 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     averaged = fit("clip", both, losses, plan, work)
     use_ema(both, averaged)
     _settle_batch_norm(model.visual, pictures, lambda rgb: model.encode_image((rgb - 0.5) / 0.25), device)
-    save_clip(model.eval().cpu(), tokenizer, ASSETS / "clip")
+    if not process_rank():
+        save_clip(model.eval().cpu(), tokenizer, ASSETS / "clip")
 
 
 def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
@@ -148,7 +150,8 @@ def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
 
     use_ema(judge, fit("judge", judge, losses, replace(plan, seed=plan.seed + 900), work))
     _settle_batch_norm(judge, pictures, judge, device)
-    save_judge(judge.eval().cpu(), ASSETS / "judge")
+    if not process_rank():
+        save_judge(judge.eval().cpu(), ASSETS / "judge")
 
 
 def augment(rgb: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
@@ -345,10 +348,13 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write_json(ASSETS / "vocabulary.json", vocabulary())
     work = options.data / "training"
     if "WORLD_SIZE" in os.environ:
         torch.distributed.init_process_group()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not process_rank():
+        write_json(ASSETS / "vocabulary.json", vocabulary())
     pictures = first_process_first(lambda: training_pictures(options.data / "pictures", options.chunks, say))
     for part in options.parts or PARTS:
         plan = PLANS[part]
@@ -359,6 +365,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.fresh or options.more:
             first_process_first(partial(forget, work / part))
         TRAINERS[part](pictures, plan, work / part, device)
+        if torch.distributed.is_initialized():  # the next part may read what process 0 has just written
+            torch.distributed.barrier()
     if not process_rank():
         save_manifest(ASSETS)
 
