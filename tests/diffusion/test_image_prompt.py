@@ -12,8 +12,8 @@ from tests.tiny_models import unet as tiny_unet
 from vp3d.diffusion.image_prompt import (
     GatedImageAttention,
     attend,
-    hide_image_from_pooled_text,
     install_gates,
+    pool_image,
     split_heads,
 )
 
@@ -123,7 +123,7 @@ def test_several_adapters_and_masks_are_refused(gated: tuple, folder: Path) -> N
         processor(None, torch.zeros(1, 2, 64), TEXT, attention_mask=torch.ones(1, 77))
 
 
-def test_a_time_embedding_that_reads_the_text_gets_it_without_the_image() -> None:
+def test_the_pooled_prompt_is_the_text_alone_or_takes_the_image_by_its_gate() -> None:
     torch.manual_seed(3)
     pooling = {"addition_embed_type": "text", "addition_embed_type_num_heads": 4}
     pooled = diffusers.UNet2DConditionModel.from_config({**tiny_unet().config, **pooling}).eval()
@@ -134,7 +134,22 @@ def test_a_time_embedding_that_reads_the_text_gets_it_without_the_image() -> Non
         width = pooled.get_submodule(name.removesuffix(".processor")).to_k.out_features
         processors[name] = GatedImageAttention(*(torch.nn.Linear(32, width, bias=False) for _ in range(2)))
     pooled.set_attn_processor(processors)
-    hide_image_from_pooled_text(pooled)
-    hide_image_from_pooled_text(pooled)  # twice is once
-    assert torch.equal(call(pooled, (TEXT, torch.randn(3, 4, 32), torch.zeros(3))), expected)
+    tokens, gates = torch.randn(3, 4, 32), torch.tensor([0.0, 0.5, 1.0])
+    pool_image(pooled)
+    assert torch.equal(call(pooled, (TEXT, tokens, torch.zeros(3))), expected)
     assert torch.equal(call(pooled, TEXT), expected)
+    weight = torch.randn(pooled.time_embedding.linear_2.out_features, 4 * 32)
+    pool_image(pooled, weight)  # a second time takes the place of the first
+    text = pooled.add_embedding.text(TEXT)
+    torch.testing.assert_close(
+        pooled.add_embedding((TEXT, tokens, gates)), text + gates[:, None] * (tokens.flatten(1) @ weight.T)
+    )
+    assert torch.equal(call(pooled, (TEXT, tokens, gates))[:1], expected[:1])
+    assert torch.equal(call(pooled, TEXT), expected)
+
+
+def test_a_denoiser_that_pools_nothing_is_left_as_it_is() -> None:
+    unet = tiny_unet()
+    before = call(unet, TEXT)
+    pool_image(unet, torch.zeros(8, 8))
+    assert torch.equal(call(unet, TEXT), before)

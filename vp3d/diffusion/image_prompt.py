@@ -141,15 +141,40 @@ def install_gates(unet: HasAttentionProcessors) -> int:
             raise ValueError(f"{name} carries {len(processor.to_k_ip)} IP-Adapters, one is supported")
         processors[name] = GatedImageAttention(processor.to_k_ip[0], processor.to_v_ip[0])
     unet.set_attn_processor(processors)
-    hide_image_from_pooled_text(unet)
     return len(adapted)
 
 
-def hide_image_from_pooled_text(unet: HasAttentionProcessors) -> None:
-    """Hand a denoiser that adds the pooled text to its time embedding (`addition_embed_type="text"`) the text alone.
+class PooledPrompt(nn.Module):
+    """What joins the time embedding where the denoiser pools its prompt (diffusers' `addition_embed_type="text"`).
 
-    diffusers gives that layer the whole `encoder_hidden_states`, of which it knows only the text.
+        pool(y) + gate * W v
+
+    `text` is diffusers' own pooling, which knows only the text; `image` [D, T * C], of the image tokens v, belongs to the
+    adapter. None adds nothing, and gate 0 is exactly the network without adapter.
     """
-    pool = getattr(unet, "add_embedding", None)
-    if isinstance(pool, nn.Module):
-        pool.register_forward_pre_hook(lambda _, args: args if isinstance(args[0], Tensor) else (args[0][0],))
+
+    def __init__(self, text: nn.Module, image: nn.Linear | None) -> None:
+        super().__init__()
+        self.text = text
+        self.image = image
+
+    def forward(self, encoder_hidden_states: Tensor | ImageCondition) -> Tensor:
+        """Prompt as the denoiser takes it to [B, D] (any range)."""
+        if isinstance(encoder_hidden_states, Tensor):
+            return self.text(encoder_hidden_states)
+        text, tokens, gate = encoder_hidden_states
+        pooled = self.text(text)
+        return pooled if self.image is None else pooled + gate[:, None].to(pooled.dtype) * self.image(tokens.flatten(1))
+
+
+def pool_image(unet: Any, weight: Tensor | None = None) -> None:
+    """Let the image tokens join the pooled text by `weight` [D, T * C] (None: not at all), in a denoiser that pools it."""
+    if unet.config.addition_embed_type != "text":
+        return
+    pool = unet.add_embedding
+    text = pool.text if isinstance(pool, PooledPrompt) else pool
+    image = None
+    if weight is not None:
+        image = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight)
+        image.load_state_dict({"weight": weight})
+    unet.add_embedding = PooledPrompt(text, image)

@@ -205,6 +205,11 @@ HEADS: dict[str, list[str]] = {
 }
 
 
+def spec_targets(specs: list[Spec]) -> Tensor:
+    """What the captions say, [N, heads] int64 in the order of `HEADS`: `attributes` as indices."""
+    return torch.tensor([[values.index(attributes(s)[head]) for head, values in HEADS.items()] for s in specs])
+
+
 def attribute_targets(pictures: Pictures) -> np.ndarray:
     """Right answers [N, heads] int64 in the order of `HEADS`; -100 where the picture does not show it.
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vp3d.diffusion.image_prompt import GatedImageAttention, hide_image_from_pooled_text
+from vp3d.diffusion.image_prompt import GatedImageAttention, pool_image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -146,7 +146,7 @@ class ImageProjection(nn.Module):
 def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
     """Give every cross-attention of `unet` an image branch; returns them under the published numbers "1", "3", "5", ...
 
-    Keys and values start as copies of the text's, as IP-Adapter's authors do.
+    Keys and values start as copies of the text's, as IP-Adapter's authors do; its part in the time embedding starts as zero.
     """
     branches = nn.ModuleDict()
     processors = unet.attn_processors
@@ -162,7 +162,8 @@ def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
         processors[name] = GatedImageAttention(keys, values)
         branches[str(number)] = processors[name]
     unet.set_attn_processor(processors)
-    hide_image_from_pooled_text(unet)
+    width = unet.time_embedding.linear_2.out_features
+    pool_image(unet, torch.zeros(width, IMAGE_TOKENS * TEXT_WIDTH))
     return branches
 
 

@@ -20,7 +20,10 @@ ADAPTER_FILE = "ip-adapter_toybox.safetensors"
 def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, folder: Path) -> None:
     """A StableDiffusionPipeline folder around the autoencoder that already lies in `folder / "vae"`; the UNet in float16."""
     plain = models.new_unet()
-    plain.load_state_dict({k: v for k, v in unet.state_dict().items() if ".processor." not in k})
+    state = {k.replace("add_embedding.text.", "add_embedding."): v for k, v in unet.state_dict().items()}
+    plain.load_state_dict(
+        {k: v for k, v in state.items() if ".processor." not in k and k != "add_embedding.image.weight"}
+    )
     pipeline = models.StableDiffusionPipeline(
         vae=models.AutoencoderTiny.from_pretrained(folder / "vae"),
         text_encoder=text_encoder.cpu().float(),
@@ -34,9 +37,13 @@ def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, fold
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-def save_adapter(unet: nn.Module, projection: nn.Module, eye: Any, folder: Path) -> None:
-    """The IP-Adapter in the published layout: models/<file> with `image_proj.*` and `ip_adapter.*`, models/image_encoder/."""
+def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
+    """The IP-Adapter beside its image encoder, in the published layout: models/<file> with `image_proj.*` and `ip_adapter.*`.
+
+    Beyond the published keys the file has `pooled.weight`, the image's part in the time embedding (`image_prompt.PooledPrompt`).
+    """
     tensors = {f"image_proj.{k}": v for k, v in projection.state_dict().items()}
+    tensors["pooled.weight"] = unet.get_parameter("add_embedding.image.weight")
     processors: dict[str, Any] = unet.attn_processors  # type: ignore[assignment]
     for number, (name, processor) in enumerate(processors.items()):
         if name.endswith("attn2.processor"):
@@ -44,7 +51,6 @@ def save_adapter(unet: nn.Module, projection: nn.Module, eye: Any, folder: Path)
     (folder / "models").mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "models" / ADAPTER_FILE) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-    eye.cpu().save_pretrained(folder / "models" / "image_encoder", safe_serialization=True)
 
 
 def save_clip(model: nn.Module, tokenizer: Any, folder: Path) -> None:
