@@ -17,12 +17,15 @@ text embedding [B, L, C] alone (no image branch) or the triple `(text [B, L, C],
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
+POOLED = "pooled.weight"
 ImageCondition = tuple[Tensor, Tensor, Tensor]  # text [B, L, C], image tokens [B, T, C], gate [B]
 
 
@@ -178,3 +181,9 @@ def pool_image(unet: Any, weight: Tensor | None = None) -> None:
         image = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight)
         image.load_state_dict({"weight": weight})
     unet.add_embedding = PooledPrompt(text, image)
+
+
+def pooled_weight(path: Path) -> Tensor | None:
+    """`pool_image`'s weight of the adapter in the file `path` (key `pooled.weight`), None where it has none."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(POOLED) if POOLED in set(file.keys()) else None

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vp3d import torch_compat  # before transformers, which imports torchvision
 from vp3d.config import PriorConfig, locate
 from vp3d.diffusion import autoencoder
 from vp3d.diffusion.cfg import Branch, branch_weights, combine
-from vp3d.diffusion.image_prompt import ImageEncoder, install_gates, pool_image
+from vp3d.diffusion.image_prompt import ImageEncoder, install_gates, pool_image, pooled_weight
 from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, ddim_timesteps, epsilon_from_output
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.manifest import verify_files
@@ -310,20 +310,14 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
             source, subfolder=config.ip_adapter_subfolder, weight_name=config.ip_adapter_weight, local_files_only=local
         )
     projection = take_adapter(pipe.unet)
-    pool_image(pipe.unet, _pooled_weight(Path(source) / config.ip_adapter_subfolder / config.ip_adapter_weight))
+    weights = Path(source) / config.ip_adapter_subfolder / config.ip_adapter_weight
+    if weights.is_file():  # an adapter on this disk may know how its image joins the pooled prompt; no published one does
+        pool_image(pipe.unet, pooled_weight(weights))
     mean, std = (getattr(pipe.feature_extractor, name, None) for name in ("image_mean", "image_std"))
     pooled = isinstance(projection, ImageProjection)
     encoder = ImageEncoder(tower, projection, pooled, tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD))
     _check_encoder(encoder, f"{config.ip_adapter}/{folder}", config.ip_adapter_weight)
     return encoder
-
-
-def _pooled_weight(path: Path) -> torch.Tensor | None:
-    """The image's part in the time embedding, which adapters of denoisers without pooled prompt do not have."""
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        return next((file.get_tensor(k) for k in file.keys() if k == "pooled.weight"), None)  # noqa: SIM118
 
 
 def take_adapter(unet: Any) -> nn.Module:
