@@ -57,19 +57,21 @@ def load_folder(folder: Path) -> ModuleType:
     return module
 
 
-def forget() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("threestudio", NAME)]:
-        del sys.modules[name]
+def take_out() -> dict[str, ModuleType]:
+    """Take threestudio, real or not, and our folder out of the modules that are imported."""
+    names = [name for name in sys.modules if name.partition(".")[0] in ("threestudio", NAME)]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 @pytest.fixture
 def threestudio(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The stand-in, with our folder loaded from a link named as in threestudio's `custom/`."""
-    forget()
+    before = take_out()
     monkeypatch.syspath_prepend(str(STAND_IN))
     load_folder(FOLDER)
     yield importlib.import_module("threestudio")
-    forget()
+    take_out()
+    sys.modules.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +216,6 @@ def test_the_guard_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_in_the_real_threestudio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own register, find, load_config and BaseObject; no model is read, so no weights are needed."""
-    forget()
     real, reason = import_or_reason("threestudio")
     if real is None:
         pytest.skip(reason)
@@ -222,20 +223,17 @@ def test_in_the_real_threestudio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     link = tmp_path / "custom" / NAME
     link.parent.mkdir()
     link.symlink_to(FOLDER)
-    try:
-        load_folder(link)
-        config = importlib.import_module("threestudio.utils.config")
-        base = importlib.import_module("threestudio.utils.base")
-        words = ["system.prompt_processor.prompt=a red mushroom", "trainer.max_steps=100"]
-        cfg = config.load_config(str(link / "configs" / "vp3d.yaml"), cli_args=words, n_gpus=1)
-        system = cfg.system
-        for name in (cfg.data_type, cfg.system_type, *(system[f"{part}_type"] for part in ("geometry", "material", "renderer"))):
-            assert real.find(name)
-        assert all(issubclass(real.find(name), base.BaseObject) for name in NAMES)
-        prompts = real.find(system.prompt_processor_type)(system.prompt_processor)()
-        guidance = real.find(system.guidance_type)(system.guidance)
-        guidance.do_update_step(0, 25)
-        assert prompts.prompt == "a red mushroom" and guidance.progress == 0.25
-        assert guidance.settings.guidance.normalize == "sum" and guidance.settings.prior.path == "sd15"
-    finally:
-        forget()
+    load_folder(link)
+    config = importlib.import_module("threestudio.utils.config")
+    base = importlib.import_module("threestudio.utils.base")
+    words = ["system.prompt_processor.prompt=a red mushroom", "trainer.max_steps=100"]
+    cfg = config.load_config(str(link / "configs" / "vp3d.yaml"), cli_args=words, n_gpus=1)
+    system = cfg.system
+    parts = [system[f"{part}_type"] for part in ("geometry", "material", "background", "renderer")]
+    assert all(real.find(name) for name in (cfg.data_type, cfg.system_type, *parts))
+    assert all(issubclass(real.find(name), base.BaseObject) for name in NAMES)
+    prompts = real.find(system.prompt_processor_type)(system.prompt_processor)()
+    guidance = real.find(system.guidance_type)(system.guidance)
+    guidance.do_update_step(0, 25)
+    assert prompts.prompt == "a red mushroom" and guidance.progress == 0.25
+    assert guidance.settings.guidance.normalize == "sum" and guidance.settings.prior.path == "sd15"
