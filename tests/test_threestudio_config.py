@@ -180,6 +180,7 @@ MISTAKES = [
     ("data.batch_size=two", "'data.batch_size': 'two' is not a whole number"),
     ("trainer.max_steps=-1", "'optim.steps'"),
     ("trainer.max_steps=${trainer.max_steps}", "refers to itself"),
+    ("data.batch_size=${idiv:8,4}", "'data.batch_size' is ${idiv:8,4}; only whole references"),
     ("system.prompt_processor.prompt=lib:dog", "write the prompt out"),
     ("system.refinement=true", "give the coarse stage's file"),
     ("system_type=x", "unknown config key 'system_type'"),

@@ -122,6 +122,8 @@ class _Source:
                 raise UserError(f"{self.name}: '{key}' refers to itself by {value}")
             seen.add(match[1])
             value = self._at(match[1])
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{self.name}: '{key}' is {value}; only whole references like ${{seed}} are read, so write it out")
         return None if value == "???" else value
 
     def take(self, key: str, kind: Any) -> Any:
