@@ -237,7 +237,8 @@ def main(argv: list[str] | None = None) -> None:
         f"The mean step takes {told['step']['mean']:.3f} s, so the {planned} of {options.preset} take {minutes:.1f} min.",
         "Medians of single columns do not add up; shares are of all time and do.",
     ]
-    title = f"{options.preset}: {config.optim.views} views, {config.render.resolution}^2, {config.render.samples} samples; {steps} steps"
+    size = f"{config.optim.views} views of {config.render.resolution}^2 x {config.render.samples} samples"
+    title = f"{options.preset}: {size}, {steps} steps"
     header = ["part", "forward, ms", "backward, ms", "both, ms (median)", "share"]
     tell(options, bench, "step", title, header, rows, {"parts": told, "steps": found}, notes)
 

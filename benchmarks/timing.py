@@ -8,6 +8,7 @@ instead of the wall's: for a machine that is busy with something else, with one 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import platform
 import statistics
@@ -70,7 +71,6 @@ class Bench:
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
         """Most memory in use during one call of `work`: of the device; on a CPU, resident memory beyond what was there before."""
-        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             work()
@@ -81,6 +81,9 @@ class Bench:
 
 def _resident_growth(work: Callable[[], object]) -> int:
     """Largest resident memory of this process during `work`, less that before it; looked at every few milliseconds."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)  # glibc keeps freed memory for later: what `work` then takes from it would not be seen
     process, over = psutil.Process(), threading.Event()
     before = process.memory_info().rss
     seen = [before]
