@@ -1,7 +1,8 @@
 """Ours against its peers on a CPU: `python -m benchmarks.peers [CAPTION]`.
 
-One toybox scene, its exact views as targets. Every arm sees the same random rays, with the same places of the samples, in the
-same number of steps of Adam under the product's fall of the rates, and is judged by PSNR on views that were held out:
+One toybox scene, its exact views as targets. Every arm sees the same random rays, with the same places of the samples, under Adam
+with the product's fall of the rates, for the same number of steps or (--seconds) the same time, and is judged by PSNR on views
+that were held out:
 
     ours              the product's field, sampler and compositor: dense grid, empty space skipped, one compiled pass
     hashgrid          the product's hash grid through its torch route, empty space skipped
@@ -131,15 +132,16 @@ def build_arm(name: str, options: argparse.Namespace) -> tuple[Arm | None, str]:
 
 def optimise(arm: Arm, train: Views, held_out: Views, bench: Bench, options: argparse.Namespace) -> Curve:
     """Fit the arm's field to the training views by mean squared error; random rays and samples depend on the seed alone."""
-    optim = OptimConfig(steps=options.steps)
+    optim = OptimConfig()
     optimizer = torch.optim.Adam(arm.field.parameter_groups(optim), eps=1.0e-15)
     base = [group["lr"] for group in optimizer.param_groups]
     rays, places = (torch.Generator().manual_seed(options.seed + n) for n in (1, 2))
-    curve = Curve([], [(0, psnr(arm.draw, held_out, options.rays))])
-    for i in range(options.steps):
+    curve, progress, looks = Curve([], [(0, psnr(arm.draw, held_out, options.rays))]), 0.0, 1
+    while progress < 1.0:
+        i = len(curve.step_s)
         seen = torch.randint(len(train.rays), (options.rays,), generator=rays)
         batch, target = train.rays[seen], train.rgb[seen]
-        fall = optim.lr_final + (1.0 - optim.lr_final) * 0.5 * (1.0 + math.cos(math.pi * i / options.steps))
+        fall = optim.lr_final + (1.0 - optim.lr_final) * 0.5 * (1.0 + math.cos(math.pi * progress))
         begin = bench.now()
         for group, rate in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = rate * fall
@@ -148,7 +150,9 @@ def optimise(arm: Arm, train: Views, held_out: Views, bench: Bench, options: arg
         squared_error(arm.draw(batch, places), target).backward()
         optimizer.step()
         curve.step_s.append(bench.now() - begin)
-        if (i + 1) % options.look_every == 0 or i + 1 == options.steps:
+        progress = sum(curve.step_s) / options.seconds if options.seconds else (i + 1) / options.steps
+        if progress >= min(looks / options.looks, 1.0) - 1.0e-9:
+            looks = int(progress * options.looks + 1.0e-9) + 1
             curve.psnr.append((i + 1, psnr(arm.draw, held_out, options.rays)))
     return curve
 
@@ -180,7 +184,8 @@ def new_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--views", type=positive, default=24, metavar="N", help="views to fit (24)")
     parser.add_argument("--held-out", type=positive, default=6, metavar="N", help="views to judge by (6)")
     parser.add_argument("--size", type=positive, default=64, metavar="N", help="pixels of a side (64)")
-    parser.add_argument("--look-every", type=positive, default=10, metavar="N", help="steps between two judgements (10)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="so much time for each arm, in the place of --steps")
+    parser.add_argument("--looks", type=positive, default=20, metavar="N", help="judgements on the way, evenly spread (20)")
     parser.add_argument("--target", type=float, metavar="DB", help="PSNR to reach (the best that all reached)")
     parser.add_argument("--seed", type=int, default=0, help="of fields, rays and samples (0)")
     return parser.parse_args(argv)
@@ -190,6 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     """Fit every arm, print the table, write the JSON."""
     options = new_options(argv)
     options.steps = options.repeats
+    if options.seconds is not None and not options.seconds > 0.0:
+        raise UserError(f"--seconds {options.seconds:g}: give more than 0")
     bench = prepare(options)
     if bench.device.type != "cpu":
         if options.device == "cuda":
@@ -209,10 +216,11 @@ def main(argv: list[str] | None = None) -> None:
     if not curves:
         raise UserError("; ".join(notes))
     told = summarise(curves, options.target)
-    rows = [row_of(name, found, told[next(iter(told))]) for name, found in told.items()]
+    rows = [row_of(name, len(curves[name].step_s), found, told[next(iter(told))]) for name, found in told.items()]
     target = told[next(iter(told))]["target"]
-    title = f"{options.caption}: {options.steps} steps of {options.rays} rays x {options.samples} samples"
-    header = ["arm", "ms a step (median)", "by the first", "held-out PSNR, dB", f"s to {target:.1f} dB", "by the first"]
+    length = f"{options.seconds:g} s" if options.seconds else f"{options.steps} steps"
+    title = f"{options.caption}: {length}, {options.rays} rays x {options.samples} samples a step"
+    header = ["arm", "steps", "ms a step (median)", "by the first", "held-out PSNR, dB", f"s to {target:.1f} dB", "by the first"]
     results = {name: {**told[name], **dataclasses.asdict(curve)} for name, curve in curves.items()}
     tell(options, bench, "peers", title, header, rows, results, notes)
 
@@ -221,17 +229,17 @@ def warm_up(name: str, train: Views, held_out: Views, bench: Bench, options: arg
     """A few steps of an arm that is then thrown away: compiled code is loaded, the allocator has its blocks."""
     arm, _ = build_arm(name, options)
     if arm is not None and bench.warmup:
-        few = argparse.Namespace(**{**vars(options), "steps": bench.warmup})
+        few = argparse.Namespace(**{**vars(options), "steps": bench.warmup, "seconds": None, "looks": 1})
         one = slice(0, options.rays)
         optimise(arm, train, Views(held_out.rays[one], held_out.rgb[one]), bench, few)
 
 
-def row_of(name: str, found: dict[str, float | None], first: dict[str, float | None]) -> list[str]:
+def row_of(name: str, steps: int, found: dict[str, float | None], first: dict[str, float | None]) -> list[str]:
     """A row of the table."""
     step, to_target = found["step_s"], found["to_target_s"]
     shown = "not reached" if to_target is None else f"{to_target:.2f}"
     cells = [ms(step or 0.0), times(step, first["step_s"]), f"{found['psnr']:.1f}"]
-    return [name, *cells, shown, times(to_target, first["to_target_s"])]
+    return [name, f"{steps}", *cells, shown, times(to_target, first["to_target_s"])]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ prompt, and tells apart, in every step,
     rewards      text-image and image-image, with their pictures; before its window a reward is only looked at
     regularisers opacity, sparsity, smoothness, orientation
     optimiser    zeroing, clipping, Adam, the finite checks
-    log          events, live preview, checkpoint, the copy that a bad step rolls back to
+    log          events, live preview (every optim.preview_every steps), checkpoint, the copy that a bad step rolls back to
     rest         everything else: guidance outside its networks, putting views on their ground, adding up the loss
 
 Nothing of the loop is copied: clocks are put around the functions it calls, and each node of the backward pass counts for the

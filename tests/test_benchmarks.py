@@ -196,13 +196,16 @@ def test_every_peer_learns_the_scene(
 ) -> None:
     monkeypatch.setattr(peers, "find_nerfacc", lambda: (None, "nerfacc does not import here"))
     sizes = ["--rays", "192", "--samples", "16", "--resolution", "16", "--views", "4", "--held-out", "1", "--size", "24"]
-    peers.main(["--steps", "24", *sizes, *QUICK, "--look-every", "8", "--write", str(tmp_path / "peers.json")])
+    peers.main(["--steps", "24", *sizes, *QUICK, "--looks", "3", "--write", str(tmp_path / "peers.json")])
     found = read(tmp_path / "peers.json")
     assert list(found["results"]) == ["ours", "hashgrid", "textbook"] and len(found["notes"]) == 2
     for arm in found["results"].values():
         assert arm["psnr"][-1][1] > arm["psnr"][0][1] + 2.0 and len(arm["step_s"]) == 24
         assert [steps for steps, _ in arm["psnr"]] == [0, 8, 16, 24]
     assert "grid-nerfacc is left out" in capsys.readouterr().out
+    peers.main(["--seconds", "0.2", "--arms", "ours", *sizes, *QUICK, "--looks", "2", "--write", str(tmp_path / "peers.json")])
+    ours = read(tmp_path / "peers.json")["results"]["ours"]
+    assert sum(ours["step_s"]) >= 0.2 > sum(ours["step_s"][:-1]) and ours["psnr"][-1][0] == len(ours["step_s"])
 
 
 def test_targets_are_the_pictures_from_those_cameras() -> None:
