@@ -8,7 +8,7 @@ their compositing too. Backends that cannot run here stand below the table with 
     grid, compiled   the same through the numba kernels (CPU)
     hash grid        the product's hash grid in torch
     textbook         a hash grid and MLP as a textbook has them (benchmarks/textbook.py)
-    the fields of vp3d.fields.hashgrid_cuda, and tiny-cuda-nn (GPU), where they import
+    on a GPU also the hash grid with each look-up of vp3d.fields.hashgrid_cuda, and tiny-cuda-nn's own grid and network
 
 All have the size of the default field (dense grid 48, hash grid 8 levels x 2 features, tables of 2^14); --resolution, --levels,
 --features and --log2-table change it.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ from vp3d.render.camera import camera_rays, sample_cameras
 from vp3d.render.volume import ray_bins
 from vp3d.render.volume_numba import render_grid
 
-TRITON = "vp3d.fields.hashgrid_cuda"
+FAST = "vp3d.fields.hashgrid_cuda"  # faster look-ups of the same table; looked for, as only a GPU has them
 SAMPLES = 64  # on each ray of the compiled march
 Pass = Callable[[], Tensor]  # one forward pass; the sum of what comes out
 
@@ -62,18 +63,25 @@ def march(field: GridField, count: int, generator: torch.Generator) -> Pass:
     return forward
 
 
-def triton_fields(config: FieldConfig, device: torch.device) -> tuple[dict[str, Field], str]:
-    """The fields that `vp3d.fields.hashgrid_cuda` defines, by name and "", or none and why."""
+def cuda_fields(config: FieldConfig, device: torch.device) -> tuple[dict[str, Field], list[str]]:
+    """The product's hash grid with each look-up of `hashgrid_cuda.py` that works here, by name, and why the others do not."""
     if device.type != "cuda":
-        return {}, f"{TRITON} is left out: no GPU here"
+        return {}, [f"{FAST} is left out: no GPU here"]
     try:
-        module = importlib.import_module(TRITON)
+        fast = importlib.import_module(FAST)
     except ImportError as error:
-        return {}, f"{TRITON} is left out: {error}"
-    kinds: list[Any] = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Field)]
-    own = [kind for kind in kinds if kind.__module__ == module.__name__]
-    built = {kind.__name__: kind(config, torch.Generator().manual_seed(0)) for kind in own}
-    return built, "" if built else f"{TRITON} is left out: it defines no field"
+        return {}, [f"{FAST} is left out: {error}"]
+    found: dict[str, Field] = {}
+    notes = []
+    for name, dtype in itertools.product(fast.ENCODERS, (torch.float16, torch.float32)):
+        field = HashGridField(config, torch.Generator().manual_seed(0)).to(device)
+        label = f"hash grid, {name} {dtype}".replace("torch.", "")
+        problem = fast.attach(field, name, dtype)
+        if problem:
+            notes.append(f"{label} is left out: {problem}")
+        else:
+            found[label] = field
+    return found, notes
 
 
 def tiny_cuda_nn(config: FieldConfig, device: torch.device) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]] | None, str]:
@@ -105,9 +113,8 @@ def backends(config: FieldConfig, device: torch.device) -> tuple[dict[str, Calla
         "hash grid": HashGridField(config, torch.Generator().manual_seed(0)),
         "textbook": TextbookField(config, torch.Generator().manual_seed(0)),
     }
-    found, missing = triton_fields(config, device)
-    fields |= {f"{TRITON.rsplit('.', 1)[1]}.{name}": field for name, field in found.items()}
-    notes = [missing] if missing else []
+    found, notes = cuda_fields(config, device)
+    fields |= found
     tiny, missing = tiny_cuda_nn(config, device)
     notes += [missing] if missing else []
     for field in fields.values():

@@ -22,6 +22,7 @@ is on for the share of them that it is on in a run.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 import tempfile
@@ -145,14 +146,13 @@ def graph_of(value: Tensor) -> list[Any]:
 def seams(clock: PartClock, stage: Coarse, prior: Any) -> Iterator[None]:
     """Clocks around the functions that the loop calls, for as long as this is open."""
     places: list[tuple[Any, str, str, bool]] = [
-        (loop, "update", "optimiser", False),
+        *((loop, name, "optimiser", False) for name in ("update", "differentiate", "apply") if hasattr(loop, name)),
         (loop, "report", "log", True),
         (loop, "keep", "log", True),
         (coarse, "sample_cameras", "sampling", True),
         (coarse, "camera_rays", "sampling", True),
         (stage.occupancy, "update", "sampling", True),
         (volume, "ray_bins", "sampling", True),
-        (volume, "_occupied_samples", "sampling", True),
         (coarse, "render_rays", "compositing", False),
         (volume_numba, "_node_table", "field", True),
         *((stage.field, name, "field", True) for name in ("forward", "normal", "density")),
@@ -161,6 +161,8 @@ def seams(clock: PartClock, stage: Coarse, prior: Any) -> Iterator[None]:
         (stage, "_rewards", "rewards", True),
         (stage, "_regularisers", "regularisers", True),
     ]
+    if hasattr(volume, "_occupied_samples"):
+        places.append((volume, "_occupied_samples", "sampling", True))
     real_backward = Tensor.backward
 
     def watched(loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -170,6 +172,10 @@ def seams(clock: PartClock, stage: Coarse, prior: Any) -> Iterator[None]:
         for owner, name, part, sealed in places:
             stack.enter_context(mock.patch.object(owner, name, clocked(clock, getattr(owner, name), part, sealed)))
         stack.enter_context(mock.patch.object(Tensor, "backward", watched))
+        march = getattr(stage, "march", None)  # who skips empty space and sums along rays, where a stage may choose
+        if march is not None:
+            skips = dataclasses.replace(march, occupied=clocked(clock, march.occupied, "sampling", True))
+            stack.enter_context(mock.patch.object(stage, "march", skips))
         yield
 
 

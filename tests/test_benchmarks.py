@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks import encodings, peers, render, sds_step, step, timing
 from benchmarks.textbook import TextbookField, composite, composite_nerfacc
 from tests.diffusion.test_layouts import SD15
 from vp3d.config import CameraConfig, FieldConfig
 from vp3d.errors import UserError
-from vp3d.fields.base import Field
 from vp3d.fields.hashgrid import PRIMES, HashGridField
 from vp3d.render.camera import camera_rays, sample_cameras
 from vp3d.render.volume import ray_bins, render_rays_reference
@@ -227,19 +225,15 @@ def test_encodings_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "tiny-cuda-nn is left out: no GPU here" in capsys.readouterr().out
 
 
-def test_fields_of_the_gpu_module_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fused(HashGridField):
-        pass
-
-    Fused.__module__ = encodings.TRITON
-    module = types.ModuleType(encodings.TRITON)
-    module.Field, module.Fused = Field, Fused
-    monkeypatch.setattr(encodings.importlib, "import_module", lambda name: module)
-    fields, missing = encodings.triton_fields(FieldConfig("hashgrid", 16, 2, log2_table=6), torch.device("cuda"))
-    assert list(fields) == ["Fused"] and isinstance(fields["Fused"], nn.Module) and not missing
-    del module.Fused
-    fields, missing = encodings.triton_fields(FieldConfig(), torch.device("cuda"))
-    assert not fields and missing.endswith("it defines no field")
+def test_look_ups_of_the_gpu_module_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = types.ModuleType(encodings.FAST)
+    fast.ENCODERS = {"triton": "triton", "other": "other"}
+    fast.attach = lambda field, name, dtype: "" if name == "triton" else f"{name} is not installed"
+    monkeypatch.setattr(encodings.importlib, "import_module", lambda name: fast)
+    monkeypatch.setattr(HashGridField, "to", lambda self, device: self)  # there is no GPU to go to
+    fields, notes = encodings.cuda_fields(FieldConfig("hashgrid", 16, 2, log2_table=6), torch.device("cuda"))
+    assert list(fields) == ["hash grid, triton float16", "hash grid, triton float32"]
+    assert notes == [f"hash grid, other {d} is left out: other is not installed" for d in ("float16", "float32")]
 
 
 def test_render_runs(tmp_path: Path) -> None:
