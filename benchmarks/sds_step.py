@@ -1,0 +1,223 @@
+"""What a step of the guidance costs at full size: `python -m benchmarks.sds_step [--resolution 512] [--batch 1 2 4]`.
+
+Stable Diffusion 1.5 with its base IP-Adapter in the published sizes, with random weights, so nothing is fetched. A step is the
+product's `Guidance` on rendered views with a visual prompt, and its backward pass to the pixels. For each resolution of the prior
+and batch of views:
+
+    step      the whole step
+    floor     the denoiser's own forward passes alone: the very calls that a step makes, without the guidance around them
+    encoder   the autoencoder from pixels to latents, forward and backward
+    memory    the most in use during a step: of the device, weights included; on a CPU what came on top of what was there
+
+With the default guidance a batch of B views is one call of the denoiser with 2 B images. Settings of `guidance`, `prior` and
+`render` are those of configs/sd15.yaml and may be changed, as by guidance.perp_neg=1 (four branches) or prior.max_batch=2.
+On a CPU the default is --tiny, the same blocks in a fraction of the width: for trying the program out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from benchmarks.timing import MIB, Bench, ms, new_parser, positive, prepare, run, tell
+from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
+from vp3d.config import ROOT, CameraConfig, Config, PriorConfig, load_config, locate
+from vp3d.diffusion.image_prompt import ImageEncoder
+from vp3d.diffusion.prior import CLIP_MEAN, CLIP_STD, Prior, take_adapter
+from vp3d.diffusion.text import TextEmbedding
+from vp3d.guidance import Condition, Guidance
+from vp3d.prompts import all_views
+from vp3d.render.camera import sample_cameras
+from vp3d.render.volume import is_out_of_memory
+from vp3d.toybox.models import new_text_encoder
+
+import diffusers  # isort: skip
+import transformers  # isort: skip
+
+UNET = {  # unet/config.json of Stable Diffusion 1.5
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "layers_per_block": 2,
+    "sample_size": 64,
+}
+VAE = {  # vae/config.json
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+SCHEDULE = {  # scheduler/scheduler_config.json
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+TINY_UNET = UNET | {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 64, "attention_head_dim": 4}
+TINY_VAE = VAE | {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1}
+TOKENS = 77  # of a prompt
+IMAGE_TOKENS, IMAGE_WIDTH = 4, 1024  # of the base adapter: tokens, and the width of the embedding they come from
+PROGRESS = 0.5  # of the run, for the schedules of t and lambda
+FULL, TINY = 512, 64  # resolutions
+
+
+def build_pipeline(tiny: bool, device: torch.device, dtype: torch.dtype) -> tuple[Any, ImageEncoder]:
+    """A pipeline of the published sizes with its adapter loaded and our gates in it; random weights.
+
+    Its text and vision towers are small ones: a step does not run them.
+    """
+    diffusers.utils.logging.set_verbosity_error()  # it warns of casts that are meant, and of the vision tower we bring
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(locate(PriorConfig().path) / "tokenizer")
+    with torch.device(device):
+        unet = diffusers.UNet2DConditionModel(**(TINY_UNET if tiny else UNET))
+        vae = diffusers.AutoencoderKL(**(TINY_VAE if tiny else VAE))
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+        vision = transformers.CLIPVisionConfig(**sizes, projection_dim=IMAGE_WIDTH, patch_size=32)
+        tower = transformers.CLIPVisionModelWithProjection(vision)
+    pipe = diffusers.StableDiffusionPipeline(
+        vae,
+        new_text_encoder(tokenizer),
+        tokenizer,
+        unet.to(dtype),
+        diffusers.DDIMScheduler(**SCHEDULE),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+    state = adapter_weights(unet)
+    pipe.load_ip_adapter(state, subfolder="", weight_name="random.safetensors", image_encoder_folder=None)
+    projection = take_adapter(unet)
+    vae.to(dtype)
+    return pipe, ImageEncoder(tower.to(dtype), projection.to(device, dtype), True, CLIP_MEAN, CLIP_STD)
+
+
+def adapter_weights(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """A base IP-Adapter for the denoiser under the published keys; random, any range."""
+    width, like = unet.config.cross_attention_dim, {"device": unet.device, "dtype": unet.dtype}
+    projection = {
+        "proj.weight": 0.02 * torch.randn(IMAGE_TOKENS * width, IMAGE_WIDTH, **like),
+        "proj.bias": torch.zeros(IMAGE_TOKENS * width, **like),
+        "norm.weight": torch.ones(width, **like),
+        "norm.bias": torch.zeros(width, **like),
+    }
+    layers = {}
+    for number, name in enumerate(unet.attn_processors):
+        if name.endswith("attn2.processor"):
+            text = unet.get_submodule(name.removesuffix(".processor")).to_k.weight
+            layers |= {f"{number}.{part}.weight": 0.02 * torch.randn_like(text) for part in ("to_k_ip", "to_v_ip")}
+    return {"image_proj": projection, "ip_adapter": layers}
+
+
+def random_condition(prior: Prior, generator: torch.Generator) -> Condition:
+    """A condition as a run has it, of random embeddings."""
+    width = prior.unet.config.cross_attention_dim
+
+    def embedding(count: int) -> torch.Tensor:
+        return torch.randn(1, count, width, generator=generator).to(prior.device)
+
+    text = {view: TextEmbedding(embedding(TOKENS)) for view in all_views()}
+    return Condition(text, TextEmbedding(embedding(TOKENS)), embedding(IMAGE_TOKENS))
+
+
+def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str, Any]:
+    """Seconds and bytes of one size; see the top of this module."""
+    generator = torch.Generator().manual_seed(0)
+    guidance, condition = Guidance(prior, config.guidance), random_condition(prior, generator)
+    camera = sample_cameras(batch, CameraConfig(), generator).to(prior.device)
+    side = config.render.resolution
+    rgb = torch.rand(batch, 3, side, side, generator=generator).to(prior.device).requires_grad_()
+
+    def step() -> None:
+        rgb.grad = None
+        guidance(rgb, camera, condition, PROGRESS, generator)["sds"].backward()
+
+    def encode() -> None:
+        rgb.grad = None
+        prior.encode_images(rgb).square().mean().backward()
+
+    calls: list[tuple[Any, Any]] = []
+    hook = prior.unet.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
+    step()
+    hook.remove()
+
+    @torch.no_grad()
+    def floor() -> None:
+        for args, kwargs in calls:
+            prior.unet(*args, **kwargs)
+
+    found = {"step": bench.seconds(step), "floor": bench.seconds(floor), "encoder": bench.seconds(encode)}
+    images = sum(len(args[0]) for args, _ in calls)
+    return {**found, "calls": len(calls), "images": images, "peak_bytes": bench.peak_bytes(step)}
+
+
+def attempt(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str, Any]:
+    """`measure`, or {"out_of_memory": True} where memory did not do."""
+    try:
+        return measure(prior, config, batch, bench)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return {"out_of_memory": True}
+
+
+def row_of(found: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    head = [f"{found['resolution']}", f"{found['batch']}"]
+    if "step" not in found:
+        return [*head, "out of memory", *[""] * 6]
+    spent, floor = found["step"], found["floor"]
+    calls = f"{found['calls']} x {found['images'] // found['calls']}"
+    parts = [ms(spent), ms(floor), f"{spent / floor:.2f} x", f"{100.0 * floor / spent:.0f} %", ms(found["encoder"])]
+    return [*head, calls, *parts, f"{found['peak_bytes'] / MIB:.0f}"]
+
+
+def new_options(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser("sds_step", __doc__ or "")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of guidance, prior and render")
+    parser.add_argument("--resolution", type=positive, nargs="+", metavar="N", help=f"pixels of a side ({FULL}; tiny {TINY})")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 2, 4], metavar="N", help="views a step (1 2 4)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(float16 on a GPU, float32 on a CPU)")
+    parser.add_argument("--tiny", action=argparse.BooleanOptionalAction, help="small networks (the default on a CPU)")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure every size, print the table, write the JSON."""
+    options = new_options(argv)
+    bench = prepare(options)
+    on_gpu = bench.device.type == "cuda"
+    notes = []
+    if options.tiny is None and not on_gpu:
+        notes.append("No GPU here, so this was --tiny: its times say nothing of the full size (--no-tiny runs that, slowly).")
+    tiny = (not on_gpu) if options.tiny is None else options.tiny
+    dtype = getattr(torch, options.dtype or ("float16" if on_gpu else "float32"))
+    config = load_config(None, [ROOT / "configs" / "sd15.yaml"], options.overrides)
+    torch.manual_seed(0)
+    pipe, encoder = build_pipeline(tiny, bench.device, dtype)
+    if config.prior.channels_last and on_gpu:
+        for network in (pipe.unet, pipe.vae):
+            network.to(memory_format=torch.channels_last)
+    records = []
+    for resolution in options.resolution or [TINY if tiny else FULL]:
+        config.prior.resolution = resolution
+        prior = Prior(pipe, encoder, config.prior, bench.device)
+        for batch in options.batch:
+            records.append({"resolution": resolution, "batch": batch, **attempt(prior, config, batch, bench)})
+    parameters = sum(p.numel() for p in pipe.unet.parameters()) / 1e6
+    title = f"SD 1.5{' in tiny' if tiny else ''}, denoiser of {parameters:.1f} M parameters, {dtype}".replace("torch.", "")
+    header = ["resolution", "views", "calls x images", "step, ms", "floor, ms", "by the floor", "denoiser", "encoder, ms"]
+    results = {"tiny": tiny, "dtype": str(dtype), "denoiser_parameters_m": parameters, "sizes": records}
+    tell(options, bench, "sds_step", title, [*header, "memory, MiB"], [row_of(found) for found in records], results, notes)
+
+
+if __name__ == "__main__":
+    run(main)
