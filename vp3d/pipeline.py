@@ -25,6 +25,7 @@ from vp3d.evaluate.views import require_ffmpeg, ring_frames, write_preview, writ
 from vp3d.export.build import export_mesh
 from vp3d.export.verify import verify_export
 from vp3d.export.writers import WRITERS, fit_to_cube, read_mesh
+from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import Field, build_field
 from vp3d.guidance import Guidance, build_condition
 from vp3d.prompts import (
@@ -176,10 +177,20 @@ def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, ru
     condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown, models.debiased)
     if models.debiased:
         run.event("debias", prompts=models.debiased)
-    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    field = make_field(config, device)
     guidance = Guidance(models.prior, config.guidance)
     rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))
     return Coarse(config, field, guidance, condition, rewards, make_generators(config.seed), run.event)
+
+
+def make_field(config: Config, device: torch.device) -> Field:
+    """The initial field of a run on `device`; a hash grid on a CUDA device looks up by what works fastest there."""
+    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    if isinstance(field, HashGridField) and device.type == "cuda":
+        from vp3d.fields.hashgrid_cuda import accelerate  # GPU-only code: imported only when used
+
+        say(accelerate(field, config.cuda))
+    return field
 
 
 def build_rewards(config: Config, judges: Judges, visual_prompt: Tensor) -> dict[str, Reward]:
@@ -212,7 +223,7 @@ def load_field(run: RunFolder, device: torch.device) -> Field:
     if found is None:
         raise UserError(f"{run.path} has no checkpoint yet; `launch.py resume {run.path}` goes on with it")
     loop.check_same_config(found, config, run)
-    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    field = make_field(config, device)
     field.load_state_dict(part(found.tensors, "field."))
     return field.requires_grad_(False).eval()
 

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from triton.errors import TritonError
 
 from vp3d.fields.hashgrid import PRIMES
 
@@ -34,6 +35,12 @@ def _axis(x_ptr, point, alive, resolution, AXIS: tl.constexpr):  # noqa: ANN001,
     cell = tl.minimum(tl.maximum(tl.floor(position), 0.0), resolution - 1.0)
     free = ((unit >= 0.0) & (unit <= 1.0)).to(tl.float32)
     return cell.to(tl.int32), position - cell, free
+
+
+@triton.jit
+def _weights(u, v, w, CORNER: tl.constexpr):  # noqa: ANN001, ANN202  Triton's own types
+    """Linear weights along x, y and z of corner CORNER (bit 0 is x) for places u, v, w in [0, 1]."""
+    return u if CORNER & 1 else 1.0 - u, v if (CORNER >> 1) & 1 else 1.0 - v, w if CORNER >> 2 else 1.0 - w
 
 
 @triton.jit
@@ -61,12 +68,9 @@ def _forward(x_ptr, table_ptr, resolution_ptr, out_ptr, count,  # noqa: ANN001, 
     for feature in tl.static_range(FEATURES):
         total = tl.zeros([BLOCK], dtype=tl.float32)
         for corner in tl.static_range(8):
-            i: tl.constexpr = corner & 1
-            j: tl.constexpr = (corner >> 1) & 1
-            k: tl.constexpr = corner >> 2
-            weight = (u if i else 1.0 - u) * (v if j else 1.0 - v) * (w if k else 1.0 - w)
-            row = _row(x + i, y + j, z + k, resolution, SIZE)
-            total += weight * tl.load(table + row * FEATURES + feature, mask=alive, other=0.0).to(tl.float32)
+            a, b, c = _weights(u, v, w, corner)
+            row = _row(x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2), resolution, SIZE)
+            total += a * b * c * tl.load(table + row * FEATURES + feature, mask=alive, other=0.0).to(tl.float32)
         tl.store(out + feature, total, mask=alive)
 
 
@@ -88,22 +92,28 @@ def _backward(x_ptr, table_ptr, resolution_ptr, grad_ptr, grad_table_ptr, grad_x
     for feature in tl.static_range(FEATURES):
         grad = tl.load(grad_ptr + (point * LEVELS + level) * FEATURES + feature, mask=alive, other=0.0)
         for corner in tl.static_range(8):
-            i: tl.constexpr = corner & 1
-            j: tl.constexpr = (corner >> 1) & 1
-            k: tl.constexpr = corner >> 2
-            a, b, c = (u if i else 1.0 - u), (v if j else 1.0 - v), (w if k else 1.0 - w)
-            entry = offset + _row(x + i, y + j, z + k, resolution, SIZE) * FEATURES + feature
+            a, b, c = _weights(u, v, w, corner)
+            row = _row(x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2), resolution, SIZE)
+            entry = offset + row * FEATURES + feature
             tl.atomic_add(grad_table_ptr + entry, a * b * c * grad, mask=alive, sem="relaxed")
             if WANT_X:
                 value = grad * tl.load(table_ptr + entry, mask=alive, other=0.0).to(tl.float32)
-                by_x += (2 * i - 1) * b * c * value
-                by_y += (2 * j - 1) * a * c * value
-                by_z += (2 * k - 1) * a * b * value
+                by_x += (2 * (corner & 1) - 1) * b * c * value
+                by_y += (2 * ((corner >> 1) & 1) - 1) * a * c * value
+                by_z += (2 * (corner >> 2) - 1) * a * b * value
     if WANT_X:
         scale = 0.5 * resolution
         tl.atomic_add(grad_x_ptr + 3 * point, scale * free_x * by_x, mask=alive, sem="relaxed")
         tl.atomic_add(grad_x_ptr + 3 * point + 1, scale * free_y * by_y, mask=alive, sem="relaxed")
         tl.atomic_add(grad_x_ptr + 3 * point + 2, scale * free_z * by_z, mask=alive, sem="relaxed")
+
+
+def _launch(kernel: Any, grid: tuple[int, int], *arguments: Any) -> None:
+    """Run a kernel; what Triton cannot compile or launch is a RuntimeError, as torch's own failures are."""
+    try:
+        kernel[grid](*arguments)
+    except TritonError as error:
+        raise RuntimeError(f"Triton: {error}") from error
 
 
 class Encode(torch.autograd.Function):
@@ -117,7 +127,7 @@ class Encode(torch.autograd.Function):
         out = torch.empty(len(x), levels * features, dtype=torch.float32, device=x.device)
         if len(x):
             grid = (triton.cdiv(len(x), BLOCK), levels)
-            _forward[grid](x, read, resolutions, out, len(x), size, features, levels, BLOCK)
+            _launch(_forward, grid, x, read, resolutions, out, len(x), size, features, levels, BLOCK)
         ctx.save_for_backward(x, read, resolutions)
         return out
 
@@ -133,7 +143,7 @@ class Encode(torch.autograd.Function):
         if len(x):
             grid = (triton.cdiv(len(x), BLOCK), levels)
             arguments = (x, read, resolutions, grad.contiguous(), grad_table, grad_x, len(x))
-            _backward[grid](*arguments, size, features, levels, BLOCK, want_x)
+            _launch(_backward, grid, *arguments, size, features, levels, BLOCK, want_x)
         return grad_x if want_x else None, grad_table if ctx.needs_input_grad[1] else None, None, None
 
 
