@@ -28,7 +28,9 @@ PRIME_Y, PRIME_Z = tl.constexpr(PRIMES[1]), tl.constexpr(PRIMES[2])
 
 
 @triton.jit
-def _axis(x_ptr, point, alive, resolution, AXIS: tl.constexpr):  # noqa: ANN001, ANN202  Triton's own types
+def _axis(
+    x_ptr: tl.tensor, point: tl.tensor, alive: tl.tensor, resolution: tl.tensor, AXIS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Cell (int32) and place inside it in [0, 1] along one axis, and 1 where a point in the cube may move, else 0."""
     unit = 0.5 * (tl.load(x_ptr + 3 * point + AXIS, mask=alive, other=0.0) + 1.0)
     position = tl.minimum(tl.maximum(unit, 0.0), 1.0) * resolution
@@ -38,13 +40,15 @@ def _axis(x_ptr, point, alive, resolution, AXIS: tl.constexpr):  # noqa: ANN001,
 
 
 @triton.jit
-def _weights(u, v, w, CORNER: tl.constexpr):  # noqa: ANN001, ANN202  Triton's own types
+def _weights(
+    u: tl.tensor, v: tl.tensor, w: tl.tensor, CORNER: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Linear weights along x, y and z of corner CORNER (bit 0 is x) for places u, v, w in [0, 1]."""
     return u if CORNER & 1 else 1.0 - u, v if (CORNER >> 1) & 1 else 1.0 - v, w if CORNER >> 2 else 1.0 - w
 
 
 @triton.jit
-def _row(x, y, z, resolution, SIZE: tl.constexpr):  # noqa: ANN001, ANN202  Triton's own types
+def _row(x: tl.tensor, y: tl.tensor, z: tl.tensor, resolution: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
     """Row of a node in its level's table: direct where all nodes fit, else the spatial hash."""
     side = resolution + 1
     direct = x + side * (y + side * z)
@@ -53,8 +57,17 @@ def _row(x, y, z, resolution, SIZE: tl.constexpr):  # noqa: ANN001, ANN202  Trit
 
 
 @triton.jit
-def _forward(x_ptr, table_ptr, resolution_ptr, out_ptr, count,  # noqa: ANN001, ANN202  Triton's own types
-             SIZE: tl.constexpr, FEATURES: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
+def _forward(
+    x_ptr: tl.tensor,
+    table_ptr: tl.tensor,
+    resolution_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    count: tl.tensor,
+    SIZE: tl.constexpr,
+    FEATURES: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
     """out[point, level, f] = sum over the 8 corners of weight * table[level, row, f]."""
     level = tl.program_id(1)
     point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -75,8 +88,20 @@ def _forward(x_ptr, table_ptr, resolution_ptr, out_ptr, count,  # noqa: ANN001, 
 
 
 @triton.jit
-def _backward(x_ptr, table_ptr, resolution_ptr, grad_ptr, grad_table_ptr, grad_x_ptr, count,  # noqa: ANN001, ANN202
-              SIZE: tl.constexpr, FEATURES: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, WANT_X: tl.constexpr):
+def _backward(
+    x_ptr: tl.tensor,
+    table_ptr: tl.tensor,
+    resolution_ptr: tl.tensor,
+    grad_ptr: tl.tensor,
+    grad_table_ptr: tl.tensor,
+    grad_x_ptr: tl.tensor,
+    count: tl.tensor,
+    SIZE: tl.constexpr,
+    FEATURES: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WANT_X: tl.constexpr,
+) -> None:
     """Adds weight * grad to the rows of grad_table, and with WANT_X the derivative by the point to grad_x."""
     level = tl.program_id(1)
     point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

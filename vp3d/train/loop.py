@@ -196,11 +196,6 @@ def attempt(stage: Stage[Any], step: int, grad_clip: float) -> tuple[dict[str, f
     return None
 
 
-def update(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> str:
-    """Back-propagate `terms["loss"]` (scalar, any range) and step the optimiser if every number is finite; "" or what was not."""
-    return differentiate(stage, terms, grad_clip) or apply(stage)
-
-
 def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> str:
     """Leave the clipped gradient of `terms["loss"]` (scalar, any range) in the parameters; "" or what was not finite."""
     wrong = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
