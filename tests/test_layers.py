@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vp3d"
-FOUNDATION = {"types", "config", "errors", "strict", "run_folder", "manifest", "torch_compat", "view_gate", "weights"}
+FOUNDATION = {"types", "config", "errors", "strict", "threestudio_config", "run_folder", "manifest", "torch_compat"}
+FOUNDATION |= {"view_gate", "weights"}
 ORDER = (
     FOUNDATION,
     {"prompts"},

@@ -18,6 +18,7 @@ from typing import NoReturn
 from vp3d import __version__
 from vp3d.config import PRESETS, Config, expand, load_config, locate
 from vp3d.errors import UserError
+from vp3d.threestudio_config import read_layers
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PROMPT_LENGTH = 200  # characters
@@ -40,9 +41,11 @@ examples:
   launch.py "a red sphere on a blue cube" --preset draft
   launch.py "a white house with a red roof" --image style.png --negative "a red cube"
   launch.py "a green car" --config configs/sds.yaml optim.steps=300 output_dir=/tmp/runs
+  launch.py --config dreamfusion-sd.yaml system.prompt_processor.prompt="a green car" optim.steps=400
 
 Settings are layered: defaults, then --preset, then each --config FILE, then options, then key=value. Every setting
-and its default is in vp3d/config.py; the ones a run used are in its config.yaml. Ctrl-C once stops and exports what
+and its default is in vp3d/config.py; the ones a run used are in its config.yaml. A FILE may also be a dreamfusion or
+magic3d-coarse YAML of threestudio: what is not understood of it is named on stderr. Ctrl-C once stops and exports what
 there is; `launch.py resume RUN` goes on later.
 """
 
@@ -255,7 +258,9 @@ def config_of(arguments: argparse.Namespace) -> Config:
     prompt, overrides = split_words(arguments.words)
     named = [] if prompt is None else [f"prompt={prompt}"]
     files = [locate(file) for file in arguments.config]
-    config = load_config(arguments.preset, files, named + option_overrides(arguments) + overrides)
+    overrides = named + option_overrides(arguments) + overrides
+    config = load_config(arguments.preset, files, overrides)
+    tell_ignored(files, overrides)
     if not config.prompt.strip():
         raise UserError('the prompt is empty; say what to make: launch.py "a red mushroom with a white stem"')
     check_text(config.prompt, "prompt")
@@ -265,6 +270,12 @@ def config_of(arguments: argparse.Namespace) -> Config:
     if config.image:  # absolute, so that a run can be resumed from any folder
         config.image = str(expand(config.image).absolute())
     return config
+
+
+def tell_ignored(files: list[Path], overrides: list[str]) -> None:
+    """Say on stderr what was left out or changed of settings in threestudio's files: a line for each group of keys."""
+    for note in read_layers(files, overrides).notes:
+        sys.stderr.write(f"vp3d: {note}\n")
 
 
 def check_text(text: str, name: str) -> None:
@@ -325,6 +336,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     overrides = only_overrides(arguments)
     files = [locate(file) for file in arguments.config]
     load_config(arguments.preset, files, overrides)
+    tell_ignored(files, overrides)
     idle = next((word for word in overrides if word.partition("=")[0] in ("prompt", "seed", "preset", "output_dir")), None)
     if idle is not None:
         raise UserError(f"'{idle}' is not for a suite: prompts and seeds are its own; see --preset, --seeds and --work")

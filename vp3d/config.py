@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 
 from vp3d.errors import UserError
-from vp3d.strict import Range, convert, merge, read_file, read_override
+from vp3d.strict import Range, convert, merge
+from vp3d.threestudio_config import read_layers
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository: where assets/ and configs/ are
 PRIOR_PLACES = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
@@ -290,8 +291,15 @@ ORDERED = (  # pairs of which the first may not be above the second
 
 
 def load_config(preset: str | None, files: list[Path], overrides: list[str]) -> Config:
-    """The defaults, changed by a preset (None: the one the files or overrides name), then files, then `a.b.c=value`."""
-    layers = [read_file(path) for path in files] + [read_override(text) for text in overrides]
+    """The defaults, changed by a preset (None: the one the files or overrides name), then files, then `a.b.c=value`.
+
+    A file may be one of threestudio's: see vp3d/threestudio_config.py.
+    """
+    return build_config(preset, read_layers(files, overrides).layers)
+
+
+def build_config(preset: str | None, layers: list[dict[str, Any]]) -> Config:
+    """`load_config` of layers that are read: nested mappings of our keys, the later before the earlier."""
     named = [layer["preset"] for layer in layers if "preset" in layer]
     chosen = convert(preset or (named[-1] if named else "standard"), get_type_hints(Config)["preset"], "preset")
     config = Config()

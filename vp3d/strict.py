@@ -122,8 +122,7 @@ def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
     limits = None
     if get_origin(kind) is Annotated:
         kind, limits = get_args(kind)
-    if isinstance(value, _Words):
-        value = str(value) if kind is str else _parse_words(value, key)
+    value = str(value) if kind is str and isinstance(value, _Words) else parse_words(value, key)
     if get_origin(kind) is Literal:
         return _check_choice(value, get_args(kind), key)
     if get_origin(kind) is list:
@@ -136,11 +135,14 @@ def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
     return _convert_scalar(value, kind, key, limits)
 
 
-def _parse_words(text: str, key: str) -> Any:
+def parse_words(value: Any, key: str) -> Any:
+    """The value of a key=value override read as YAML; any other value as it is."""
+    if not isinstance(value, _Words):
+        return value
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(value, _Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"config key '{key}': cannot read the value {str(text)[:80]!r}") from error
+        raise UserError(f"config key '{key}': cannot read the value {str(value)[:80]!r}") from error
 
 
 def _check_choice(value: Any, choices: tuple[Any, ...], key: str) -> Any:

@@ -6,15 +6,15 @@ word of the toybox as one token.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import vp3d.torch_compat  # noqa: F401  (before anything that imports torchvision)
 
 import open_clip
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -42,24 +42,31 @@ def new_autoencoder() -> AutoencoderTiny:
 
 
 def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """A CLIPTokenizer in which each of `words` (and the comma and full stop) is one token, and any text is spelt out."""
-    words = sorted(words)
+    """A CLIPTokenizer in which each of `words` (and the comma and full stop) is one token, and any text is spelt out.
+
+    Byte-pair merges of the words, each counted once; equal counts go by the alphabet. (The library's trainer settles them at
+    random, and the numbers of the tokens belong to the weights.)
+    """
     alphabet = [chr(c) for c in range(33, 127)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    bpe.train_from_iterator([" ".join(words)] * 4, trainer)
-    merges = [tuple(pair) for pair in _merges(bpe)]
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in sorted(words)]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for piece in pieces for pair in pairwise(piece)):
+        merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
+        pieces = [_merge(piece, merges[-1]) for piece in pieces]
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS, unk_token="<|endoftext|>")
 
 
-def _merges(bpe: Tokenizer) -> list[list[str]]:
-    return [m if isinstance(m, list) else m.split(" ") for m in json.loads(bpe.to_str())["model"]["merges"]]
+def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in piece:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

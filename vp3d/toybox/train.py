@@ -104,7 +104,7 @@ def whiten(model: models.AutoencoderTiny, rgb: Tensor, std: float = 0.5) -> None
 
 def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     """Contrast pictures with captions and with nearly right captions (`confuse`), helped by attribute classifiers."""
-    tokenizer = models.new_tokenizer(words())
+    tokenizer = find_tokenizer(ASSETS / "clip")
     model = models.new_clip(tokenizer)
     if plan.seed:
         model.load_state_dict(load_file(ASSETS / "clip" / "open_clip_model.safetensors"), strict=False)
@@ -128,11 +128,11 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
             torch.cat([torch.zeros(64, 64, device=device), torch.diag(wrong.float())], 1) > 0, -1e4
         )
         right = torch.arange(64, device=device)
-        told = answers[index].to(device)
+        told, said = answers[index].to(device), spec_targets(specs).to(device)
         return {
             "loss_image_text": F.cross_entropy(logits, right),
             "loss_text_image": F.cross_entropy(logits[:, :64].T, right),
-            "loss_attributes": aids["image"](image, told) + 0.3 * aids["text"](text[:64], told),
+            "loss_attributes": aids["image"](image, told) + aids["text"](text[:64], said),
             "top1": (logits.argmax(1) == right).float().mean(),
         }
 
@@ -218,6 +218,13 @@ def _settle_batch_norm(module: nn.Module, pictures: Pictures, forward: object, d
         norm.momentum = 0.1
 
 
+def find_tokenizer(folder: Path) -> models.CLIPTokenizer:
+    """The tokenizer that lies in `folder`, whose numbers the weights there know; a new one where there is none."""
+    if (folder / "tokenizer.json").exists():
+        return models.CLIPTokenizer.from_pretrained(folder)
+    return models.new_tokenizer(words())
+
+
 def tokenize(tokenizer: object, texts: list[str]) -> Tensor:
     """Token ids [B, 20] int64."""
     batch = tokenizer(texts, padding="max_length", max_length=models.TOKENS, truncation=True, return_tensors="pt")  # type: ignore[operator]
@@ -251,7 +258,7 @@ def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
 def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     """Fit denoiser, text encoder and image branch together on latents, v-prediction (see `PriorLosses`)."""
     torch.manual_seed(plan.seed)
-    tokenizer = models.new_tokenizer(words())
+    tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     parts = {
         "unet": models.new_unet(),
         "text": models.new_text_encoder(tokenizer),
@@ -309,13 +316,14 @@ class PriorLosses:
     Of the samples 46 % are told the text, 10 % nothing, 16 % text and image, 18 % the image alone, 5 % text and the null image,
     5 % the null image alone; without image the gate is 0, else it is in [0.4, 1]. The image is in half of the cases another
     view of the same scene. Captions carry view words four times in five; beside a picture two in five leave the colours out.
+    Two objects are PAIRS times as frequent as in `scenes.sample_spec`: they are small in the picture and learnt last.
 
     The denoiser alone teaches the text encoder slowly which colour belongs to which object. So the text's tokens (their mean)
     and what of it joins the time embedding must also tell the exact attributes, by linear classifiers on 32 more captions.
     """
 
     SHARES = np.cumsum([0.46, 0.10, 0.16, 0.18, 0.05])
-    BATCH, CAPTIONS = 32, 32
+    BATCH, CAPTIONS, PAIRS = 32, 32, 2.5
 
     def __init__(
         self, model: nn.ModuleDict, eye: nn.Module, tokenizer: object, pictures: Pictures, latents: Tensor, device: str
@@ -324,10 +332,12 @@ class PriorLosses:
         self.latents = latents
         self.alpha_bar = models.new_scheduler().alphas_cumprod.to(device)
         self.views = len(pictures) // len(pictures.specs)
+        often = np.cumsum([self.PAIRS if pictures.specs[s].relation else 1.0 for s in pictures.scene_of])
+        self.quantile = often / often[-1]
 
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of one batch; `loss*` are summed."""
-        index = rng.integers(len(self.pictures), size=self.BATCH)
+        index = np.searchsorted(self.quantile, rng.random(self.BATCH), side="right")
         kind = np.searchsorted(self.SHARES, rng.random(self.BATCH), side="right")  # order of the class docstring
         texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
         others = [self.pictures.specs[i] for i in rng.integers(len(self.pictures.specs), size=self.CAPTIONS)]
