@@ -279,6 +279,20 @@ def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path:
         assert re.search(rf"^{name} +(on|off) ", out, re.M), name
 
 
+@pytest.mark.parametrize("compiler", [True, False])
+def test_doctor_knows_that_triton_needs_a_c_compiler(
+    compiler: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.c_compiler() == ""
+    if compiler:
+        (tmp_path / "gcc").touch(mode=0o755)
+        assert doctor.c_compiler() == str(tmp_path / "gcc")
+        monkeypatch.setenv("CC", "/opt/cc")
+        assert doctor.c_compiler() == "/opt/cc"
+
+
 def test_export_and_resume_take_up_the_settings_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without weights the way ends at the run's own (missing) vocabulary or checkpoint: one line, not a traceback."""
     config = load_config(None, [], ["prompt=a mug", f"output_dir={tmp_path}", f"prior.vocabulary={tmp_path}/none.json"])

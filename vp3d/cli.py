@@ -309,7 +309,7 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Make the mesh files of a run again, with other settings."""
-    overrides = only_overrides(arguments, ("export", "backend"))
+    overrides = only_overrides(arguments, ("export", "backend", "cuda"))
     from vp3d.run_folder import RunFolder
 
     RunFolder.open(arguments.run)

@@ -152,7 +152,7 @@ class RewardsConfig:
 class FieldConfig:
     """The radiance field inside [-1, 1]^3."""
 
-    kind: Literal["grid", "hashgrid"] = "grid"  # grid (dense, CPU default) | hashgrid (torch)
+    kind: Literal["grid", "hashgrid"] = "grid"  # grid (dense, CPU default) | hashgrid
     resolution: Annotated[int, Range(8, 512)] = 48  # finest grid cells along a side
     levels: Annotated[int, Range(1, 32)] = 8  # hashgrid only: resolutions from 16 to `resolution`
     features: Annotated[int, Range(1, 16)] = 2  # hashgrid only: features a level
@@ -177,7 +177,7 @@ class RenderConfig:
 
     resolution: Annotated[int, Range(8, 1024)] = 64  # pixels of a side
     samples: Annotated[int, Range(2, 1024)] = 48  # samples a ray through the volume
-    chunk: Annotated[int, Range(1024)] = 1_048_576  # samples evaluated at once; halved when memory runs out
+    chunk: Annotated[int, Range(1024)] = 1_048_576  # samples evaluated at once, at most; halved when memory runs out
     background_min: Share = 0.5  # random grey background, [0, 1]
     background_max: Share = 0.9  # the embedded prior knows grounds from 0.5 to 0.9; on a lighter one white is lost
     shading: Literal["albedo", "lambert"] = "albedo"  # albedo | lambert (the toybox light, normals from the density)
@@ -226,6 +226,16 @@ class ExportConfig:
 
 
 @dataclass
+class CudaConfig:
+    """How a CUDA device does its work; not read on a CPU. It changes rounding only, so it may differ on resume."""
+
+    encoder: Literal["auto", "torch", "triton", "tinycudann"] = "auto"  # of the hash grid; auto: triton if it works, else torch
+    table_dtype: Literal["float32", "float16"] = "float16"  # what triton and tinycudann read; optimised in float32 all the same
+    compositor: Literal["torch", "nerfacc"] = "torch"  # who skips empty space and sums along rays
+    memory_gb: Annotated[float, Range(0, 1000)] = 0.0  # memory to plan for; 0 takes what is free at the start
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -246,6 +256,7 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    cuda: CudaConfig = dataclasses.field(default_factory=CudaConfig)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

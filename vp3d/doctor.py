@@ -45,9 +45,9 @@ PACKAGES = {  # distribution -> module, for everything the default run imports
     "matplotlib": "matplotlib",
 }
 CUDA_PACKAGES = {  # distribution -> (module, licence, what it is for)
-    "nerfacc": ("nerfacc", "MIT", "occupancy-grid sampling on the GPU"),
-    "tinycudann": ("tinycudann", "BSD-3-Clause", "fused hash grid and MLP"),
-    "triton": ("triton", "MIT", "kernels without a compiler on this machine"),
+    "nerfacc": ("nerfacc", "MIT", "sampling and compositing with cuda.compositor=nerfacc"),
+    "tinycudann": ("tinycudann", "BSD-3-Clause", "look-ups of the hash grid with cuda.encoder=tinycudann"),
+    "triton": ("triton", "MIT", "look-ups of the hash grid"),
 }
 
 
@@ -122,9 +122,12 @@ def check_cuda() -> Check:
     """Whether torch can use a GPU, and what `backend=auto` means here."""
     import torch
 
+    from vp3d.train.memory import profile_for
+
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        profile = profile_for(free / GIB).name
+        memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free (memory profile {profile})"
         return Check("cuda", "on", f"{torch.cuda.get_device_name()}, {memory}; backend=auto means cuda")
     why = "no usable GPU or driver" if torch.version.cuda else "this torch is a CPU build"
     return Check("cuda", "off", f"{why}; backend=auto means cpu")
@@ -140,8 +143,15 @@ def check_cuda_packages() -> Iterator[Check]:
             yield Check(name, "off", f"not installed: {purpose}", licence)
         elif not torch.cuda.is_available():
             yield Check(name, "off", f"installed, but there is no GPU to use it: {purpose}", licence)
+        elif name == "triton" and not c_compiler():
+            yield Check(name, "off", f"installed, but its launcher needs a C compiler (gcc, clang or CC): {purpose}", licence)
         else:
             yield Check(name, "on", purpose, licence)
+
+
+def c_compiler() -> str:
+    """The C compiler that Triton would take, or "": `CC`, gcc or clang."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or ""
 
 
 def check_ffmpeg() -> Check:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from vp3d.evaluate.views import require_ffmpeg, ring_frames, write_preview, writ
 from vp3d.export.build import export_mesh
 from vp3d.export.verify import verify_export
 from vp3d.export.writers import WRITERS, fit_to_cube, read_mesh
+from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import Field, build_field
 from vp3d.guidance import Guidance, build_condition
 from vp3d.prompts import (
@@ -36,12 +39,13 @@ from vp3d.prompts import (
     with_view,
 )
 from vp3d.render.camera import camera_rays, orbit
-from vp3d.render.volume import render_rays
+from vp3d.render.volume import DENSE, March, render_rays
 from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
 from vp3d.run_folder import RunFolder, check_output
 from vp3d.train import loop
 from vp3d.train.coarse import Coarse, Reward, make_generators, part
+from vp3d.train.memory import fit_to_memory, free_memory_gb
 from vp3d.types import Asset, Camera, to_images
 from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt
 from vp3d.weights import find_weights
@@ -64,12 +68,13 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
     """Make the asset `config` asks for, in a new run folder, or go on with the run in `resume_from`."""
     device = resolve_device(config.backend)
     check_request(config, new=resume_from is None)
-    models = load_models(config, device)
+    fitted = fit_to_device(config, device)
+    models = load_models(fitted, device)
     run = RunFolder.create(config) if resume_from is None else RunFolder.open(resume_from)
     with run.lock():
         run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=resume_from is not None)
-        visual_prompt = find_visual_prompt(config, models, run, device)
-        stage = build_coarse(config, models, visual_prompt, run, device)
+        visual_prompt = find_visual_prompt(fitted, models, run, device)
+        stage = build_coarse(fitted, models, visual_prompt, run, device)
         with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
             outcome = loop.run(stage, config, run, stop, bar.show, say)
         asset = export_field(outcome.result, config, run, device)
@@ -115,6 +120,16 @@ def resolve_device(backend: str) -> torch.device:
     if backend == "cuda" and not torch.cuda.is_available():
         raise UserError("backend=cuda, but torch sees no CUDA device here; use backend=auto, or see `launch.py doctor`")
     return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def fit_to_device(config: Config, device: torch.device) -> Config:
+    """What a run's parts are built from: `config` itself on a CPU, within the profile of the free memory on a CUDA device."""
+    if device.type != "cuda":
+        return config
+    fitted, profile = fit_to_memory(config, free_memory_gb(device))
+    at_once = f"{fitted.render.chunk:,} samples and {fitted.prior.max_batch} images at once"
+    say(f"memory profile {profile.name}: {at_once}")
+    return fitted
 
 
 def check_request(config: Config, new: bool) -> None:
@@ -176,10 +191,41 @@ def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, ru
     condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown, models.debiased)
     if models.debiased:
         run.event("debias", prompts=models.debiased)
-    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    field = make_field(config, device)
     guidance = Guidance(models.prior, config.guidance)
     rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))
-    return Coarse(config, field, guidance, condition, rewards, make_generators(config.seed), run.event)
+    march = choose_march(config, device)
+    return Coarse(config, field, guidance, condition, rewards, make_generators(config.seed), teller(run), march)
+
+
+def teller(run: RunFolder) -> Callable[..., None]:
+    """`run.event` that also says in one line what the user should know."""
+
+    def tell(kind: str, **data: Any) -> None:
+        run.event(kind, **data)
+        if kind == "out_of_memory":
+            say(f"out of memory: going on with {data['chunk']:,} samples at once")
+
+    return tell
+
+
+def choose_march(config: Config, device: torch.device) -> March:
+    """Who skips empty space and sums along rays on `device`, as `cuda.compositor` says; ours on a CPU."""
+    if device.type != "cuda" or config.cuda.compositor == "torch":
+        return DENSE
+    from vp3d.render.volume_cuda import nerfacc_march  # GPU-only code: imported only when used
+
+    return nerfacc_march(device)
+
+
+def make_field(config: Config, device: torch.device) -> Field:
+    """The initial field of a run on `device`; a hash grid on a CUDA device looks up by what works fastest there."""
+    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    if isinstance(field, HashGridField) and device.type == "cuda":
+        from vp3d.fields.hashgrid_cuda import accelerate  # GPU-only code: imported only when used
+
+        say(accelerate(field, config.cuda))
+    return field
 
 
 def build_rewards(config: Config, judges: Judges, visual_prompt: Tensor) -> dict[str, Reward]:
@@ -212,7 +258,7 @@ def load_field(run: RunFolder, device: torch.device) -> Field:
     if found is None:
         raise UserError(f"{run.path} has no checkpoint yet; `launch.py resume {run.path}` goes on with it")
     loop.check_same_config(found, config, run)
-    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    field = make_field(config, device)
     field.load_state_dict(part(found.tensors, "field."))
     return field.requires_grad_(False).eval()
 

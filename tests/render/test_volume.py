@@ -18,12 +18,12 @@ from vp3d.render.shade import lambert
 from vp3d.render.volume import (
     OccupancyGrid,
     box_interval,
+    dense_ahead,
     is_out_of_memory,
     ray_bins,
     render_rays,
     render_rays_reference,
     render_rays_torch,
-    transmittance,
 )
 from vp3d.render.volume_numba import render_grid
 from vp3d.types import Rays, Render, UserError
@@ -127,9 +127,11 @@ def test_constant_density_has_the_closed_form(sigma: float) -> None:
     assert torch.allclose(render.rgb, expected[:, None] * torch.tensor([0.2, 0.5, 0.8]), atol=1e-5)
 
 
-def test_transmittance_by_hand() -> None:
-    tau = torch.tensor([[math.log(2), math.log(4), 0.0, 50.0, 1.0]])
-    assert torch.allclose(transmittance(tau), torch.tensor([[1.0, 0.5, 0.125, 0.125, 0.0]]), atol=1e-6)
+def test_light_that_reaches_each_sample_by_hand() -> None:
+    tau = torch.tensor([math.log(2), math.log(4), 50.0, 1.0, 3.0])
+    flat = torch.tensor([0, 1, 3, 4, 6])  # ray 0 lacks its sample 2, ray 1 has its sample 1 alone
+    reach = torch.exp(-dense_ahead(tau, flat, torch.tensor([4, 1]), 5))
+    assert torch.allclose(reach, torch.tensor([1.0, 0.5, 0.125, 0.0, 1.0]), atol=1e-6)
 
 
 def test_opaque_sphere_has_its_analytic_depth() -> None:
@@ -291,6 +293,34 @@ def test_chunks_do_not_change_the_picture_and_shrink_when_memory_runs_out() -> N
     for other in (small, shrunk):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs(whole), outputs(other), strict=True))
     assert chunks == [50 * SAMPLES, 25 * SAMPLES][: len(chunks)] and chunks
+
+
+@pytest.mark.parametrize("occupied", [False, True])
+def test_chunks_have_the_same_gradient_and_keep_next_to_nothing_for_it(occupied: bool) -> None:
+    field, rays, kept = rough_hash_field(), mixed_rays(), []
+    occupancy = OccupancyGrid(CONFIG) if occupied else None
+    if occupancy is not None:
+        occupancy.mask.copy_(torch.rand(8, 8, 8, generator=seeded(4)) > 0.5)
+
+    def chunked(chunk: int) -> tuple[Render, list[Tensor]]:
+        held: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (held.append(x.numel()), x)[1], lambda x: x):
+            render = render_rays(field, rays, RenderConfig(samples=SAMPLES, chunk=chunk), occupancy, want_normal=True)
+        kept.append(sum(held))
+        return render, gradients(field, render)
+
+    (whole, expected), (parts, found) = chunked(10**6), chunked(16 * SAMPLES)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs(whole), outputs(parts), strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(expected, found, strict=True))
+    assert kept[1] < 0.02 * kept[0]
+
+
+def rough_hash_field() -> HashGridField:
+    """A small hash grid with a random table."""
+    field = HashGridField(FieldConfig(kind="hashgrid", resolution=20, levels=2, log2_table=9), seeded())
+    with torch.no_grad():
+        field.tables.copy_(torch.randn(field.tables.shape, generator=seeded(1)))
+    return field
 
 
 def test_errors_that_are_not_about_memory_and_hopeless_ones_are_raised() -> None:

@@ -3,10 +3,12 @@
 After Instant-NGP (Mueller et al. 2022, arXiv 2201.05989): level l is a grid of N_l cells a side whose nodes carry
 `features` numbers; a point's features are interpolated trilinearly in every level, concatenated, and read by a network.
 A level whose (N_l + 1)^3 nodes fit the table is indexed directly; a finer one by the spatial hash of its eq. 4.
+Faster look-ups of the same table for a GPU are in `hashgrid_cuda.py`; this file is what they are tested against.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ HIDDEN = 32  # width of the network's one hidden layer
 INITIAL_FEATURE = 1e-4  # table entries start uniform in +- this, section 4
 TABLE_RATE, NETWORK_RATE = 0.2, 0.1  # learning rates as shares of lr_density and lr_albedo
 SMOOTHNESS_NODES = 24  # nodes a side of the lattice on which `smoothness` looks
+
+Lookup = Callable[[Tensor, Tensor], Tensor]  # (points [N, 3], tables [levels, rows, features]) -> [N, levels * features]
 
 
 def level_resolutions(levels: int, finest: int) -> list[int]:
@@ -41,7 +45,11 @@ def table_index(cell: Tensor, resolution: int, table_size: int) -> Tensor:
 
 
 class HashGridField(Field):
-    """The hash-grid field; raw density starts at the blob of the config plus next to nothing."""
+    """The hash-grid field; raw density starts at the blob of the config plus next to nothing.
+
+    `lookup`, where one is set, encodes in the place of `encode_torch`, with the same numbers; parameters and their names do
+    not depend on it, so a checkpoint opens with any.
+    """
 
     def __init__(self, config: FieldConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -58,13 +66,18 @@ class HashGridField(Field):
         self.out_bias = nn.Parameter(torch.zeros(4))
         corners = torch.tensor([[k & 1, k >> 1 & 1, k >> 2] for k in range(8)])
         self.register_buffer("corners", corners, persistent=False)
+        self.lookup: Lookup | None = None
 
     def encode(self, x: Tensor) -> Tensor:
-        """Interpolated features `[N, levels * features]` (any range) of points `[N, 3]` in [-1, 1]."""
+        """Interpolated features `[N, levels * features]` (any range) of points `[N, 3]` in [-1, 1], by the field's `lookup`."""
+        return (self.lookup or self.encode_torch)(x, self.tables)
+
+    def encode_torch(self, x: Tensor, tables: Tensor) -> Tensor:
+        """The `Lookup` in plain torch, the reference: features `[N, levels * features]` of points `[N, 3]` in [-1, 1]."""
         unit = (0.5 * (x + 1.0)).clamp(0.0, 1.0)
         corners: Tensor = self.get_buffer("corners")
         features = []
-        for table, resolution in zip(self.tables, self.resolutions, strict=True):
+        for table, resolution in zip(tables, self.resolutions, strict=True):
             position = unit * resolution
             cell = position.detach().floor().clamp(0, resolution - 1)
             inside = (position - cell)[:, None, :]

@@ -10,17 +10,22 @@ which is exact for constant density. Results are premultiplied by opacity (see v
 
 Three routes give the same numbers and gradients: `render_rays_reference` (a loop over samples; slow and clear), the torch
 route of `render_rays` (skips empty space, any field, any device) and, for a GridField on a CPU, compiled kernels
-(volume_numba.py), which the torch route is tested against.
+(volume_numba.py), which the torch route is tested against. The torch route works in chunks of `RenderConfig.chunk` samples;
+more than one chunk is evaluated again in the backward pass (Chen et al. 2016, arXiv 1604.06174), so that the graph of one
+chunk is all that is held at a time. What finds the samples and sums along the rays is a `March`; another is in volume_cuda.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vp3d.config import RenderConfig
 from vp3d.fields.base import Field
@@ -97,6 +102,42 @@ class OccupancyGrid(nn.Module):
         return float(self.mask.float().mean())
 
 
+@dataclass(frozen=True)
+class March:
+    """How the torch route walks along rays; samples are numbered flat, ray * S + i.
+
+    occupied: (rays [N], start [N], step [N], S, occupancy or None) -> ascending flat numbers [M], M >= 1, int64, of the
+        samples worth evaluating; where there is none, one stands in, so that the result still hangs on the field.
+    ahead: (tau [M] >= 0, flat [M], counts [N], S) -> [M] >= 0, for each sample the sum of the thicknesses before it on its
+        ray, differentiable; `counts` holds how many samples each ray has.
+    """
+
+    occupied: Callable[[Rays, Tensor, Tensor, int, OccupancyGrid | None], Tensor]
+    ahead: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def occupied_samples(rays: Rays, start: Tensor, step: Tensor, samples: int, occupancy: OccupancyGrid | None) -> Tensor:
+    """`March.occupied` by looking at every sample: rays [N], start and step `[N]` >= 0 -> `[M]`."""
+    i = torch.arange(samples, device=start.device)
+    keep = (step > 0)[:, None].expand(-1, samples)
+    if occupancy is not None:
+        t = start[:, None] + i * step[:, None]
+        x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
+        keep = keep & occupancy.contains(x.reshape(-1, 3)).reshape(keep.shape)
+    flat = torch.nonzero(keep.reshape(-1)).squeeze(1)
+    return flat if len(flat) else flat.new_zeros(1)
+
+
+def dense_ahead(tau: Tensor, flat: Tensor, counts: Tensor, samples: int) -> Tensor:
+    """`March.ahead` by a cumulative sum over `[N, S]`: tau `[M]` >= 0 -> `[M]` >= 0."""
+    dense = torch.zeros(len(counts) * samples, dtype=tau.dtype, device=tau.device).scatter(0, flat, tau)
+    dense = dense.reshape(-1, samples)
+    return (dense.cumsum(-1) - dense).reshape(-1).index_select(0, flat)
+
+
+DENSE = March(occupied_samples, dense_ahead)
+
+
 def render_rays(
     field: Field,
     rays: Rays,
@@ -105,6 +146,7 @@ def render_rays(
     generator: torch.Generator | None = None,
     want_normal: bool = False,
     on_oom: Callable[[int], None] | None = None,
+    march: March = DENSE,
 ) -> Render:
     """What `rays [N]` see of `field`: rgb `[N, 3]`, opacity `[N]` in [0, 1], depth `[N]` >= 0, normal `[N, 3]` or None.
 
@@ -124,7 +166,7 @@ def render_rays(
 
         render = render_grid(field, rays, start, step, config.samples, occupancy, want_normal or lit)
     else:
-        render = render_rays_torch(field, rays, start, step, config, occupancy, want_normal or lit, on_oom)
+        render = render_rays_torch(field, rays, start, step, config, occupancy, want_normal or lit, on_oom, march)
     return shade_render(render) if lit else render
 
 
@@ -137,15 +179,16 @@ def render_rays_torch(
     occupancy: OccupancyGrid | None = None,
     want_normal: bool = False,
     on_oom: Callable[[int], None] | None = None,
+    march: March = DENSE,
 ) -> Render:
     """The torch route of `render_rays` (unlit), for samples at start + i * step (`[N]` each), in chunks of rays."""
     per_chunk = max(config.chunk // config.samples, 1)
     parts, first = [], 0
     while first < len(rays):
         piece = slice(first, first + per_chunk)
-        work = partial(
-            _composite, field, rays[piece], start[piece], step[piece], config.samples, occupancy, want_normal
-        )
+        arguments = (field, rays[piece], start[piece], step[piece], config.samples, occupancy, want_normal, march)
+        again = per_chunk < len(rays) and torch.is_grad_enabled()
+        work = partial(_composite_again if again else _composite, *arguments)
         part = _attempt(work, per_chunk > 1)
         if part is None:
             per_chunk = per_chunk // 2
@@ -179,11 +222,6 @@ def render_rays_reference(
     return Render(rgb, opacity, depth, normal if want_normal else None)
 
 
-def transmittance(tau: Tensor) -> Tensor:
-    """Light that reaches each sample, `[N, S]` in [0, 1], from optical thicknesses tau `[N, S]` >= 0 (exclusive cumsum)."""
-    return torch.exp(tau - tau.cumsum(-1))
-
-
 def _composite(
     field: Field,
     rays: Rays,
@@ -192,45 +230,34 @@ def _composite(
     samples: int,
     occupancy: OccupancyGrid | None,
     want_normal: bool,
+    march: March,
 ) -> Render:
     """One chunk: gather the samples in occupied cells, evaluate the field on that flat list of M, composite per ray.
 
-    The thicknesses go back to a dense [N, S] for the cumulative sum; colours stay flat and are summed per ray by segments
-    (the list is in ray order), which is faster than index_add and has one fixed order of summation.
+    Colours stay flat and are summed per ray by segments (the list is in ray order), which is faster than index_add and has
+    one fixed order of summation.
     """
     n = len(rays)
     with torch.no_grad():
-        flat = _occupied_samples(rays, start, step, samples, occupancy)
+        flat = march.occupied(rays, start, step, samples, occupancy)
         ray = flat // samples
         counts = torch.bincount(ray, minlength=n)
         hits = (step.index_select(0, ray) > 0).float()
     t = start.index_select(0, ray) + (flat % samples) * step.index_select(0, ray)
     x = rays.origins.index_select(0, ray) + t[:, None] * rays.directions.index_select(0, ray)
     sigma, albedo = field(x)
-    tau_flat = sigma * step.index_select(0, ray) * hits
-    tau = torch.zeros(n * samples, dtype=sigma.dtype, device=sigma.device).scatter(0, flat, tau_flat)
-    reach = transmittance(tau.reshape(n, samples)).reshape(-1).index_select(0, flat)
-    weight = -reach * torch.expm1(-tau_flat)
+    tau = sigma * step.index_select(0, ray) * hits
+    weight = -torch.exp(-march.ahead(tau, flat, counts, samples)) * torch.expm1(-tau)
     values = [albedo, torch.ones_like(t)[:, None], t[:, None]] + ([field.normal(x)] if want_normal else [])
     weighted = weight[:, None] * torch.cat(values, dim=-1)
     out = torch.segment_reduce(weighted, "sum", lengths=counts, axis=0)
     return Render(out[:, :3], out[:, 3], out[:, 4], out[:, 5:8] if want_normal else None)
 
 
-def _occupied_samples(rays: Rays, start: Tensor, step: Tensor, samples: int, occupancy: OccupancyGrid | None) -> Tensor:
-    """Indices (ray * samples + i), ascending `[M]`, M >= 1, of the samples worth evaluating.
-
-    When there is none, sample 0 stands in (harmlessly: it has thickness 0, or is empty anyway), so that the result still
-    hangs on the field and `backward` works.
-    """
-    i = torch.arange(samples, device=start.device)
-    keep = (step > 0)[:, None].expand(-1, samples)
-    if occupancy is not None:
-        t = start[:, None] + i * step[:, None]
-        x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
-        keep = keep & occupancy.contains(x.reshape(-1, 3)).reshape(keep.shape)
-    flat = torch.nonzero(keep.reshape(-1)).squeeze(1)
-    return flat if len(flat) else flat.new_zeros(1)
+def _composite_again(*arguments: Any) -> Render:
+    """`_composite` that keeps nothing for the backward pass and is evaluated again there; nothing in it draws by chance."""
+    render: Render = checkpoint(_composite, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return render
 
 
 def _attempt(work: Callable[[], Render], may_shrink: bool) -> Render | None:

@@ -31,7 +31,7 @@ from vp3d.run_folder import atomic_write
 
 KEEP = 2
 FORMAT = 2
-NOT_TRAINING = ("export", "output_dir", "preset", "backend")  # config fields that may change between stop and resume
+NOT_TRAINING = ("export", "output_dir", "preset", "backend", "cuda")  # config fields that may change between stop and resume
 
 
 @dataclass(frozen=True)

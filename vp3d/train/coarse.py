@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from vp3d.config import Config, RewardConfig
+from vp3d.errors import UserError
 from vp3d.fields.nerf import Field
 from vp3d.guidance import Condition
 from vp3d.render.camera import camera_rays, sample_cameras
-from vp3d.render.volume import OccupancyGrid, render_rays
+from vp3d.render.volume import DENSE, March, OccupancyGrid, render_rays
 from vp3d.rewards import term
 from vp3d.train import losses
 from vp3d.train.checkpoint import adam_tensors, load_adam
 from vp3d.types import Camera, Rays, Render, to_images
 
 GENERATORS = ("camera", "background", "jitter", "noise")  # noise: the time-steps and noises of the guidance
+LEAST_CHUNK = 1024  # samples at once below which halving further is hopeless
 
 GuidanceCall = Callable[[Tensor, Camera, Condition, float, torch.Generator], dict[str, Tensor]]  # a `Guidance` or a wrapper
 
@@ -57,7 +59,7 @@ def make_generators(seed: int, names: Sequence[str] = GENERATORS) -> dict[str, t
 class Coarse:
     """All that changes while the coarse stage is optimised, and the step that changes it.
 
-    `event(kind, **data)`, as `RunFolder.event`, is told when memory ran out.
+    `event(kind, **data)`, as `RunFolder.event`, is told when memory ran out; `march` finds samples and sums along rays.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class Coarse:
         rewards: Mapping[str, Reward],
         generators: dict[str, torch.Generator],
         event: Callable[..., None],
+        march: March = DENSE,
     ) -> None:
         self.config = config
         self.render_config = config.render
         self.event = event
+        self.march = march
         self.field = field
         self.guidance = guidance
         self.condition = condition
@@ -82,6 +86,7 @@ class Coarse:
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(field.parameter_groups(config.optim), eps=1.0e-15)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.occupancy = OccupancyGrid(config.render).to(self.device)
+        self.known = self._known()
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in field.named_parameters()}
         self.regulariser_scale = 1.0
         self.initial = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
@@ -90,6 +95,7 @@ class Coarse:
         """Scalars of step `i`: "loss" (with graph), each unweighted loss, each reward's mean, "opacity" in [0, 1]."""
         config, progress, size = self.config, i / self.config.optim.steps, self.config.render.resolution
         weights = self._weights(progress)
+        self.known = self._known()
         if i % config.render.occupancy_every == 0:
             self.occupancy.update(self.field, self.generators["jitter"])
         camera = sample_cameras(config.optim.views, config.camera, self.generators["camera"]).to(self.device)
@@ -127,6 +133,22 @@ class Coarse:
         """Back to the initial field with a fresh optimiser; opacity and sparsity weights times `regulariser_scale`."""
         self.load_tensors(self.initial, regulariser_scale)
 
+    def shrink(self) -> None:
+        """After memory ran out: half the samples at once, the occupancy grid as before the step, nothing kept on the device."""
+        most = self.config.optim.views * self.config.render.resolution**2 * self.config.render.samples
+        now = min(self.render_config.chunk, most)
+        chunk = now // 2
+        if chunk < LEAST_CHUNK:
+            raise UserError(
+                f"out of memory even with {now:,} samples at once; free memory on the device, or lower prior.max_batch, "
+                "optim.views or render.resolution, or set prior.dtype=float16"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.occupancy.load_state_dict(self.known)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._on_out_of_memory(chunk)
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that changes while training: field, Adam and occupancy grid (any shape and range), live."""
         return {
@@ -150,7 +172,12 @@ class Coarse:
 
     def _render(self, rays: Rays, jitter: torch.Generator | None, want_normal: bool = False) -> Render:
         """The field along `rays`; when memory runs out, smaller chunks from here on."""
-        return render_rays(self.field, rays, self.render_config, self.occupancy, jitter, want_normal, self._on_out_of_memory)
+        on_oom = self._on_out_of_memory
+        return render_rays(self.field, rays, self.render_config, self.occupancy, jitter, want_normal, on_oom, self.march)
+
+    def _known(self) -> dict[str, Tensor]:
+        """A copy of the occupancy grid's tensors (any shape and range)."""
+        return {name: tensor.clone() for name, tensor in self.occupancy.state_dict().items()}
 
     def _on_out_of_memory(self, chunk: int) -> None:
         self.render_config = dataclasses.replace(self.render_config, chunk=chunk)

@@ -20,6 +20,7 @@ from torch import Tensor
 from vp3d.config import CameraConfig, Config
 from vp3d.errors import UserError
 from vp3d.render.camera import ring
+from vp3d.render.volume import is_out_of_memory
 from vp3d.run_folder import RunFolder, atomic_write
 from vp3d.train import checkpoint
 from vp3d.train.watchdog import Watchdog
@@ -73,6 +74,10 @@ class Stage(Protocol[Result_co]):
 
     def restart(self, regulariser_scale: float) -> None:
         """Back to the initial parameters, with regularisers that collapse scenes scaled down."""
+        ...
+
+    def shrink(self) -> None:
+        """Memory ran out in `step` or its gradient: need less from now on, and be as before that step; UserError at the end."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -149,9 +154,7 @@ def run(
     loop = Loop(stage, config, run_folder, show, say, state, clone(stage.tensors()), Pace())
     while state.step < steps and not stop_flag.is_set():
         stage.set_rates(state.step, state.watchdog.rate_scale)
-        terms = stage.step(state.step)
-        problem = update(stage, terms, config.optim.grad_clip)
-        numbers = {name: float(value.detach()) for name, value in terms.items()}
+        numbers, problem = advance(loop)
         if problem:
             roll_back(loop, problem)
         else:
@@ -165,19 +168,54 @@ def run(
     return Outcome(stage.finish(), state.step, stopped)
 
 
-def update(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> str:
-    """Back-propagate `terms["loss"]` (scalar, any range) and step the optimiser if every number is finite; "" or what was not."""
+def advance(loop: Loop) -> tuple[dict[str, float], str]:
+    """One step: its numbers, and "" or what was not finite, in which case nothing was updated.
+
+    When memory runs out, forward or backward, the stage shrinks and the step is done once more from the same random
+    numbers, for as long as it can shrink. Nothing of the failed attempt is left: its graph goes with `attempt`'s frame.
+    """
+    stage = loop.stage
+    chance = {name: generator.get_state() for name, generator in stage.generators.items()}
+    while (done := attempt(stage, loop.state.step, loop.config.optim.grad_clip)) is None:
+        stage.shrink()
+        for name, generator in stage.generators.items():
+            generator.set_state(chance[name])
+    numbers, problem = done
+    return numbers, problem or apply(stage)
+
+
+def attempt(stage: Stage[Any], step: int, grad_clip: float) -> tuple[dict[str, float], str] | None:
+    """The numbers of a step, its gradients left in the parameters, and what was not finite; None when memory ran out."""
+    try:
+        terms = stage.step(step)
+        problem = differentiate(stage, terms, grad_clip)
+        return {name: float(value.detach()) for name, value in terms.items()}, problem
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> str:
+    """Leave the clipped gradient of `terms["loss"]` (scalar, any range) in the parameters; "" or what was not finite."""
     wrong = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
     if wrong:
         return "the loss: " + ", ".join(wrong)
     stage.optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
-    parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip or torch.inf)
-    if not bool(torch.isfinite(norm)):
-        return "the gradient"
+    norm = torch.nn.utils.clip_grad_norm_(parameters_of(stage), grad_clip or torch.inf)
+    return "" if bool(torch.isfinite(norm)) else "the gradient"
+
+
+def apply(stage: Stage[Any]) -> str:
+    """Step the optimiser; "" or what was not finite afterwards."""
     stage.optimizer.step()
-    return "" if all(bool(torch.isfinite(p).all()) for p in parameters) else "the parameters"
+    return "" if all(bool(torch.isfinite(p).all()) for p in parameters_of(stage)) else "the parameters"
+
+
+def parameters_of(stage: Stage[Any]) -> list[Tensor]:
+    """All that the optimiser changes (any shape and range)."""
+    return [p for group in stage.optimizer.param_groups for p in group["params"]]
 
 
 def roll_back(loop: Loop, problem: str) -> None:

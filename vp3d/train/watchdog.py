@@ -48,7 +48,8 @@ class Watchdog:
         if self.bad_in_row >= limit:
             raise UserError(
                 f"stopped: {self.bad_in_row} steps in a row were not finite ({what}), also after rolling back and lowering "
-                "the rates; try prior.dtype=float32, a lower guidance.guidance_scale or a lower optim.lr_density"
+                "the rates; try prior.dtype=float32, on a GPU cuda.table_dtype=float32, a lower guidance.guidance_scale or "
+                "a lower optim.lr_density"
             )
 
     def collapse(self, opacity: float, step: int, steps: int) -> str:

@@ -1,0 +1,72 @@
+"""What a run allows itself on a CUDA device, by the memory that is free there.
+
+A profile caps what decides the peak: field samples evaluated with a graph at once, and images in one call of the denoiser.
+It never raises what the configuration asks for, and it changes speed and rounding only. The figures are estimates, not yet
+measured on cards of these sizes: about 2.5 KB a sample for a torch hash grid of 8 levels, and 0.3 GB an image for the UNet
+of SD 1.5 in half precision, beside 3 to 5 GB of weights. What they misjudge, halving after an out-of-memory error corrects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from vp3d.config import Config
+
+GIB = 2**30
+USABLE = 0.85  # of a card's nominal memory that must be free for its profile: the desktop and the driver take some
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a card of `memory_gb` can do at once."""
+
+    memory_gb: float
+    samples: int  # field samples, the cap of render.chunk
+    images: int  # the cap of prior.max_batch
+    offload_encoders: bool  # whether text and image encoders must wait on the CPU
+
+    @property
+    def name(self) -> str:
+        """What a user is told."""
+        return f"{self.memory_gb:g} GB" if self.memory_gb else "below 8 GB"
+
+
+PROFILES = (  # by memory; the first is for less than 8 GB
+    Profile(0.0, 2**17, 2, True),
+    Profile(8.0, 2**18, 4, True),
+    Profile(12.0, 2**19, 8, False),
+    Profile(16.0, 2**20, 16, False),
+    Profile(24.0, 2**21, 64, False),
+)
+
+
+def profile_for(free_gb: float) -> Profile:
+    """The profile of the largest card of which `USABLE` is free; the smallest where there is less."""
+    return [profile for profile in PROFILES if profile is PROFILES[0] or free_gb >= USABLE * profile.memory_gb][-1]
+
+
+def fit_to_memory(config: Config, free_gb: float) -> tuple[Config, Profile]:
+    """A copy of `config` within the profile of `free_gb` GiB (of `cuda.memory_gb`, where that is set), and the profile.
+
+    The copy is for building a run's parts; what is stored and compared on resume is the configuration as it was asked for.
+    """
+    profile = profile_for(config.cuda.memory_gb or free_gb)
+    drawing = config.visual_prompt.prior
+    visual_prompt = dataclasses.replace(
+        config.visual_prompt, prior=dataclasses.replace(drawing, max_batch=min(drawing.max_batch, profile.images))
+    )
+    prior = dataclasses.replace(
+        config.prior,
+        max_batch=min(config.prior.max_batch, profile.images),
+        offload_encoders=config.prior.offload_encoders or profile.offload_encoders,
+    )
+    render = dataclasses.replace(config.render, chunk=min(config.render.chunk, profile.samples))
+    return dataclasses.replace(config, prior=prior, visual_prompt=visual_prompt, render=render), profile
+
+
+def free_memory_gb(device: torch.device) -> float:
+    """GiB free on a CUDA device now."""
+    return float(torch.cuda.mem_get_info(device)[0]) / GIB
