@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +51,22 @@ def test_every_toybox_word_is_one_token() -> None:
     tokenizer = models.new_tokenizer(words())
     for word in words():
         assert len(tokenizer(word).input_ids) == 3, word
+    assert tokenizer("a red cube").input_ids == models.new_tokenizer(reversed(words()))("a red cube").input_ids
     longest = "an orange snowman next to an orange airplane, front left view from above"
     assert len(tokenizer(longest).input_ids) <= models.TOKENS
+
+
+def test_merges_are_the_same_in_every_process() -> None:
+    code = "from vp3d.toybox import models, scenes; print(models.new_tokenizer(scenes.words())._tokenizer.to_str())"
+    seeds = ({**os.environ, "PYTHONHASHSEED": str(seed)} for seed in (1, 2))
+    first, second = (subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout for env in seeds)
+    assert len(first) > 1000 and first == second
+
+
+def test_a_tokenizer_that_lies_there_is_kept(tmp_path: Path) -> None:
+    assert train.find_tokenizer(tmp_path)("red cube").input_ids == models.new_tokenizer(words())("red cube").input_ids
+    models.new_tokenizer(["red", "zebra"]).save_pretrained(tmp_path)
+    assert len(train.find_tokenizer(tmp_path)("zebra").input_ids) == 3
 
 
 def test_whitening_gives_the_latents_the_asked_statistics() -> None:

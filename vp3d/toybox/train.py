@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from vp3d.console import say
 from vp3d.evaluate.judge import Judge, save_judge
+from vp3d.prompts import all_views
 from vp3d.run_folder import atomic_write, sha256_file, write_json
 from vp3d.toybox import models
 from vp3d.toybox.data import (
@@ -45,7 +46,7 @@ from vp3d.toybox.save import save_adapter, save_clip, save_manifest, save_pipeli
 from vp3d.toybox.scenes import caption, vocabulary, without_colors, words
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
-EYE = ASSETS / "ip_adapter" / "models" / "image_encoder"
+EYE = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
 PLANS = {
     "autoencoder": Plan(steps=6000, lr=2e-3, weight_decay=0.0),
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
@@ -54,6 +55,7 @@ PLANS = {
     "prior": Plan(steps=6000, lr=1e-3, warmup=300),
 }
 PARTS = tuple(PLANS)
+VIEWS = all_views()
 
 
 def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
@@ -170,7 +172,7 @@ def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     torch.manual_seed(plan.seed)
     eye = models.new_image_encoder()
     if plan.seed:
-        eye.load_state_dict(load_file(EYE / "model.safetensors"))
+        eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
     both = nn.ModuleDict({"eye": eye, "aids": models.AttributeHeads(models.IMAGE_EMBED, HEADS)}).to(device).train()
     answers = torch.from_numpy(attribute_targets(pictures))
 
@@ -181,7 +183,7 @@ def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
 
     use_ema(both, fit("eye", both, losses, plan, work))
     if not process_rank():
-        eye.cpu().save_pretrained(EYE, safe_serialization=True)
+        eye.cpu().save_pretrained(ASSETS / EYE, safe_serialization=True)
 
 
 def see(eye: nn.Module, rgb: Tensor) -> Tensor:
@@ -267,12 +269,13 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     models.add_image_branch(parts["unet"])
     if plan.seed:
         load_prior_parts(parts)
-    parts["aid_pooled"] = models.AttributeHeads(parts["unet"].time_embedding.linear_2.out_features, HEADS)
-    parts["aid_tokens"] = models.AttributeHeads(models.TEXT_WIDTH, HEADS)
+    told = HEADS | {"view": VIEWS}
+    parts["aid_pooled"] = models.AttributeHeads(parts["unet"].time_embedding.linear_2.out_features, told)
+    parts["aid_tokens"] = models.AttributeHeads(models.TEXT_WIDTH, told)
     model = nn.ModuleDict(parts).to(device)
     latents = first_process_first(lambda: encode_pictures(pictures, work / "latents.safetensors", device))
     eye = models.new_image_encoder().to(device).eval().requires_grad_(False)
-    eye.load_state_dict(load_file(EYE / "model.safetensors"))
+    eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
     losses = PriorLosses(model, eye, tokenizer, pictures, latents, device)
     use_ema(model, fit("prior", model, losses, plan, work))
     if not process_rank():
@@ -315,11 +318,12 @@ class PriorLosses:
 
     Of the samples 46 % are told the text, 10 % nothing, 16 % text and image, 18 % the image alone, 5 % text and the null image,
     5 % the null image alone; without image the gate is 0, else it is in [0.4, 1]. The image is in half of the cases another
-    view of the same scene. Captions carry view words four times in five; beside a picture two in five leave the colours out.
+    view of the same scene. Captions carry view words nine times in ten; beside a picture two in five leave the colours out.
     Two objects are PAIRS times as frequent as in `scenes.sample_spec`: they are small in the picture and learnt last.
 
-    The denoiser alone teaches the text encoder slowly which colour belongs to which object. So the text's tokens (their mean)
-    and what of it joins the time embedding must also tell the exact attributes, by linear classifiers on 32 more captions.
+    The denoiser alone teaches the text encoder slowly which colour belongs to which object, and the view words hardly at all:
+    then everything is drawn as the mean of its views. So the text's tokens (their mean) and what of it joins the time
+    embedding must also tell the exact attributes and the view, by linear classifiers on 32 more captions.
     """
 
     SHARES = np.cumsum([0.46, 0.10, 0.16, 0.18, 0.05])
@@ -341,7 +345,8 @@ class PriorLosses:
         kind = np.searchsorted(self.SHARES, rng.random(self.BATCH), side="right")  # order of the class docstring
         texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
         others = [self.pictures.specs[i] for i in rng.integers(len(self.pictures.specs), size=self.CAPTIONS)]
-        texts += [caption(s) for s in others]
+        views = rng.integers(len(VIEWS), size=self.CAPTIONS)
+        texts += [f"{caption(s)}, {VIEWS[v]}" for s, v in zip(others, views, strict=True)]
         text = self.model["text"](tokenize(self.tokenizer, texts).to(self.device))[0]
         tokens = self._image(index, kind, rng)
         gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, self.BATCH)).astype(np.float32))
@@ -349,19 +354,20 @@ class PriorLosses:
         x0 = self.latents[index].to(self.device).float()
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
         u = torch.rand(self.BATCH, generator=generator, device=self.device)
-        t = (len(self.alpha_bar) * u**0.4).long()  # mostly high noise, where the text decides what there is
+        t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
         alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
         predicted = self.model["unet"](alpha * x0 + sigma * noise, t, (text[: self.BATCH], tokens, gate)).sample
-        told, extra = spec_targets(others).to(self.device), text[self.BATCH :]
+        told = torch.cat([spec_targets(others), torch.from_numpy(views)[:, None]], 1).to(self.device)
+        extra = text[self.BATCH :]
         return {
             "loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0),
-            "loss_pooled": 0.1 * self.model["aid_pooled"](self.model["unet"].add_embedding(extra), told),
+            "loss_pooled": 0.1 * self.model["aid_pooled"](self.model.get_submodule("unet.add_embedding")(extra), told),
             "loss_tokens": 0.1 * self.model["aid_tokens"](extra.mean(1), told),
         }
 
     def _text(self, index: int, kind: int, rng: np.random.Generator) -> str:
         told = kind in (0, 2, 4)
-        view = self.pictures.view(index) if rng.random() < 0.8 else ""
+        view = self.pictures.view(index) if rng.random() < 0.9 else ""
         if not told:
             return view if kind == 3 and rng.random() < 0.3 else ""
         text = self.pictures.caption(index)
@@ -413,7 +419,8 @@ def main(argv: list[str] | None = None) -> None:
     for part in options.parts or PARTS:
         plan = PLANS[part]
         if options.more:
-            plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1)
+            warmup = min(plan.warmup, options.more // 10)
+            plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1, warmup=warmup)
         elif options.steps:
             plan = replace(plan, steps=options.steps)
         if options.fresh or options.more:
