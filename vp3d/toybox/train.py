@@ -361,8 +361,8 @@ class PriorLosses:
         extra = text[self.BATCH :]
         return {
             "loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0),
-            "loss_pooled": 0.1 * self.model["aid_pooled"](self.model.get_submodule("unet.add_embedding")(extra), told),
-            "loss_tokens": 0.1 * self.model["aid_tokens"](extra.mean(1), told),
+            "loss_pooled": self.model["aid_pooled"](self.model.get_submodule("unet.add_embedding")(extra), told),
+            "loss_tokens": self.model["aid_tokens"](extra.mean(1), told),
         }
 
     def _text(self, index: int, kind: int, rng: np.random.Generator) -> str:
