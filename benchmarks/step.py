@@ -146,7 +146,7 @@ def graph_of(value: Tensor) -> list[Any]:
 def seams(clock: PartClock, stage: Coarse, prior: Any) -> Iterator[None]:
     """Clocks around the functions that the loop calls, for as long as this is open."""
     places: list[tuple[Any, str, str, bool]] = [
-        *((loop, name, "optimiser", False) for name in ("update", "differentiate", "apply") if hasattr(loop, name)),
+        *((loop, name, "optimiser", False) for name in ("differentiate", "apply")),
         (loop, "report", "log", True),
         (loop, "keep", "log", True),
         (coarse, "sample_cameras", "sampling", True),
@@ -161,8 +161,6 @@ def seams(clock: PartClock, stage: Coarse, prior: Any) -> Iterator[None]:
         (stage, "_rewards", "rewards", True),
         (stage, "_regularisers", "regularisers", True),
     ]
-    if hasattr(volume, "_occupied_samples"):
-        places.append((volume, "_occupied_samples", "sampling", True))
     real_backward = Tensor.backward
 
     def watched(loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -172,10 +170,8 @@ def seams(clock: PartClock, stage: Coarse, prior: Any) -> Iterator[None]:
         for owner, name, part, sealed in places:
             stack.enter_context(mock.patch.object(owner, name, clocked(clock, getattr(owner, name), part, sealed)))
         stack.enter_context(mock.patch.object(Tensor, "backward", watched))
-        march = getattr(stage, "march", None)  # who skips empty space and sums along rays, where a stage may choose
-        if march is not None:
-            skips = dataclasses.replace(march, occupied=clocked(clock, march.occupied, "sampling", True))
-            stack.enter_context(mock.patch.object(stage, "march", skips))
+        skips = dataclasses.replace(stage.march, occupied=clocked(clock, stage.march.occupied, "sampling", True))
+        stack.enter_context(mock.patch.object(stage, "march", skips))
         yield
 
 
@@ -198,6 +194,7 @@ def measure(config: Config, bench: Bench, steps: int) -> list[Step]:
             config.image = str(Path(folder) / "true.png")
             Image.fromarray(render_spec(parse_caption(config.prompt), [20.0], size=256)[0]).save(config.image)
         pipeline.check_request(config, new=True)
+        config = pipeline.fit_to_device(config, bench.device)
         models = pipeline.load_models(config, bench.device)
         folder_of_run = RunFolder.create(config)
         visual_prompt = pipeline.find_visual_prompt(config, models, folder_of_run, bench.device)
