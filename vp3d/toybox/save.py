@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from vp3d.diffusion.image_prompt import POOLED
 from vp3d.manifest import WEIGHT_SUFFIXES, file_entry
 from vp3d.run_folder import atomic_write, write_json
 from vp3d.toybox import models
@@ -43,7 +44,7 @@ def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
     Beyond the published keys the file has `pooled.weight`, the image's part in the time embedding (`image_prompt.PooledPrompt`).
     """
     tensors = {f"image_proj.{k}": v for k, v in projection.state_dict().items()}
-    tensors["pooled.weight"] = unet.get_parameter("add_embedding.image.weight")
+    tensors[POOLED] = unet.get_parameter("add_embedding.image.weight")
     processors: dict[str, Any] = unet.attn_processors  # type: ignore[assignment]
     for number, (name, processor) in enumerate(processors.items()):
         if name.endswith("attn2.processor"):

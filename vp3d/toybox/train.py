@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vp3d.console import say
+from vp3d.diffusion.image_prompt import POOLED
 from vp3d.evaluate.judge import Judge, save_judge
 from vp3d.prompts import all_views
 from vp3d.run_folder import atomic_write, sha256_file, write_json
@@ -309,7 +310,7 @@ def load_prior_parts(parts: dict[str, nn.Module]) -> None:
     for number, name in enumerate(processors):
         if name.endswith("attn2.processor"):
             unet |= {f"{name}.{k}.weight": weights[f"ip_adapter.{number}.{k}.weight"] for k in ("to_k_ip", "to_v_ip")}
-    unet["add_embedding.image.weight"] = weights["pooled.weight"]
+    unet["add_embedding.image.weight"] = weights[POOLED]
     parts["unet"].load_state_dict(unet)
 
 
