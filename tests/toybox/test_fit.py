@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vp3d.toybox.fit import Plan, fit, rate
+from vp3d.toybox.fit import Plan, fit, new_optimizers, rate
+from vp3d.toybox.muon import Muon, orthogonal
 
 
 def line(seed: int = 0) -> nn.Linear:
@@ -42,14 +44,17 @@ def test_rate_warms_up_and_falls_to_zero() -> None:
     assert all(rate(plan, i) >= rate(plan, i + 1) for i in range(10, 99))
 
 
-def test_it_learns_a_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("muon", "lr"), [("(?!)", 0.05), ("weight", 0.2)])
+def test_it_learns_a_line(tmp_path: Path, muon: str, lr: float) -> None:
     model = line()
-    ema = fit("line", model, losses_of(model), Plan(steps=300, lr=0.05, warmup=10, weight_decay=0.0), tmp_path)
+    plan = Plan(steps=300, lr=lr, warmup=10, weight_decay=0.0, muon=muon)
+    ema = fit("line", model, losses_of(model), plan, tmp_path)
     assert torch.allclose(ema["weight"], torch.ones(1, 3), atol=0.05)
 
 
-def test_an_interrupted_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
-    plan = Plan(steps=40, lr=0.05, warmup=5, save_every_s=0.0)
+@pytest.mark.parametrize("muon", ["(?!)", "weight"])
+def test_an_interrupted_run_ends_where_the_whole_one_does(tmp_path: Path, muon: str) -> None:
+    plan = Plan(steps=40, lr=0.05, warmup=5, save_every_s=0.0, muon=muon)
     whole = line()
     expected = fit("line", whole, losses_of(whole), plan, tmp_path / "whole")
     first = line()
@@ -97,3 +102,27 @@ def test_processes_draw_their_own_batches_and_step_on_the_mean_gradient(tmp_path
     assert torch.equal(one["weight"], two["weight"])
     assert (tmp_path / "order.txt").read_text() == "01"
     assert (tmp_path / "sum.safetensors").exists()
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (16, 144), (3, 3)])
+def test_orthogonal_keeps_the_directions_and_evens_their_sizes(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape) @ torch.diag(torch.linspace(0.2, 3.0, shape[1]))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    made = u.T @ orthogonal(matrix) @ v.T
+    kept = s > 0.1 * s.max()
+    assert (made.diagonal()[kept] > 0.6).all() and (made.diagonal() < 1.3).all()
+    assert torch.allclose(made, torch.diag(made.diagonal()), atol=1e-3)
+
+
+def test_muon_moves_as_far_as_adamw_and_only_what_it_is_given() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Linear(4, 4))
+    named = dict(model.named_parameters())
+    adamw, muon = new_optimizers(named, Plan(steps=1, lr=0.1, muon=r"0\."))
+    assert isinstance(muon, Muon) and [p is named["0.weight"] for p in muon.param_groups[0]["params"]] == [True]
+    assert len(adamw.param_groups[0]["params"]) == 3
+    before = named["0.weight"].detach().clone()
+    named["0.weight"].grad = torch.randn_like(before)
+    muon.step()
+    assert 0.1 < float((named["0.weight"].detach() - before).square().mean().sqrt()) / 0.1 < 0.3

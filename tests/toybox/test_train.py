@@ -17,7 +17,7 @@ from vp3d.diffusion.prior import load_prior
 from vp3d.evaluate.judge import load_judge
 from vp3d.manifest import verify_files
 from vp3d.rewards.encoders import load_clip
-from vp3d.toybox import data, models, train
+from vp3d.toybox import data, images, models, train
 from vp3d.toybox.scenes import words
 
 
@@ -108,8 +108,53 @@ def test_latents_are_kept_added_to_and_made_anew_for_another_autoencoder(
     assert not torch.equal(train.encode_pictures(pictures, path, "cpu"), whole) and encoded == [7, 12]
 
 
-def test_forgetting_a_training_keeps_the_encoded_pictures(tmp_path: Path) -> None:
-    for name in ("prior.safetensors", "latents.safetensors"):
-        (tmp_path / name).touch()
-    train.forget(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["latents.safetensors"]
+def test_only_the_same_training_is_taken_up_again(tmp_path: Path) -> None:
+    checkpoint, latents = tmp_path / "prior.safetensors", tmp_path / "latents.safetensors"
+    for more, fresh, kept in (
+        (None, False, True),
+        (6000, False, False),
+        (6000, False, True),
+        (3000, False, False),
+        (None, False, False),
+        (None, False, True),
+        (None, True, False),
+    ):
+        checkpoint.touch()
+        latents.touch()
+        train.take_up(tmp_path, more, fresh)
+        assert checkpoint.exists() is kept and latents.exists(), (more, fresh)
+
+
+def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = models.new_tokenizer(words())
+    parts = {"unet": models.new_unet(), "text": models.new_text_encoder(tokenizer)}
+    models.add_image_branch(parts["unet"])
+    for name, width in (("aid_pooled", parts["unet"].time_embedding.linear_2.out_features), ("aid_tokens", 128)):
+        parts[name] = models.Telling(width, data.HEADS | {"view": train.VIEWS}, 112)
+    model = torch.nn.ModuleDict(parts)
+    rng = np.random.default_rng(0)
+    pictures = data.make_pictures(data.draw_specs(rng, 64, reserved=False), 2, rng)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def missed() -> float:
+        texts, told, seen = train.tell(pictures, np.arange(len(pictures)), "cpu")
+        text = model["text"](train.tokenize(tokenizer, texts))[0]
+        return float(model["aid_tokens"](text.mean(1), told, seen))
+
+    first = missed()
+    train.teach_text(model, tokenizer, pictures, train.Plan(steps=40, lr=1.0, warmup=2), tmp_path, "cpu")
+    assert missed() < 0.8 * first
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k.split(".")[0] for k in moved} == {"unet", "text", "aid_pooled", "aid_tokens"}
+    assert all("add_embedding" in k for k in moved if k.startswith("unet"))
+
+
+def test_thumbnails_show_the_object_and_not_the_ground() -> None:
+    specs = [data.Spec("cube", "red"), data.Spec("cube", "blue")]
+    cube, other = (images.render_spec(s, [0.0], ground=g) for s, g in zip(specs, (0.5, 0.9), strict=True))
+    red, blue = data.thumbnails(np.concatenate([cube, other]))
+    assert torch.equal(red[:64], blue[:64]) and 0.1 < float(red[:64].mean()) < 0.5
+    assert float(red[64:80].mean()) > 3 * float(red[96:].mean()) and float(blue[96:].mean()) > 3 * float(blue[64:80].mean())
+    assert float(red[:8].max()) == 0.0

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -148,6 +149,17 @@ def _join(parts: list[Pictures]) -> Pictures:
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Pictures [N, H, W, 3] uint8 as rgb [N, 3, H, W] float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float().div(255.0)
+
+
+def thumbnails(images: np.ndarray) -> Tensor:
+    """What pictures [N, 64, 64, 3] uint8 look like from afar: [N, 112] in [0, 1].
+
+    Opacity on 8 x 8 cells, then colour times opacity on 4 x 4; the ground is what the first pixel shows.
+    """
+    rgb = to_tensor(images)
+    opacity = ((rgb - rgb[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.01).float()
+    color = F.avg_pool2d(rgb * opacity, 16)
+    return torch.cat([F.avg_pool2d(opacity, 8).flatten(1), color.flatten(1)], 1)
 
 
 VISIBLE = 0.006  # share of the picture below which a thing counts as hidden

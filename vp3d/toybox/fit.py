@@ -1,4 +1,4 @@
-"""One training loop for every embedded model: AdamW, warm-up and cosine, EMA, progress with ETA, resumable after a kill.
+"""One training loop for every embedded model: AdamW or Muon, warm-up and cosine, EMA, progress with ETA, resumable after a kill.
 
 Batches depend on (seed, step, process) alone, so a resumed run sees what an uninterrupted one would have seen.
 Under `torchrun` each process draws its own batches and the gradients are averaged; process 0 alone reports and writes.
@@ -8,6 +8,7 @@ Checkpoints are safetensors (weights, EMA, optimiser moments) with the step in t
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -23,13 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vp3d.run_folder import atomic_write
+from vp3d.toybox.muon import Muon
 
 T = TypeVar("T")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast: `steps` updates at peak rate `lr`, EMA half-life as a share of the steps."""
+    """How long and how fast: `steps` updates at peak rate `lr`, EMA half-life as a share of the steps.
+
+    Parameters of two dimensions or more whose name fits the pattern `muon` are updated by Muon, all others by AdamW.
+    """
 
     steps: int
     lr: float
@@ -39,6 +45,7 @@ class Plan:
     clip: float = 1.0
     save_every_s: float = 120.0
     seed: int = 0
+    muon: str = "(?!)"
 
 
 def rate(plan: Plan, step: int) -> float:
@@ -66,16 +73,16 @@ def fit(
         for parameter in named.values():
             processes.broadcast(parameter.detach(), src=0)
     ema = {k: p.detach().clone() for k, p in named.items()}
-    optimizer = torch.optim.AdamW(named.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
+    optimizers = new_optimizers(named, plan)
     path = folder / f"{name}.safetensors"
-    first = _load(path, named, ema, optimizer) if path.exists() else 0
+    first = _load(path, named, ema, optimizers) if path.exists() else 0
     if first >= plan.steps:
         sys.stderr.write(f"{name}: its checkpoint already has {first} steps; --fresh or --more trains on\n")
         return {k: v.cpu() for k, v in ema.items()}
     decay = 0.5 ** (1.0 / max(plan.ema_share * plan.steps, 1.0))
     began = saved = shown = time.monotonic()
     for step in range(first, plan.steps):
-        for group in optimizer.param_groups:
+        for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = rate(plan, step)
         rng = np.random.default_rng([plan.seed, step, rank])
         generator = torch.Generator(device=device).manual_seed((rank << 40) + plan.seed * 1_000_003 + step)
@@ -83,11 +90,13 @@ def fit(
         total = torch.stack([v for k, v in values.items() if k.startswith("loss")]).sum()
         if not torch.isfinite(total):
             raise FloatingPointError(f"{name}: loss is not finite at step {step}; start again from the last checkpoint")
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in named.values():
+            parameter.grad = None
         total.backward()
         average_gradients(list(named.values()))
         torch.nn.utils.clip_grad_norm_(named.values(), plan.clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(ema.values()), list(named.values()), 1.0 - min(decay, (1.0 + step) / (10.0 + step))
@@ -102,10 +111,22 @@ def fit(
             sys.stderr.write(f"{name} {step + 1}/{plan.steps}  {shows}  eta {left / 60:.1f} min\n")
         if now - saved > plan.save_every_s:
             saved = now
-            _save(path, step + 1, named, ema, optimizer)
+            _save(path, step + 1, named, ema, optimizers)
     if not rank:
-        _save(path, plan.steps, named, ema, optimizer)
+        _save(path, plan.steps, named, ema, optimizers)
     return {k: v.cpu() for k, v in ema.items()}
+
+
+def new_optimizers(named: dict[str, nn.Parameter], plan: Plan) -> list[torch.optim.Optimizer]:
+    """AdamW and, where the plan's pattern fits any parameter, Muon."""
+    inner = {k for k, p in named.items() if p.ndim > 1 and re.match(plan.muon, k)}
+    rest = [p for k, p in named.items() if k not in inner]
+    found: list[torch.optim.Optimizer] = []
+    if rest:
+        found.append(torch.optim.AdamW(rest, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99)))
+    if inner:
+        found.append(Muon([named[k] for k in sorted(inner)], lr=plan.lr, weight_decay=plan.weight_decay))
+    return found
 
 
 def process_rank() -> int:
@@ -136,28 +157,33 @@ def first_process_first(make: Callable[[], T]) -> T:
 
 
 def _save(
-    path: Path, step: int, named: dict[str, nn.Parameter], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    path: Path,
+    step: int,
+    named: dict[str, nn.Parameter],
+    ema: dict[str, Tensor],
+    optimizers: list[torch.optim.Optimizer],
 ) -> None:
     tensors = {f"model/{k}": v.detach() for k, v in named.items()} | {f"ema/{k}": v for k, v in ema.items()}
+    states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     for key, parameter in named.items():
-        state = optimizer.state.get(parameter, {})
-        tensors |= {f"{m}/{key}": state[m] for m in ("exp_avg", "exp_avg_sq") if m in state}
+        tensors |= {f"{m}/{key}": states[parameter][m] for m in MOMENTS if m in states.get(parameter, {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
 
 
-def _load(path: Path, named: dict[str, nn.Parameter], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+def _load(
+    path: Path, named: dict[str, nn.Parameter], ema: dict[str, Tensor], optimizers: list[torch.optim.Optimizer]
+) -> int:
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     with safe_open(path, framework="pt") as file, torch.no_grad():
-        step = int(file.metadata()["step"])
+        step, known = int(file.metadata()["step"]), set(file.keys())
         for key, parameter in named.items():
             parameter.copy_(file.get_tensor(f"model/{key}"))
             ema[key].copy_(file.get_tensor(f"ema/{key}"))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": file.get_tensor(f"exp_avg/{key}").to(parameter.device),
-                "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{key}").to(parameter.device),
-            }
+            moments = {m: file.get_tensor(f"{m}/{key}").to(parameter.device) for m in MOMENTS if f"{m}/{key}" in known}
+            if moments:
+                owner[parameter].state[parameter] = {"step": torch.tensor(float(step)), **moments}
     return step
 
 

@@ -2,6 +2,8 @@
 
 "Objects and colours right" means that the judge names the nouns of both objects, both main colours and the colour of the
 part or pattern as the caption does. Drawn pictures are asked for from the front left, where every part can be seen.
+A view word is heeded where a drawn compound is nearest to the true scene seen from there, among the eight level views (or to
+a view that looks the same: a table's back is its front).
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
 from vp3d.evaluate.suites import check_view
+from vp3d.prompts import SECTORS
 from vp3d.rewards.encoders import load_clip
-from vp3d.toybox.data import HEADS, attribute_targets, attributes, heldout_pictures, to_tensor
+from vp3d.toybox.data import HEADS, attribute_targets, attributes, draw_specs, heldout_pictures, to_tensor
+from vp3d.toybox.images import GROUNDS, render_spec
 from vp3d.toybox.save import save_manifest
-from vp3d.toybox.scenes import Spec, caption
+from vp3d.toybox.scenes import COMPOUNDS, Spec, caption
 from vp3d.toybox.train import ASSETS
 
 GOALS = {
@@ -35,19 +39,24 @@ GOALS = {
     "text_to_image": ("objects and colours right", 0.90),
     "held_out_pairs": ("objects and colours right, unseen colour-object pairs", 0.80),
     "image_prompt": ("objects and colours of the reference kept, empty text", 0.85),
+    "view_words": ("compounds drawn from the view that was asked for", 0.80),
 }
 VIEW = "front left view"
+SAME_VIEW = 0.02  # mean absolute difference of two true views below which they cannot be told apart
+
+Figure = dict[str, float]
+"""A figure under "all", and the same by kind of caption where there are kinds."""
 
 
-def measure_autoencoder(count: int) -> float:
+def measure_autoencoder(count: int) -> Figure:
     """Mean PSNR in dB over held-out renders."""
     prior, rgb = load_prior(PriorConfig()), to_tensor(heldout_pictures(count).images)
     with torch.no_grad():
         error = (prior.decode(prior.encode_images(rgb)) - rgb).square().mean((1, 2, 3))
-    return float((-10.0 * torch.log10(error)).mean())
+    return {"all": float((-10.0 * torch.log10(error)).mean())}
 
 
-def measure_clip(count: int) -> float:
+def measure_clip(count: int) -> Figure:
     """Share of pictures whose own caption scores highest among 64 captions; the same words on another picture are right."""
     pictures, encoder = heldout_pictures(count), load_clip("assets/toybox/clip")
     with torch.no_grad():
@@ -57,10 +66,10 @@ def measure_clip(count: int) -> float:
     for first in range(0, count, 64):
         best = first + (image[first : first + 64] @ text[first : first + 64].T).argmax(1)
         right += [captions[b] == captions[first + i] for i, b in enumerate(best.tolist())]
-    return float(np.mean(right))
+    return {"all": float(np.mean(right))}
 
 
-def measure_judge(count: int) -> float:
+def measure_judge(count: int) -> Figure:
     """Share of held-out renders of which the judge names every attribute that can be seen."""
     pictures, judge = heldout_pictures(count), load_judge(ASSETS / "judge")
     answers, told = attribute_targets(pictures), judge_views(judge, to_tensor(pictures.images))
@@ -69,29 +78,61 @@ def measure_judge(count: int) -> float:
         all(a < 0 or names[a] == row[head] for a, (head, names) in zip(answer, values, strict=True))
         for answer, row in zip(answers, told, strict=True)
     ]
-    return float(np.mean(right))
+    return {"all": float(np.mean(right))}
 
 
-def draw(prior: Prior, specs: list[Spec], references: Tensor | None, report: Callable[[str], None]) -> Tensor:
-    """Pictures [N, 3, 64, 64] of captions, or after `references` [N, 3, 64, 64] with empty text; 30 steps."""
+def draw(prior: Prior, texts: list[str], references: Tensor | None, report: Callable[[str], None]) -> Tensor:
+    """Pictures [N, 3, 64, 64] of N texts, and after `references` [N, 3, 64, 64] where there are any; 30 steps."""
     config, parts = VisualPromptConfig(), []
     generator = torch.Generator().manual_seed(0)
-    for first in range(0, len(specs), 32):
-        batch = specs[first : first + 32]
-        texts = [f"{caption(s)}, {VIEW}" for s in batch] if references is None else [""] * len(batch)
+    for first in range(0, len(texts), 32):
+        batch = texts[first : first + 32]
         image = None if references is None else prior.embed_visual_prompt(references[first : first + 32])
-        parts.append(prior.sample(texts, "", config.steps, config.guidance_scale, generator, image=image))
-        report(f"drawn {first + len(batch)}/{len(specs)}")
+        parts.append(prior.sample(batch, "", config.steps, config.guidance_scale, generator, image=image))
+        report(f"drawn {first + len(batch)}/{len(texts)}")
     return torch.cat(parts)
 
 
-def share_right(judge: Judge, rgb: Tensor, specs: list[Spec]) -> float:
+def share_right(judge: Judge, rgb: Tensor, specs: list[Spec]) -> Figure:
     """Share of pictures in which the objects, their colours and the colour of the part or pattern are as told."""
     checks = [check_view(told, attributes(s)) for told, s in zip(judge_views(judge, rgb), specs, strict=True)]
-    return float(np.mean([c["right"] and c["accent_a"] for c in checks]))
+    kinds: dict[str, list[bool]] = {"all": [c["right"] and c["accent_a"] for c in checks]}
+    for right, spec in zip(list(kinds["all"]), specs, strict=True):
+        kinds.setdefault(kind_of(spec), []).append(right)
+    return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
 
 
-def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None = None) -> float:
+def kind_of(spec: Spec) -> str:
+    """"on", "next to", "stripes", "checks", "part" or "plain"."""
+    return spec.relation or (spec.pattern if spec.pattern != "plain" else "part" if spec.accent else "plain")
+
+
+def measure_view_words(count: int, sheet: Path | None = None) -> Figure:
+    """Share of drawn compounds that are nearest (L1) to the true scene seen from where the text says, by view."""
+    specs = [s for s in draw_specs(np.random.default_rng(78), 2 * count, True) if s.noun in COMPOUNDS and not s.relation]
+    specs = specs[:count]
+    asked = [i % len(SECTORS) for i in range(len(specs))]
+    texts = [f"{caption(s)}, {SECTORS[v]}" for s, v in zip(specs, asked, strict=True)]
+    rgb = draw(load_prior(PriorConfig()), texts, None, say)
+    kinds: dict[str, list[bool]] = {"all": []}
+    for picture, spec, view in zip(rgb.permute(0, 2, 3, 1).numpy(), specs, asked, strict=True):
+        kinds["all"].append(is_seen_from(picture, spec, view))
+        kinds.setdefault(SECTORS[view], []).append(kinds["all"][-1])
+    if sheet is not None:
+        write_sheet(rgb[:64], sheet)
+    return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
+
+
+def is_seen_from(picture: np.ndarray, spec: Spec, view: int) -> bool:
+    """Whether `picture` [64, 64, 3] in [0, 1] shows the scene of `spec` from the level view number `view` of `SECTORS`."""
+    ground = min(GROUNDS, key=lambda g: abs(g - np.median(picture[0])))
+    azimuths = [45.0 * i for i in range(len(SECTORS))]
+    true = render_spec(spec, azimuths, elevation_deg=10.0, size=64, ground=ground) / 255.0
+    nearest = int(np.abs(true - picture).mean((1, 2, 3)).argmin())
+    return nearest == view or bool(np.abs(true[nearest] - true[view]).mean() < SAME_VIEW)
+
+
+def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None = None) -> Figure:
     """Text-to-image (or, `by_image`, image prompt with empty text) on held-out captions; `pairs`: unseen colour-object pairs."""
     pictures = heldout_pictures(6 * count if by_image else count, pairs=pairs)  # one in four is from the front
     keep = list(range(count))
@@ -100,8 +141,8 @@ def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None 
         keep = views[:count]
     specs = [pictures.specs[pictures.scene_of[i]] for i in keep]
     references = to_tensor(pictures.images[keep]) if by_image else None
-    prior = load_prior(PriorConfig())
-    rgb = draw(prior, specs, references, say)
+    texts = [""] * count if by_image else [f"{caption(s)}, {VIEW}" for s in specs]
+    rgb = draw(load_prior(PriorConfig()), texts, references, say)
     if sheet is not None:
         shown = rgb[:64] if references is None else torch.stack([references[:32], rgb[:32]], 1).flatten(0, 1)
         write_sheet(shown, sheet)
@@ -129,25 +170,29 @@ def main(argv: list[str] | None = None) -> None:
     if options.sheets:
         options.sheets.mkdir(parents=True, exist_ok=True)
 
-    def drawing(pairs: bool, by_image: bool, name: str) -> Callable[[int], float]:
+    def drawing(pairs: bool, by_image: bool, name: str) -> Callable[[int], Figure]:
         return lambda n: measure_drawing(n, pairs, by_image, options.sheets and options.sheets / f"{name}.png")
 
-    measures: dict[str, Callable[[int], float]] = {
+    measures: dict[str, Callable[[int], Figure]] = {
         "autoencoder": measure_autoencoder,
         "clip": measure_clip,
         "judge": measure_judge,
         "text_to_image": drawing(False, False, "text_to_image"),
         "held_out_pairs": drawing(True, False, "held_out_pairs"),
         "image_prompt": drawing(False, True, "image_prompt"),
+        "view_words": lambda n: measure_view_words(n, options.sheets and options.sheets / "view_words.png"),
     }
     found = {}
     for name in options.figures or GOALS:
-        value, (meaning, goal) = measures[name](options.count), GOALS[name]
+        kinds, (meaning, goal) = measures[name](options.count), GOALS[name]
+        value = kinds.pop("all")
         found[name] = {"value": round(value, 4), "goal": goal, "count": options.count, "what": meaning}
         verdict = "reached" if value >= goal else "below"
         sys.stdout.write(
             f"{name:15s} {value:8.3f}  goal {goal:6.2f}  {verdict:7s}  {meaning} ({options.count} held-out)\n"
         )
+        if kinds:
+            sys.stdout.write("    " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(kinds.items())) + "\n")
         sys.stdout.flush()
     if not options.dry:
         save_manifest(ASSETS, found)

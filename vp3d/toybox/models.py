@@ -189,6 +189,24 @@ def new_clip(tokenizer: CLIPTokenizer) -> open_clip.CLIP:
     return open_clip.CLIP(**clip_config(tokenizer))
 
 
+class Telling(nn.Module):
+    """What a text embedding [B, D] must tell linearly: the exact attributes and what the picture looks like from afar.
+
+    A training aid, thrown away afterwards.
+    """
+
+    def __init__(self, width: int, heads: Mapping[str, Sequence[str]], thumbnail: int) -> None:
+        super().__init__()
+        self.attributes = AttributeHeads(width, heads)
+        self.thumbnail = nn.Linear(width, thumbnail)
+        nn.init.zeros_(self.thumbnail.weight)  # a random one would shout the embedding down
+
+    def forward(self, embedding: torch.Tensor, targets: torch.Tensor, thumbnails: torch.Tensor) -> torch.Tensor:
+        """Loss of `AttributeHeads` plus the share of the variance of `thumbnails [B, T]` that is not told; a scalar."""
+        missed = nn.functional.mse_loss(self.thumbnail(embedding), thumbnails)
+        return self.attributes(embedding, targets) + missed / thumbnails.var(0).mean()
+
+
 class AttributeHeads(nn.Module):
     """Linear classifiers of scene attributes on an embedding [B, D]: a training aid, thrown away afterwards."""
 

@@ -3,9 +3,9 @@
 Parts, in order: `autoencoder`, `clip`, `judge`, `eye` (the IP-Adapter's image encoder), `prior` (denoiser, text encoder and
 the adapter together, the eye frozen).
 Without parts, all. Then `python -m vp3d.toybox.measure` prints the figures and writes them to MANIFEST.json.
-Each part resumes from its last checkpoint under `data/toybox/` after a kill; `--more STEPS` goes on from the committed
-weights with a fresh schedule. The device is the GPU where there is one. On a CPU one process a core beats one process with
-many threads: `torchrun --nproc-per-node 2 -m vp3d.toybox.train prior --threads 1`.
+Each part resumes from its last checkpoint under `data/toybox/` when the same command is given after a kill; `--more STEPS`
+goes on from the committed weights with a fresh schedule. The device is the GPU where there is one. On a CPU one process a core
+beats one process with many threads: `torchrun --nproc-per-node 2 -m vp3d.toybox.train prior --threads 1`.
 
 Frames, grounds and cameras of the pictures: `vp3d.toybox.data`.
 """
@@ -13,6 +13,7 @@ Frames, grounds and cameras of the pictures: `vp3d.toybox.data`.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 from dataclasses import replace
@@ -39,6 +40,7 @@ from vp3d.toybox.data import (
     attribute_targets,
     confuse,
     spec_targets,
+    thumbnails,
     to_tensor,
     training_pictures,
 )
@@ -53,9 +55,10 @@ PLANS = {
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
     "judge": Plan(steps=6000, lr=2e-3, weight_decay=0.05),
     "eye": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300),
-    "prior": Plan(steps=6000, lr=1e-3, warmup=300),
+    "prior": Plan(steps=6000, lr=1e-3, warmup=300, muon=r"unet\.(?!conv_in|conv_out)"),
 }
 PARTS = tuple(PLANS)
+MORE = "more.txt"  # beside the checkpoints of an unfinished `--more`: its number of steps
 VIEWS = all_views()
 
 
@@ -270,10 +273,12 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     models.add_image_branch(parts["unet"])
     if plan.seed:
         load_prior_parts(parts)
-    told = HEADS | {"view": VIEWS}
-    parts["aid_pooled"] = models.AttributeHeads(parts["unet"].time_embedding.linear_2.out_features, told)
-    parts["aid_tokens"] = models.AttributeHeads(models.TEXT_WIDTH, told)
+    told, seen = HEADS | {"view": VIEWS}, thumbnails(pictures.images[:1]).shape[1]
+    parts["aid_pooled"] = models.Telling(parts["unet"].time_embedding.linear_2.out_features, told, seen)
+    parts["aid_tokens"] = models.Telling(models.TEXT_WIDTH, told, seen)
     model = nn.ModuleDict(parts).to(device)
+    if not (work / "prior.safetensors").exists():
+        teach_text(model, tokenizer, pictures, plan, work, device)
     latents = first_process_first(lambda: encode_pictures(pictures, work / "latents.safetensors", device))
     eye = models.new_image_encoder().to(device).eval().requires_grad_(False)
     eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
@@ -283,11 +288,60 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
         save_prior(model, tokenizer)
 
 
+def teach_text(
+    model: nn.ModuleDict, tokenizer: object, pictures: Pictures, plan: Plan, work: Path, device: str
+) -> None:
+    """Let the text encoder tell what the picture shows before the denoiser listens, in place (see `PriorLosses`).
+
+    The denoiser's gradient moves it too slowly: after 10^6 pictures it still drew the same for every view. Weights that go on
+    (`plan.seed`) are held near what they said, for the denoiser knows that language.
+    """
+    pooling = model.get_submodule("unet.add_embedding.text")
+    taught = nn.ModuleDict({k: model[k] for k in ("text", "aid_pooled", "aid_tokens")} | {"pooling": pooling})
+    before = copy.deepcopy(nn.ModuleDict({"text": model["text"], "pooling": pooling})).requires_grad_(False)
+
+    def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(pictures), size=128)
+        texts, told, seen = tell(pictures, index, device)
+        ids = tokenize(tokenizer, texts).to(device)
+        text, was = model["text"](ids)[0], before["text"](ids)[0]
+        pooled, pooled_was = pooling(text), before["pooling"](was)
+        kept = F.mse_loss(text, was) / was.var() + F.mse_loss(pooled, pooled_was) / pooled_was.var()
+        return {
+            "loss_pooled": model["aid_pooled"](pooled, told, seen),
+            "loss_tokens": model["aid_tokens"](text.mean(1), told, seen),
+            "loss_kept": (0.1 if plan.seed else 0.0) * kept,
+        }
+
+    use_ema(taught, fit("text", taught, losses, replace(plan, steps=min(1500, plan.steps), lr=1e-3), work))
+
+
+def tell(pictures: Pictures, index: np.ndarray, device: str) -> tuple[list[str], Tensor, Tensor]:
+    """Captions with view words of B pictures, what they say [B, heads + 1] int64 (last the view), and the thumbnails [B, T]."""
+    specs = [pictures.specs[pictures.scene_of[i]] for i in index]
+    views = [pictures.view(int(i)) for i in index]
+    told = torch.cat([spec_targets(specs), torch.tensor([[VIEWS.index(v)] for v in views])], 1)
+    texts = [f"{caption(s)}, {v}" for s, v in zip(specs, views, strict=True)]
+    return texts, told.to(device), thumbnails(pictures.images[index]).to(device)
+
+
 def forget(folder: Path) -> None:
     """Remove the checkpoints in `folder`; encoded pictures stay, they belong to the autoencoder and not to the training."""
     for checkpoint in folder.glob("*.safetensors"):
         if checkpoint.name != "latents.safetensors":
             checkpoint.unlink(missing_ok=True)
+
+
+def take_up(folder: Path, more: int | None, fresh: bool) -> None:
+    """Keep the checkpoints in `folder` that this training left when it was killed, and forget those of any other."""
+    note, wanted = folder / MORE, str(more or "")
+    begun = note.read_text() if note.exists() else ""
+    if fresh or begun != wanted:
+        forget(folder)
+        note.unlink(missing_ok=True)
+    if more:
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(wanted)
 
 
 def save_prior(model: nn.ModuleDict, tokenizer: object) -> None:
@@ -324,7 +378,8 @@ class PriorLosses:
 
     The denoiser alone teaches the text encoder slowly which colour belongs to which object, and the view words hardly at all:
     then everything is drawn as the mean of its views. So the text's tokens (their mean) and what of it joins the time
-    embedding must also tell the exact attributes and the view, by linear classifiers on 32 more captions.
+    embedding must also tell the exact attributes, the view and the picture's thumbnail, linearly, for 32 more pictures. And
+    what the image alone adds to the time embedding is to be what the caption of the same picture adds to that of no text.
     """
 
     SHARES = np.cumsum([0.46, 0.10, 0.16, 0.18, 0.05])
@@ -345,10 +400,9 @@ class PriorLosses:
         index = np.searchsorted(self.quantile, rng.random(self.BATCH), side="right")
         kind = np.searchsorted(self.SHARES, rng.random(self.BATCH), side="right")  # order of the class docstring
         texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
-        others = [self.pictures.specs[i] for i in rng.integers(len(self.pictures.specs), size=self.CAPTIONS)]
-        views = rng.integers(len(VIEWS), size=self.CAPTIONS)
-        texts += [f"{caption(s)}, {VIEWS[v]}" for s, v in zip(others, views, strict=True)]
-        text = self.model["text"](tokenize(self.tokenizer, texts).to(self.device))[0]
+        chosen = rng.integers(len(self.pictures), size=self.CAPTIONS)
+        more, told, seen = tell(self.pictures, chosen, self.device)
+        text = self.model["text"](tokenize(self.tokenizer, [*texts, *more, ""]).to(self.device))[0]
         tokens = self._image(index, kind, rng)
         gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, self.BATCH)).astype(np.float32))
         gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
@@ -358,12 +412,15 @@ class PriorLosses:
         t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
         alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
         predicted = self.model["unet"](alpha * x0 + sigma * noise, t, (text[: self.BATCH], tokens, gate)).sample
-        told = torch.cat([spec_targets(others), torch.from_numpy(views)[:, None]], 1).to(self.device)
-        extra = text[self.BATCH :]
+        extra, pool = text[self.BATCH : -1], self.model.get_submodule("unet.add_embedding")
+        pooled = pool(extra)
+        wanted = (pooled - pool(text[-1:])).detach()
+        given = pool.get_submodule("image")(self._see(chosen).flatten(1))
         return {
             "loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0),
-            "loss_pooled": self.model["aid_pooled"](self.model.get_submodule("unet.add_embedding")(extra), told),
-            "loss_tokens": self.model["aid_tokens"](extra.mean(1), told),
+            "loss_pooled": self.model["aid_pooled"](pooled, told, seen),
+            "loss_tokens": self.model["aid_tokens"](extra.mean(1), told, seen),
+            "loss_image": F.mse_loss(given, wanted) / wanted.var(0).mean(),
         }
 
     def _text(self, index: int, kind: int, rng: np.random.Generator) -> str:
@@ -385,6 +442,10 @@ class PriorLosses:
             other = np.where(rng.random(len(has)) < 0.5, first + rng.integers(self.views, size=len(has)), index[has])
             embedding[has] = see(self.eye, to_tensor(self.pictures.images[other], self.device))
         return self.model["projection"](embedding)
+
+    def _see(self, index: np.ndarray) -> Tensor:
+        """Image tokens [B, 4, 128] of these pictures."""
+        return self.model["projection"](see(self.eye, to_tensor(self.pictures.images[index], self.device)))
 
 
 TRAINERS = {"autoencoder": train_autoencoder, "clip": train_clip, "judge": train_judge}
@@ -424,11 +485,11 @@ def main(argv: list[str] | None = None) -> None:
             plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1, warmup=warmup)
         elif options.steps:
             plan = replace(plan, steps=options.steps)
-        if options.fresh or options.more:
-            first_process_first(partial(forget, work / part))
+        first_process_first(partial(take_up, work / part, options.more, options.fresh))
         TRAINERS[part](pictures, plan, work / part, device)
         if torch.distributed.is_initialized():  # the next part may read what process 0 has just written
             torch.distributed.barrier()
+        (work / part / MORE).unlink(missing_ok=True)
     if not process_rank():
         save_manifest(ASSETS)
 
