@@ -109,7 +109,7 @@ def kind_of(spec: Spec) -> str:
 
 def measure_view_words(count: int, sheet: Path | None = None) -> Figure:
     """Share of drawn compounds that are nearest (L1) to the true scene seen from where the text says, by view."""
-    specs = [s for s in draw_specs(np.random.default_rng(78), 2 * count, True) if s.noun in COMPOUNDS and not s.relation]
+    specs = [s for s in draw_specs(np.random.default_rng(78), 4 * count, True) if s.noun in COMPOUNDS and not s.relation]
     specs = specs[:count]
     asked = [i % len(SECTORS) for i in range(len(specs))]
     texts = [f"{caption(s)}, {SECTORS[v]}" for s, v in zip(specs, asked, strict=True)]

@@ -1,7 +1,7 @@
 """Train the embedded models: `python -m vp3d.toybox.train [PART ...]`.
 
 Parts, in order: `autoencoder`, `clip`, `judge`, `eye` (the IP-Adapter's image encoder), `prior` (denoiser, text encoder and
-the adapter together, the eye frozen).
+the adapter together, the eye frozen), `adapter` (the adapter alone, on from there).
 Without parts, all. Then `python -m vp3d.toybox.measure` prints the figures and writes them to MANIFEST.json.
 Each part resumes from its last checkpoint under `data/toybox/` when the same command is given after a kill; `--more STEPS`
 goes on from the committed weights with a fresh schedule. The device is the GPU where there is one. On a CPU one process a core
@@ -16,6 +16,7 @@ import argparse
 import copy
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,8 +57,11 @@ PLANS = {
     "judge": Plan(steps=6000, lr=2e-3, weight_decay=0.05),
     "eye": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300),
     "prior": Plan(steps=6000, lr=1e-3, warmup=300, muon=r"unet\.(?!conv_in|conv_out)"),
+    "adapter": Plan(steps=1500, lr=2e-3),
 }
 PARTS = tuple(PLANS)
+LATENTS = "latents.safetensors"
+ADAPTER_SHARES = (0.0, 0.0, 0.25, 0.65, 0.05)  # in the order of `PriorLosses`
 MORE = "more.txt"  # beside the checkpoints of an unfinished `--more`: its number of steps
 VIEWS = all_views()
 
@@ -265,27 +269,51 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     """Fit denoiser, text encoder and image branch together on latents, v-prediction (see `PriorLosses`)."""
     torch.manual_seed(plan.seed)
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
-    parts = {
-        "unet": models.new_unet(),
-        "text": models.new_text_encoder(tokenizer),
-        "projection": models.ImageProjection(),
-    }
-    models.add_image_branch(parts["unet"])
-    if plan.seed:
-        load_prior_parts(parts)
+    parts = new_prior_parts(tokenizer, trained=bool(plan.seed))
     told, seen = HEADS | {"view": VIEWS}, thumbnails(pictures.images[:1]).shape[1]
     parts["aid_pooled"] = models.Telling(parts["unet"].time_embedding.linear_2.out_features, told, seen)
     parts["aid_tokens"] = models.Telling(models.TEXT_WIDTH, told, seen)
     model = nn.ModuleDict(parts).to(device)
     if not (work / "prior.safetensors").exists():
         teach_text(model, tokenizer, pictures, plan, work, device)
-    latents = first_process_first(lambda: encode_pictures(pictures, work / "latents.safetensors", device))
-    eye = models.new_image_encoder().to(device).eval().requires_grad_(False)
-    eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
-    losses = PriorLosses(model, eye, tokenizer, pictures, latents, device)
+    latents = first_process_first(lambda: encode_pictures(pictures, work / LATENTS, device))
+    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, device)
     use_ema(model, fit("prior", model, losses, plan, work))
     if not process_rank():
         save_prior(model, tokenizer)
+
+
+def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Fit the image branch alone, on from the committed weights: denoiser and text encoder stay as they are."""
+    tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
+    model = nn.ModuleDict(new_prior_parts(tokenizer, trained=True)).to(device).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("projection.", "unet.add_embedding.image.")) or "_ip." in name)
+    latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
+    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, device, ADAPTER_SHARES)
+    use_ema(model, fit("adapter", model, losses, plan, work))
+    if not process_rank():
+        save_adapter(model["unet"], model["projection"], ASSETS / "ip_adapter")
+
+
+def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str, Any]:
+    """Denoiser with image branch, text encoder and projection; with the committed weights where `trained`."""
+    parts = {
+        "unet": models.new_unet(),
+        "text": models.new_text_encoder(tokenizer),
+        "projection": models.ImageProjection(),
+    }
+    models.add_image_branch(parts["unet"])
+    if trained:
+        load_prior_parts(parts)
+    return parts
+
+
+def load_eye(device: str) -> nn.Module:
+    """The image encoder of the committed weights, frozen."""
+    eye = models.new_image_encoder().to(device).eval().requires_grad_(False)
+    eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
+    return eye
 
 
 def teach_text(
@@ -328,7 +356,7 @@ def tell(pictures: Pictures, index: np.ndarray, device: str) -> tuple[list[str],
 def forget(folder: Path) -> None:
     """Remove the checkpoints in `folder`; encoded pictures stay, they belong to the autoencoder and not to the training."""
     for checkpoint in folder.glob("*.safetensors"):
-        if checkpoint.name != "latents.safetensors":
+        if checkpoint.name != LATENTS:
             checkpoint.unlink(missing_ok=True)
 
 
@@ -382,14 +410,21 @@ class PriorLosses:
     what the image alone adds to the time embedding is to be what the caption of the same picture adds to that of no text.
     """
 
-    SHARES = np.cumsum([0.46, 0.10, 0.16, 0.18, 0.05])
+    SHARES = (0.46, 0.10, 0.16, 0.18, 0.05)
     BATCH, CAPTIONS, PAIRS = 32, 32, 2.5
 
     def __init__(
-        self, model: nn.ModuleDict, eye: nn.Module, tokenizer: object, pictures: Pictures, latents: Tensor, device: str
+        self,
+        model: nn.ModuleDict,
+        eye: nn.Module,
+        tokenizer: object,
+        pictures: Pictures,
+        latents: Tensor,
+        device: str,
+        shares: Sequence[float] = SHARES,
     ) -> None:
         self.model, self.eye, self.tokenizer, self.pictures, self.device = model, eye, tokenizer, pictures, device
-        self.latents = latents
+        self.latents, self.shares = latents, np.cumsum(shares)
         self.alpha_bar = models.new_scheduler().alphas_cumprod.to(device)
         self.views = len(pictures) // len(pictures.specs)
         often = np.cumsum([self.PAIRS if pictures.specs[s].relation else 1.0 for s in pictures.scene_of])
@@ -398,11 +433,9 @@ class PriorLosses:
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of one batch; `loss*` are summed."""
         index = np.searchsorted(self.quantile, rng.random(self.BATCH), side="right")
-        kind = np.searchsorted(self.SHARES, rng.random(self.BATCH), side="right")  # order of the class docstring
+        kind = np.searchsorted(self.shares, rng.random(self.BATCH), side="right")  # order of the class docstring
         texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
-        chosen = rng.integers(len(self.pictures), size=self.CAPTIONS)
-        more, told, seen = tell(self.pictures, chosen, self.device)
-        text = self.model["text"](tokenize(self.tokenizer, [*texts, *more, ""]).to(self.device))[0]
+        text = self._read(texts)
         tokens = self._image(index, kind, rng)
         gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, self.BATCH)).astype(np.float32))
         gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
@@ -411,15 +444,23 @@ class PriorLosses:
         u = torch.rand(self.BATCH, generator=generator, device=self.device)
         t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
         alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
-        predicted = self.model["unet"](alpha * x0 + sigma * noise, t, (text[: self.BATCH], tokens, gate)).sample
-        extra, pool = text[self.BATCH : -1], self.model.get_submodule("unet.add_embedding")
-        pooled = pool(extra)
+        predicted = self.model["unet"](alpha * x0 + sigma * noise, t, (text, tokens, gate)).sample
+        loss_v = F.mse_loss(predicted, alpha * noise - sigma * x0)
+        return {"loss_v": loss_v, **(self._aids(rng) if "aid_pooled" in self.model else {})}
+
+    def _read(self, texts: list[str]) -> Tensor:
+        return self.model["text"](tokenize(self.tokenizer, texts).to(self.device))[0]
+
+    def _aids(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(self.pictures), size=self.CAPTIONS)
+        texts, told, seen = tell(self.pictures, index, self.device)
+        text, pool = self._read([*texts, ""]), self.model.get_submodule("unet.add_embedding")
+        pooled = pool(text[:-1])
         wanted = (pooled - pool(text[-1:])).detach()
-        given = pool.get_submodule("image")(self._see(chosen).flatten(1))
+        given = pool.get_submodule("image")(self._see(index).flatten(1))
         return {
-            "loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0),
             "loss_pooled": self.model["aid_pooled"](pooled, told, seen),
-            "loss_tokens": self.model["aid_tokens"](extra.mean(1), told, seen),
+            "loss_tokens": self.model["aid_tokens"](text[:-1].mean(1), told, seen),
             "loss_image": F.mse_loss(given, wanted) / wanted.var(0).mean(),
         }
 
@@ -449,7 +490,7 @@ class PriorLosses:
 
 
 TRAINERS = {"autoencoder": train_autoencoder, "clip": train_clip, "judge": train_judge}
-TRAINERS |= {"eye": train_eye, "prior": train_prior}
+TRAINERS |= {"eye": train_eye, "prior": train_prior, "adapter": train_adapter}
 
 
 def main(argv: list[str] | None = None) -> None:
