@@ -158,3 +158,12 @@ def test_thumbnails_show_the_object_and_not_the_ground() -> None:
     assert torch.equal(red[:64], blue[:64]) and 0.1 < float(red[:64].mean()) < 0.5
     assert float(red[64:80].mean()) > 3 * float(red[96:].mean()) and float(blue[96:].mean()) > 3 * float(blue[64:80].mean())
     assert float(red[:8].max()) == 0.0
+
+
+@pytest.mark.parametrize("arguments", [["eye", "--more", "-5"], ["--steps", "0"], ["--chunks", "0"], ["--threads", "0"]])
+def test_counts_below_one_are_refused_before_anything_is_made(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train.main([*arguments, "--data", str(tmp_path / "data")])
+    assert "takes a whole number of 1 or more" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -167,6 +167,8 @@ def main(argv: list[str] | None = None) -> None:
     unknown = [f for f in options.figures if f not in GOALS]
     if unknown:
         parser.error(f"unknown figure {unknown[0]!r}; choose from {', '.join(GOALS)}")
+    if options.count < 1:
+        parser.error("--count takes a whole number of 1 or more")
     if options.sheets:
         options.sheets.mkdir(parents=True, exist_ok=True)
 

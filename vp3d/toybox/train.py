@@ -509,6 +509,9 @@ def main(argv: list[str] | None = None) -> None:
     unknown = [p for p in options.parts if p not in PARTS]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    for name in ("more", "steps", "chunks", "threads"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name} takes a whole number of 1 or more")
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     work = options.data / "training"
