@@ -321,8 +321,8 @@ def teach_text(
 ) -> None:
     """Let the text encoder tell what the picture shows before the denoiser listens, in place (see `PriorLosses`).
 
-    The denoiser's gradient moves it too slowly: after 10^6 pictures it still drew the same for every view. Weights that go on
-    (`plan.seed`) are held near what they said, for the denoiser knows that language.
+    The denoiser's gradient moves it too slowly: after half a million pictures it still drew the same for every view. Weights
+    that go on (`plan.seed`) are held near what they said, for the denoiser knows that language.
     """
     pooling = model.get_submodule("unet.add_embedding.text")
     taught = nn.ModuleDict({k: model[k] for k in ("text", "aid_pooled", "aid_tokens")} | {"pooling": pooling})
@@ -457,7 +457,8 @@ class PriorLosses:
         text, pool = self._read([*texts, ""]), self.model.get_submodule("unet.add_embedding")
         pooled = pool(text[:-1])
         wanted = (pooled - pool(text[-1:])).detach()
-        given = pool.get_submodule("image")(self._see(index).flatten(1))
+        embedding = see(self.eye, to_tensor(self.pictures.images[index], self.device))
+        given = pool.get_submodule("image")(self.model["projection"](embedding).flatten(1))
         return {
             "loss_pooled": self.model["aid_pooled"](pooled, told, seen),
             "loss_tokens": self.model["aid_tokens"](text[:-1].mean(1), told, seen),
@@ -483,10 +484,6 @@ class PriorLosses:
             other = np.where(rng.random(len(has)) < 0.5, first + rng.integers(self.views, size=len(has)), index[has])
             embedding[has] = see(self.eye, to_tensor(self.pictures.images[other], self.device))
         return self.model["projection"](embedding)
-
-    def _see(self, index: np.ndarray) -> Tensor:
-        """Image tokens [B, 4, 128] of these pictures."""
-        return self.model["projection"](see(self.eye, to_tensor(self.pictures.images[index], self.device)))
 
 
 TRAINERS = {"autoencoder": train_autoencoder, "clip": train_clip, "judge": train_judge}
