@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vp3d.toybox import data
 from vp3d.toybox.data import (
@@ -16,10 +17,12 @@ from vp3d.toybox.data import (
     heldout_pictures,
     is_reserved,
     make_pictures,
+    noun_maps,
     swapped,
+    thumbnails,
     training_pictures,
 )
-from vp3d.toybox.scenes import caption, parse_caption, uses_held_out
+from vp3d.toybox.scenes import NOUNS, caption, parse_caption, uses_held_out
 
 
 def test_chunks_are_the_same_again_and_hold_no_reserved_caption(
@@ -68,6 +71,28 @@ def test_next_to_is_named_from_left_to_right_in_the_picture() -> None:
     assert told(text, 180.0)["object_a"] == "cube" and told(text, 180.0)["color_b"] == "red"
     assert told(text, 90.0)["object_a"] is None
     assert told("a red sphere on a blue cube", 180.0)["object_a"] == "sphere"
+
+
+@pytest.mark.parametrize("text", ["a red cone next to a blue cube", "a red ring on a blue cube"])
+def test_noun_maps_put_each_noun_where_its_colour_is(text: str) -> None:
+    pictures = make_pictures([parse_caption(text)], 24, np.random.default_rng(0))
+    maps = noun_maps(pictures, np.arange(24)).numpy()
+    facing = np.abs(np.cos(np.deg2rad(pictures.azimuth_deg)))
+    told = maps.sum((1, 2, 3)) > 0
+    assert (told == (facing >= 0.4)).all() if "next to" in text else told.all()
+    red = pictures.images[..., 0] > pictures.images[..., 2].astype(int) + 20
+    blue = pictures.images[..., 2] > pictures.images[..., 0].astype(int) + 20
+    for noun, pixels in ((pictures.specs[0].noun, red), ("cube", blue)):
+        cells = pixels.reshape(24, 8, 8, 8, 8).mean((2, 4))
+        missed = np.abs(maps[:, list(NOUNS).index(noun)] - cells).mean((1, 2))[told]
+        assert missed.max() < 0.05 and cells.mean() > 0.02, noun
+
+
+def test_noun_maps_of_one_object_are_its_silhouette() -> None:
+    pictures = make_pictures([parse_caption("a yellow duck")], 4, np.random.default_rng(0))
+    maps = noun_maps(pictures, np.arange(4))
+    assert torch.equal(maps[:, list(NOUNS).index("duck")].flatten(1), thumbnails(pictures.images)[:, :64])
+    assert float(maps.sum()) == pytest.approx(float(maps[:, list(NOUNS).index("duck")].sum()))
 
 
 def test_confuse_is_nearly_right_but_another_caption() -> None:

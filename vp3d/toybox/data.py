@@ -157,9 +157,39 @@ def thumbnails(images: np.ndarray) -> Tensor:
     Opacity on 8 x 8 cells, then colour times opacity on 4 x 4; the ground is what the first pixel shows.
     """
     rgb = to_tensor(images)
-    opacity = ((rgb - rgb[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.01).float()
-    color = F.avg_pool2d(rgb * opacity, 16)
-    return torch.cat([F.avg_pool2d(opacity, 8).flatten(1), color.flatten(1)], 1)
+    opaque = opacity(rgb)
+    color = F.avg_pool2d(rgb * opaque, 16)
+    return torch.cat([F.avg_pool2d(opaque, 8).flatten(1), color.flatten(1)], 1)
+
+
+def noun_maps(pictures: Pictures, index: np.ndarray) -> Tensor:
+    """How much of each of 8 x 8 cells the nouns cover in B pictures: [B, nouns, 8, 8] in [0, 1].
+
+    Two objects are told apart by a straight cut that gives each its share `seen`: "on" by a row, "next to" by a column. Seen
+    from the side, where one is before the other, nothing is told.
+    """
+    opaque = opacity(to_tensor(pictures.images[index]))[:, 0].numpy() > 0
+    maps = np.zeros((len(index), len(NOUNS), 64, 64), np.float32)
+    for n, i in enumerate(index):
+        spec, facing = pictures.specs[pictures.scene_of[i]], np.cos(np.deg2rad(pictures.azimuth_deg[i]))
+        first = np.ones(64)
+        if spec.relation:
+            beside = spec.relation == "next to"
+            if beside and abs(facing) < 0.4:
+                continue
+            begun = opaque[n].sum(0 if beside else 1).cumsum() / max(opaque[n].sum(), 1)
+            left = [pictures.seen[i, :3].sum(), pictures.seen[i, 3:].sum()]
+            turned = beside and facing < 0
+            first = begun <= left[int(turned)] / max(sum(left), 1e-6)
+            first = (first != turned)[None] if beside else first[:, None]
+            maps[n, NOUNS.index(spec.noun_b)] = opaque[n] & ~first
+        maps[n, NOUNS.index(spec.noun)] += opaque[n] & (first > 0)
+    return F.avg_pool2d(torch.from_numpy(maps), 8)
+
+
+def opacity(rgb: Tensor) -> Tensor:
+    """Where pictures [N, 3, H, W] in [0, 1] show no ground, which is what the first pixel shows: [N, 1, H, W], 0 or 1."""
+    return ((rgb - rgb[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.01).float()
 
 
 VISIBLE = 0.006  # share of the picture below which a thing counts as hidden

@@ -189,6 +189,13 @@ def new_clip(tokenizer: CLIPTokenizer) -> open_clip.CLIP:
     return open_clip.CLIP(**clip_config(tokenizer))
 
 
+def new_noun_head(unet: UNet2DConditionModel, nouns: int) -> nn.Conv2d:
+    """Linear classifier of the noun that each of 8 x 8 cells shows, on the denoiser's features there: a training aid."""
+    head = nn.Conv2d(unet.config.block_out_channels[1], nouns, 1)
+    nn.init.zeros_(head.weight)
+    return head
+
+
 class Telling(nn.Module):
     """What a text embedding [B, D] must tell linearly: the exact attributes and what the picture looks like from afar.
 
@@ -199,7 +206,7 @@ class Telling(nn.Module):
         super().__init__()
         self.attributes = AttributeHeads(width, heads)
         self.thumbnail = nn.Linear(width, thumbnail)
-        nn.init.zeros_(self.thumbnail.weight)  # a random one would shout the embedding down
+        nn.init.zeros_(self.thumbnail.weight)
 
     def forward(self, embedding: torch.Tensor, targets: torch.Tensor, thumbnails: torch.Tensor) -> torch.Tensor:
         """Loss of `AttributeHeads` plus the share of the variance of `thumbnails [B, T]` that is not told; a scalar."""
@@ -214,6 +221,8 @@ class AttributeHeads(nn.Module):
         super().__init__()
         self.values = {name: list(values) for name, values in heads.items()}
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in self.values.items()})
+        for weight in (p for p in self.heads.parameters() if p.ndim > 1):
+            nn.init.zeros_(weight)  # random ones would shout an embedding down that already tells
 
     def forward(self, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy against `targets [B, heads]` (int64, -100 where it cannot be told); a scalar."""
