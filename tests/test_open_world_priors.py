@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vp3d.bench import runner
 from vp3d.config import Config, PriorConfig, load_config, save_config, weight_places
 from vp3d.diffusion.debias import DIRECTIONS
 from vp3d.export.writers import read_mesh
+from vp3d.train.memory import fit_to_memory
 from vp3d.types import UserError
 from vp3d.weights import MODELS, missing_files
 
@@ -126,6 +128,24 @@ def test_a_suite_loads_the_drawing_prior_before_it_makes_anything(tmp_path: Path
     settings = runner.Settings(tmp_path / "work", files=(tmp_path / "config.yaml",))
     with pytest.raises(UserError, match="^visual_prompt.prior: cannot load the pipeline"):
         runner.run_tasks([runner.Task("set", config.prompt, 0, "one")], settings, lambda *_: pytest.fail("it was made"))
+
+
+def test_a_suite_loads_its_models_within_the_memory_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each of its runs will: a card of 8 GB does not hold encoders that are not used."""
+    config = short(tiny_config(tmp_path))
+    save_config(config, tmp_path / "config.yaml")
+    seen: list[Config] = []
+
+    def stop(fitted: Config, device: torch.device) -> NoReturn:
+        seen.append(fitted)
+        raise UserError("seen")
+
+    monkeypatch.setattr(runner, "fit_to_device", lambda config, device: fit_to_memory(config, 7.5)[0])
+    monkeypatch.setattr(runner, "load_models", stop)
+    settings = runner.Settings(tmp_path / "work", files=(tmp_path / "config.yaml",))
+    with pytest.raises(UserError, match="seen"):
+        runner.run_tasks([runner.Task("set", config.prompt, 0, "one")], settings, lambda *_: pytest.fail("it was made"))
+    assert not config.prior.offload_encoders and seen[0].prior.offload_encoders and seen[0].prior.max_batch == 4
 
 
 @pytest.mark.parametrize("names", [["sd15"], ["sd15-plus"], ["sd15-low-vram"], ["sdxl"], ["sd15", "sdxl-draws"]], ids="-".join)

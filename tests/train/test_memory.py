@@ -22,7 +22,7 @@ from vp3d.run_folder import RunFolder
 from vp3d.train import loop
 from vp3d.train.checkpoint import config_hash
 from vp3d.train.coarse import Coarse, make_generators
-from vp3d.train.memory import PROFILES, fit_to_memory, profile_for
+from vp3d.train.memory import GIB, PROFILES, fit_to_memory, free_memory_gb, profile_for
 from vp3d.types import Camera
 
 NOTHING = Condition({}, TextEmbedding(torch.zeros(1, 1, 1)))
@@ -62,6 +62,16 @@ def test_on_a_cpu_nothing_is_fitted_and_our_march_is_taken() -> None:
     config, cpu = Config(), torch.device("cpu")
     config.cuda.compositor = "nerfacc"
     assert pipeline.fit_to_device(config, cpu) is config and pipeline.choose_march(config, cpu) is pipeline.DENSE
+
+
+@pytest.mark.gpu
+def test_memory_that_torch_keeps_counts_as_free() -> None:
+    """What one run of a suite leaves in torch's cache must not shrink the profile of the next."""
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    before = free_memory_gb(device)
+    torch.empty(GIB // 2, dtype=torch.uint8, device=device)  # let go at once, kept by torch
+    assert torch.cuda.memory_reserved(device) >= GIB // 2 and abs(free_memory_gb(device) - before) < 0.1
 
 
 def small_config(folder: Path, kind: str = "grid") -> Config:

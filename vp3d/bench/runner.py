@@ -27,7 +27,7 @@ from vp3d.console import say
 from vp3d.errors import UserError
 from vp3d.evaluate.report import time_spent
 from vp3d.export.writers import SUFFIXES, fit_to_cube, read_mesh
-from vp3d.pipeline import check_request, drawing_prior, exported, load_models, resolve_device
+from vp3d.pipeline import check_request, drawing_prior, exported, fit_to_device, load_models, resolve_device
 from vp3d.run_folder import RunFolder, check_output, plain, sha256_file, slug, write_json
 from vp3d.types import Mesh
 
@@ -166,7 +166,8 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
     for task in to_make:
         check_request(settings.config(task), new=True)
     if to_make:  # weights that are missing must end the suite, not become a failure of every asset
-        config, device = settings.config(), resolve_device(settings.config().backend)
+        device = resolve_device(settings.config().backend)
+        config = fit_to_device(settings.config(), device)
         drawing_prior(config, load_models(config, device), device)
     say(f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}")
     work = partial(_one, settings, judge)

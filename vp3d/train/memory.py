@@ -68,5 +68,6 @@ def fit_to_memory(config: Config, free_gb: float) -> tuple[Config, Profile]:
 
 
 def free_memory_gb(device: torch.device) -> float:
-    """GiB free on a CUDA device now."""
-    return float(torch.cuda.mem_get_info(device)[0]) / GIB
+    """GiB that this process can have on a CUDA device now: what is free, and what torch keeps from before for using again."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + kept) / GIB
