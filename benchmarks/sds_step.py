@@ -28,9 +28,9 @@ from vp3d.diffusion.image_prompt import ImageEncoder
 from vp3d.diffusion.prior import CLIP_MEAN, CLIP_STD, Prior, take_adapter
 from vp3d.diffusion.text import TextEmbedding
 from vp3d.guidance import Condition, Guidance
+from vp3d.out_of_memory import is_out_of_memory
 from vp3d.prompts import all_views
 from vp3d.render.camera import sample_cameras
-from vp3d.render.volume import is_out_of_memory
 from vp3d.toybox.models import new_text_encoder
 
 import diffusers  # isort: skip

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vp3d"
 FOUNDATION = {"types", "config", "errors", "strict", "threestudio_config", "run_folder", "manifest", "torch_compat"}
-FOUNDATION |= {"view_gate", "weights"}
+FOUNDATION |= {"view_gate", "weights", "out_of_memory"}
 ORDER = (
     FOUNDATION,
     {"prompts"},

@@ -30,6 +30,7 @@ from vp3d.export.writers import WRITERS, fit_to_cube, read_mesh
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import Field, build_field
 from vp3d.guidance import Guidance, build_condition
+from vp3d.out_of_memory import told_out_of_memory
 from vp3d.prompts import (
     all_views,
     check_negative_prompt,
@@ -53,6 +54,9 @@ from vp3d.weights import find_weights
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
 REFERENCE_GROUND = 1.0  # grey behind them, [0, 1]
+LESS_FOR_MODELS = (  # what needs less memory, told when there was too little
+    "free memory on the device, set prior.offload_encoders=true or prior.dtype=float16, or take configs/sd15-low-vram.yaml"
+)
 
 
 @dataclass(frozen=True)
@@ -154,16 +158,24 @@ def check_video(config: ExportConfig) -> None:
         require_ffmpeg()
 
 
+@told_out_of_memory("loading the models", LESS_FOR_MODELS)
 def load_models(config: Config, device: torch.device) -> Models:
     """Read and verify every network a run uses."""
     say("loading models")
     guidance = config.guidance
     debiased = debiased_prompts(config.prompt, guidance.debias, guidance.debias_words) if guidance.debias else {}
-    prior, judges = load_prior(config.prior, device), load_judges(config.rewards, config.prior.manifest, device)
+    prior = load_prior(config.prior, device, tell_fewer_images)
+    judges = load_judges(config.rewards, config.prior.manifest, device)
     judges.text.target([with_view(config.prompt, view) for view in all_views()])  # a prompt it cannot read: say so now
     return Models(prior, judges, debiased)
 
 
+def tell_fewer_images(count: int) -> None:
+    """Say that memory ran out in the denoiser, and what it goes on with."""
+    say(f"out of memory: going on with {count:,} images in one call of the denoiser")
+
+
+@told_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
 def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: torch.device) -> VisualPrompt:
     """The run's visual prompt: as it lies in the folder, else made now. `scores.json` is written last, so it marks the end."""
     if (run.visual_prompt / "scores.json").is_file():
@@ -174,13 +186,14 @@ def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: t
     return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
 
 
+@told_out_of_memory("loading the prior that draws", LESS_FOR_MODELS)
 def drawing_prior(config: Config, models: Models, device: torch.device) -> Prior:
     """The prior that draws: `visual_prompt.prior` if it names one (loaded now, for the moment), else the one that distils."""
     if not config.visual_prompt.prior.path or config.image:
         return models.prior
     say(f"loading {config.visual_prompt.prior.path} to draw")
     try:
-        return load_prior(config.visual_prompt.prior, device)
+        return load_prior(config.visual_prompt.prior, device, tell_fewer_images)
     except UserError as error:
         raise UserError(f"visual_prompt.prior: {error}") from error
 
@@ -275,6 +288,7 @@ def field_views(field: Field, config: Config, camera: Camera, size: int, device:
     return torch.cat(rgb), torch.cat(opacity)
 
 
+@told_out_of_memory("exporting", "lower export.grid or export.texture_size, then `launch.py export RUN`")
 def export_field(field: Field, config: Config, run: RunFolder, device: torch.device) -> Asset:
     """Mesh, texture and files of a field; each file is read back and judged against the field's own renders."""
     say("exporting")

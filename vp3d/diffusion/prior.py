@@ -4,8 +4,8 @@ The only file that imports diffusers. The small embedded model, Stable Diffusion
 Conventions: images are rgb [B, 3, H, W] in [0, 1] sRGB; latents [B, 4, h, w] are scaled to about unit variance, as the denoiser
 sees them (autoencoder.py). Whatever the network predicts, `predict_noise` returns epsilon.
 All weights are frozen; results are float32 whatever `PriorConfig.dtype` the networks run in; attention is torch's SDPA.
-Nothing of a run is kept here: conditions and gates travel with each call. Weights are safetensors only, and checked against
-the manifest before they are read.
+Nothing of a run is kept here: conditions and gates travel with each call. Only the number of images in one call of the denoiser
+may change, by halves when memory runs out. Weights are safetensors only, checked against the manifest before they are read.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vp3d.diffusion.image_prompt import ImageEncoder, install_gates, pool_image,
 from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, ddim_timesteps, epsilon_from_output
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.manifest import verify_files
+from vp3d.out_of_memory import is_out_of_memory
 from vp3d.types import UserError
 from vp3d.weights import find_weights
 
@@ -50,9 +51,14 @@ class Prior:
     """A frozen Stable Diffusion pipeline, with or without IP-Adapter. Made by `load_prior`."""
 
     def __init__(
-        self, pipe: Any, image_encoder: ImageEncoder | None, config: PriorConfig, device: torch.device | str
+        self,
+        pipe: Any,
+        image_encoder: ImageEncoder | None,
+        config: PriorConfig,
+        device: torch.device | str,
+        on_oom: Callable[[int], None] | None = None,
     ) -> None:
-        self.device, self.dtype = torch.device(device), pipe.unet.dtype
+        self.device, self.dtype, self.on_oom = torch.device(device), pipe.unet.dtype, on_oom
         self.unet, self.vae, self.image_encoder, self.max_batch = pipe.unet, pipe.vae, image_encoder, config.max_batch
         pairs = [(pipe.tokenizer, pipe.text_encoder)]
         if hasattr(pipe, "text_encoder_2"):
@@ -118,18 +124,16 @@ class Prior:
         gate [B] in [0, 1], the strength of the image branch per sample, 0 exactly none; None is 1.
         """
         gate = torch.ones(len(t), device=t.device) if gate is None else gate
-        outputs = []
-        for start in range(0, len(t), self.max_batch):
-            rows = slice(start, start + self.max_batch)
-            part = text.rows(rows.start, rows.stop)
-            condition: Any = part.tokens.to(self.dtype)
-            if image is not None:
-                condition = (condition, image[rows].to(self.dtype), gate[rows])
-            added = None
-            if part.pooled is not None:
-                added = {"text_embeds": part.pooled.to(self.dtype), "time_ids": self.time_ids.expand(len(part), -1)}
-            call = {"encoder_hidden_states": condition, "added_cond_kwargs": added}
-            outputs.append(self.unet(latents_t[rows].to(self.dtype), t[rows], **call).sample.float())
+        outputs: list[Tensor] = []
+        start = 0
+        while start < len(t):
+            rows = slice(start, min(start + self.max_batch, len(t)))
+            output = self._denoise(latents_t, t, text, image, gate, rows)
+            if output is None:
+                self._shrink(rows.stop - rows.start)
+                continue
+            outputs.append(output)
+            start = rows.stop
         return epsilon_from_output(torch.cat(outputs), latents_t.float(), self.alpha_bar[t], self.prediction_type)
 
     def predict_branches(
@@ -192,6 +196,37 @@ class Prior:
         shape = (batch, self.unet.config.in_channels, self.latent_side, self.latent_side)
         return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
+    def _denoise(
+        self, latents_t: Tensor, t: Tensor, text: TextEmbedding, image: Tensor | None, gate: Tensor, rows: slice
+    ) -> Tensor | None:
+        """The network's output [R, 4, h, w] float32 for R `rows` of the arguments of `predict_noise`.
+
+        None when memory ran out and fewer rows can be tried.
+        """
+        part = text.rows(rows.start, rows.stop)
+        condition: Any = part.tokens.to(self.dtype)
+        if image is not None:
+            condition = (condition, image[rows].to(self.dtype), gate[rows])
+        added = None
+        if part.pooled is not None:
+            added = {"text_embeds": part.pooled.to(self.dtype), "time_ids": self.time_ids.expand(len(part), -1)}
+        call = {"encoder_hidden_states": condition, "added_cond_kwargs": added}
+        try:
+            output: Tensor = self.unet(latents_t[rows].to(self.dtype), t[rows], **call).sample.float()
+            return output
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not is_out_of_memory(error):
+                raise
+        return None
+
+    def _shrink(self, tried: int) -> None:
+        """After `tried` images were too many for one call: half of them from here on."""
+        self.max_batch = tried // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.on_oom is not None:
+            self.on_oom(self.max_batch)
+
     @contextmanager
     def _here(self, modules: list[nn.Module]) -> Iterator[None]:
         """Have `modules` on the prior's device for a moment; where they already are, nothing moves."""
@@ -205,8 +240,13 @@ class Prior:
                 module.to(home)
 
 
-def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Prior:
-    """Read, check and freeze the pipeline and IP-Adapter that `config` names; UserError for anything missing or unfit."""
+def load_prior(
+    config: PriorConfig, device: torch.device | str = "cpu", on_oom: Callable[[int], None] | None = None
+) -> Prior:
+    """Read, check and freeze the pipeline and IP-Adapter that `config` names; UserError for anything missing or unfit.
+
+    When memory runs out in the denoiser, work goes on with half the images in a call; `on_oom` is told how many that are.
+    """
     if config.manifest:
         for place in filter(None, (config.path, config.vae, config.ip_adapter)):
             verify_files(locate(config.manifest), locate(place))
@@ -219,7 +259,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Prior
     if config.channels_last:
         for module in (pipe.unet, pipe.vae):
             module.to(memory_format=torch.channels_last)
-    prior = Prior(pipe, encoder, config, device)
+    prior = Prior(pipe, encoder, config, device, on_oom)
     if config.compile:
         _check_compiler(prior.device)
         prior.unet.compile()

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from vp3d.config import RenderConfig
 from vp3d.fields.base import Field
 from vp3d.fields.grid import GridField
+from vp3d.out_of_memory import is_out_of_memory
 from vp3d.render.shade import shade_render
 from vp3d.types import Rays, Render, UserError
 
@@ -268,14 +269,6 @@ def _attempt(work: Callable[[], Render], may_shrink: bool) -> Render | None:
         if not (may_shrink and is_out_of_memory(error)):
             raise
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the device or of the machine, ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "allocate memory" in text
 
 
 def _concatenate(parts: list[Render], want_normal: bool, rays: Rays) -> Render:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vp3d.config import CameraConfig, Config
 from vp3d.errors import UserError
+from vp3d.out_of_memory import is_out_of_memory
 from vp3d.render.camera import ring
-from vp3d.render.volume import is_out_of_memory
 from vp3d.run_folder import RunFolder, atomic_write
 from vp3d.train import checkpoint
 from vp3d.train.watchdog import Watchdog

@@ -1,0 +1,39 @@
+"""Memory that runs out: told from other errors, and where nothing can be cut smaller, one line and exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+from vp3d import cli, pipeline
+from vp3d.errors import UserError
+from vp3d.out_of_memory import is_out_of_memory, told_out_of_memory
+
+
+def test_which_errors_are_about_memory() -> None:
+    for error in (MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+
+
+def test_a_real_allocation_that_fails_is_told_and_others_are_not_touched() -> None:
+    with pytest.raises(UserError, match="^out of memory while trying: use less$"), told_out_of_memory("trying", "use less"):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="must match"), told_out_of_memory("trying", "use less"):
+        torch.ones(2) + torch.ones(3)
+
+
+@pytest.mark.parametrize(("stage", "doing"), [("load_prior", "loading the models"), ("make_visual_prompt", "making the visual")])
+def test_models_that_do_not_fit_are_one_line(
+    stage: str, doing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(pipeline, stage, full)
+    assert cli.main(["a red sphere", "--preset", "draft", f"output_dir={tmp_path}"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"vp3d: out of memory while {doing}") and "configs/sd15-low-vram.yaml" in last
