@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,24 @@ def test_the_command_line_tells_once_and_goes_on(tmp_path: Path, capsys: pytest.
     assert sum("(threestudio)" in line for line in lines) == len(read(tmp_path)[1])
     assert all(line.startswith("vp3d: theirs.yaml (threestudio), ") for line in lines[:-1])
     assert "201 characters" in lines[-1]
+
+
+def test_a_file_is_read_once_so_a_pipe_will_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `--config <(...)` of a shell gives it: a second look would find nothing, and ignored keys would go untold."""
+    reader, writer = os.pipe()
+    os.write(writer, EXPERIMENT.encode())
+    os.close(writer)
+    try:
+        config = cli.read_config(None, [Path(f"/dev/fd/{reader}")], ["system.prompt_processor.prompt=a green car"])
+    finally:
+        os.close(reader)
+    assert (config.prompt, config.optim.steps) == ("a green car", 1000)
+    assert "(threestudio), system.geometry: ignored radius, pos_encoding_config" in capsys.readouterr().err
+
+
+def test_doctor_tells_what_it_ignores_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--config", str(written(tmp_path)), "prior.manifest=/nowhere.json"]) == 1
+    assert "theirs.yaml (threestudio), trainer: ignored precision" in capsys.readouterr().err
 
 
 def test_the_real_files_are_read() -> None:

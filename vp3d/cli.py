@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vp3d import __version__
-from vp3d.config import PRESETS, Config, expand, load_config, locate
+from vp3d.config import PRESETS, Config, build_config, expand, load_config, locate
 from vp3d.errors import UserError
 from vp3d.threestudio_config import read_layers
 
@@ -259,8 +259,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
     named = [] if prompt is None else [f"prompt={prompt}"]
     files = [locate(file) for file in arguments.config]
     overrides = named + option_overrides(arguments) + overrides
-    config = load_config(arguments.preset, files, overrides)
-    tell_ignored(files, overrides)
+    config = read_config(arguments.preset, files, overrides)
     if not config.prompt.strip():
         raise UserError('the prompt is empty; say what to make: launch.py "a red mushroom with a white stem"')
     check_text(config.prompt, "prompt")
@@ -272,10 +271,13 @@ def config_of(arguments: argparse.Namespace) -> Config:
     return config
 
 
-def tell_ignored(files: list[Path], overrides: list[str]) -> None:
-    """Say on stderr what was left out or changed of settings in threestudio's files: a line for each group of keys."""
-    for note in read_layers(files, overrides).notes:
+def read_config(preset: str | None, files: list[Path], overrides: list[str]) -> Config:
+    """`load_config`, and on stderr a line for each group of keys in threestudio's files that was left out or changed."""
+    found = read_layers(files, overrides)
+    config = build_config(preset, found.layers)
+    for note in found.notes:
         sys.stderr.write(f"vp3d: {note}\n")
+    return config
 
 
 def check_text(text: str, name: str) -> None:
@@ -335,8 +337,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Make and judge a suite of prompts, or judge a folder of meshes; prints the tables and the page's path."""
     overrides = only_overrides(arguments)
     files = [locate(file) for file in arguments.config]
-    load_config(arguments.preset, files, overrides)
-    tell_ignored(files, overrides)
+    read_config(arguments.preset, files, overrides)
     idle = next((word for word in overrides if word.partition("=")[0] in ("prompt", "seed", "preset", "output_dir")), None)
     if idle is not None:
         raise UserError(f"'{idle}' is not for a suite: prompts and seeds are its own; see --preset, --seeds and --work")
@@ -364,7 +365,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Say what works on this machine."""
-    config = load_config(None, [locate(file) for file in arguments.config], only_overrides(arguments))
+    config = read_config(None, [locate(file) for file in arguments.config], only_overrides(arguments))
     from vp3d.doctor import healthy, report, run_checks
 
     checks = run_checks(config)
