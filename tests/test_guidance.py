@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.tiny_models import tiny_prior_config
 from vp3d.config import GuidanceConfig, PriorConfig, Schedule, ViewGate
 from vp3d.diffusion.prior import Prior, load_prior
-from vp3d.diffusion.schedule import sample_t
+from vp3d.diffusion.schedule import add_noise, sample_t, x0_from_epsilon
 from vp3d.guidance import Condition, Guidance, build_condition, sds_loss
 from vp3d.types import Camera, UserError
 
@@ -177,15 +177,14 @@ def test_std_rescale_takes_the_spread_of_the_unguided_estimate(prior: Prior, con
     configs = {share: dataclasses.replace(HALF, guidance_scale=30.0, rescale=share) for share in (0.0, 0.5, 1.0)}
     configs[-1.0] = dataclasses.replace(HALF, guidance_scale=1.0)  # no guidance: the reference
     found = {s: Guidance(prior, c).estimate(latents, CAMERA, condition, 0.0, seeded()) for s, c in configs.items()}
-    std = {share: estimate.x0.std(dim=(1, 2, 3)) for share, estimate in found.items()}
+    std = {}
+    for share, estimate in found.items():
+        bar = prior.alpha_bar[estimate.t]
+        noised = add_noise(latents, estimate.noise, bar)
+        std[share] = x0_from_epsilon(noised, estimate.e_hat, bar).std(dim=(1, 2, 3))
     torch.testing.assert_close(std[1.0], std[-1.0], rtol=1e-3, atol=0)
     torch.testing.assert_close(std[0.5], 0.5 * (std[0.0] + std[1.0]), rtol=1e-3, atol=0)
     assert (std[0.0] - std[1.0]).abs().min() > 1e-3
-    for estimate in found.values():  # e_hat and x0 stay two readings of one thing
-        bar = prior.alpha_bar[estimate.t][:, None, None, None]
-        noised = bar.sqrt() * latents + (1 - bar).sqrt() * estimate.noise
-        rebuilt = bar.sqrt() * estimate.x0 + (1 - bar).sqrt() * estimate.e_hat
-        torch.testing.assert_close(rebuilt, noised, atol=1e-4, rtol=1e-3)
 
 
 def test_conditions_hold_every_view_word_of_the_prompt(prior: Prior, condition: Condition) -> None:
@@ -196,13 +195,6 @@ def test_conditions_hold_every_view_word_of_the_prompt(prior: Prior, condition: 
     everywhere = torch.arange(-360.0, 360.0, 7.5)
     assert len(condition.text_for(everywhere, everywhere / 5)) == len(everywhere)
     assert not condition.image.requires_grad and not condition.null.tokens.requires_grad
-
-
-def test_preview_is_an_image_of_the_priors_size_without_gradient(prior: Prior, condition: Condition) -> None:
-    rgb = RGB.clone().requires_grad_()
-    image = Guidance(prior, HALF).preview(rgb, CAMERA, condition, 0.5, seeded())
-    assert image.shape == (3, 3, 32, 32) and not image.requires_grad
-    assert image.min() >= 0 and image.max() <= 1 and image.std() > 0
 
 
 def test_works_with_autoencoder_kl_and_v_prediction(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -62,14 +62,12 @@ class Condition:
 class Estimate:
     """What the prior says of a batch of noised latents; no gradient.
 
-    t [B] int64; noise, e_hat, x0 [B, 4, h, w] latents, x0 the clean latents that e_hat implies; weight [B] is w(t);
-    lam [B] the strength of the image branch.
+    t [B] int64; noise and the guided noise e_hat [B, 4, h, w]; weight [B] is w(t); lam [B] the strength of the image branch.
     """
 
     t: Tensor
     noise: Tensor
     e_hat: Tensor
-    x0: Tensor
     weight: Tensor
     lam: Tensor
 
@@ -152,19 +150,10 @@ class Guidance:
             others = [predictions[branch] for branch in OTHERS]
             against = view_negatives(camera.azimuth_deg)[1].to(prior.device)
             e_hat = e_hat - strength * perp_neg(predictions["null"], conditioned, others, against)
-        x0 = x0_from_epsilon(noised, e_hat, alpha_bar)
         if config.rescale > 0.0:
-            x0 = rescale_std(x0, x0_from_epsilon(noised, conditioned, alpha_bar), config.rescale)
-            e_hat = epsilon_from_x0(noised, x0, alpha_bar)
-        return Estimate(t, noise, e_hat, x0, sds_weight(alpha_bar, config.weighting), lam)
-
-    @torch.no_grad()
-    def preview(
-        self, rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
-    ) -> Tensor:
-        """What the prior would like B views rgb [B, 3, H, W] in [0, 1] to be: the decoded x0 estimate, same range."""
-        estimate = self.estimate(self.prior.encode_images(rgb), camera, condition, progress, generator)
-        return self.prior.decode(estimate.x0)
+            x0, reference = (x0_from_epsilon(noised, epsilon, alpha_bar) for epsilon in (e_hat, conditioned))
+            e_hat = epsilon_from_x0(noised, rescale_std(x0, reference, config.rescale), alpha_bar)
+        return Estimate(t, noise, e_hat, sds_weight(alpha_bar, config.weighting), lam)
 
     def _negatives(self, camera: Camera, condition: Condition) -> dict[Branch, TextEmbedding]:
         """The texts that Perp-Neg holds against B views: the prompt as told for two neighbouring ones."""

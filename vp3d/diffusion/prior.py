@@ -186,7 +186,7 @@ class Prior:
         for i, t in enumerate(timesteps):
             batch_t = t.expand(len(prompts))
             epsilon = combine(self.predict_branches(texts, latents, batch_t, image, gates), weights)
-            latents, _ = ddim_step(latents, epsilon, levels[i].expand(len(prompts)), levels[i + 1].expand(len(prompts)))
+            latents = ddim_step(latents, epsilon, levels[i].expand(len(prompts)), levels[i + 1].expand(len(prompts)))
             if on_step is not None:
                 on_step(i + 1, steps)
         return self.decode(latents)

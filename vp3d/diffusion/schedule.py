@@ -136,26 +136,9 @@ def ddim_timesteps(train_steps: int, steps: int) -> Tensor:
     return torch.arange(train_steps, 0, -train_steps / steps, dtype=torch.float64).round().long()[:steps] - 1
 
 
-def ddim_step(
-    x_t: Tensor,
-    epsilon: Tensor,
-    alpha_bar: Tensor,
-    alpha_bar_next: Tensor,
-    eta: float = 0.0,
-    noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One DDIM step (Song et al., arXiv 2010.02502, equation 12): (x at the next, cleaner level; the x0 estimate).
+def ddim_step(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> Tensor:
+    """One deterministic DDIM step (Song et al., arXiv 2010.02502, equation 12 with sigma 0): x at the next, cleaner level.
 
-    x_t, epsilon, noise [B, C, H, W]; alpha_bar of this level and the next [B], the latter 1 for the last step.
-    eta 0 is deterministic; eta 1 is ancestral sampling and needs `noise` ~ N(0, 1).
+    x_t, epsilon [B, C, H, W]; alpha_bar of this level and the next [B], the latter 1 for the last step.
     """
-    x0 = x0_from_epsilon(x_t, epsilon, alpha_bar)
-    ratio = (1.0 - alpha_bar_next) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_next)
-    spread = eta * ratio.clamp_min(0.0).sqrt()[:, None, None, None]
-    alpha, sigma = alpha_sigma(alpha_bar_next)
-    x_next = alpha * x0 + (sigma**2 - spread**2).clamp_min(0.0).sqrt() * epsilon
-    if eta > 0.0:
-        if noise is None:
-            raise ValueError("ddim_step with eta > 0 needs noise")
-        x_next = x_next + spread * noise
-    return x_next, x0
+    return add_noise(x0_from_epsilon(x_t, epsilon, alpha_bar), epsilon, alpha_bar_next)
