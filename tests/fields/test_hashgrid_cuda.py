@@ -59,8 +59,9 @@ for kernel, more, extra in (
 ):
     fixed = {**constants, **extra}
     signature = {**shared, **more, "count": "i32", **dict.fromkeys(fixed, "constexpr")}
-    built = triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=fixed), target=GPUTarget("cuda", 80, 32))
-    print(len(built.asm["cubin"]))
+    for capability in (75, 80, 90):
+        source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+        print(len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]))
 """
 
 
@@ -69,7 +70,7 @@ for kernel, more, extra in (
 def test_kernels_compile_for_a_gpu_without_one() -> None:
     done = run_python("-c", COMPILE, TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 2 and all(int(size) > 1000 for size in done.stdout.split())
+    assert len(done.stdout.split()) == 6 and all(int(size) > 1000 for size in done.stdout.split())
 
 
 def test_a_correct_look_up_passes_and_wrong_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

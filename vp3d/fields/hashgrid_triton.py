@@ -40,20 +40,36 @@ def _axis(
 
 
 @triton.jit
-def _weights(
-    u: tl.tensor, v: tl.tensor, w: tl.tensor, CORNER: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Linear weights along x, y and z of corner CORNER (bit 0 is x) for places u, v, w in [0, 1]."""
-    return u if CORNER & 1 else 1.0 - u, v if (CORNER >> 1) & 1 else 1.0 - v, w if CORNER >> 2 else 1.0 - w
-
-
-@triton.jit
 def _row(x: tl.tensor, y: tl.tensor, z: tl.tensor, resolution: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
     """Row of a node in its level's table: direct where all nodes fit, else the spatial hash."""
     side = resolution + 1
     direct = x + side * (y + side * z)
     hashed = x.to(tl.uint32) ^ (y.to(tl.uint32) * PRIME_Y) ^ (z.to(tl.uint32) * PRIME_Z)
     return tl.where(side * side * side <= SIZE, direct, (hashed & (SIZE - 1)).to(tl.int32))
+
+
+@triton.jit
+def _points(count: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """This program's level, the numbers of its points (int64), and which of them there are."""
+    point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return tl.program_id(1), point, point < count
+
+
+@triton.jit
+def _corner(
+    x: tl.tensor,
+    y: tl.tensor,
+    z: tl.tensor,
+    u: tl.tensor,
+    v: tl.tensor,
+    w: tl.tensor,
+    resolution: tl.tensor,
+    CORNER: tl.constexpr,
+    SIZE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Row of corner CORNER (bit 0 is x) of cell x, y, z, and its linear weights along each axis for places u, v, w in [0, 1]."""
+    row = _row(x + (CORNER & 1), y + ((CORNER >> 1) & 1), z + (CORNER >> 2), resolution, SIZE)
+    return row, u if CORNER & 1 else 1.0 - u, v if (CORNER >> 1) & 1 else 1.0 - v, w if CORNER >> 2 else 1.0 - w
 
 
 @triton.jit
@@ -69,9 +85,7 @@ def _forward(
     BLOCK: tl.constexpr,
 ) -> None:
     """out[point, level, f] = sum over the 8 corners of weight * table[level, row, f]."""
-    level = tl.program_id(1)
-    point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    alive = point < count
+    level, point, alive = _points(count, BLOCK)
     resolution = tl.load(resolution_ptr + level)
     x, u, _ = _axis(x_ptr, point, alive, resolution, 0)
     y, v, _ = _axis(x_ptr, point, alive, resolution, 1)
@@ -81,8 +95,7 @@ def _forward(
     for feature in tl.static_range(FEATURES):
         total = tl.zeros([BLOCK], dtype=tl.float32)
         for corner in tl.static_range(8):
-            a, b, c = _weights(u, v, w, corner)
-            row = _row(x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2), resolution, SIZE)
+            row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
             total += a * b * c * tl.load(table + row * FEATURES + feature, mask=alive, other=0.0).to(tl.float32)
         tl.store(out + feature, total, mask=alive)
 
@@ -103,9 +116,7 @@ def _backward(
     WANT_X: tl.constexpr,
 ) -> None:
     """Adds weight * grad to the rows of grad_table, and with WANT_X the derivative by the point to grad_x."""
-    level = tl.program_id(1)
-    point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    alive = point < count
+    level, point, alive = _points(count, BLOCK)
     resolution = tl.load(resolution_ptr + level)
     x, u, free_x = _axis(x_ptr, point, alive, resolution, 0)
     y, v, free_y = _axis(x_ptr, point, alive, resolution, 1)
@@ -117,8 +128,7 @@ def _backward(
     for feature in tl.static_range(FEATURES):
         grad = tl.load(grad_ptr + (point * LEVELS + level) * FEATURES + feature, mask=alive, other=0.0)
         for corner in tl.static_range(8):
-            a, b, c = _weights(u, v, w, corner)
-            row = _row(x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2), resolution, SIZE)
+            row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
             entry = offset + row * FEATURES + feature
             tl.atomic_add(grad_table_ptr + entry, a * b * c * grad, mask=alive, sem="relaxed")
             if WANT_X:
