@@ -29,7 +29,7 @@ from vp3d.export.verify import verify_export
 from vp3d.export.writers import WRITERS, fit_to_cube, read_mesh
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import Field, build_field
-from vp3d.guidance import Guidance, build_condition
+from vp3d.guidance import Condition, Guidance, build_condition
 from vp3d.out_of_memory import told_out_of_memory
 from vp3d.prompts import (
     all_views,
@@ -45,7 +45,7 @@ from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
 from vp3d.run_folder import RunFolder, check_output
 from vp3d.train import loop
-from vp3d.train.coarse import Coarse, Reward, make_generators, part
+from vp3d.train.coarse import Coarse, Reward, make_generator, make_generators, part
 from vp3d.train.memory import fit_to_memory, free_memory_gb
 from vp3d.types import Asset, Camera, to_images
 from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt
@@ -181,7 +181,7 @@ def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: t
     if (run.visual_prompt / "scores.json").is_file():
         return load_visual_prompt(run)
     say("visual prompt: " + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}"))
-    generator = make_generators(config.seed, ["visual_prompt"])["visual_prompt"]
+    generator = make_generator(config.seed, "visual_prompt")
     prior = drawing_prior(config, models, device)
     return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
 
@@ -200,8 +200,7 @@ def drawing_prior(config: Config, models: Models, device: torch.device) -> Prior
 
 def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, run: RunFolder, device: torch.device) -> Coarse:
     """The coarse stage: field, guidance, condition, rewards and generators."""
-    shown = visual_prompt.rgb if config.prior.ip_adapter else None
-    condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown, models.debiased)
+    condition = find_condition(config, models, visual_prompt)
     if models.debiased:
         run.event("debias", prompts=models.debiased)
     field = make_field(config, device)
@@ -209,6 +208,12 @@ def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, ru
     rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))
     march = choose_march(config, device)
     return Coarse(config, field, guidance, condition, rewards, make_generators(config.seed), teller(run), march)
+
+
+def find_condition(config: Config, models: Models, visual_prompt: VisualPrompt) -> Condition:
+    """The prompts and the visual prompt encoded; a prior without IP-Adapter is not shown the picture."""
+    shown = visual_prompt.rgb if config.prior.ip_adapter else None
+    return build_condition(models.prior, config.prompt, config.negative_prompt, shown, models.debiased)
 
 
 def teller(run: RunFolder) -> Callable[..., None]:
@@ -233,7 +238,7 @@ def choose_march(config: Config, device: torch.device) -> March:
 
 def make_field(config: Config, device: torch.device) -> Field:
     """The initial field of a run on `device`; a hash grid on a CUDA device looks up by what works fastest there."""
-    field = build_field(config.field, make_generators(config.seed, ["field"])["field"]).to(device)
+    field = build_field(config.field, make_generator(config.seed, "field")).to(device)
     if isinstance(field, HashGridField) and device.type == "cuda":
         from vp3d.fields.hashgrid_cuda import accelerate  # GPU-only code: imported only when used
 

@@ -21,6 +21,8 @@ from threestudio.utils.config import config_to_primitive
 
 from .views import ViewLosses, as_views, build_losses, build_rewards, read_settings
 
+CAMERAS = ("elevation", "azimuth", "camera_distances", "fovy")  # what of a batch says where views are taken from
+
 
 @dataclass
 class Prompts:
@@ -118,15 +120,7 @@ class VP3DRewards(VP3DGuidance):
         super().configure()
         self.base = threestudio.find(self.cfg.base_type)(self.cfg.base)
 
-    def __call__(
-        self,
-        rgb: Tensor,
-        prompt_utils: Any,
-        elevation: Tensor,
-        azimuth: Tensor,
-        camera_distances: Tensor,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """What the other guidance returns, and loss_NAME and reward_NAME of each reward."""
-        views = (rgb, prompt_utils, elevation, azimuth, camera_distances)
-        return {**self.base(*views, **kwargs), **super().__call__(*views, fovy=kwargs.get("fovy"))}
+    def __call__(self, rgb: Tensor, prompt_utils: Any, **batch: Any) -> dict[str, Any]:
+        """What the other guidance returns of views [B, H, H, 3] in [0, 1], and loss_NAME and reward_NAME of each reward."""
+        cameras = {name: batch[name] for name in CAMERAS if name in batch}
+        return {**self.base(rgb, prompt_utils, **batch), **super().__call__(rgb, prompt_utils, **cameras)}

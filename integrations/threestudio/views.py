@@ -16,12 +16,12 @@ from torch import Tensor
 from vp3d import pipeline
 from vp3d.config import Config, build_config, locate
 from vp3d.errors import UserError
-from vp3d.guidance import Condition, Guidance, build_condition
+from vp3d.guidance import Condition, Guidance
 from vp3d.rewards.build import load_judges
 from vp3d.rewards.term import reward_term
 from vp3d.run_folder import RunFolder
 from vp3d.strict import read_file
-from vp3d.train.coarse import Reward, make_generators
+from vp3d.train.coarse import Reward, make_generator
 from vp3d.types import Camera
 from vp3d.visual_prompt import make_visual_prompt
 
@@ -82,11 +82,10 @@ def build_losses(config: Config, device: torch.device) -> ViewLosses:
     pipeline.check_request(config, new=True)
     models = pipeline.load_models(config, device)
     run = RunFolder.create(config)
-    picture = pipeline.find_visual_prompt(config, models, run, device).rgb
-    shown = picture if config.prior.ip_adapter else None
-    condition = build_condition(models.prior, config.prompt, config.negative_prompt, shown, models.debiased)
-    rewards = active(pipeline.build_rewards(config, models.judges, picture.to(device)))
-    return ViewLosses(Guidance(models.prior, config.guidance), condition, rewards, noise_generator(config))
+    visual_prompt = pipeline.find_visual_prompt(config, models, run, device)
+    condition = pipeline.find_condition(config, models, visual_prompt)
+    rewards = active(pipeline.build_rewards(config, models.judges, visual_prompt.rgb.to(device)))
+    return ViewLosses(Guidance(models.prior, config.guidance), condition, rewards, make_generator(config.seed, "noise"))
 
 
 def build_rewards(config: Config, device: torch.device) -> ViewLosses:
@@ -94,12 +93,13 @@ def build_rewards(config: Config, device: torch.device) -> ViewLosses:
     judges = load_judges(config.rewards, config.prior.manifest, device)
     picture = torch.full((1, 3, 32, 32), config.visual_prompt.ground)  # stands in where no reward looks at it
     if config.image:
-        generator = make_generators(config.seed, ["visual_prompt"])["visual_prompt"]
+        generator = make_generator(config.seed, "visual_prompt")
         run = RunFolder.create(config)
         picture = make_visual_prompt(Nobody(), judges.text, config.prompt, config, run, generator).rgb
     elif config.rewards.image_image.weight > 0.0:
         raise UserError(NO_PICTURE)
-    return ViewLosses(None, None, active(pipeline.build_rewards(config, judges, picture.to(device))), noise_generator(config))
+    rewards = active(pipeline.build_rewards(config, judges, picture.to(device)))
+    return ViewLosses(None, None, rewards, make_generator(config.seed, "noise"))
 
 
 class Nobody:
@@ -115,8 +115,3 @@ class Nobody:
 def active(rewards: dict[str, Reward]) -> dict[str, Reward]:
     """Those with a weight; how much they count is said by threestudio's `system.loss`."""
     return {name: reward for name, reward in rewards.items() if reward.config.weight > 0.0}
-
-
-def noise_generator(config: Config) -> torch.Generator:
-    """The generator of the guidance, seeded by `config.seed`."""
-    return make_generators(config.seed, ["noise"])["noise"]

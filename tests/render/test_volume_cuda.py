@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu_guard import cuda_package_here
+from tests.gpu_guard import cuda_package_here, installed
 from vp3d.config import FieldConfig, RenderConfig
 from vp3d.errors import UserError
 from vp3d.fields.nerf import build_field
@@ -79,21 +79,28 @@ def test_rays_are_handed_over_so_that_the_samples_are_ours(jittered: bool) -> No
     assert ((cells - cells.round()).abs().amin(-1) < 1e-4).all() and len(different) < 0.02 * len(ours)  # on a cell's border
 
 
-def test_edges_empty_rays_nothing_occupied_and_no_grid() -> None:
+def check_edges(march: March, device: torch.device) -> None:
+    """Rays that miss, a grid with nothing in it, no grid, and no rays: the samples, the picture and finite gradients."""
     miss = Rays(torch.tensor([[3.0, 0, 0]]).expand(4, 3), torch.tensor([[1.0, 0, 0]]).expand(4, 3))
     nothing = OccupancyGrid(CONFIG)
     nothing.mask.fill_(False)
     for rays, occupancy in ((miss, half_empty()), (some_rays(), nothing), (some_rays(), None), (some_rays()[:0], half_empty())):
+        rays = Rays(rays.origins.to(device), rays.directions.to(device))
+        occupancy = None if occupancy is None else occupancy.to(device)
         start, step = ray_bins(rays, SAMPLES, None)
         if len(rays):
-            ours, theirs = (m.occupied(rays, start, step, SAMPLES, occupancy) for m in (DENSE, SLOW))
+            ours, theirs = (m.occupied(rays, start, step, SAMPLES, occupancy) for m in (DENSE, march))
             assert torch.equal(ours, theirs)
-        field = build_field(FieldConfig(kind="hashgrid", resolution=16, levels=1, log2_table=8), seeded())
-        a, b = (render_rays(field, rays, CONFIG, occupancy, march=march) for march in (DENSE, SLOW))
+        field = build_field(FieldConfig(kind="hashgrid", resolution=16, levels=1, log2_table=8), seeded()).to(device)
+        a, b = (render_rays(field, rays, CONFIG, occupancy, march=m) for m in (DENSE, march))
         torch.testing.assert_close(a.rgb, b.rgb, atol=1e-6, rtol=1e-5)
         if len(rays):
             b.rgb.sum().backward()
             assert all(p.grad is not None and p.grad.isfinite().all() for p in field.parameters())
+
+
+def test_edges_empty_rays_nothing_occupied_and_no_grid() -> None:
+    check_edges(SLOW, CPU)
 
 
 def test_packed_sums_are_the_dense_ones_with_their_gradient() -> None:
@@ -126,8 +133,15 @@ def test_without_a_gpu_nerfacc_is_not_touched() -> None:
         volume_cuda.nerfacc_march(CPU)
 
 
+@pytest.mark.skipif(installed("nerfacc"), reason="nerfacc is installed, and importing it may start a build")
+def test_nerfacc_that_is_asked_for_and_not_there_is_one_line() -> None:
+    with pytest.raises(UserError, match="cuda.compositor=nerfacc does not work here .*nerfacc.*; use cuda.compositor=torch$"):
+        volume_cuda.nerfacc_march(torch.device("cuda"))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(bool(cuda_package_here("nerfacc")), reason=cuda_package_here("nerfacc") or "it is there")
 def test_nerfacc_gives_our_pictures_and_gradients() -> None:
     march = volume_cuda.nerfacc_march(torch.device("cuda"))
     assert volume_cuda.check_march(march, torch.device("cuda")) == ""
+    check_edges(march, torch.device("cuda"))

@@ -18,7 +18,7 @@ from vp3d.guidance import Condition
 from vp3d.render.camera import ring
 from vp3d.run_folder import RunFolder
 from vp3d.train import checkpoint, loop
-from vp3d.train.coarse import Coarse, Reward, make_generators
+from vp3d.train.coarse import Coarse, Reward, make_generator, make_generators
 from vp3d.types import Camera
 
 Terms = dict[str, Tensor]
@@ -60,7 +60,7 @@ def failing_at(calls: range) -> Callable[..., Terms]:
 
 
 def make_stage(config: Config, run: RunFolder, guidance: Callable[..., Terms] = towards_red) -> Coarse:
-    field = build_field(config.field, make_generators(config.seed, ["field"])["field"])
+    field = build_field(config.field, make_generator(config.seed, "field"))
     nothing = torch.zeros(1, 1, 1)
     redness = Reward(lambda rgb, target: (rgb[:, 0] - target).mean((1, 2)), lambda camera: nothing, config.rewards.text_image)
     return Coarse(config, field, guidance, NOTHING, {"text_image": redness}, make_generators(config.seed), run.event)
@@ -132,11 +132,11 @@ def test_no_clipping_at_zero(tmp_path: Path) -> None:
 
 def test_streams_depend_on_seed_and_name_alone() -> None:
     draw = {name: torch.rand(4, generator=g) for name, g in make_generators(7).items()}
-    alone = torch.rand(4, generator=make_generators(7, ["noise"])["noise"])
+    alone = torch.rand(4, generator=make_generator(7, "noise"))
     assert torch.equal(draw["noise"], alone)
     assert len({tuple(values.tolist()) for values in draw.values()}) == len(draw)
-    assert not torch.equal(alone, torch.rand(4, generator=make_generators(8, ["noise"])["noise"]))
-    make_generators(2**63 - 1)
+    assert not torch.equal(alone, torch.rand(4, generator=make_generator(8, "noise")))
+    make_generator(2**63 - 1, "noise")
 
 
 def test_rates_fall_by_cosine_to_their_final_share(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vp3d.guidance import Condition
 from vp3d.run_folder import RunFolder
 from vp3d.train import loop
 from vp3d.train.checkpoint import config_hash
-from vp3d.train.coarse import Coarse, make_generators
+from vp3d.train.coarse import Coarse, make_generator, make_generators
 from vp3d.train.memory import GIB, PROFILES, fit_to_memory, free_memory_gb, profile_for
 from vp3d.types import Camera
 
@@ -111,7 +111,7 @@ class OutOfMemory:
 
 def run_with(config: Config, guidance: Callable[..., Terms]) -> tuple[RunFolder, dict[str, Tensor], Coarse]:
     run = RunFolder.create(config)
-    field = build_field(config.field, make_generators(config.seed, ["field"])["field"])
+    field = build_field(config.field, make_generator(config.seed, "field"))
     stage = Coarse(config, field, guidance, NOTHING, {}, make_generators(config.seed), pipeline.teller(run))
     loop.run(stage, config, run, threading.Event())
     found = loop.load_checkpoint(run)

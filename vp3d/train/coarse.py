@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +47,15 @@ class Reward:
     ground: float | None = None
 
 
-def make_generators(seed: int, names: Sequence[str] = GENERATORS) -> dict[str, torch.Generator]:
-    """A CPU generator for each purpose; its stream depends on the run's seed and its own name alone."""
+def make_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator for one purpose; its stream depends on the run's seed and the purpose's name alone."""
+    stream = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(stream)
 
-    def stream(name: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
 
-    return {name: torch.Generator().manual_seed(stream(name)) for name in names}
+def make_generators(seed: int) -> dict[str, torch.Generator]:
+    """One of `GENERATORS` each."""
+    return {name: make_generator(seed, name) for name in GENERATORS}
 
 
 class Coarse:
