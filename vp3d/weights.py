@@ -383,6 +383,19 @@ def local_weights(place: str, key: str) -> Path:
     return Path(found)
 
 
+def read_whole(kind: Any, folder: str | Path, **options: Any) -> Any:
+    """A model of transformers' class `kind`, from safetensors; `options` as its `from_pretrained` has them.
+
+    ValueError for a tensor that the file lacks, or has in another shape: transformers would make it up at random.
+    """
+    options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, notes = kind.from_pretrained(folder, **options)
+    wrong = [*notes["missing_keys"], *(name for name, *_ in notes["mismatched_keys"])]
+    if wrong:
+        raise ValueError(f"its weights are another model's: {wrong[0]} is missing or has another shape")
+    return model
+
+
 def missing_files(name: str, folder: Path) -> list[str]:
     """Paths of a table model that are not in `folder`."""
     model = MODELS[name]

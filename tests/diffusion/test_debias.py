@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vp3d.diffusion.debias import DIRECTIONS, debiased_prompts, view_probabilities, view_ratios
 from vp3d.prompts import all_views
@@ -95,6 +97,23 @@ def test_probabilities_add_up_whatever_the_length(bert: Path) -> None:
     both = view_probabilities(tokenizer, model, ["a dog", PROMPT])
     torch.testing.assert_close(both.sum(1), torch.ones(2))
     torch.testing.assert_close(both[:1], view_probabilities(tokenizer, model, ["a dog"]), atol=1e-5, rtol=1e-4)
+
+
+def test_the_names_in_the_published_file_are_read(bert: Path, tmp_path: Path) -> None:
+    """bert-base-uncased still has TensorFlow's gamma and beta; a tensor it lacks is refused, not made up."""
+    shutil.copytree(bert, tmp_path / "bert")
+    file = tmp_path / "bert" / "model.safetensors"
+    names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    state = load_file(file)
+    for new, old in names.items():
+        state = {name.replace(new, old): value for name, value in state.items()}
+    assert any(name.endswith("gamma") for name in state)
+    save_file(state, file, metadata={"format": "pt"})
+    assert debiased_prompts(PROMPT, str(tmp_path / "bert")) == debiased_prompts(PROMPT, str(bert))
+    del state["bert.embeddings.word_embeddings.weight"]
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="cannot load the language model .*word_embeddings.weight"):
+        debiased_prompts(PROMPT, str(tmp_path / "bert"))
 
 
 def test_unfit_language_models_are_refused(bert: Path, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import (
     LARGE_WIDTH,
@@ -231,6 +233,71 @@ def test_the_encoder_that_belongs_to_an_adapter_is_named(configs: dict[str, Prio
         folder = save_ip_adapter(tmp_path / name, width, kind="sdxl", plus=plus, projection=projection)
         with pytest.raises(UserError, match=message):
             load_prior(dataclasses.replace(configs["sdxl"], ip_adapter=str(folder), manifest=""))
+
+
+def change(file: Path, names: Callable[[str], str], more: dict[str, torch.Tensor]) -> None:
+    """Rename the tensors of a safetensors file and add `more`."""
+    renamed = {names(name): tensor for name, tensor in load_file(file).items()}
+    save_file(renamed | more, file, metadata={"format": "pt"})
+
+
+def published_attention(name: str) -> str:
+    """As the files of Stable Diffusion's autoencoder call the one attention in their middle."""
+    for ours, theirs in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        name = name.replace(f"mid_block.attentions.0.{ours}.", f"mid_block.attentions.0.{theirs}.")
+    return name
+
+
+def test_the_names_in_the_published_files_are_read(tmp_path: Path) -> None:
+    """Those of 2022, which today's libraries no longer write: `text_model.` before every name, `position_ids`, query and key."""
+    config = dataclasses.replace(tiny_prior_config(tmp_path, "kl", kind="sdxl", plus=True), manifest="")
+    before, pipeline = load_prior(config), Path(config.path)
+    ids = torch.arange(77)[None]
+    for name in ("text_encoder", "text_encoder_2"):
+        file = pipeline / name / "model.safetensors"
+        change(file, lambda n: f"text_model.{n.removeprefix('text_model.')}" if n != "text_projection.weight" else n, {})
+        change(file, str, {"text_model.embeddings.position_ids": ids})
+        assert all(n.startswith("text_") for n in load_file(file))
+    autoencoder = pipeline / "vae" / "diffusion_pytorch_model.safetensors"
+    change(autoencoder, published_attention, {})
+    assert "encoder.mid_block.attentions.0.proj_attn.weight" in load_file(autoencoder)
+    encoder = Path(config.ip_adapter) / "models" / "image_encoder" / "model.safetensors"
+    change(encoder, str, {"vision_model.embeddings.position_ids": ids[:, :17]})
+    after = load_prior(config)
+    told, read = before.encode_text(["a cat"]), after.encode_text(["a cat"])
+    assert torch.equal(told.tokens, read.tokens) and torch.equal(told.pooled, read.pooled)
+    assert torch.equal(before.encode_images(PICTURE), after.encode_images(PICTURE))
+    assert torch.equal(before.decode(torch.ones(1, 4, 16, 16)), after.decode(torch.ones(1, 4, 16, 16)))
+    assert torch.equal(before.embed_visual_prompt(PICTURE), after.embed_visual_prompt(PICTURE))
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("pipeline/text_encoder/model.safetensors", "encoder.layers.1.self_attn.v_proj.weight"),
+        ("pipeline/text_encoder_2/model.safetensors", "text_projection.weight"),
+        ("pipeline/unet/diffusion_pytorch_model.safetensors", "conv_out.weight"),
+        ("pipeline/vae/diffusion_pytorch_model.safetensors", "decoder.layers.0.bias"),
+        ("ip_adapter/models/image_encoder/model.safetensors", "visual_projection.weight"),
+        ("ip_adapter/models/ip-adapter_toybox.safetensors", "image_proj.norm_out.bias"),  # diffusers does not say which
+    ],
+)
+def test_a_tensor_that_is_missing_or_of_another_shape_is_refused_and_not_made_up(
+    configs: dict[str, PriorConfig], tmp_path: Path, file: str, tensor: str
+) -> None:
+    places = {"pipeline": configs["sdxl-plus"].path, "ip_adapter": configs["sdxl-plus"].ip_adapter}
+    for name, place in places.items():
+        shutil.copytree(place, tmp_path / name)
+    changes = {"path": str(tmp_path / "pipeline"), "ip_adapter": str(tmp_path / "ip_adapter"), "manifest": ""}
+    config = dataclasses.replace(configs["sdxl-plus"], **changes)
+    whole = load_file(tmp_path / file)
+    lacking = {name: value for name, value in whole.items() if name != tensor}
+    assert len(lacking) == len(whole) - 1
+    for broken in (lacking, whole | {tensor: torch.zeros([size + 1 for size in whole[tensor].shape])}):
+        save_file(broken, tmp_path / file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=f"^cannot load the .*({tensor}|IP-Adapter /)") as caught:
+            load_prior(config)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_adapter_for_another_network_is_refused(configs: dict[str, PriorConfig]) -> None:

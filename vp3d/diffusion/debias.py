@@ -22,7 +22,7 @@ from vp3d import torch_compat  # noqa: F401  (before transformers, which imports
 from vp3d.diffusion.prior import readable
 from vp3d.prompts import all_views, normalize_prompt, strip_view
 from vp3d.types import UserError
-from vp3d.weights import find_weights
+from vp3d.weights import find_weights, read_whole
 
 import transformers  # isort: skip
 
@@ -76,10 +76,11 @@ def _direction(view: str) -> str:
 def _load(place: str) -> tuple[Any, Any]:
     """Tokenizer and masked language model; UserError for what is missing, not safetensors, or knows no word for a view."""
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # it reports what a file has beyond this model, or lacks
     source, local = find_weights(place, "guidance.debias")
     with readable(f"the language model {place}", "guidance.debias"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model = transformers.AutoModelForMaskedLM.from_pretrained(source, local_files_only=local, use_safetensors=True)
+        model = read_whole(transformers.AutoModelForMaskedLM, source, local_files_only=local)
     ids = tokenizer.convert_tokens_to_ids(list(DIRECTIONS))
     if tokenizer.mask_token is None or any(i is None or i == tokenizer.unk_token_id for i in ids):
         raise UserError(

@@ -30,7 +30,7 @@ from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.manifest import verify_files
 from vp3d.out_of_memory import is_out_of_memory
 from vp3d.types import UserError
-from vp3d.weights import find_weights
+from vp3d.weights import find_weights, read_whole
 
 import diffusers  # isort: skip
 import transformers  # isort: skip
@@ -253,6 +253,7 @@ def load_prior(
     diffusers.utils.logging.set_verbosity_error()  # it warns of every AutoencoderTiny; what matters is raised below
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     pipe = _load_pipeline(config)
     _check_pipeline(pipe, config)
     encoder = _load_adapter(pipe, config) if config.ip_adapter else None
@@ -269,7 +270,8 @@ def load_prior(
 def _load_pipeline(config: PriorConfig) -> Any:
     source, local = find_weights(config.path, "prior.path")
     with readable(f"the pipeline {config.path}", "prior.path"):
-        kind = diffusers.DiffusionPipeline.load_config(source, local_files_only=local).get("_class_name")
+        index = diffusers.DiffusionPipeline.load_config(source, local_files_only=local)
+    kind = index.get("_class_name")
     if kind not in ADDED:
         raise UserError(f"prior.path {config.path} holds a {kind}: use a {' or a '.join(ADDED)}")
     parts: dict[str, Any] = {"add_watermarker": False}
@@ -277,15 +279,16 @@ def _load_pipeline(config: PriorConfig) -> Any:
         parts = {"safety_checker": None, "requires_safety_checker": False}
     if config.vae:
         parts["vae"] = _load_autoencoder(config)
+    options = {"local_files_only": local, "dtype": getattr(torch, config.dtype), "variant": config.variant or None}
     with readable(f"the pipeline {config.path}", "prior.path and prior.variant"):
-        return getattr(diffusers, kind).from_pretrained(
-            source,
-            local_files_only=local,
-            dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
-            variant=config.variant or None,
-            **parts,
-        )
+        for part in ("text_encoder", "text_encoder_2"):
+            name = (index.get(part) or [None, None])[1]
+            if name:
+                parts[part] = read_whole(getattr(transformers, name), source, subfolder=part, **options)
+        pipe = getattr(diffusers, kind).from_pretrained(source, use_safetensors=True, **options, **parts)
+        _check_whole(pipe.unet)
+        _check_whole(pipe.vae)
+        return pipe
 
 
 def _load_autoencoder(config: PriorConfig) -> Any:
@@ -295,7 +298,16 @@ def _load_autoencoder(config: PriorConfig) -> Any:
         kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get("_class_name")
         if kind not in ("AutoencoderTiny", "AutoencoderKL"):
             raise ValueError(f"it holds a {kind}, not an AutoencoderTiny or AutoencoderKL")
-        return getattr(diffusers, kind).from_pretrained(source, local_files_only=local, use_safetensors=True)
+        vae = getattr(diffusers, kind).from_pretrained(source, local_files_only=local, use_safetensors=True)
+        _check_whole(vae)
+        return vae
+
+
+def _check_whole(module: nn.Module) -> None:
+    """ValueError for a tensor that the file lacked: diffusers leaves it on the meta device, without values."""
+    lacking = next((name for name, value in module.state_dict().items() if value.is_meta), "")
+    if lacking:
+        raise ValueError(f"the weights of its {type(module).__name__} lack {lacking}")
 
 
 def _check_pipeline(pipe: Any, config: PriorConfig) -> None:
@@ -339,9 +351,8 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
     folder = config.image_encoder_folder
     folder = folder if "/" in folder else f"{config.ip_adapter_subfolder}/{folder}"
     with readable(f"the IP-Adapter's image encoder {config.ip_adapter}/{folder}", "prior.image_encoder_folder"):
-        tower = transformers.CLIPVisionModelWithProjection.from_pretrained(
-            source, subfolder=folder, local_files_only=local, use_safetensors=True, dtype=pipe.unet.dtype
-        )
+        kind = transformers.CLIPVisionModelWithProjection
+        tower = read_whole(kind, source, subfolder=folder, local_files_only=local, dtype=pipe.unet.dtype)
     pipe.register_modules(image_encoder=tower)
     with readable(
         f"the IP-Adapter {config.ip_adapter}", "prior.ip_adapter_weight, and that it was made for this pipeline"

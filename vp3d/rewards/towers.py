@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vp3d.errors import UserError
 from vp3d.rewards.resize import CLIP_MEAN, CLIP_STD, channels, resize_normalize
-from vp3d.weights import local_weights
+from vp3d.weights import local_weights, read_whole
 
 import transformers  # isort: skip
 
@@ -92,14 +92,8 @@ class DinoTower(Tower):
 
 
 def _read(kind: Any, folder: Path) -> Any:
-    """A model of class `kind`; unlike transformers, which fills in what a file lacks with random numbers, refuse that."""
-    model, notes = kind.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
-    wrong = [*notes["missing_keys"], *notes["mismatched_keys"]]
-    if wrong:
-        raise ValueError(f"model.safetensors is another model's: it lacks {wrong[0]}")
-    return model
+    """A model of class `kind`, whole, in float32."""
+    return read_whole(kind, folder, local_files_only=True, dtype=torch.float32)
 
 
 def load_clip_tower(place: str, key: str, device: torch.device | str = "cpu", text: bool = True) -> ClipTower:
@@ -116,6 +110,7 @@ def _load(place: str, key: str, build: Callable[[Path], T]) -> T:
     folder = local_weights(place, key)
     with readable(folder, key):
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()  # it reports what a file lacks; `read_whole` refuses that
         return build(folder)
 
 
