@@ -141,12 +141,36 @@ def test_hpsv2_is_open_clips_vit_h_14() -> None:
         model = open_clip.model.CLIP(ours["embed_dim"], ours["vision_cfg"], ours["text_cfg"])
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     assert sum(value.numel() for value in model.parameters()) == 986_109_441
-    assert shapes["visual.conv1.weight"] == (1280, 3, 14, 14) and shapes["visual.positional_embedding"] == (257, 1280)
-    assert shapes["visual.proj"] == (1280, 1024) and shapes["text_projection"] == (1024, 1024)
-    assert shapes["token_embedding.weight"] == (49408, 1024) and shapes["positional_embedding"] == (77, 1024)
-    assert shapes["visual.transformer.resblocks.31.mlp.c_fc.weight"] == (5120, 1280)
-    assert shapes["transformer.resblocks.23.attn.in_proj_weight"] == (3072, 1024)
-    assert not any(key.startswith(("visual.transformer.resblocks.32", "transformer.resblocks.24")) for key in shapes)
+    expected = {
+        "logit_scale": (),
+        "positional_embedding": (77, 1024),
+        "text_projection": (1024, 1024),
+        "token_embedding.weight": (49408, 1024),
+        "visual.class_embedding": (1280,),
+        "visual.positional_embedding": (257, 1280),
+        "visual.proj": (1280, 1024),
+        "visual.conv1.weight": (1280, 3, 14, 14),
+    }
+    for name, width in (("ln_final", 1024), ("visual.ln_pre", 1280), ("visual.ln_post", 1280)):
+        expected |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    for name, width, depth in (("visual.transformer", 1280, 32), ("transformer", 1024, 24)):
+        for i in range(depth):
+            expected |= open_clip_block(f"{name}.resblocks.{i}", width)
+    assert shapes == expected
+
+
+def open_clip_block(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one residual attention block in open_clip's naming, a plain enumeration."""
+    layers = {
+        "ln_1": (width,),
+        "ln_2": (width,),
+        "attn.out_proj": (width, width),
+        "mlp.c_fc": (4 * width, width),
+        "mlp.c_proj": (width, 4 * width),
+    }
+    found = {f"{name}.{part}.weight": shape for part, shape in layers.items()}
+    found |= {f"{name}.{part}.bias": shape[:1] for part, shape in layers.items()}
+    return found | {f"{name}.attn.in_proj_weight": (3 * width, width), f"{name}.attn.in_proj_bias": (3 * width,)}
 
 
 def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(root: Path, tmp_path: Path) -> None:
