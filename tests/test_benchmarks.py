@@ -298,6 +298,8 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 2 and capsys.readouterr().err == "give another\n"
     with pytest.raises(UserError, match="--warmup"):
         render.main(["--warmup", "-1"])
+    with pytest.raises(UserError, match="--seconds 0: give more than 0"):
+        peers.main(["--seconds", "0"])
     with pytest.raises(SystemExit):
         render.main(["--repeats", "0"])
 

@@ -23,6 +23,7 @@ from vp3d.config import ROOT, Config, load_config
 from vp3d.console import Progress, StopFlag, clock, describe
 from vp3d.errors import UserError
 from vp3d.manifest import file_entry
+from vp3d.pipeline import resolve_device
 from vp3d.run_folder import RunFolder, write_json
 
 
@@ -122,6 +123,15 @@ def test_a_run_without_ffmpeg_does_not_begin(
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     assert cli.main(["a red mug", f"output_dir={tmp_path / 'runs'}"]) == 2
     assert "pip install imageio-ffmpeg" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_cuda_where_there_is_none_is_one_line_and_auto_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["a sphere", "backend=cuda"]) == 2
+    assert "backend=cuda, but torch sees no CUDA device here; use backend=auto" in capsys.readouterr().err
+    assert resolve_device("auto").type == "cpu"
 
 
 def test_longest_allowed_prompt_passes() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_rewards import published_state, write_vocabulary
 from vp3d.cli import main
-from vp3d.convert import convert, read_tensors
+from vp3d.convert import PROBES, convert, read_tensors
 from vp3d.errors import UserError
 from vp3d.fetch import verify
 from vp3d.rewards.imagereward import load_imagereward
@@ -55,6 +55,10 @@ def test_hpsv2_is_unwrapped_and_gets_its_config(home: Path, tmp_path: Path) -> N
     assert stored.keys() == {"visual.conv1.weight", "other"}
     assert torch.equal(stored["other"], shared.T) and stored["other"].dtype == torch.float16
     assert (folder / "open_clip_config.json").is_file()
+
+
+def test_every_publishers_pickle_can_be_converted() -> None:
+    assert PROBES.keys() == {name for name, model in MODELS.items() if any(part.pickle for part in model.parts)}
 
 
 class Evil:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 import urllib.request
 from pathlib import Path
 
 import huggingface_hub.constants
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import save
 
 from tests.loopback import Server
-from vp3d import download, fetch, weights
+from vp3d import console, download, fetch, weights
 from vp3d.cli import main
 from vp3d.download import Unavailable
 from vp3d.errors import UserError
@@ -86,6 +89,44 @@ def test_a_broken_connection_is_taken_up_where_it_broke(monkeypatch: pytest.Monk
     assert server.ranges[1:] == [("pub/unet/model.safetensors", ""), ("pub/unet/model.safetensors", "bytes=70000-")]
 
 
+class Always(dict[str, int]):
+    """Cuts that do not heal."""
+
+    def pop(self, key: str, default: int) -> int:
+        return self.get(key, default)
+
+
+def test_a_connection_that_breaks_every_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        server.cut = Always({"pub/unet/model.safetensors": 70_000})
+        add(monkeypatch, f"{server.url}/pub")
+        assert "broke again and again; the same command goes on where it stopped" in refused("tiny")
+    assert len([path for path, _ in server.ranges if "safetensors" in path]) == download.ATTEMPTS
+
+
+def test_a_place_that_cannot_be_written_is_one_line(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, str(write(tmp_path / "here")))
+    home.mkdir()
+    (home / ".tiny.part").write_text("a file where the folder should be")
+    message = refused("tiny")
+    assert message.startswith(f"cannot write {home / '.tiny.part'}") and "VP3D_MODELS=FOLDER" in message
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["plain", "terminal"])
+def test_progress_is_shown(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    screen = Console(file=stream, force_terminal=live, width=100)
+    monkeypatch.setattr(console, "terminal", lambda: screen)
+    monkeypatch.setattr(download, "terminal", lambda: screen)
+    monkeypatch.setattr(download, "PLAIN_EVERY_S", 0.0)
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        fetch.fetch("tiny", [])
+    shown = stream.getvalue()
+    assert "model.safetensors" in shown
+    assert re.search(r"200\.\d/200\.\d kB", shown) if live else re.search(r": 0 of 0 MB, \d+\.\d MB/s$", shown, re.M)
+
+
 def test_a_stopped_fetch_goes_on_where_it_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped(BaseException):
         """As Ctrl-C."""
@@ -138,7 +179,14 @@ def test_wrong_bytes_are_refused_and_the_next_source_is_taken(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("status", "reason"), [(403, "refuses access"), (401, "asks for a login"), (410, "is gone"), (404, "has no such file")]
+    ("status", "reason"),
+    [
+        (403, "refuses access"),
+        (401, "asks for a login"),
+        (410, "is gone"),
+        (404, "has no such file"),
+        (503, "the server failed (HTTP 503)"),
+    ],
 )
 def test_gated_and_vanished_servers(status: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(served("pub")) as server:

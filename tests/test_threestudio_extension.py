@@ -198,6 +198,8 @@ def test_our_launcher_understands_the_yaml_too() -> None:
     assert (config.rewards.text_image.weight, config.rewards.image_image.weight) == (160.0, 1600.0)
     assert config.loss.sparsity.start == 1.0 and (config.loss.orientation.end, config.loss.orientation.to) == (1000.0, 0.5)
     assert not any("system.guidance" in note for note in read_layers([YAML], []).notes)
+    with pytest.raises(UserError, match=r"'system.guidance.vp3d': .* is not a group of VP3D's keys"):
+        load_config(None, [YAML], ["system.guidance.vp3d=5"])
 
 
 def test_the_guard_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"vp3d: {place}{error.strerror or error}; check the path and its permissions\n")
         return EXIT_USER
     except KeyboardInterrupt:
-        sys.stderr.write("vp3d: interrupted; `launch.py resume RUN` goes on from the last checkpoint\n")
+        sys.stderr.write("vp3d: interrupted; `launch.py resume RUN` goes on with a run, the same command with anything else\n")
         return EXIT_INTERRUPTED
 
 
