@@ -1,37 +1,44 @@
 """What a step of the guidance costs at full size: `python -m benchmarks.sds_step [--resolution 512] [--batch 1 2 4]`.
 
-Stable Diffusion 1.5 with its base IP-Adapter in the published sizes, with random weights, so nothing is fetched. A step is the
-product's `Guidance` on rendered views with a visual prompt, and its backward pass to the pixels. For each resolution of the prior
-and batch of views:
+Stable Diffusion 1.5 with its base IP-Adapter in the published sizes, with random weights, so nothing is fetched. For each
+resolution of the prior, side of the rendered views, and number of them:
 
-    step      the whole step
-    floor     the denoiser's own forward passes alone: the very calls that a step makes, without the guidance around them
+    floor     the denoiser's own forward passes alone: the very calls that a step makes, without anything around them
+    guidance  the product's `Guidance` on views with a visual prompt, and its backward pass to their pixels
+    step      the product's training step: the field rendered, guidance, regularisers, backward to the field, Adam; no rewards,
+              as their models are others, and between two updates of the occupancy grid
     encoder   the autoencoder from pixels to latents, forward and backward
     memory    the most in use during a step: of the device, weights included; on a CPU what came on top of what was there
 
-With the default guidance a batch of B views is one call of the denoiser with 2 B images. Settings of `guidance`, `prior` and
-`render` are those of configs/sd15.yaml and may be changed, as by guidance.perp_neg=1 (four branches) or prior.max_batch=2.
+With the default guidance a batch of B views is one call of the denoiser with 2 B images. All settings are those of
+configs/sd15.yaml and may be changed, as by guidance.perp_neg=1 (four branches), prior.max_batch=2 or cuda.encoder=torch.
 On a CPU the default is --tiny, the same blocks in a fraction of the width: for trying the program out.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks.timing import MIB, Bench, ms, new_parser, positive, prepare, run, tell
-from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
+from vp3d import pipeline, torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
 from vp3d.config import ROOT, CameraConfig, Config, PriorConfig, load_config, locate
 from vp3d.diffusion.image_prompt import ImageEncoder
 from vp3d.diffusion.prior import CLIP_MEAN, CLIP_STD, Prior, take_adapter
 from vp3d.diffusion.text import TextEmbedding
+from vp3d.errors import UserError
 from vp3d.guidance import Condition, Guidance
 from vp3d.out_of_memory import is_out_of_memory
 from vp3d.prompts import all_views
 from vp3d.render.camera import sample_cameras
 from vp3d.toybox.models import new_text_encoder
+from vp3d.train.coarse import Coarse, make_generators
+from vp3d.train.loop import apply, differentiate
 
 import diffusers  # isort: skip
 import transformers  # isort: skip
@@ -67,6 +74,7 @@ TOKENS = 77  # of a prompt
 IMAGE_TOKENS, IMAGE_WIDTH = 4, 1024  # of the base adapter: tokens, and the width of the embedding they come from
 PROGRESS = 0.5  # of the run, for the schedules of t and lambda
 FULL, TINY = 512, 64  # resolutions
+TINY_FIELD = ("field.resolution=32", "field.levels=4", "field.log2_table=10", "render.samples=16")
 
 
 def build_pipeline(tiny: bool, device: torch.device, dtype: torch.dtype) -> tuple[Any, ImageEncoder]:
@@ -135,7 +143,7 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
     side = config.render.resolution
     rgb = torch.rand(batch, 3, side, side, generator=generator).to(prior.device).requires_grad_()
 
-    def step() -> None:
+    def guide() -> None:
         rgb.grad = None
         guidance(rgb, camera, condition, PROGRESS, generator)["sds"].backward()
 
@@ -145,17 +153,42 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
 
     calls: list[tuple[Any, Any]] = []
     hook = prior.unet.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
-    step()
+    guide()
     hook.remove()
+    step = training_step(guidance, condition, config, batch, bench.device)
 
     @torch.no_grad()
     def floor() -> None:
         for args, kwargs in calls:
             prior.unet(*args, **kwargs)
 
-    found = {"step": bench.seconds(step), "floor": bench.seconds(floor), "encoder": bench.seconds(encode)}
+    works = {"floor": floor, "guidance": guide, "step": step, "encoder": encode}
+    found = {name: bench.seconds(work) for name, work in works.items()}
     images = sum(len(args[0]) for args, _ in calls)
     return {**found, "calls": len(calls), "images": images, "peak_bytes": bench.peak_bytes(step)}
+
+
+def training_step(
+    guidance: Guidance, condition: Condition, config: Config, batch: int, device: torch.device
+) -> Callable[[], None]:
+    """The product's step on a field of its own, `batch` views at PROGRESS; the occupancy grid has been updated once."""
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, views=batch))
+    field, march = pipeline.make_field(config, device), pipeline.choose_march(config, device)
+    stage = Coarse(config, field, guidance, condition, {}, make_generators(config.seed), ignore, march)
+    stage.occupancy.update(field, stage.generators["jitter"])
+    number = int(PROGRESS * config.optim.steps)
+    number += number % config.render.occupancy_every == 0
+
+    def step() -> None:
+        problem = differentiate(stage, stage.step(number), config.optim.grad_clip) or apply(stage)
+        if problem:
+            raise UserError(f"a step is not finite ({problem}): set prior.dtype or --dtype to float32")
+
+    return step
+
+
+def ignore(kind: str, **data: object) -> None:
+    """An event of a run; there is no run here."""
 
 
 def attempt(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str, Any]:
@@ -170,20 +203,24 @@ def attempt(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
 
 def row_of(found: dict[str, Any]) -> list[str]:
     """A row of the table."""
-    head = [f"{found['resolution']}", f"{found['batch']}"]
+    head = [f"{found['resolution']}", f"{found['render']}", f"{found['batch']}"]
     if "step" not in found:
-        return [*head, "out of memory", *[""] * 6]
-    spent, floor = found["step"], found["floor"]
+        return [*head, "out of memory", *[""] * 8]
+    floor = found["floor"]
     calls = f"{found['calls']} x {found['images'] // found['calls']}"
-    parts = [ms(spent), ms(floor), f"{spent / floor:.2f} x", f"{100.0 * floor / spent:.0f} %", ms(found["encoder"])]
-    return [*head, calls, *parts, f"{found['peak_bytes'] / MIB:.0f}"]
+    parts = [ms(floor)]
+    for name in ("guidance", "step"):
+        parts += [ms(found[name]), f"{found[name] / floor:.2f} x"]
+    share = f"{100.0 * floor / found['step']:.0f} %"
+    return [*head, calls, *parts, share, ms(found["encoder"]), f"{found['peak_bytes'] / MIB:.0f}"]
 
 
 def new_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("sds_step", __doc__ or "")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of guidance, prior and render")
-    parser.add_argument("--resolution", type=positive, nargs="+", metavar="N", help=f"pixels of a side ({FULL}; tiny {TINY})")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("--resolution", type=positive, nargs="+", metavar="N", help=f"of the prior ({FULL}; tiny {TINY})")
+    parser.add_argument("--render", type=positive, nargs="+", default=[64], metavar="N", help="side of the views (64)")
     parser.add_argument("--batch", type=positive, nargs="+", default=[1, 2, 4], metavar="N", help="views a step (1 2 4)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(float16 on a GPU, float32 on a CPU)")
     parser.add_argument("--tiny", action=argparse.BooleanOptionalAction, help="small networks (the default on a CPU)")
@@ -200,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         notes.append("No GPU here, so this was --tiny: its times say nothing of the full size (--no-tiny runs that, slowly).")
     tiny = (not on_gpu) if options.tiny is None else options.tiny
     dtype = getattr(torch, options.dtype or ("float16" if on_gpu else "float32"))
-    config = load_config(None, [ROOT / "configs" / "sd15.yaml"], options.overrides)
+    config = load_config(None, [ROOT / "configs" / "sd15.yaml"], [*(TINY_FIELD if tiny else ()), *options.overrides])
     torch.manual_seed(0)
     pipe, encoder = build_pipeline(tiny, bench.device, dtype)
     if config.prior.channels_last and on_gpu:
@@ -210,13 +247,16 @@ def main(argv: list[str] | None = None) -> None:
     for resolution in options.resolution or [TINY if tiny else FULL]:
         config.prior.resolution = resolution
         prior = Prior(pipe, encoder, config.prior, bench.device)
-        for batch in options.batch:
-            records.append({"resolution": resolution, "batch": batch, **attempt(prior, config, batch, bench)})
+        for side, batch in itertools.product(options.render, options.batch):
+            config.render.resolution = side
+            found = attempt(prior, config, batch, bench)
+            records.append({"resolution": resolution, "render": side, "batch": batch, **found})
     parameters = sum(p.numel() for p in pipe.unet.parameters()) / 1e6
     title = f"SD 1.5{' in tiny' if tiny else ''}, denoiser of {parameters:.1f} M parameters, {dtype}".replace("torch.", "")
-    header = ["resolution", "views", "calls x images", "step, ms", "floor, ms", "by the floor", "denoiser", "encoder, ms"]
+    header = ["prior", "view", "views", "calls x images", "floor, ms", "guidance, ms", "by floor", "step, ms", "by floor"]
+    header += ["denoiser", "encoder, ms", "memory, MiB"]
     results = {"tiny": tiny, "dtype": str(dtype), "denoiser_parameters_m": parameters, "sizes": records}
-    tell(options, bench, "sds_step", title, [*header, "memory, MiB"], [row_of(found) for found in records], results, notes)
+    tell(options, bench, "sds_step", title, header, [row_of(found) for found in records], results, notes)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import types
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from benchmarks import encodings, peers, render, sds_step, step, timing
 from benchmarks.textbook import TextbookField, composite, composite_nerfacc
 from tests.diffusion.test_layouts import SD15
-from vp3d.config import CameraConfig, FieldConfig
+from vp3d import pipeline
+from vp3d.config import ROOT, CameraConfig, FieldConfig, load_config
 from vp3d.errors import UserError
 from vp3d.fields.hashgrid import PRIMES, HashGridField
 from vp3d.render.camera import camera_rays, sample_cameras
@@ -256,11 +258,33 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(tmp_path: Path, capsys: 
     sds_step.main(["--batch", "1", "2", *common])
     sizes = read(path)["results"]["sizes"]
     assert [(s["batch"], s["calls"], s["images"]) for s in sizes] == [(1, 1, 2), (2, 1, 4)]  # null and full branch
-    assert all(s[key] > 0 for s in sizes for key in ("step", "floor", "encoder"))
+    assert all(s[key] > 0 for s in sizes for key in ("step", "guidance", "floor", "encoder"))
     assert "this was --tiny" in capsys.readouterr().out
-    sds_step.main(["--tiny", "--batch", "2", *common, "guidance.perp_neg=1", "prior.max_batch=4"])
-    (size,) = read(path)["results"]["sizes"]
-    assert (size["calls"], size["images"]) == (2, 8) and "this was" not in capsys.readouterr().out
+    sds_step.main(["--tiny", "--batch", "2", "--render", "8", "16", *common, "guidance.perp_neg=1", "prior.max_batch=4"])
+    sizes = read(path)["results"]["sizes"]
+    assert [(s["render"], s["calls"], s["images"]) for s in sizes] == [(8, 2, 8), (16, 2, 8)]
+    assert "this was" not in capsys.readouterr().out
+
+
+def test_the_training_step_of_the_benchmark_is_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It renders the field, asks the guidance for as many views, and moves the field's parameters."""
+    config = load_config(None, [ROOT / "configs" / "sd15.yaml"], [*sds_step.TINY_FIELD, "render.resolution=8"])
+    seen: list[tuple[int, ...]] = []
+
+    def guidance(rgb: torch.Tensor, *_: object) -> dict[str, torch.Tensor]:
+        seen.append(tuple(rgb.shape))
+        return {"sds": rgb.square().mean()}
+
+    fields = []
+    real = pipeline.make_field
+    monkeypatch.setattr(pipeline, "make_field", lambda *given: fields.append(real(*given)) or fields[0])
+    step = sds_step.training_step(guidance, None, config, 3, CPU)
+    before = {name: value.clone() for name, value in fields[0].state_dict().items()}
+    step()
+    assert seen == [(3, 3, 8, 8)] and config.optim.views != 3
+    assert any(not torch.equal(value, before[name]) for name, value in fields[0].state_dict().items())
+    with pytest.raises(UserError, match="a step is not finite"):
+        sds_step.training_step(lambda rgb, *_: {"sds": rgb.sum() * math.nan}, None, config, 1, CPU)()
 
 
 def test_a_size_that_does_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,8 +292,8 @@ def test_a_size_that_does_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch) -> N
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(sds_step, "measure", full)
-    found = {"resolution": 512, "batch": 64, **sds_step.attempt(None, None, 64, None)}
-    assert sds_step.row_of(found)[:3] == ["512", "64", "out of memory"]
+    found = {"resolution": 512, "render": 64, "batch": 64, **sds_step.attempt(None, None, 64, None)}
+    assert sds_step.row_of(found)[:4] == ["512", "64", "64", "out of memory"]
 
 
 def test_median_leaves_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
