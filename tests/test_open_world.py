@@ -18,6 +18,7 @@ from tests.tiny_run import tiny_config
 from vp3d import fetch, pipeline
 from vp3d.config import Config, PriorConfig, RewardConfig
 from vp3d.errors import UserError
+from vp3d.export.writers import read_mesh
 from vp3d.run_folder import RunFolder
 from vp3d.weights import MODELS, File, Model, Part
 
@@ -26,7 +27,10 @@ NAMES = ("tiny-sd", "tiny-ip", "tiny-imagereward", "tiny-dino", "tiny-aesthetic"
 
 @pytest.fixture(params=[("sd", False)], ids=lambda param: param[0])
 def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A short run that names its models; they lie in a store, not yet fetched. The parameter: kind of pipeline, plus adapter."""
+    """A short run that names its models; they lie in a store, not yet fetched. The parameter: kind of pipeline, plus adapter.
+
+    With the base adapters the visual prompt is drawn, with the others it is a picture.
+    """
     kind, plus = request.param
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
     store = tmp_path / "store"
@@ -51,6 +55,8 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     config.rewards.image_model, config.rewards.dinov2 = "dinov2", "tiny-dino"
     config.rewards.aesthetic_model, config.rewards.aesthetic = "tiny-aesthetic", RewardConfig(weight=0.01)
     config.optim.steps, config.export.formats = 3, ["glb"]
+    if not plus:
+        config.image = ""
     return config
 
 
@@ -66,7 +72,8 @@ def test_fetch_then_run_without_a_network(config: Config, tmp_path: Path, monkey
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     asset = pipeline.generate(config)
-    assert (asset.run_dir / "model.glb").stat().st_size > 1000
+    assert len(read_mesh(asset.run_dir / "model.glb").faces) > 0
+    assert len(list((asset.run_dir / "visual_prompt").glob("candidate_*.png"))) == (1 if config.image else 2)
     steps = RunFolder.open(asset.run_dir).events("step")
     measured = [key for key in steps[-1] if key.startswith("reward_")]
     assert sorted(measured) == ["reward_aesthetic", "reward_image_image", "reward_text_image"]
