@@ -131,7 +131,7 @@ def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None
     parts = {"unet": models.new_unet(), "text": models.new_text_encoder(tokenizer)}
     models.add_image_branch(parts["unet"])
     for name, width in (("aid_pooled", parts["unet"].time_embedding.linear_2.out_features), ("aid_tokens", 128)):
-        parts[name] = models.Telling(width, data.HEADS | {"view": train.VIEWS}, 112)
+        parts[name] = models.Telling(width, train.READ, 112)
     model = torch.nn.ModuleDict(parts)
     rng = np.random.default_rng(0)
     pictures = data.make_pictures(data.draw_specs(rng, 64, reserved=False), 2, rng)

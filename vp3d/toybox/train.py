@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from vp3d.console import say
 from vp3d.diffusion.image_prompt import POOLED
 from vp3d.evaluate.judge import Judge, save_judge
-from vp3d.prompts import all_views
 from vp3d.run_folder import atomic_write, sha256_file, write_json
 from vp3d.toybox import models
 from vp3d.toybox.data import (
@@ -46,6 +45,7 @@ from vp3d.toybox.data import (
     training_pictures,
 )
 from vp3d.toybox.fit import Plan, first_process_first, fit, process_rank, use_ema
+from vp3d.toybox.reader import READ, pair_quantiles, read_targets, taught_reader
 from vp3d.toybox.save import save_adapter, save_clip, save_manifest, save_pipeline
 from vp3d.toybox.scenes import NOUNS, caption, vocabulary, without_colors, words
 
@@ -64,7 +64,6 @@ LATENTS = "latents.safetensors"
 TAUGHT = ("projection.", "aid_map.", "unet.add_embedding.image.")  # with the adapter, and the attentions' `*_ip`
 ADAPTER_SHARES = (0.0, 0.0, 0.25, 0.65, 0.05)  # in the order of `PriorLosses`
 MORE = "more.txt"  # beside the checkpoints of an unfinished `--more`: its number of steps
-VIEWS = all_views()
 
 
 def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
@@ -245,7 +244,7 @@ def tokenize(tokenizer: object, texts: list[str]) -> Tensor:
 def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
     """Scaled latents [N, 4, 16, 16] float16 of all pictures, kept in `path`, to which only the missing ones are added."""
     vae = models.AutoencoderTiny.from_pretrained(ASSETS / "pipeline" / "vae").to(device).eval()
-    weights = sha256_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
+    weights = autoencoder_sum()
     known = torch.empty(0, 4, 16, 16, dtype=torch.float16)
     if path.exists():
         with safe_open(path, framework="pt") as file:
@@ -266,19 +265,24 @@ def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
     return latents
 
 
+def autoencoder_sum() -> str:
+    """The sha256 of the committed autoencoder, to which latents and their reader belong."""
+    return sha256_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
+
+
 def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     """Fit denoiser, text encoder and image branch together on latents, v-prediction (see `PriorLosses`)."""
     torch.manual_seed(plan.seed)
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     parts = new_prior_parts(tokenizer, trained=bool(plan.seed))
-    told, seen = HEADS | {"view": VIEWS}, thumbnails(pictures.images[:1]).shape[1]
-    parts["aid_pooled"] = models.Telling(parts["unet"].time_embedding.linear_2.out_features, told, seen)
-    parts["aid_tokens"] = models.Telling(models.TEXT_WIDTH, told, seen)
+    seen = thumbnails(pictures.images[:1]).shape[1]
+    parts["aid_pooled"] = models.Telling(parts["unet"].time_embedding.linear_2.out_features, READ, seen)
+    parts["aid_tokens"] = models.Telling(models.TEXT_WIDTH, READ, seen)
     model = nn.ModuleDict(parts).to(device)
     if not plan.seed and not (work / "prior.safetensors").exists():
         teach_text(model, tokenizer, pictures, plan, work, device)
     latents = first_process_first(lambda: encode_pictures(pictures, work / LATENTS, device))
-    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, device)
+    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, work.parent, device)
     use_ema(model, fit("prior", model, losses, plan, work))
     if not process_rank():
         save_prior(model, tokenizer)
@@ -291,7 +295,7 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TAUGHT) or "_ip." in name)
     latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
-    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, device, ADAPTER_SHARES)
+    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, work.parent, device, ADAPTER_SHARES)
     use_ema(model, fit("adapter", model, losses, plan, work))
     if not process_rank():
         save_adapter(model["unet"], model["projection"], ASSETS / "ip_adapter")
@@ -342,7 +346,7 @@ def tell(pictures: Pictures, index: np.ndarray, device: str) -> tuple[list[str],
     """Captions with view words of B pictures, what they say [B, heads + 1] int64 (last the view), and the thumbnails [B, T]."""
     specs = [pictures.specs[pictures.scene_of[i]] for i in index]
     views = [pictures.view(int(i)) for i in index]
-    told = torch.cat([spec_targets(specs), torch.tensor([[VIEWS.index(v)] for v in views])], 1)
+    told = torch.cat([spec_targets(specs), torch.tensor([[READ["view"].index(v)] for v in views])], 1)
     texts = [f"{caption(s)}, {v}" for s, v in zip(specs, views, strict=True)]
     return texts, told.to(device), thumbnails(pictures.images[index]).to(device)
 
@@ -402,11 +406,13 @@ class PriorLosses:
     then everything is drawn as the mean of its views. So the text's tokens (their mean) and what of it joins the time
     embedding must also tell the exact attributes, the view and the picture's thumbnail, linearly, for 32 more pictures.
     And inside the denoiser every cell of 8 x 8 must tell which noun it shows: of two objects the colours went to their
-    places after half a million pictures, and the nouns to neither.
+    places after half a million pictures, and the nouns to neither. The estimate of the clean latents must be read rightly, too
+    (`reader`).
     """
 
     SHARES = (0.46, 0.10, 0.16, 0.18, 0.05)
     BATCH, CAPTIONS, PAIRS = 32, 32, 2.5
+    READ = 0.003  # at 0.02 nouns come sooner, but as caricatures
 
     def __init__(
         self,
@@ -415,21 +421,23 @@ class PriorLosses:
         tokenizer: object,
         pictures: Pictures,
         latents: Tensor,
+        work: Path,
         device: str,
         shares: Sequence[float] = SHARES,
     ) -> None:
         self.model, self.eye, self.tokenizer, self.pictures, self.device = model, eye, tokenizer, pictures, device
         self.latents, self.shares = latents, np.cumsum(shares)
+        self.answers = read_targets(pictures)
+        self.reader = taught_reader(pictures, latents, self.answers, work / f"reader-{autoencoder_sum()[:8]}", device)
         self.alpha_bar = models.new_scheduler().alphas_cumprod.to(device)
         self.views = len(pictures) // len(pictures.specs)
-        often = np.cumsum([self.PAIRS if pictures.specs[s].relation else 1.0 for s in pictures.scene_of])
-        self.quantile = often / often[-1]
+        self.quantiles = pair_quantiles(pictures, self.PAIRS)
         self.cells = torch.empty(0)  # features [B, C, 8, 8] of the last denoising
         model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(self._keep_cells)
 
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of one batch; `loss*` are summed."""
-        index = np.searchsorted(self.quantile, rng.random(self.BATCH), side="right")
+        index = np.searchsorted(self.quantiles, rng.random(self.BATCH), side="right")
         kind = np.searchsorted(self.shares, rng.random(self.BATCH), side="right")  # order of the class docstring
         texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
         text = self._read(texts)
@@ -441,12 +449,20 @@ class PriorLosses:
         u = torch.rand(self.BATCH, generator=generator, device=self.device)
         t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
         alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
-        predicted = self.model["unet"](alpha * x0 + sigma * noise, t, (text, tokens, gate)).sample
-        shares = noun_maps(self.pictures, index).to(self.device)
+        noisy = alpha * x0 + sigma * noise
+        predicted = self.model["unet"](noisy, t, (text, tokens, gate)).sample
+        shares, answers = noun_maps(self.pictures, index).to(self.device), self.answers[index].to(self.device)
         named = F.log_softmax(self.model["aid_map"](self.cells), 1)
+        told = torch.from_numpy((kind != 1) & (kind < 5))[:, None].to(self.device)  # what was not asked for is not read
+        asked = told.repeat(1, len(READ))
+        asked[:, -1] &= torch.tensor([self.pictures.view(int(i)) in s for i, s in zip(index, texts, strict=True)]).to(self.device)
+        read = self.reader(
+            alpha * noisy - sigma * predicted, shares * told[..., None, None], answers.where(asked, answers.new_tensor(-100))
+        )
         return {
             "loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0),
             "loss_nouns": -0.3 * (shares * named).sum() / shares.sum(),
+            "loss_read": self.READ * read,
             **(self._text_aids(rng) if "aid_pooled" in self.model else {}),
         }
 

@@ -1,0 +1,64 @@
+"""The reader of latents: it learns to name, rows without an answer do not count, and its loss reaches the latents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vp3d.config import PriorConfig
+from vp3d.diffusion.prior import load_prior
+from vp3d.toybox import reader
+from vp3d.toybox.data import draw_specs, make_pictures, noun_maps, to_tensor
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[reader.LatentReader, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A reader of few pictures, their latents, noun maps and answers."""
+    rng = np.random.default_rng(0)
+    pictures = make_pictures(draw_specs(rng, 48, reserved=False), 2, rng)
+    with torch.no_grad():
+        latents = load_prior(PriorConfig()).encode_images(to_tensor(pictures.images))
+    told = reader.read_targets(pictures)
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "PLAN", replace(reader.PLAN, steps=60, warmup=5))
+        patch.setattr(reader, "BATCH", 32)
+        found = reader.taught_reader(pictures, latents, told, tmp_path_factory.mktemp("work"), "cpu")
+    return found, latents, noun_maps(pictures, np.arange(len(pictures))), told
+
+
+def test_the_reader_knows_right_from_wrong(taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]]) -> None:
+    network, latents, shares, told = taught
+    with torch.no_grad():
+        right, wrong = float(network(latents, shares, told)), float(network(latents, shares.roll(2, 0), told.roll(2, 0)))
+        untaught = float(reader.LatentReader()(latents, shares, told))
+    assert right < 0.7 * untaught and right < 0.7 * wrong, (right, untaught, wrong)
+
+
+def test_pictures_without_an_answer_do_not_count(taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]]) -> None:
+    network, latents, shares, told = taught
+    asked = torch.arange(len(latents)) < 20
+    silent = network(latents, shares * asked[:, None, None, None], told.where(asked[:, None], torch.tensor(-100)))
+    assert torch.allclose(silent, network(latents[:20], shares[:20], told[:20]), atol=1e-5)
+
+
+def test_the_reader_is_frozen_and_its_loss_reaches_the_latents(
+    taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]],
+) -> None:
+    network, latents, shares, told = taught
+    latents = latents[:8].clone().requires_grad_()
+    network(latents, shares[:8], told[:8]).backward()
+    assert latents.grad is not None and float(latents.grad.abs().max()) > 0
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_two_objects_are_drawn_more_often() -> None:
+    rng = np.random.default_rng(1)
+    pictures = make_pictures(draw_specs(rng, 200, reserved=False), 1, rng)
+    pairs = np.array([bool(s.relation) for s in pictures.specs])
+    index = np.searchsorted(reader.pair_quantiles(pictures, 6.0), rng.random(20_000), side="right")
+    expected = 6.0 * pairs.sum() / (6.0 * pairs.sum() + (~pairs).sum())
+    assert pairs[index].mean() == pytest.approx(expected, abs=0.02)

@@ -1,0 +1,83 @@
+"""A small network that names what latents show, as a perceptual loss for the denoiser.
+
+The squared error of a denoiser hardly counts what makes a small duck a duck: a blob in the right colour is nearly as good. So
+its estimate of the clean latents must also be read rightly, by this frozen network (compare Lin and Yang, arXiv 2401.00110,
+who take the denoiser's own features). It is a training aid, thrown away afterwards, and not the judge: that one sees pixels, has
+another architecture and other targets, and is never trained through.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vp3d.prompts import all_views
+from vp3d.toybox import models
+from vp3d.toybox.data import HEADS, Pictures, attribute_targets, noun_maps
+from vp3d.toybox.fit import Plan, fit, use_ema
+from vp3d.toybox.scenes import NOUNS
+
+PLAN = Plan(steps=1500, lr=2e-3)
+BATCH, PAIRS = 96, 6.0  # two objects are small and hard to read: they come that many times as often
+VIEW = {"view": all_views()}
+READ = HEADS | VIEW
+NOISE = 0.4  # largest standard deviation of the noise on the latents it learns from, whose own is 1
+
+
+class LatentReader(nn.Module):
+    """Reads scaled latents [B, 4, 16, 16]: the noun of each of 8 x 8 cells, the attributes of the whole and the view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU())
+
+        self.body = nn.Sequential(block(4, 48), block(48, 48), block(48, 96, 2), block(96, 96), block(96, 96))
+        self.map = nn.Conv2d(96, len(NOUNS), 1)
+        self.squeeze = nn.Sequential(nn.Conv2d(96, 16, 1), nn.Flatten())
+        self.aid = models.AttributeHeads(16 * 8 * 8, HEADS)
+        self.view = models.AttributeHeads(16 * 8 * 8, VIEW)
+
+    def forward(self, latents: Tensor, shares: Tensor, told: Tensor) -> Tensor:
+        """Mean cross-entropy against `noun_maps` [B, nouns, 8, 8], plus that of the attributes and half that of the view.
+
+        told [B, heads] int64: `read_targets`, -100 where it cannot be told or was not asked for. A scalar.
+        """
+        cells = self.body(latents)
+        missed = -(shares * F.log_softmax(self.map(cells), 1)).sum() / shares.sum()
+        whole = self.squeeze(cells)
+        return missed + self.aid(whole, told[:, :-1]) + 0.5 * self.view(whole, told[:, -1:])
+
+
+def read_targets(pictures: Pictures) -> Tensor:
+    """Right answers [N, heads] int64 in the order of `READ`: `attribute_targets` and the view words."""
+    numbers = {view: number for number, view in enumerate(READ["view"])}
+    views = torch.tensor([numbers[pictures.view(i)] for i in range(len(pictures))])
+    return torch.cat([torch.from_numpy(attribute_targets(pictures)), views[:, None]], 1)
+
+
+def pair_quantiles(pictures: Pictures, pairs: float) -> np.ndarray:
+    """Cumulative shares [N] by which pictures of two objects are drawn `pairs` times as often as others."""
+    often = np.cumsum([pairs if pictures.specs[s].relation else 1.0 for s in pictures.scene_of])
+    return np.asarray(often / often[-1])
+
+
+def taught_reader(pictures: Pictures, latents: Tensor, told: Tensor, work: Path, device: str) -> LatentReader:
+    """A frozen reader of the `latents` [N, 4, 16, 16] of `pictures` with `read_targets` `told`; trained once in `work`."""
+    reader = LatentReader().to(device)
+    quantiles = pair_quantiles(pictures, PAIRS)
+
+    def losses(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        index = np.searchsorted(quantiles, rng.random(BATCH), side="right")
+        x0 = latents[index].to(device).float()
+        strength = NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator, device=device)
+        noisy = x0 + strength * torch.randn(x0.shape, generator=generator, device=device)
+        return {"loss_read": reader(noisy, noun_maps(pictures, index).to(device), told[index].to(device))}
+
+    use_ema(reader, fit("reader", reader, losses, PLAN, work))
+    return reader.requires_grad_(False)
