@@ -390,7 +390,7 @@ def read_whole(kind: Any, folder: str | Path, **options: Any) -> Any:
     """
     options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, notes = kind.from_pretrained(folder, **options)
-    wrong = [*notes["missing_keys"], *(name for name, *_ in notes["mismatched_keys"])]
+    wrong = sorted([*notes["missing_keys"], *(name for name, *_ in notes["mismatched_keys"])])  # it gives sets
     if wrong:
         raise ValueError(f"its weights are another model's: {wrong[0]} is missing or has another shape")
     return model

@@ -24,9 +24,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[reader.LatentReade
     told = reader.read_targets(pictures)
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "PLAN", replace(reader.PLAN, steps=60, warmup=5))
+        patch.setattr(reader, "PLAN", replace(reader.PLAN, warmup=5))
         patch.setattr(reader, "BATCH", 32)
-        found = reader.taught_reader(pictures, latents, told, tmp_path_factory.mktemp("work"), "cpu")
+        found = reader.taught_reader(pictures, latents, told, tmp_path_factory.mktemp("work"), "cpu", most_steps=60)
     return found, latents, noun_maps(pictures, np.arange(len(pictures))), told
 
 

@@ -8,6 +8,7 @@ another architecture and other targets, and is never trained through.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,9 @@ def pair_quantiles(pictures: Pictures, pairs: float) -> np.ndarray:
     return np.asarray(often / often[-1])
 
 
-def taught_reader(pictures: Pictures, latents: Tensor, told: Tensor, work: Path, device: str) -> LatentReader:
+def taught_reader(
+    pictures: Pictures, latents: Tensor, told: Tensor, work: Path, device: str, most_steps: int = PLAN.steps
+) -> LatentReader:
     """A frozen reader of the `latents` [N, 4, 16, 16] of `pictures` with `read_targets` `told`; trained once in `work`."""
     reader = LatentReader().to(device)
     quantiles = pair_quantiles(pictures, PAIRS)
@@ -79,5 +82,5 @@ def taught_reader(pictures: Pictures, latents: Tensor, told: Tensor, work: Path,
         noisy = x0 + strength * torch.randn(x0.shape, generator=generator, device=device)
         return {"loss_read": reader(noisy, noun_maps(pictures, index).to(device), told[index].to(device))}
 
-    use_ema(reader, fit("reader", reader, losses, PLAN, work))
+    use_ema(reader, fit("reader", reader, losses, replace(PLAN, steps=min(PLAN.steps, most_steps)), work))
     return reader.requires_grad_(False)

@@ -282,7 +282,7 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     if not plan.seed and not (work / "prior.safetensors").exists():
         teach_text(model, tokenizer, pictures, plan, work, device)
     latents = first_process_first(lambda: encode_pictures(pictures, work / LATENTS, device))
-    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, work.parent, device)
+    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, plan, work.parent, device)
     use_ema(model, fit("prior", model, losses, plan, work))
     if not process_rank():
         save_prior(model, tokenizer)
@@ -295,7 +295,7 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TAUGHT) or "_ip." in name)
     latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
-    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, work.parent, device, ADAPTER_SHARES)
+    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, plan, work.parent, device, ADAPTER_SHARES)
     use_ema(model, fit("adapter", model, losses, plan, work))
     if not process_rank():
         save_adapter(model["unet"], model["projection"], ASSETS / "ip_adapter")
@@ -421,6 +421,7 @@ class PriorLosses:
         tokenizer: object,
         pictures: Pictures,
         latents: Tensor,
+        plan: Plan,
         work: Path,
         device: str,
         shares: Sequence[float] = SHARES,
@@ -428,7 +429,8 @@ class PriorLosses:
         self.model, self.eye, self.tokenizer, self.pictures, self.device = model, eye, tokenizer, pictures, device
         self.latents, self.shares = latents, np.cumsum(shares)
         self.answers = read_targets(pictures)
-        self.reader = taught_reader(pictures, latents, self.answers, work / f"reader-{autoencoder_sum()[:8]}", device)
+        folder = work / f"reader-{autoencoder_sum()[:8]}"
+        self.reader = taught_reader(pictures, latents, self.answers, folder, device, plan.steps)
         self.alpha_bar = models.new_scheduler().alphas_cumprod.to(device)
         self.views = len(pictures) // len(pictures.specs)
         self.quantiles = pair_quantiles(pictures, self.PAIRS)
