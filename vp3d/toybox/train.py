@@ -290,6 +290,7 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
 
 def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     """Fit the image branch alone, on from the committed weights: denoiser and text encoder stay as they are."""
+    torch.manual_seed(plan.seed)
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     model = nn.ModuleDict(new_prior_parts(tokenizer, trained=True)).to(device).requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -412,7 +413,8 @@ class PriorLosses:
 
     SHARES = (0.46, 0.10, 0.16, 0.18, 0.05)
     BATCH, CAPTIONS, PAIRS = 32, 32, 2.5
-    READ = 0.003  # at 0.02 nouns come sooner, but as caricatures
+    NOUNS_WEIGHT = 0.3
+    READ_WEIGHT = 0.003  # at 0.02 nouns come sooner, but as caricatures
 
     def __init__(
         self,
@@ -442,7 +444,7 @@ class PriorLosses:
         index = np.searchsorted(self.quantiles, rng.random(self.BATCH), side="right")
         kind = np.searchsorted(self.shares, rng.random(self.BATCH), side="right")  # order of the class docstring
         texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
-        text = self._read(texts)
+        text = self._encode(texts)
         tokens = self._image(index, kind, rng)
         gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, self.BATCH)).astype(np.float32))
         gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
@@ -463,21 +465,21 @@ class PriorLosses:
         )
         return {
             "loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0),
-            "loss_nouns": -0.3 * (shares * named).sum() / shares.sum(),
-            "loss_read": self.READ * read,
+            "loss_nouns": -self.NOUNS_WEIGHT * (shares * named).sum() / shares.sum(),
+            "loss_read": self.READ_WEIGHT * read,
             **(self._text_aids(rng) if "aid_pooled" in self.model else {}),
         }
 
     def _keep_cells(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.cells = given[0]
 
-    def _read(self, texts: list[str]) -> Tensor:
+    def _encode(self, texts: list[str]) -> Tensor:
         return self.model["text"](tokenize(self.tokenizer, texts).to(self.device))[0]
 
     def _text_aids(self, rng: np.random.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(self.pictures), size=self.CAPTIONS)
         texts, told, seen = tell(self.pictures, index, self.device)
-        text = self._read(texts)
+        text = self._encode(texts)
         pooled = self.model.get_submodule("unet.add_embedding")(text)
         return {
             "loss_pooled": self.model["aid_pooled"](pooled, told, seen),
