@@ -22,15 +22,22 @@ import torch
 from vp3d.bench import toybench
 from vp3d.bench.runner import Record, Settings, Task, claim, run_tasks
 from vp3d.bench.summary import cell, circumstances, statistics
-from vp3d.config import PRESETS, ROOT, GuidanceConfig
+from vp3d.config import PRESETS, ROOT
 from vp3d.errors import UserError
 from vp3d.evaluate.metrics import bootstrap_interval
 from vp3d.run_folder import write_json, write_text
 
 NO_REWARDS = ("rewards.text_image.weight=0", "rewards.image_image.weight=0")
+ONE_STEP = (  # as DreamFusion estimates; what configs/sds.yaml says
+    "guidance.denoise_steps=1",
+    "guidance.weighting=sigma2",
+    "guidance.t_min=0.02",
+    "guidance.t_max={start: 0.98, end: 0.5}",
+)
 ARMS: dict[str, tuple[str, ...]] = {
-    "SDS": ("guidance.lam=0", *NO_REWARDS),
-    "SDS, twice the CFG": ("guidance.lam=0", f"guidance.guidance_scale={2.0 * GuidanceConfig().guidance_scale:g}", *NO_REWARDS),
+    "SDS": ("guidance.lam=0", "guidance.guidance_scale=10", *ONE_STEP, *NO_REWARDS),
+    "SDS, twice the CFG": ("guidance.lam=0", "guidance.guidance_scale=20", *ONE_STEP, *NO_REWARDS),
+    "text, several steps": ("guidance.lam=0", *NO_REWARDS),
     "VP-SDS": NO_REWARDS,
     "VP-SDS + image": ("rewards.text_image.weight=0",),
     "VP-SDS + text": ("rewards.image_image.weight=0",),
@@ -38,13 +45,18 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 SWEEP: dict[str, tuple[str, ...]] = {
     "default": (),
-    "guidance_scale 3": ("guidance.guidance_scale=3",),
-    "guidance_scale 20": ("guidance.guidance_scale=20",),
+    "one step": ("guidance.guidance_scale=10", *ONE_STEP),
+    "8 steps": ("guidance.denoise_steps=8",),
+    "guidance_scale 2": ("guidance.guidance_scale=2",),
+    "guidance_scale 8": ("guidance.guidance_scale=8",),
+    "weighting sigma2": ("guidance.weighting=sigma2",),
+    "lr_density 0.12": ("optim.lr_density=0.12",),
     "lam 0.3": ("guidance.lam=0.3",),
     "lam 1": ("guidance.lam=1",),
     "lam at the front only": ("guidance.lam_gate.full_deg=45", "guidance.lam_gate.zero_deg=120"),
-    "t_max stays": ("guidance.t_max=0.98",),
-    "t_max falls to 0.3": ("guidance.t_max.end=0.3",),
+    "t to 0.98 and 0.02": ("guidance.t_max={start: 0.98, end: 0.5}", "guidance.t_min=0.02"),
+    "t_min falls to 0.1": ("guidance.t_min.end=0.1",),
+    "no rewards": NO_REWARDS,
     "rewards x 5": ("rewards.text_image.weight=0.5", "rewards.image_image.weight=0.5"),
     "rewards from the start": ("rewards.text_image.begin=0", "rewards.image_image.begin=0"),
 }

@@ -150,7 +150,7 @@ def test_bare_number_makes_a_schedule_constant() -> None:
         ("=3", ["key=value"]),
         ("camera.elevation_min_deg=60", ["'camera.elevation_min_deg' (60.0)", "'camera.elevation_max_deg' (40.0)"]),
         ("guidance.t_min=0.9", ["'guidance.t_min'", "'guidance.t_max'", "0.9"]),
-        ("guidance.t_min={start: 0.6, end: 0.02, from_: 0.9}", ["'guidance.t_min'", "at progress 0.9"]),
+        ("guidance.t_min={start: 0.8, end: 0.02, from_: 0.9}", ["'guidance.t_min'", "at progress 0.9"]),
     ],
 )
 def test_mistakes_are_one_clear_line(word: str, parts: list[str]) -> None:

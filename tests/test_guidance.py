@@ -22,7 +22,16 @@ CAMERA = Camera(AZIMUTH, torch.tensor([0.0, 30.0, 10.0]), torch.full((3,), 2.9),
 VIEWS = ("front view", "front left view from above", "back view")
 RGB = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(5))
 VISUAL_PROMPT = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(6))
-HALF = GuidanceConfig(guidance_scale=7.0, text_scale=5.0, image_scale=2.0, lam=Schedule(0.6, 0.6))
+HALF = GuidanceConfig(
+    guidance_scale=7.0,
+    text_scale=5.0,
+    image_scale=2.0,
+    lam=Schedule(0.6, 0.6),
+    t_min=Schedule(0.02, 0.02),
+    t_max=Schedule(0.98, 0.5),
+    weighting="sigma2",
+    denoise_steps=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +90,7 @@ def by_hand(
 
 @pytest.mark.parametrize("normalize", ["sum", "mean"])
 @pytest.mark.parametrize("mode", ["joint", "split"])
-@pytest.mark.parametrize("weighting", ["sigma2", "uniform"])
+@pytest.mark.parametrize("weighting", ["sigma2", "uniform", "x0"])
 def test_gradient_is_the_formula(prior: Prior, condition: Condition, normalize: str, mode: str, weighting: str) -> None:
     gate = ViewGate(0.0, 30.0, 90.0, 0.0)  # weights 1, 0.5, 0 at the three cameras
     config = dataclasses.replace(HALF, normalize=normalize, mode=mode, weighting=weighting, lam_gate=gate)
@@ -90,11 +99,45 @@ def test_gradient_is_the_formula(prior: Prior, condition: Condition, normalize: 
         "split": lambda e0, ey, eyv: e0 + 5.0 * (ey - e0) + 2.0 * (eyv - ey),
     }
     weights = {"sigma2": lambda bar: 1 - bar, "uniform": torch.ones_like}
+    weights["x0"] = lambda bar: ((1 - bar) / bar).sqrt().clamp(max=10.0)
     latent_grad, expected = by_hand(prior, formulas[mode], torch.tensor([0.6, 0.3, 0.0]), weights[weighting])
     count = 3 if normalize == "sum" else latent_grad.numel()
     loss, grad = loss_and_grad(prior, config, condition)
     torch.testing.assert_close(grad * count, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
     torch.testing.assert_close(loss * count, 0.5 * (latent_grad**2).sum(), rtol=1e-3, atol=0)
+
+
+def test_under_x0_weights_the_step_leads_to_the_estimate(prior: Prior, condition: Condition) -> None:
+    latents = prior.encode_images(RGB)
+    low = Schedule(0.5, 0.5)
+    config = dataclasses.replace(HALF, weighting="x0", t_max=low)
+    estimate = Guidance(prior, config).estimate(latents, CAMERA, condition, 0.0, seeded())
+    bar = prior.alpha_bar[estimate.t]
+    x0 = x0_from_epsilon(add_noise(latents, estimate.noise, bar), estimate.e_hat, bar)
+    torch.testing.assert_close(latents - estimate.grad, x0, atol=1e-4, rtol=1e-4)
+
+
+def test_more_denoising_steps_are_ddim_under_guidance_from_each_views_own_t(prior: Prior, condition: Condition) -> None:
+    config = dataclasses.replace(HALF, denoise_steps=3)
+    latents = prior.encode_images(RGB)
+    found = Guidance(prior, config).estimate(latents, CAMERA, condition, 0.0, seeded())
+    one = Guidance(prior, HALF).estimate(latents, CAMERA, condition, 0.0, seeded())
+    assert torch.equal(found.t, one.t) and torch.equal(found.noise, one.noise)
+    for i, view in enumerate(VIEWS):
+        text, null, t = prior.encode_text([f"{PROMPT}, {view}"]), prior.encode_null(NEGATIVE), int(found.t[i])
+        bar = prior.alpha_bar[t]
+        x = noised = bar.sqrt() * latents[i : i + 1] + (1 - bar).sqrt() * found.noise[i : i + 1]
+        for level, lower in ((t, t * 2 // 3), (t * 2 // 3, t // 3), (t // 3, None)):
+            at, gate = torch.tensor([level]), torch.tensor([0.6])
+            e0 = prior.predict_noise(x, at, null, prior.null_image, gate)
+            eyv = prior.predict_noise(x, at, text, condition.image, gate)
+            epsilon, now = e0 + 7.0 * (eyv - e0), prior.alpha_bar[level]
+            x0 = (x - (1 - now).sqrt() * epsilon) / now.sqrt()
+            if lower is not None:
+                x = prior.alpha_bar[lower].sqrt() * x0 + (1 - prior.alpha_bar[lower]).sqrt() * epsilon
+        expected = (noised - bar.sqrt() * x0) / (1 - bar).sqrt()
+        torch.testing.assert_close(found.e_hat[i : i + 1], expected, atol=2e-3, rtol=2e-3)
+    assert (found.e_hat - one.e_hat).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("mode", ["joint", "split"])
@@ -163,7 +206,7 @@ def test_same_generator_same_result(prior: Prior, condition: Condition) -> None:
 
 def test_progress_drives_noise_level_and_lambda(prior: Prior, condition: Condition) -> None:
     config = GuidanceConfig(
-        t_min=Schedule(0.9, 0.1), t_max=Schedule(0.95, 0.15), lam=Schedule(1.0, 0.0), lam_gate=ViewGate()
+        t_min=Schedule(0.9, 0.1), t_max=Schedule(0.95, 0.15), lam=Schedule(1.0, 0.0), lam_gate=ViewGate(), denoise_steps=1
     )
     guidance, latents = Guidance(prior, config), prior.encode_images(RGB)
     for progress, low, high, lam in ((0.0, 900, 950, 1.0), (0.5, 500, 550, 0.5), (1.0, 100, 150, 0.0)):

@@ -102,14 +102,15 @@ class GuidanceConfig:
     """VP-SDS. `e_hat = e(0) + s * (e(y,v) - e(0))`, or the split form with two scales (see diffusion/cfg.py)."""
 
     mode: Literal["joint", "split"] = "joint"
-    guidance_scale: Annotated[float, Range(0, 1000)] = 10.0  # s of the joint form; 1 is plain conditioning
-    text_scale: Annotated[float, Range(0, 1000)] = 10.0  # s_text of the split form
-    image_scale: Annotated[float, Range(0, 1000)] = 10.0  # s_image of the split form
+    guidance_scale: Annotated[float, Range(0, 1000)] = 4.0  # s of the joint form; 1 is plain conditioning
+    text_scale: Annotated[float, Range(0, 1000)] = 4.0  # s_text of the split form
+    image_scale: Annotated[float, Range(0, 1000)] = 4.0  # s_image of the split form
     lam: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.6))  # of the image branch; 0 is exactly plain SDS
     lam_gate: ViewGate = field(default_factory=ViewGate)  # lam is multiplied by this
-    t_min: ShareSchedule = field(default_factory=lambda: Schedule(0.02, 0.02))  # lowest noise level, share of all
-    t_max: ShareSchedule = field(default_factory=lambda: Schedule(0.98, 0.5))  # highest noise level
-    weighting: Literal["sigma2", "uniform"] = "sigma2"  # w(t): sigma2 (1 - alpha_bar) | uniform
+    t_min: ShareSchedule = field(default_factory=lambda: Schedule(0.6, 0.3))  # lowest noise level, share of all
+    t_max: ShareSchedule = field(default_factory=lambda: Schedule(0.88, 0.7))  # highest; above, the render's ground is not seen
+    weighting: Literal["sigma2", "uniform", "x0"] = "x0"  # w(t): sigma2 (1 - alpha_bar) | uniform | x0 (sigma / alpha)
+    denoise_steps: Annotated[int, Range(1, 100)] = 4  # from the noised view to the estimate of the clean one; 1 is plain SDS
     rescale: Share = 0.0  # share of std rescale of the x0 estimate, [0, 1]
     normalize: Literal["sum", "mean"] = "mean"  # the latent MSE is a "sum" over elements or a "mean"
     perp_neg: Weight = 0.0  # share of Perp-Neg's weights against the neighbouring views; 1 is the paper's, 0 is off
@@ -202,7 +203,7 @@ class OptimConfig:
 
     steps: Annotated[int, Range(1, 1000000)] = 400
     views: Annotated[int, Range(1, 256)] = 4  # cameras a step
-    lr_density: Annotated[float, Range(0, 10)] = 0.12
+    lr_density: Annotated[float, Range(0, 10)] = 0.25
     lr_albedo: Annotated[float, Range(0, 10)] = 0.05
     lr_final: Share = 0.1  # the rates fall to this share of themselves by cosine
     grad_clip: Weight = 1.0  # largest norm of the gradient; 0 does not clip

@@ -5,6 +5,8 @@
 e_hat is the guided noise of diffusion/cfg.py, with that of diffusion/perp_neg.py as an option; v enters by the gated
 attention of diffusion/image_prompt.py with lambda = `lam` at the run's progress times `lam_gate` at the camera's azimuth.
 lambda = 0 takes the path of plain SDS, bit for bit.
+With `denoise_steps` N above 1, e_hat is the noise that would give the x0 which N deterministic steps from z_t to 0 end at,
+each guided (ReconFusion, arXiv 2312.02981, section 4.3, samples its target so); N = 1 is score distillation.
 The gradient reaches autograd as an MSE against a detached target, 0.5 * (z - stop(z - grad_z))^2, and flows through
 `encode_images` alone; the denoiser runs without gradient and nothing is decoded. Normalisation of the MSE: "sum" over latent
 elements divided by B (dreamfusion code's), or "mean" over all elements, smaller by the C * h * w of the latents; a loss
@@ -25,6 +27,7 @@ from vp3d.diffusion.perp_neg import perp_neg, view_negatives
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.schedule import (
     add_noise,
+    ddim_step,
     epsilon_from_x0,
     sample_t,
     sds_weight,
@@ -127,13 +130,27 @@ class Guidance:
         self, latents: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
     ) -> Estimate:
         """Noise the clean latents [B, 4, h, w] and ask the prior for the guided noise."""
-        config, prior = self.config, self.prior
-        low, high = t_bounds(config.t_min, config.t_max, progress, len(prior.alpha_bar))
+        config, prior, table = self.config, self.prior, self.prior.alpha_bar
+        low, high = t_bounds(config.t_min, config.t_max, progress, len(table))
         t = sample_t(len(latents), low, high, generator).to(prior.device)
         noise = prior.noise(len(latents), generator)
-        alpha_bar = prior.alpha_bar[t]
-        noised = add_noise(latents, noise, alpha_bar)
+        noised = add_noise(latents, noise, table[t])
         image, lam = self._image_branch(camera, condition, progress)
+        e_hat = self._guided_noise(noised, t, camera, condition, image, lam)
+        if config.denoise_steps > 1:
+            x, level, epsilon = noised, t, e_hat
+            for left in range(config.denoise_steps - 1, 0, -1):
+                lower = t * left // config.denoise_steps
+                x, level = ddim_step(x, epsilon, table[level], table[lower]), lower
+                epsilon = self._guided_noise(x, level, camera, condition, image, lam)
+            e_hat = epsilon_from_x0(noised, x0_from_epsilon(x, epsilon, table[level]), table[t])
+        return Estimate(t, noise, e_hat, sds_weight(table[t], config.weighting), lam)
+
+    def _guided_noise(
+        self, noised: Tensor, t: Tensor, camera: Camera, condition: Condition, image: Tensor | None, lam: Tensor
+    ) -> Tensor:
+        """e_hat [B, 4, h, w] of latents noised to t [B]; image and lam [B] as `_image_branch` gives them."""
+        config, prior, alpha_bar = self.config, self.prior, self.prior.alpha_bar[t]
         weights = branch_weights(
             config.mode, config.guidance_scale, config.text_scale, config.image_scale, image is not None
         )
@@ -153,7 +170,7 @@ class Guidance:
         if config.rescale > 0.0:
             x0, reference = (x0_from_epsilon(noised, epsilon, alpha_bar) for epsilon in (e_hat, conditioned))
             e_hat = epsilon_from_x0(noised, rescale_std(x0, reference, config.rescale), alpha_bar)
-        return Estimate(t, noise, e_hat, sds_weight(alpha_bar, config.weighting), lam)
+        return e_hat
 
     def _negatives(self, camera: Camera, condition: Condition) -> dict[Branch, TextEmbedding]:
         """The texts that Perp-Neg holds against B views: the prompt as told for two neighbouring ones."""

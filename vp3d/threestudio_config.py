@@ -299,8 +299,12 @@ def _read_guidance(source: _Source, layer: Layer, steps: int | None) -> None:
         weighting = source.look(f"{place}.weighting_strategy")
         if weighting in WEIGHTINGS:
             _put(layer, "guidance.weighting", WEIGHTINGS[source.text(f"{place}.weighting_strategy") or ""])
-        for theirs, mine in (("min_step_percent", "t_min"), ("max_step_percent", "t_max")):
-            _put(layer, f"guidance.{mine}", source.schedule(f"{place}.{theirs}", steps))
+        for theirs, mine, usual in (("min_step_percent", "t_min", 0.02), ("max_step_percent", "t_max", 0.98)):
+            found = source.schedule(f"{place}.{theirs}", steps)
+            _put(layer, f"guidance.{mine}", usual if found is None and kind else found)
+        if kind:
+            _put(layer, "guidance.denoise_steps", 1)
+            _put(layer, "guidance.weighting", layer.get("guidance", {}).get("weighting", "sigma2"))
 
 
 def _read_weights(source: _Source, layer: Layer, steps: int | None) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vp3d.config import PriorConfig
 from vp3d.diffusion.prior import load_prior
 from vp3d.evaluate.judge import load_judge
 from vp3d.manifest import verify_files
 from vp3d.rewards.encoders import load_clip
-from vp3d.toybox import data, images, models, train
+from vp3d.toybox import data, images, models, save, train
 from vp3d.toybox.scenes import words
 
 
@@ -45,6 +46,19 @@ def test_what_was_trained_opens_in_the_real_loaders(trained: Path) -> None:
     clip = load_clip(str(trained / "clip"), str(trained / "MANIFEST.json"))
     assert clip.image(drawn).shape == clip.text(["a red cube"]).shape == (1, 128)
     assert set(load_judge(trained / "judge").values) == set(data.HEADS)
+
+
+def test_the_adapters_file_is_the_published_one_of_plus(trained: Path) -> None:
+    weights = load_file(trained / "ip_adapter" / "models" / "ip-adapter_toybox.safetensors")
+    published = {k.removeprefix("image_proj."): v for k, v in weights.items() if k.startswith("image_proj.")}
+    assert published["layers.3.0.to_kv.weight"].shape == (256, 128) and published["latents"].shape == (1, 16, 128)
+    ours = models.new_image_projection()
+    ours.load_state_dict(save.resampler_state(published))
+    theirs = models.new_unet()._convert_ip_adapter_image_proj_to_diffusers(published, low_cpu_mem_usage=False)
+    patches = torch.randn(2, 65, 128, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours(patches), theirs(patches))
+    again = save.published_resampler(ours.state_dict())
+    assert set(again) == set(published) and all(torch.equal(again[k], published[k]) for k in again)
 
 
 def test_every_toybox_word_is_one_token() -> None:

@@ -19,6 +19,8 @@ from vp3d.types import UserError
 
 ALPHA_BAR_MIN = 1.0e-6  # a zero-terminal-SNR table ends at 0 exactly, where x0 = (x_t - sigma e) / alpha has no value
 
+X0_LIMIT = 10.0  # of the weighting "x0": reached at alpha_bar 0.01
+
 
 def betas_from_config(config: Mapping[str, Any]) -> Tensor:
     """The noise added at each step, [T] in (0, 1), float32, from a diffusers scheduler's config."""
@@ -100,12 +102,19 @@ def epsilon_from_output(output: Tensor, x_t: Tensor, alpha_bar: Tensor, predicti
 
 
 def sds_weight(alpha_bar: Tensor, weighting: str) -> Tensor:
-    """w(t) [B] >= 0: "sigma2" is 1 - alpha_bar (DreamFusion, arXiv 2209.14988), "uniform" is 1; alpha_bar [B] in [0, 1]."""
+    """w(t) [B] >= 0 of alpha_bar [B] in (0, 1].
+
+    "sigma2" is 1 - alpha_bar (DreamFusion, arXiv 2209.14988); "uniform" is 1; "x0" is sigma / alpha, at most X0_LIMIT: then
+    w(t) * (e_hat - e) is how far the latents are from the estimate of x0 (the x0 loss of MVDream, arXiv 2308.16512), so that
+    high noise, which decides the layout and the side that is seen, is not drowned by low noise.
+    """
     if weighting == "sigma2":
         return 1.0 - alpha_bar
     if weighting == "uniform":
         return torch.ones_like(alpha_bar)
-    raise UserError(f'guidance.weighting is "{weighting}": use "sigma2" or "uniform"')
+    if weighting == "x0":
+        return ((1.0 - alpha_bar) / alpha_bar).sqrt().clamp(max=X0_LIMIT)
+    raise UserError(f'guidance.weighting is "{weighting}": use "sigma2", "uniform" or "x0"')
 
 
 def t_bounds(t_min: Schedule, t_max: Schedule, progress: float, steps: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import vp3d.torch_compat  # noqa: F401  (before anything that imports torchvisio
 import open_clip
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -25,7 +26,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TOKENS = 20  # length of a tokenized prompt
 TEXT_WIDTH = 128
 IMAGE_EMBED = 128
-IMAGE_TOKENS = 4
+IMAGE_WIDTH = 128  # of the image encoder's patches, of which there are 8 x 8
+IMAGE_TOKENS = 16
 RESOLUTION = 64
 
 
@@ -123,10 +125,10 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def new_image_encoder() -> CLIPVisionModelWithProjection:
-    """64 x 64 pictures to an embedding [B, 128], the IP-Adapter's eye."""
+    """64 x 64 pictures to an embedding [B, 128] and patches [B, 1 + 64, 128], the IP-Adapter's eye."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
-            hidden_size=128,
+            hidden_size=IMAGE_WIDTH,
             intermediate_size=384,
             num_hidden_layers=4,
             num_attention_heads=4,
@@ -137,17 +139,15 @@ def new_image_encoder() -> CLIPVisionModelWithProjection:
     )
 
 
-class ImageProjection(nn.Module):
-    """An image embedding [B, 128] to IMAGE_TOKENS tokens [B, 4, 128]; keys as in the published file (`proj.*`, `norm.*`)."""
+def new_image_projection() -> IPAdapterPlusImageProjection:
+    """The eye's patches [B, 65, 128] to IMAGE_TOKENS tokens [B, 16, 128]: the resampler of "plus".
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = nn.Linear(IMAGE_EMBED, IMAGE_TOKENS * TEXT_WIDTH)
-        self.norm = nn.LayerNorm(TEXT_WIDTH)
-
-    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        """[B, 128] (any range) to [B, 4, 128]."""
-        return self.norm(self.proj(embedding).unflatten(-1, (IMAGE_TOKENS, TEXT_WIDTH)))
+    An embedding of the whole picture (base) does not say which of two objects has which colour. Depth and heads are those
+    that diffusers assumes of a file.
+    """
+    return IPAdapterPlusImageProjection(
+        embed_dims=IMAGE_WIDTH, output_dims=TEXT_WIDTH, hidden_dims=128, heads=2, num_queries=IMAGE_TOKENS
+    )
 
 
 def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
@@ -189,9 +189,9 @@ def new_clip(tokenizer: CLIPTokenizer) -> open_clip.CLIP:
     return open_clip.CLIP(**clip_config(tokenizer))
 
 
-def new_noun_head(unet: UNet2DConditionModel, nouns: int) -> nn.Conv2d:
-    """Linear classifier of the noun that each of 8 x 8 cells shows, on the denoiser's features there: a training aid."""
-    head = nn.Conv2d(unet.config.block_out_channels[1], nouns, 1)
+def new_noun_head(width: int, nouns: int) -> nn.Conv2d:
+    """Linear classifier of the noun that each of 8 x 8 cells shows, on `width` features there: a training aid."""
+    head = nn.Conv2d(width, nouns, 1)
     nn.init.zeros_(head.weight)
     return head
 

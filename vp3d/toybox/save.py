@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from vp3d.run_folder import atomic_write, write_json
 from vp3d.toybox import models
 
 ADAPTER_FILE = "ip-adapter_toybox.safetensors"
+PUBLISHED = {  # diffusers' names in a layer of the resampler, and the published file's
+    "ln0": "0.norm1",
+    "ln1": "0.norm2",
+    "attn.to_q": "0.to_q",
+    "attn.to_out.0": "0.to_out",
+    "ff.0": "1.0",
+    "ff.1.net.0.proj": "1.1",
+    "ff.1.net.2": "1.3",
+}
+LAYER, KV = re.compile(r"layers\.(\d+)\.(.+)\.(\w+)"), "0.to_kv"
 
 
 def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, folder: Path) -> None:
@@ -43,7 +54,7 @@ def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
 
     Beyond the published keys the file has `pooled.weight`, the image's part in the time embedding (`image_prompt.PooledPrompt`).
     """
-    tensors = {f"image_proj.{k}": v for k, v in projection.state_dict().items()}
+    tensors = {f"image_proj.{k}": v for k, v in published_resampler(projection.state_dict()).items()}
     tensors[POOLED] = unet.get_parameter("add_embedding.image.weight")
     processors: dict[str, Any] = unet.attn_processors  # type: ignore[assignment]
     for number, (name, processor) in enumerate(processors.items()):
@@ -52,6 +63,35 @@ def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
     (folder / "models").mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "models" / ADAPTER_FILE) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+
+
+def published_resampler(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of diffusers' `IPAdapterPlusImageProjection` (any shape) under the published names; K and V become one."""
+    found = {}
+    for key, value in state.items():
+        layer = LAYER.fullmatch(key)
+        if layer is None:
+            found[key] = value
+        elif layer[2] == "attn.to_k":
+            found[f"layers.{layer[1]}.{KV}.weight"] = torch.cat([value, state[key.replace("to_k", "to_v")]])
+        elif layer[2] != "attn.to_v":
+            found[f"layers.{layer[1]}.{PUBLISHED[layer[2]]}.{layer[3]}"] = value
+    return found
+
+
+def resampler_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inverse of `published_resampler` (any shape)."""
+    names, found = {v: k for k, v in PUBLISHED.items()}, {}
+    for key, value in published.items():
+        layer = LAYER.fullmatch(key)
+        if layer is None:
+            found[key] = value
+        elif layer[2] == KV:
+            for name, half in zip(("to_k", "to_v"), value.chunk(2), strict=True):
+                found[f"layers.{layer[1]}.attn.{name}.weight"] = half
+        else:
+            found[f"layers.{layer[1]}.{names[layer[2]]}.{layer[3]}"] = value
+    return found
 
 
 def save_clip(model: nn.Module, tokenizer: Any, folder: Path) -> None:
