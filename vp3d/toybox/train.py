@@ -181,18 +181,17 @@ def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     eye = models.new_image_encoder()
     if plan.seed:
         eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
-    aids = {"whole": models.AttributeHeads(models.IMAGE_EMBED, HEADS)}
-    aids["patches"] = models.new_noun_head(models.IMAGE_WIDTH, len(NOUNS))
-    both = nn.ModuleDict({"eye": eye, **aids}).to(device).train()
+    whole, each = models.AttributeHeads(models.IMAGE_EMBED, HEADS), models.new_noun_head(models.IMAGE_WIDTH, len(NOUNS))
+    both = nn.ModuleDict({"eye": eye, "whole": whole, "patches": each}).to(device).train()
     answers = torch.from_numpy(attribute_targets(pictures))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=64)
         seen = see(eye, augment(to_tensor(pictures.images[index], device), rng, strength=0.5))
         shares = noun_maps(pictures, index).to(device)
-        named = F.log_softmax(both["patches"](patches(seen)[:, 1:].mT.unflatten(2, shares.shape[2:])), 1)
+        named = F.log_softmax(each(patches(seen)[:, 1:].mT.unflatten(2, shares.shape[2:])), 1)
         return {
-            "loss_attributes": both["whole"](seen.image_embeds, answers[index].to(device)),
+            "loss_attributes": whole(seen.image_embeds, answers[index].to(device)),
             "loss_nouns": -0.1 * (shares * named).sum() / shares.sum(),
         }
 
