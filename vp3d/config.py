@@ -201,7 +201,7 @@ class LossConfig:
 class OptimConfig:
     """The optimisation of the coarse stage."""
 
-    steps: Annotated[int, Range(1, 1000000)] = 400
+    steps: Annotated[int, Range(1, 1000000)] = 280
     views: Annotated[int, Range(1, 256)] = 4  # cameras a step
     lr_density: Annotated[float, Range(0, 10)] = 0.25
     lr_albedo: Annotated[float, Range(0, 10)] = 0.05
