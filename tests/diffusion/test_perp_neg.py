@@ -98,8 +98,8 @@ def prior(tmp_path_factory: pytest.TempPathFactory) -> Prior:
 )
 def test_guidance_subtracts_it(prior: Prior, change: dict, scale: float, branches: int) -> None:
     """e_hat with Perp-Neg is e_hat without, less s * share * the sum over the neighbouring views, from single denoiser calls."""
-    settings = {"guidance_scale": 7.0, "text_scale": 5.0, "image_scale": 2.0, "lam": Schedule(0.6, 0.6)} | change
-    settings |= {"denoise_steps": 1}
+    settings = {"guidance_scale": 7.0, "text_scale": 5.0, "image_scale": 2.0, "lam": Schedule(0.6, 0.6)}
+    settings |= {"denoise_steps": 1} | change
     picture = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(6))
     condition = build_condition(prior, "a red cube", "blurry", picture)
     latents = prior.noise(2, torch.Generator().manual_seed(1))
