@@ -2,7 +2,8 @@
 
 Every arm makes the same toybench prompts with the same seeds, steps and views. The ablation's arms are those of the VP3D paper
 (arXiv 2403.17001, its ablation of visual prompt and rewards) with DreamFusion's plain SDS as the first, and one
-with our several steps on the text alone; the sweep changes one setting of the default run at a time. The table tells each figure's mean with its 95 % bootstrap interval over prompts,
+with our several steps on the text alone; the sweep changes one setting of the default run at a time. The table tells each
+figure's mean with its 95 % bootstrap interval over prompts,
 and the difference from the first arm, prompt by prompt, with an interval of its own: an arm helps where that lies above 0.
 
 Resumable: what is made lies under --work, one folder an arm. Two hours for `mini` at `draft` on two cores (--jobs 2).
