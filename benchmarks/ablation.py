@@ -7,6 +7,7 @@ figure's mean with its 95 % bootstrap interval over prompts,
 and the difference from the first arm, prompt by prompt, with an interval of its own: an arm helps where that lies above 0.
 
 Resumable: what is made lies under --work, one folder an arm. Two hours for `mini` at `draft` on two cores (--jobs 2).
+--grid draws the assets: true object, visual prompt, first arm and last arm, each from two sides.
 """
 
 from __future__ import annotations
@@ -19,18 +20,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from vp3d.bench import toybench
-from vp3d.bench.runner import Record, Settings, Task, claim, run_tasks
+from vp3d.bench.runner import Record, Settings, Task, claim, find_mesh, run_tasks
 from vp3d.bench.summary import cell, circumstances, statistics
 from vp3d.config import PRESETS, ROOT
 from vp3d.errors import UserError
 from vp3d.evaluate.metrics import bootstrap_interval
+from vp3d.evaluate.suites import resized
+from vp3d.evaluate.views import ELEVATION_DEG, GROUND, labelled, save_image, sheet, to_uint8
+from vp3d.render.camera import orbit
+from vp3d.render.raster import render_mesh
 from vp3d.run_folder import write_json, write_text
+from vp3d.toybox.data import DISTANCE, FOV_DEG
+from vp3d.toybox.scenes import parse_caption
+from vp3d.toybox.verdict import true_pictures, true_rgb
 
 NO_REWARDS = ("rewards.text_image.weight=0", "rewards.image_image.weight=0")
 ONE_STEP = (  # as DreamFusion estimates; what configs/sds.yaml says
     "guidance.denoise_steps=1",
+    "guidance.space=latents",
+    "guidance.weight=1",
     "guidance.weighting=sigma2",
     "guidance.t_min=0.02",
     "guidance.t_max={start: 0.98, end: 0.5}",
@@ -47,9 +58,12 @@ ARMS: dict[str, tuple[str, ...]] = {
 SWEEP: dict[str, tuple[str, ...]] = {
     "default": (),
     "one step": ("guidance.guidance_scale=10", *ONE_STEP),
-    "8 steps": ("guidance.denoise_steps=8",),
-    "guidance_scale 2": ("guidance.guidance_scale=2",),
-    "guidance_scale 8": ("guidance.guidance_scale=8",),
+    "4 steps": ("guidance.denoise_steps=4",),
+    "guidance_scale 1": ("guidance.guidance_scale=1",),
+    "guidance_scale 4": ("guidance.guidance_scale=4",),
+    "error in latents": ("guidance.space=latents", "guidance.weight=1"),
+    "weight 100": ("guidance.weight=100",),
+    "grounds to 0.9": ("render.background_max=0.9",),
     "weighting sigma2": ("guidance.weighting=sigma2",),
     "lr_density 0.12": ("optim.lr_density=0.12",),
     "lam 0.3": ("guidance.lam=0.3",),
@@ -61,13 +75,19 @@ SWEEP: dict[str, tuple[str, ...]] = {
     "rewards x 5": ("rewards.text_image.weight=0.5", "rewards.image_image.weight=0.5"),
     "rewards from the start": ("rewards.text_image.begin=0", "rewards.image_image.begin=0"),
 }
+SIDES, TILE = (40.0, 220.0), 112  # azimuths of the two views in the picture grid, degrees; pixels of one
 FIGURES = ("all", "objects", "colors", "parts", "relation", "r_precision", "iou", "color_error", "two_faced")
+
+
+def settings_of(name: str, overrides: Sequence[str], options: argparse.Namespace) -> Settings:
+    """An arm's settings and its folder."""
+    folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
+    return Settings(folder, options.preset, tuple(options.config), (*options.overrides, *overrides))
 
 
 def run_arm(name: str, overrides: Sequence[str], tasks: Sequence[Task], options: argparse.Namespace) -> list[Record]:
     """Make and judge the tasks with an arm's settings, in a folder of its own."""
-    folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
-    settings = Settings(folder, options.preset, tuple(options.config), (*options.overrides, *overrides))
+    settings = settings_of(name, overrides, options)
     claim(settings, {"suite": "ablation"})
     sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
     return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
@@ -126,6 +146,27 @@ def _cell(found: Mapping[str, float] | None, name: str, part: str) -> str:
     return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
+def write_grid(arms: Mapping[str, Settings], tasks: Sequence[Task], path: Path) -> None:
+    """A row a task: the true object, the visual prompt of the last arm, and the mesh of every arm, from two sides."""
+    rows = []
+    for task in tasks:
+        found = {arm: find_mesh(settings, task) for arm, settings in arms.items()}
+        true = to_uint8(true_rgb(true_pictures(parse_caption(task.prompt), list(SIDES), GROUND, TILE)))
+        row = [labelled(np.concatenate(list(true), axis=1), task.prompt)]
+        last = list(found.values())[-1].folder
+        if last is not None:
+            with Image.open(last / "visual_prompt" / "cutout.png") as shown:
+                row.append(labelled(resized(np.array(shown.convert("RGB")), TILE), "visual prompt"))
+        for arm, asset in found.items():
+            if asset.mesh is None:
+                continue
+            cameras = orbit(SIDES, ELEVATION_DEG, DISTANCE, FOV_DEG)
+            views = to_uint8(render_mesh(asset.mesh, cameras, TILE, TILE, GROUND)[0])
+            row.append(labelled(np.concatenate(list(views), axis=1), arm))
+        rows.append(row)
+    save_image(sheet(rows, "True object, visual prompt, and assets: the front from the left, the back from the right"), path)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run every arm, print the table and write it as JSON and Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.split("\n\n")[0])
@@ -139,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     parser.add_argument("--work", type=Path, help="where runs and results are kept (outputs/ablation or outputs/sweep)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here, as docs/results/ablation.md")
+    parser.add_argument("--grid", type=Path, metavar="FILE", help="draw true object, visual prompt, first and last arm here")
     options = parser.parse_intermixed_args(argv)
     if min(options.every, options.seeds, options.jobs) < 1:
         parser.error("--every, --seeds and --jobs take whole numbers of 1 or more")
@@ -153,6 +195,9 @@ def main(argv: list[str] | None = None) -> None:
     page = markdown(told, f"{name.capitalize()} on toybench, {options.subset}", facts, len({task.prompt for task in tasks}))
     write_json(options.work / f"{name}.json", {"about": about, "arms": {k: list(v) for k, v in arms.items()}, "told": told})
     write_text(options.write or options.work / f"{name}.md", page)
+    if options.grid:
+        ends = [list(arms)[0], list(arms)[-1]]
+        write_grid({arm: settings_of(arm, arms[arm], options) for arm in ends}, tasks, options.grid)
     sys.stdout.write(page)
 
 

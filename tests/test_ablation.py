@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from benchmarks.ablation import ARMS, SWEEP, compare, difference, markdown
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, markdown, write_grid
+from vp3d.bench.runner import Settings, Task
 from vp3d.bench.toybench import suite_tasks
 from vp3d.config import get_value, load_config
+from vp3d.evaluate.views import GAP
+from vp3d.export.writers import write_glb
+from vp3d.toybox.scenes import parse_caption
+from vp3d.toybox.truth import lit, true_mesh
 
 
 def records(*values: tuple[str, float | None], failure: str = "") -> list[dict]:
@@ -40,3 +49,15 @@ def test_plain_sds_has_neither_image_nor_rewards() -> None:
     assert get_value(config, "guidance.lam").at(0.5) == 0.0
     assert config.rewards.text_image.weight == config.rewards.image_image.weight == 0.0
     assert ARMS["VP3D"] == () and len(suite_tasks("mini", 1)) == 18
+
+
+def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) -> None:
+    path = tmp_path / "a-red-cone.glb"
+    write_glb(lit(true_mesh(parse_caption("a red cone"), 48)), path)
+    task = Task("single", "a red cone", 0, "k", source=str(path))
+    write_grid({"SDS": Settings(tmp_path), "VP3D": Settings(tmp_path)}, [task], tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as picture:
+        page = np.array(picture.convert("RGB")).astype(float)
+    red = (page[..., 0] > 120) & (page[..., 1] < 90)
+    shares = [red[:, 2 * GAP + i * (2 * TILE + GAP) :][:, : 2 * TILE].mean() for i in range(3)]
+    assert shares[0] > 0.05 and shares[1:] == pytest.approx([shares[0]] * 2, rel=0.1)
