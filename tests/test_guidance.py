@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.tiny_models import tiny_prior_config
@@ -31,6 +32,8 @@ HALF = GuidanceConfig(
     t_max=Schedule(0.98, 0.5),
     weighting="sigma2",
     denoise_steps=1,
+    space="latents",
+    weight=1.0,
 )
 
 
@@ -194,6 +197,31 @@ def test_cost_is_one_call_of_the_needed_branches_and_no_decode(
     for hook in hooks:
         hook.remove()
     assert sizes == [3 * forwards] and decodes == []
+
+
+@pytest.mark.parametrize("weighting", ["sigma2", "x0"])
+@pytest.mark.parametrize("size", [16, 24])
+def test_in_pixels_each_view_is_pulled_to_its_decoded_estimate(
+    prior: Prior, condition: Condition, weighting: str, size: int
+) -> None:
+    t_max = Schedule(0.6, 0.6)
+    config = dataclasses.replace(HALF, weighting=weighting, t_max=t_max, denoise_steps=3, space="pixels")
+    rgb = F.interpolate(RGB, size=(size, size)).requires_grad_()
+    latents = prior.encode_images(rgb).detach()
+    estimate = Guidance(prior, config).estimate(latents, CAMERA, condition, 0.0, seeded())
+    expected = []
+    for i in range(3):
+        bar = prior.alpha_bar[estimate.t[i]]
+        noised = bar.sqrt() * latents[i] + (1 - bar).sqrt() * estimate.noise[i]
+        x0 = (noised - (1 - bar).sqrt() * estimate.e_hat[i]) / bar.sqrt()
+        target = F.interpolate(prior.decode(x0[None]), size=(size, size), mode="bilinear", antialias=True)[0]
+        share = (1.0 - bar) * (bar / (1 - bar)).sqrt() if weighting == "sigma2" else 1.0
+        expected.append(share * (rgb[i] - target).detach())
+    grad = torch.stack(expected)
+    for normalize, count in (("sum", 3), ("mean", rgb.numel())):
+        told = Guidance(prior, dataclasses.replace(config, normalize=normalize))(rgb, CAMERA, condition, 0.0, seeded())
+        found = count * torch.autograd.grad(told["sds"], rgb)[0]
+        torch.testing.assert_close(found, grad, atol=1e-3 * float(grad.abs().max()), rtol=1e-3)
 
 
 def test_same_generator_same_result(prior: Prior, condition: Condition) -> None:

@@ -90,7 +90,7 @@ class VisualPromptConfig:
 
     candidates: Annotated[int, Range(1, 64)] = 8  # images drawn; the best by the text-image reward is used
     steps: Annotated[int, Range(1, 1000)] = 30  # denoising steps
-    guidance_scale: Annotated[float, Range(0, 200)] = 4.0  # classifier-free guidance; 1 is plain conditioning
+    guidance_scale: Annotated[float, Range(0, 200)] = 2.0  # classifier-free guidance; 1 is plain conditioning
     view: str = "front view"  # view words added to the prompt while drawing
     ground: Share = 0.7  # grey level of the neutral ground it is put on before it is encoded, [0, 1]
     cutout_tolerance: Share = 0.12  # colour distance to the border colour that still counts as background, [0, 1]
@@ -102,21 +102,22 @@ class GuidanceConfig:
     """VP-SDS. `e_hat = e(0) + s * (e(y,v) - e(0))`, or the split form with two scales (see diffusion/cfg.py)."""
 
     mode: Literal["joint", "split"] = "joint"
-    guidance_scale: Annotated[float, Range(0, 1000)] = 4.0  # s of the joint form; 1 is plain conditioning
-    text_scale: Annotated[float, Range(0, 1000)] = 4.0  # s_text of the split form
-    image_scale: Annotated[float, Range(0, 1000)] = 4.0  # s_image of the split form
+    guidance_scale: Annotated[float, Range(0, 1000)] = 2.0  # s of the joint form; 1 is plain conditioning
+    text_scale: Annotated[float, Range(0, 1000)] = 2.0  # s_text of the split form
+    image_scale: Annotated[float, Range(0, 1000)] = 2.0  # s_image of the split form
     lam: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.6))  # of the image branch; 0 is exactly the text alone
     lam_gate: ViewGate = field(default_factory=ViewGate)  # lam is multiplied by this
     t_min: ShareSchedule = field(default_factory=lambda: Schedule(0.6, 0.3))  # lowest noise level, share of all
     t_max: ShareSchedule = field(default_factory=lambda: Schedule(0.88, 0.7))  # highest; above, the render's ground is not seen
     weighting: Literal["sigma2", "uniform", "x0"] = "x0"  # w(t): sigma2 (1 - alpha_bar) | uniform | x0 (sigma / alpha)
-    denoise_steps: Annotated[int, Range(1, 100)] = 4  # from the noised view to the estimate of the clean one; 1 is plain SDS
+    denoise_steps: Annotated[int, Range(1, 100)] = 2  # from the noised view to the estimate of the clean one; 1 is plain SDS
     rescale: Share = 0.0  # share of std rescale of the x0 estimate, [0, 1]
-    normalize: Literal["sum", "mean"] = "mean"  # the latent MSE is a "sum" over elements or a "mean"
+    normalize: Literal["sum", "mean"] = "mean"  # the MSE is a "sum" over elements or a "mean"
     perp_neg: Weight = 0.0  # share of Perp-Neg's weights against the neighbouring views; 1 is the paper's, 0 is off
     debias: str = ""  # a masked language model, placed as a prior: drops words that contradict a view; "" is off
     debias_words: str = ""  # the words it may drop, separated by spaces; "" is every word of the prompt
-    weight: Weight = 1.0
+    space: Literal["latents", "pixels"] = "pixels"  # of the error: latents as SDS has it, or pixels of the decoded estimate
+    weight: Weight = 30.0  # of the guidance; errors of pixels are smaller than those of latents
 
 
 @dataclass
@@ -180,7 +181,7 @@ class RenderConfig:
     samples: Annotated[int, Range(2, 1024)] = 48  # samples a ray through the volume
     chunk: Annotated[int, Range(1024)] = 1_048_576  # samples evaluated at once, at most; halved when memory runs out
     background_min: Share = 0.5  # random grey background, [0, 1]
-    background_max: Share = 0.9  # the embedded prior knows grounds from 0.5 to 0.9; on a lighter one white is lost
+    background_max: Share = 0.75  # on a lighter one the white parts of an object are lost
     shading: Literal["albedo", "lambert"] = "albedo"  # albedo | lambert (the toybox light, normals from the density)
     occupancy_resolution: Annotated[int, Range(4, 512)] = 32  # cells along a side of the occupancy grid
     occupancy_every: Annotated[int, Range(1)] = 16  # steps between its updates
@@ -201,7 +202,7 @@ class LossConfig:
 class OptimConfig:
     """The optimisation of the coarse stage."""
 
-    steps: Annotated[int, Range(1, 1000000)] = 280
+    steps: Annotated[int, Range(1, 1000000)] = 400
     views: Annotated[int, Range(1, 256)] = 4  # cameras a step
     lr_density: Annotated[float, Range(0, 10)] = 0.25
     lr_albedo: Annotated[float, Range(0, 10)] = 0.05

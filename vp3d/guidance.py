@@ -8,17 +8,23 @@ lambda = 0 takes the path of plain SDS, bit for bit.
 With `denoise_steps` N above 1, e_hat is the noise that would give the x0 which N deterministic steps from z_t to 0 end at,
 each guided (ReconFusion, arXiv 2312.02981, section 4.3, samples its target so); N = 1 is score distillation.
 The gradient reaches autograd as an MSE against a detached target, 0.5 * (z - stop(z - grad_z))^2, and flows through
-`encode_images` alone; the denoiser runs without gradient and nothing is decoded. Normalisation of the MSE: "sum" over latent
-elements divided by B (dreamfusion code's), or "mean" over all elements, smaller by the C * h * w of the latents; a loss
-weight means nothing without saying which. Each view has its own t (stratified, see `schedule.sample_t`) and its own noise.
+`encode_images` alone; the denoiser runs without gradient. With `space` "pixels" no encoder stands between error and field:
+the clean latents x0 that e_hat stands for are decoded, and the views x pulled there (HiFA's term, arXiv 2305.18766):
+
+    grad_x = w(t) * alpha_t / sigma_t * (x - decode(x0))
+
+Normalisation of the MSE: "sum" over elements divided by B (dreamfusion code's), or "mean" over all elements, smaller by the
+C * h * w of the latents or views; a loss weight means nothing without saying which. Each view has its own t (stratified, see
+`schedule.sample_t`) and its own noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vp3d.config import GuidanceConfig
@@ -65,13 +71,16 @@ class Condition:
 class Estimate:
     """What the prior says of a batch of noised latents; no gradient.
 
-    t [B] int64; noise and the guided noise e_hat [B, 4, h, w]; weight [B] is w(t); lam [B] the strength of the image branch.
+    t [B] int64; noise, the guided noise e_hat and the clean latents x0 it stands for [B, 4, h, w]; weight [B] is w(t), x0_weight
+    [B] w(t) alpha / sigma; lam [B] the strength of the image branch.
     """
 
     t: Tensor
     noise: Tensor
     e_hat: Tensor
+    x0: Tensor
     weight: Tensor
+    x0_weight: Tensor
     lam: Tensor
 
     @property
@@ -97,7 +106,7 @@ def build_condition(
 def sds_loss(latents: Tensor, grad: Tensor, normalize: str) -> Tensor:
     """A scalar whose gradient by `latents` is `grad` / B ("sum") or `grad` / number of elements ("mean").
 
-    latents, grad [B, C, h, w], any range. Its value is half the mean squared gradient and means nothing to a user.
+    latents (or views), grad [B, C, h, w], any range. Its value is half the mean squared gradient and means nothing to a user.
     """
     square = 0.5 * (latents - (latents - grad).detach()) ** 2
     if normalize == "sum":
@@ -121,9 +130,20 @@ class Guidance:
 
         progress in [0, 1] drives the schedules of t and lambda; t and noise are drawn from `generator`.
         """
-        latents = self.prior.encode_images(rgb)
+        in_latents = self.config.space == "latents"
+        with torch.set_grad_enabled(in_latents):
+            latents = self.prior.encode_images(rgb)
         estimate = self.estimate(latents.detach(), camera, condition, progress, generator)
-        return {"sds": sds_loss(latents, estimate.grad, self.config.normalize)}
+        if in_latents:
+            return {"sds": sds_loss(latents, estimate.grad, self.config.normalize)}
+        grad = estimate.x0_weight[:, None, None, None] * (rgb.detach() - self.picture(estimate.x0, rgb.shape[-2:]))
+        return {"sds": sds_loss(rgb, grad, self.config.normalize)}
+
+    @torch.no_grad()
+    def picture(self, latents: Tensor, size: Sequence[int]) -> Tensor:
+        """What latents [B, 4, h, w] show, as rgb [B, 3, *size] in [0, 1]."""
+        rgb = self.prior.decode(latents)
+        return rgb if rgb.shape[-2:] == size else F.interpolate(rgb, size=tuple(size), mode="bilinear", antialias=True)
 
     @torch.no_grad()
     def estimate(
@@ -137,14 +157,16 @@ class Guidance:
         noised = add_noise(latents, noise, table[t])
         image, lam = self._image_branch(camera, condition, progress)
         e_hat = self._guided_noise(noised, t, camera, condition, image, lam)
+        x, level, epsilon = noised, t, e_hat
+        for left in range(config.denoise_steps - 1, 0, -1):
+            lower = t * left // config.denoise_steps
+            x, level = ddim_step(x, epsilon, table[level], table[lower]), lower
+            epsilon = self._guided_noise(x, level, camera, condition, image, lam)
+        x0 = x0_from_epsilon(x, epsilon, table[level])
         if config.denoise_steps > 1:
-            x, level, epsilon = noised, t, e_hat
-            for left in range(config.denoise_steps - 1, 0, -1):
-                lower = t * left // config.denoise_steps
-                x, level = ddim_step(x, epsilon, table[level], table[lower]), lower
-                epsilon = self._guided_noise(x, level, camera, condition, image, lam)
-            e_hat = epsilon_from_x0(noised, x0_from_epsilon(x, epsilon, table[level]), table[t])
-        return Estimate(t, noise, e_hat, sds_weight(table[t], config.weighting), lam)
+            e_hat = epsilon_from_x0(noised, x0, table[t])
+        weight, ratio = sds_weight(table[t], config.weighting), (table[t] / (1.0 - table[t])).sqrt()
+        return Estimate(t, noise, e_hat, x0, weight, weight * ratio, lam)
 
     def _guided_noise(
         self, noised: Tensor, t: Tensor, camera: Camera, condition: Condition, image: Tensor | None, lam: Tensor

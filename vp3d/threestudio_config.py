@@ -304,6 +304,8 @@ def _read_guidance(source: _Source, layer: Layer, steps: int | None) -> None:
             _put(layer, f"guidance.{mine}", usual if found is None and kind else found)
         if kind:
             _put(layer, "guidance.denoise_steps", 1)
+            _put(layer, "guidance.weight", 1.0)
+            _put(layer, "guidance.space", "latents")
             _put(layer, "guidance.weighting", layer.get("guidance", {}).get("weighting", "sigma2"))
 
 

@@ -203,7 +203,7 @@ def test_a_few_steps_of_distillation(kind: str, plus: bool, vae: str, prediction
     prior = load_prior(tiny_prior_config(tmp_path, vae, prediction_type, kind=kind, plus=plus))
     condition = build_condition(prior, "a red cube", "", PICTURE)
     gate = ViewGate(0.0, 45.0, 100.0, 0.0)
-    config = GuidanceConfig(guidance_scale=5.0, lam=Schedule(0.8, 0.8), lam_gate=gate, perp_neg=1.0, rescale=0.5, denoise_steps=2)
+    config = GuidanceConfig(guidance_scale=5.0, lam=Schedule(0.8, 0.8), lam_gate=gate, perp_neg=1.0, rescale=0.5, space="latents")
     guidance, generator = Guidance(prior, config), torch.Generator().manual_seed(0)
     rgb = torch.full((2, 3, 24, 24), 0.5, requires_grad=True)
     optimiser = torch.optim.Adam([rgb], 0.02)

@@ -89,7 +89,7 @@ def test_step_has_named_terms_and_the_loss_is_their_weighted_sum(tmp_path: Path)
     config.loss.opacity, config.loss.orientation = Schedule(0.5, 0.5), Schedule(0.25, 0.25)
     stage = make_stage(config, RunFolder.create(config))
     terms = stage.step(0)
-    weights = {"sds": 1.0, "text_image": 0.1, "entropy": 0.5, "sparsity": 0.01, "smoothness": 0.01, "orientation": 0.25}
+    weights = {"sds": 30.0, "text_image": 0.1, "entropy": 0.5, "sparsity": 0.01, "smoothness": 0.01, "orientation": 0.25}
     assert terms.keys() == {*weights, "loss", "opacity", "samples", "reward_text_image"}
     assert terms["loss"].item() == pytest.approx(sum(weights[name] * terms[name].item() for name in weights), rel=1e-5)
     assert 0.0 < terms["opacity"].item() < 1.0 and terms["samples"].item() == 2 * 16 * 16 * 12
