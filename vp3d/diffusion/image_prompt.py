@@ -178,7 +178,7 @@ def pool_image(unet: Any, weight: Tensor | None = None) -> None:
     text = pool.text if isinstance(pool, PooledPrompt) else pool
     image = None
     if weight is not None:
-        image = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight)
+        image = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight.device, unet.dtype)
         image.load_state_dict({"weight": weight})
     unet.add_embedding = PooledPrompt(text, image)
 
