@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from vp3d.config import PriorConfig
+from vp3d.diffusion.prior import load_prior
 from vp3d.manifest import verify_files
 from vp3d.prompts import check_prompt, load_vocabulary
 from vp3d.toybox import measure
@@ -36,3 +39,14 @@ def test_measured_figures_stand(name: str, slack: float) -> None:
         name
     ](128)
     assert found["all"] > stated - slack
+
+
+def test_the_embedded_denoiser_runs_in_bfloat16() -> None:
+    latents, picture = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.full((1, 3, 64, 64), 0.7)
+    told = []
+    for dtype in ("float32", "bfloat16"):
+        prior = load_prior(PriorConfig(dtype=dtype))
+        image = prior.embed_visual_prompt(picture)
+        with torch.no_grad():
+            told.append(prior.predict_noise(latents, torch.tensor([500]), prior.encode_text(["a red sphere"]), image))
+    assert told[1].dtype == torch.float32 and (told[0] - told[1]).abs().mean() < 0.05 * told[0].abs().mean()

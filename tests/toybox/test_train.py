@@ -101,6 +101,13 @@ def test_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown part 'vae'" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["judge", "--data", str(tmp_path / "file" / "x")])
+    assert "--data: " in capsys.readouterr().err
+
+
 def test_latents_are_kept_added_to_and_made_anew_for_another_autoencoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

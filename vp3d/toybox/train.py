@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from vp3d.console import say
 from vp3d.diffusion.image_prompt import POOLED
+from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, save_judge
-from vp3d.run_folder import atomic_write, sha256_file, write_json
+from vp3d.run_folder import atomic_write, check_output, sha256_file, write_json
 from vp3d.toybox import models
 from vp3d.toybox.data import (
     HEADS,
@@ -546,6 +547,10 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("more", "steps", "chunks", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} takes a whole number of 1 or more")
+    try:
+        check_output(options.data)
+    except UserError as problem:
+        parser.error(f"--data: {problem}")
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     work = options.data / "training"
