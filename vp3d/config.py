@@ -105,7 +105,7 @@ class GuidanceConfig:
     guidance_scale: Annotated[float, Range(0, 1000)] = 2.0  # s of the joint form; 1 is plain conditioning
     text_scale: Annotated[float, Range(0, 1000)] = 2.0  # s_text of the split form
     image_scale: Annotated[float, Range(0, 1000)] = 2.0  # s_image of the split form
-    lam: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.6))  # of the image branch; 0 is exactly the text alone
+    lam: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.0, to=0.4))  # of the image branch; 0: the text alone
     lam_gate: ViewGate = field(default_factory=ViewGate)  # lam is multiplied by this
     t_min: ShareSchedule = field(default_factory=lambda: Schedule(0.6, 0.3))  # lowest noise level, share of all
     t_max: ShareSchedule = field(default_factory=lambda: Schedule(0.88, 0.7))  # highest; above, the render's ground is not seen
