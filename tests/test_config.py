@@ -105,7 +105,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
         ("negative_prompt=1.5", "negative_prompt", "1.5"),
         ("prior.vocabulary=", "prior.vocabulary", ""),
         ("guidance.lam=0.5", "guidance.lam", Schedule(0.5, 0.5, 0.0, 1.0)),
-        ("guidance.lam={start: 1, to: 0.5}", "guidance.lam", Schedule(1.0, 0.6, 0.0, 0.5)),
+        ("guidance.lam={start: 1, to: 0.5}", "guidance.lam", Schedule(1.0, 0.0, 0.0, 0.5)),
         ("loss.opacity.end=3", "loss.opacity", Schedule(0.0, 3.0, 0.2, 0.6)),
         ("guidance.lam_gate={floor: 0.25}", "guidance.lam_gate", ViewGate(floor=0.25)),
     ],
