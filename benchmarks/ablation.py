@@ -32,7 +32,7 @@ from vp3d.evaluate.suites import resized
 from vp3d.evaluate.views import ELEVATION_DEG, GROUND, labelled, save_image, sheet, to_uint8
 from vp3d.render.camera import orbit
 from vp3d.render.raster import render_mesh
-from vp3d.run_folder import write_json, write_text
+from vp3d.run_folder import check_output, write_json, write_text
 from vp3d.toybox.data import DISTANCE, FOV_DEG
 from vp3d.toybox.scenes import parse_caption
 from vp3d.toybox.verdict import true_pictures, true_rgb
@@ -184,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(argv)
     if min(options.every, options.seeds, options.jobs) < 1:
         parser.error("--every, --seeds and --jobs take whole numbers of 1 or more")
+    for path in filter(None, (options.write, options.grid)):
+        check_output(path.parent)
     name = "sweep" if options.sweep else "ablation"
     options.work = options.work or ROOT / "outputs" / name
     tasks = toybench.suite_tasks(options.subset, options.seeds)[:: options.every]

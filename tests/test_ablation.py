@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, markdown, write_grid
+from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, main, markdown, write_grid
 from vp3d.bench.runner import Settings, Task
 from vp3d.bench.toybench import suite_tasks
 from vp3d.config import get_value, load_config
+from vp3d.errors import UserError
 from vp3d.evaluate.views import GAP
 from vp3d.export.writers import write_glb
 from vp3d.toybox.scenes import parse_caption
@@ -61,3 +62,11 @@ def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) ->
     red = (page[..., 0] > 120) & (page[..., 1] < 90)
     shares = [red[:, 2 * GAP + i * (2 * TILE + GAP) :][:, : 2 * TILE].mean() for i in range(3)]
     assert shares[0] > 0.05 and shares[1:] == pytest.approx([shares[0]] * 2, rel=0.1)
+
+
+def test_places_that_cannot_be_written_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for option in ("--write", "--grid"):
+        with pytest.raises(UserError, match="file"):
+            main(["--work", str(tmp_path / "work"), option, str(tmp_path / "file" / "page")])
+    assert not (tmp_path / "work").exists()
