@@ -7,7 +7,7 @@ prompt, and tells apart, in every step,
     field        looking the field up. The compiled route (dense grid on a CPU) does that inside compositing; what is left here
                  are its node tables. `field.kind=hashgrid` shows the route of every other field.
     compositing  from samples to pixels
-    encoder      from pixels to latents
+    encoder      from pixels to latents, and back where guidance.space is pixels
     denoiser     every branch of the guidance
     rewards      text-image and image-image, with their pictures; before its window a reward is only looked at
     regularisers opacity, sparsity, smoothness, orientation
@@ -157,6 +157,7 @@ def seams(clock: PartClock, stage: Coarse, prior: Any) -> Iterator[None]:
         (volume_numba, "_node_table", "field", True),
         *((stage.field, name, "field", True) for name in ("forward", "normal", "density")),
         (prior, "encode_images", "encoder", True),
+        (prior, "decode", "encoder", True),
         (prior, "predict_branches", "denoiser", True),
         (stage, "_rewards", "rewards", True),
         (stage, "_regularisers", "regularisers", True),

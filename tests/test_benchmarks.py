@@ -116,6 +116,7 @@ def test_shares_are_of_all_time_and_medians_of_steps() -> None:
 def test_the_products_step_is_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     apply, backward = loop.apply, torch.Tensor.backward
     sizes = ["render.resolution=12", "render.samples=8", "field.resolution=12", "optim.views=1", "loss.orientation=0.01"]
+    sizes += ["guidance.space=latents"]
     sizes += ["rewards.text_image.begin=0", "rewards.image_image.begin=0", "rewards.image_image.gate.floor=1"]
     step.main(["--preset", "draft", "--steps", "2", *QUICK, "--write", str(tmp_path / "step.json"), *sizes])
     assert loop.apply is apply and torch.Tensor.backward is backward
