@@ -1,12 +1,13 @@
 """Which parts help: `python -m benchmarks.ablation`, and which settings are best: `python -m benchmarks.ablation --sweep`.
 
 Every arm makes the same toybench prompts with the same seeds, steps and views. The ablation's arms are those of the VP3D paper
-(arXiv 2403.17001, its ablation of visual prompt and rewards) with DreamFusion's plain SDS as the first, and one
-with our several steps on the text alone; the sweep changes one setting of the default run at a time. The table tells each
-figure's mean with its 95 % bootstrap interval over prompts,
-and the difference from the first arm, prompt by prompt, with an interval of its own: an arm helps where that lies above 0.
+(arXiv 2403.17001, its ablation of visual prompt and rewards) with DreamFusion's plain SDS as the first, and one with our several
+steps on the text alone; the sweep changes one setting of the default run at a time. The table tells each figure's mean with its
+95 % bootstrap interval over prompts, and the difference from the first arm, prompt by prompt, with an interval of its own: an arm
+helps where that lies above 0.
 
-Resumable: what is made lies under --work, one folder an arm. Two hours for `mini` at `draft` on two cores (--jobs 2).
+Resumable: what is made lies under --work, one folder an arm. About 40 minutes for half of `mini` (--every 2) at `draft` on two
+cores (--jobs 2).
 --grid draws the assets: true object, visual prompt, first arm and last arm, each from two sides.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vp3d.bench import toybench
 from vp3d.bench.runner import Record, Settings, Task, claim, find_mesh, run_tasks
@@ -79,15 +81,10 @@ SIDES, TILE = (40.0, 220.0), 112  # azimuths of the two views in the picture gri
 FIGURES = ("all", "objects", "colors", "parts", "relation", "r_precision", "iou", "color_error", "two_faced")
 
 
-def settings_of(name: str, overrides: Sequence[str], options: argparse.Namespace) -> Settings:
-    """An arm's settings and its folder."""
-    folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
-    return Settings(folder, options.preset, tuple(options.config), (*options.overrides, *overrides))
-
-
 def run_arm(name: str, overrides: Sequence[str], tasks: Sequence[Task], options: argparse.Namespace) -> list[Record]:
     """Make and judge the tasks with an arm's settings, in a folder of its own."""
-    settings = settings_of(name, overrides, options)
+    folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
+    settings = Settings(folder, options.preset, tuple(options.config), (*options.overrides, *overrides))
     claim(settings, {"suite": "ablation"})
     sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
     return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
@@ -146,25 +143,30 @@ def _cell(found: Mapping[str, float] | None, name: str, part: str) -> str:
     return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def write_grid(arms: Mapping[str, Settings], tasks: Sequence[Task], path: Path) -> None:
-    """A row a task: the true object, the visual prompt of the last arm, and the mesh of every arm, from two sides."""
+def write_grid(records: Mapping[str, Sequence[Record]], path: Path) -> None:
+    """A row a prompt: the true object, the last arm's visual prompt, every arm's mesh from two sides; failures are left out."""
     rows = []
-    for task in tasks:
-        found = {arm: find_mesh(settings, task) for arm, settings in arms.items()}
-        true = to_uint8(true_rgb(true_pictures(parse_caption(task.prompt), list(SIDES), GROUND, TILE)))
-        row = [labelled(np.concatenate(list(true), axis=1), task.prompt)]
-        last = list(found.values())[-1].folder
-        if last is not None:
-            with Image.open(last / "visual_prompt" / "cutout.png") as shown:
-                row.append(labelled(resized(np.array(shown.convert("RGB")), TILE), "visual prompt"))
-        for arm, asset in found.items():
-            if asset.mesh is None:
+    for of_prompt in zip(*records.values(), strict=True):
+        prompt = of_prompt[0]["prompt"]
+        true = true_rgb(true_pictures(parse_caption(prompt), list(SIDES), GROUND, TILE))
+        row, shown = [side_by_side(true, prompt)], None
+        for arm, record in zip(records, of_prompt, strict=True):
+            if record["failure"]:
                 continue
-            cameras = orbit(SIDES, ELEVATION_DEG, DISTANCE, FOV_DEG)
-            views = to_uint8(render_mesh(asset.mesh, cameras, TILE, TILE, GROUND)[0])
-            row.append(labelled(np.concatenate(list(views), axis=1), arm))
+            found = find_mesh(Settings(path.parent), Task(record["set"], prompt, record["seed"], "", record["source"]))
+            shown = toybench.visual_prompt(found)
+            if found.mesh is not None:
+                cameras = orbit(SIDES, ELEVATION_DEG, DISTANCE, FOV_DEG)
+                row.append(side_by_side(render_mesh(found.mesh, cameras, TILE, TILE, GROUND)[0], arm))
+        if shown is not None:
+            row.insert(1, labelled(resized(shown, TILE), "visual prompt"))
         rows.append(row)
     save_image(sheet(rows, "True object, visual prompt, and assets: the front from the left, the back from the right"), path)
+
+
+def side_by_side(rgb: Tensor, label: str) -> Image.Image:
+    """One tile of the views rgb [N, 3, H, W] in [0, 1]."""
+    return labelled(np.concatenate(list(to_uint8(rgb)), axis=1), label)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -190,7 +192,8 @@ def main(argv: list[str] | None = None) -> None:
     options.work = options.work or ROOT / "outputs" / name
     tasks = toybench.suite_tasks(options.subset, options.seeds)[:: options.every]
     arms = SWEEP if options.sweep else ARMS
-    told = compare({arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()})
+    records = {arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()}
+    told = compare(records)
     about = circumstances()
     facts = {"preset": options.preset, "seeds": options.seeds, "date": about["date"], "machine": about["machine"]}
     facts |= {"commit": str((about["git"] or {}).get("commit", "none"))[:10]}
@@ -198,8 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(options.work / f"{name}.json", {"about": about, "arms": {k: list(v) for k, v in arms.items()}, "told": told})
     write_text(options.write or options.work / f"{name}.md", page)
     if options.grid:
-        ends = [list(arms)[0], list(arms)[-1]]
-        write_grid({arm: settings_of(arm, arms[arm], options) for arm in ends}, tasks, options.grid)
+        write_grid({arm: records[arm] for arm in (list(arms)[0], list(arms)[-1])}, options.grid)
     sys.stdout.write(page)
 
 

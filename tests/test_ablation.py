@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, main, markdown, write_grid
-from vp3d.bench.runner import Settings, Task
 from vp3d.bench.toybench import suite_tasks
 from vp3d.config import get_value, load_config
 from vp3d.errors import UserError
@@ -55,8 +54,9 @@ def test_plain_sds_has_neither_image_nor_rewards() -> None:
 def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) -> None:
     path = tmp_path / "a-red-cone.glb"
     write_glb(lit(true_mesh(parse_caption("a red cone"), 48)), path)
-    task = Task("single", "a red cone", 0, "k", source=str(path))
-    write_grid({"SDS": Settings(tmp_path), "VP3D": Settings(tmp_path)}, [task], tmp_path / "grid.png")
+    record = {"set": "single", "prompt": "a red cone", "seed": 0, "failure": "", "source": str(path)}
+    failed = record | {"failure": "empty", "source": ""}
+    write_grid({"SDS": [record], "failed": [failed], "VP3D": [record]}, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as picture:
         page = np.array(picture.convert("RGB")).astype(float)
     red = (page[..., 0] > 120) & (page[..., 1] < 90)

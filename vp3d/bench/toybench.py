@@ -169,12 +169,20 @@ def by_prompt(rgb: Tensor, prompt: str) -> dict[str, Any]:
 
 def drawn(found: Found, spec: Spec) -> dict[str, Any] | None:
     """What the judge says of the run's visual prompt, taken for a front view; None where there is none."""
+    shown = visual_prompt(found)
+    if shown is None:
+        return None
+    rgb = torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255.0
+    return dict(verdict(judges().judge, rgb, spec, expected_views(true_pictures(spec, [0.0], JUDGE_GROUND, 64))))
+
+
+def visual_prompt(found: Found) -> np.ndarray | None:
+    """The run's visual prompt, uint8 [H, W, 3], as it was cut out; None where there is none."""
     path = None if found.folder is None else found.folder / "visual_prompt" / "cutout.png"
     if path is None or not path.is_file():
         return None
     with Image.open(path) as shown:
-        rgb = torch.from_numpy(np.array(shown.convert("RGB"))).permute(2, 0, 1)[None].float() / 255.0
-    return dict(verdict(judges().judge, rgb, spec, expected_views(true_pictures(spec, [0.0], JUDGE_GROUND, 64))))
+        return np.array(shown.convert("RGB"))
 
 
 def picture(found: Found, prompt: str, path: Path) -> None:
@@ -185,10 +193,8 @@ def picture(found: Found, prompt: str, path: Path) -> None:
     own = ring_frames(found.mesh, SHOWN_VIEWS, SHOWN, camera)
     true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), GROUND, SHOWN)))
     first, title = np.full((SHOWN, SHOWN, 3), 250, np.uint8), "asset"
-    cutout = None if found.folder is None else found.folder / "visual_prompt" / "cutout.png"
-    if cutout is not None and cutout.is_file():
-        with Image.open(cutout) as shown:
-            first, title = resized(np.array(shown.convert("RGB")), SHOWN), "visual prompt"
+    if (shown := visual_prompt(found)) is not None:
+        first, title = resized(shown, SHOWN), "visual prompt"
     labels = [f"{azimuth:.0f}°" for azimuth in azimuths(SHOWN_VIEWS)]
     above = [labelled(first, title), *(labelled(v, t) for v, t in zip(own, labels, strict=True))]
     blank = np.full_like(first, 250)
