@@ -45,6 +45,20 @@ def test_pictures_without_an_answer_do_not_count(taught: tuple[reader.LatentRead
     assert torch.allclose(silent, network(latents[:20], shares[:20], told[:20]), atol=1e-5)
 
 
+def test_an_attribute_that_no_picture_of_the_batch_tells_costs_nothing(
+    taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]],
+) -> None:
+    network, latents, _, told = taught
+    whole, silent = network.whole(network.body(latents)), told.clone()
+    silent[:, [0, -1]] = -100
+    heads = len(reader.HEADS)
+    assert float(network.missed(whole, torch.full_like(told, -100))) == 0.0
+    lost = network.missed(whole, told) - network.missed(whole, silent)
+    first = torch.nn.functional.cross_entropy(network.aid.heads["object_a"](whole), told[:, 0], ignore_index=-100)
+    view = torch.nn.functional.cross_entropy(network.view.heads["view"](whole), told[:, -1])
+    assert torch.allclose(lost, first / heads + 0.5 * view, rtol=1e-4)
+
+
 def test_the_reader_is_frozen_and_its_loss_reaches_the_latents(
     taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]],
 ) -> None:

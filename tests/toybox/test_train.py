@@ -18,7 +18,7 @@ from vp3d.diffusion.prior import load_prior
 from vp3d.evaluate.judge import load_judge
 from vp3d.manifest import verify_files
 from vp3d.rewards.encoders import load_clip
-from vp3d.toybox import data, images, models, save, train
+from vp3d.toybox import data, images, models, reader, save, train
 from vp3d.toybox.scenes import words
 
 
@@ -152,7 +152,7 @@ def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None
     parts = {"unet": models.new_unet(), "text": models.new_text_encoder(tokenizer)}
     models.add_image_branch(parts["unet"])
     for name, width in (("aid_pooled", parts["unet"].time_embedding.linear_2.out_features), ("aid_tokens", 128)):
-        parts[name] = models.Telling(width, train.READ, 112)
+        parts[name] = models.Telling(width, reader.READ, 112)
     model = torch.nn.ModuleDict(parts)
     rng = np.random.default_rng(0)
     pictures = data.make_pictures(data.draw_specs(rng, 64, reserved=False), 2, rng)
@@ -160,8 +160,8 @@ def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None
 
     @torch.no_grad()
     def missed() -> float:
-        texts, told, seen = train.tell(pictures, np.arange(len(pictures)), "cpu")
-        text = model["text"](train.tokenize(tokenizer, texts))[0]
+        texts, told, seen = reader.tell(pictures, np.arange(len(pictures)), "cpu")
+        text = model["text"](models.tokenize(tokenizer, texts))[0]
         return float(model["aid_tokens"](text.mean(1), told, seen))
 
     first = missed()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import vp3d.torch_compat  # noqa: F401  (before anything that imports torchvision)
 
@@ -225,9 +226,26 @@ class AttributeHeads(nn.Module):
             nn.init.zeros_(weight)  # random ones would shout an embedding down that already tells
 
     def forward(self, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy against `targets [B, heads]` (int64, -100 where it cannot be told); a scalar."""
+        """Mean cross-entropy against `targets [B, heads]` (int64, -100 where it cannot be told); 0 if none can."""
         losses = [
-            nn.functional.cross_entropy(head(embedding), targets[:, i], ignore_index=-100)
+            nn.functional.cross_entropy(head(embedding), targets[:, i], ignore_index=-100, reduction="sum")
             for i, head in enumerate(self.heads.values())
         ]
-        return torch.stack(losses).mean()
+        return (torch.stack(losses) / (targets >= 0).sum(0).clamp(min=1)).mean()
+
+
+def see(eye: nn.Module, rgb: torch.Tensor) -> Any:
+    """What the eye makes of rgb [B, 3, 64, 64] in [0, 1]: its `image_embeds` [B, 128] and hidden states."""
+    mean, std = (rgb.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
+    return eye((rgb - mean) / std, output_hidden_states=True)
+
+
+def patches(seen: Any) -> torch.Tensor:
+    """The penultimate hidden states [B, 1 + 64, 128], which the adapter reads; the first is the class token."""
+    return seen.hidden_states[-2]
+
+
+def tokenize(tokenizer: object, texts: list[str]) -> torch.Tensor:
+    """Token ids [B, 20] int64."""
+    batch = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")  # type: ignore[operator]
+    return batch.input_ids

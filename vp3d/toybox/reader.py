@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from vp3d.prompts import all_views
 from vp3d.toybox import models
-from vp3d.toybox.data import HEADS, Pictures, attribute_targets, noun_maps
+from vp3d.toybox.data import HEADS, Pictures, attribute_targets, noun_maps, spec_targets, thumbnails
 from vp3d.toybox.fit import Plan, fit, use_ema
-from vp3d.toybox.scenes import NOUNS
+from vp3d.toybox.scenes import NOUNS, caption
 
 PLAN = Plan(steps=1500, lr=2e-3)
 BATCH, PAIRS = 96, 6.0  # two objects are small and hard to read: they come that many times as often
@@ -38,11 +38,11 @@ class LatentReader(nn.Module):
         def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU())
 
-        self.body = nn.Sequential(block(4, 48), block(48, 48), block(48, 96, 2), block(96, 96), block(96, 96))
-        self.map = nn.Conv2d(96, len(NOUNS), 1)
-        self.squeeze = nn.Sequential(nn.Conv2d(96, 16, 1), nn.Flatten())
-        self.aid = models.AttributeHeads(16 * 8 * 8, HEADS)
-        self.view = models.AttributeHeads(16 * 8 * 8, VIEW)
+        self.body = nn.Sequential(block(4, 48), block(48, 64), block(64, 128, 2), block(128, 128), block(128, 128))
+        self.map = nn.Conv2d(128, len(NOUNS), 1)
+        self.squeeze = nn.Sequential(nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 8 * 8, 256), nn.SiLU())
+        self.aid = models.AttributeHeads(256, HEADS)
+        self.view = models.AttributeHeads(256, VIEW)
 
     def forward(self, latents: Tensor, shares: Tensor, told: Tensor) -> Tensor:
         """Mean cross-entropy against `noun_maps` [B, nouns, 8, 8], plus that of the attributes and half that of the view.
@@ -51,8 +51,16 @@ class LatentReader(nn.Module):
         """
         cells = self.body(latents)
         missed = -(shares * F.log_softmax(self.map(cells), 1)).sum() / shares.sum()
-        whole = self.squeeze(cells)
-        return missed + self.aid(whole, told[:, :-1]) + 0.5 * self.view(whole, told[:, -1:])
+        return missed + self.missed(self.whole(cells), told)
+
+    def whole(self, cells: Tensor) -> Tensor:
+        """What the features `cells` [B, 128, 8, 8] say of the picture as a whole, [B, 256]."""
+        read: Tensor = self.squeeze(cells)
+        return read
+
+    def missed(self, whole: Tensor, told: Tensor) -> Tensor:
+        """Mean cross-entropy of the attributes, plus half that of the view; a scalar."""
+        return self.aid(whole, told[:, :-1]) + 0.5 * self.view(whole, told[:, -1:])
 
 
 def read_targets(pictures: Pictures) -> Tensor:
@@ -84,3 +92,12 @@ def taught_reader(
 
     use_ema(reader, fit("reader", reader, losses, replace(PLAN, steps=min(PLAN.steps, most_steps)), work))
     return reader.requires_grad_(False)
+
+
+def tell(pictures: Pictures, index: np.ndarray, device: torch.device | str) -> tuple[list[str], Tensor, Tensor]:
+    """Captions with view words of B pictures, what they say [B, heads + 1] int64 (last the view), and the thumbnails [B, T]."""
+    specs = [pictures.specs[pictures.scene_of[i]] for i in index]
+    views = [pictures.view(int(i)) for i in index]
+    told = torch.cat([spec_targets(specs), torch.tensor([[READ["view"].index(v)] for v in views])], 1)
+    texts = [f"{caption(s)}, {v}" for s, v in zip(specs, views, strict=True)]
+    return texts, told.to(device), thumbnails(pictures.images[index]).to(device)

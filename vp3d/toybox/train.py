@@ -1,7 +1,7 @@
 """Train the embedded models: `python -m vp3d.toybox.train [PART ...]`.
 
 Parts, in order: `autoencoder`, `clip`, `judge`, `eye` (the IP-Adapter's image encoder), `prior` (denoiser, text encoder and
-the adapter together, the eye frozen), `adapter` (the adapter alone, on from there).
+the adapter together, the eye frozen), `adapter` (the adapter alone, on from there), `align` (all three on their own drawings).
 Without parts, all. Then `python -m vp3d.toybox.measure` prints the figures and writes them to MANIFEST.json.
 Each part resumes from its last checkpoint under `data/toybox/` when the same command is given after a kill; `--more STEPS`
 goes on from the committed weights with a fresh schedule. The device is the GPU where there is one. On a CPU one process a core
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,10 +44,11 @@ from vp3d.toybox.data import (
     to_tensor,
     training_pictures,
 )
+from vp3d.toybox.denoising import AlignLosses, PriorLosses
 from vp3d.toybox.fit import Plan, first_process_first, fit, process_rank, use_ema
-from vp3d.toybox.reader import READ, pair_quantiles, read_targets, taught_reader
+from vp3d.toybox.reader import READ, LatentReader, read_targets, taught_reader, tell
 from vp3d.toybox.save import resampler_state, save_adapter, save_clip, save_manifest, save_pipeline
-from vp3d.toybox.scenes import NOUNS, caption, vocabulary, without_colors, words
+from vp3d.toybox.scenes import NOUNS, caption, vocabulary, words
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
 EYE = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
@@ -59,6 +59,7 @@ PLANS = {
     "eye": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300, muon=r"eye\.vision_model\.encoder"),
     "prior": Plan(steps=6000, lr=1e-3, warmup=300, muon=r"unet\.(?!conv_in|conv_out)|projection\.layers"),
     "adapter": Plan(steps=1500, lr=2e-3, muon=r"unet\.|projection\.layers"),
+    "align": Plan(steps=800, lr=3e-4, warmup=50, muon=r"unet\.(?!conv_in|conv_out)|projection\.layers"),
 }
 PARTS = tuple(PLANS)
 LATENTS = "latents.safetensors"
@@ -131,7 +132,7 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
         texts += [caption(confuse(s, rng)) + v for s, v in zip(specs, views, strict=True)]
         rgb = augment(to_tensor(pictures.images[index], device), rng, strength=0.5)
         image = model.encode_image((rgb - 0.5) / 0.25)
-        text = model.encode_text(tokenize(tokenizer, texts).to(device))
+        text = model.encode_text(models.tokenize(tokenizer, texts).to(device))
         scale = model.logit_scale.exp().clamp(max=100.0)
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         wrong = torch.tensor([a == b for a, b in zip(texts[:64], texts[64:], strict=True)], device=device)
@@ -188,9 +189,9 @@ def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=64)
-        seen = see(eye, augment(to_tensor(pictures.images[index], device), rng, strength=0.5))
+        seen = models.see(eye, augment(to_tensor(pictures.images[index], device), rng, strength=0.5))
         shares = noun_maps(pictures, index).to(device)
-        named = F.log_softmax(each(patches(seen)[:, 1:].mT.unflatten(2, shares.shape[2:])), 1)
+        named = F.log_softmax(each(models.patches(seen)[:, 1:].mT.unflatten(2, shares.shape[2:])), 1)
         return {
             "loss_attributes": whole(seen.image_embeds, answers[index].to(device)),
             "loss_nouns": -0.1 * (shares * named).sum() / shares.sum(),
@@ -199,17 +200,6 @@ def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     use_ema(both, fit("eye", both, losses, plan, work))
     if not process_rank():
         eye.cpu().save_pretrained(ASSETS / EYE, safe_serialization=True)
-
-
-def see(eye: nn.Module, rgb: Tensor) -> Any:
-    """What the eye makes of rgb [B, 3, 64, 64] in [0, 1]: its `image_embeds` [B, 128] and hidden states."""
-    mean, std = (rgb.new_tensor(v)[:, None, None] for v in (models.CLIP_MEAN, models.CLIP_STD))
-    return eye((rgb - mean) / std, output_hidden_states=True)
-
-
-def patches(seen: Any) -> Tensor:
-    """The penultimate hidden states [B, 1 + 64, 128], which the adapter reads; the first is the class token."""
-    return seen.hidden_states[-2]
 
 
 def augment(rgb: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
@@ -245,12 +235,6 @@ def find_tokenizer(folder: Path) -> models.CLIPTokenizer:
     if (folder / "tokenizer.json").exists():
         return models.CLIPTokenizer.from_pretrained(folder)
     return models.new_tokenizer(words())
-
-
-def tokenize(tokenizer: object, texts: list[str]) -> Tensor:
-    """Token ids [B, 20] int64."""
-    batch = tokenizer(texts, padding="max_length", max_length=models.TOKENS, truncation=True, return_tensors="pt")  # type: ignore[operator]
-    return batch.input_ids
 
 
 def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
@@ -294,7 +278,8 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     if not plan.seed and not (work / "prior.safetensors").exists():
         teach_text(model, tokenizer, pictures, plan, work, device)
     latents = first_process_first(lambda: encode_pictures(pictures, work / LATENTS, device))
-    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, plan, work.parent, device)
+    reader = find_reader(pictures, latents, plan, work.parent, device)
+    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, reader)
     use_ema(model, fit("prior", model, losses, plan, work))
     if not process_rank():
         save_prior(model, tokenizer)
@@ -308,10 +293,31 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TAUGHT) or "_ip." in name)
     latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
-    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, plan, work.parent, device, ADAPTER_SHARES)
+    reader = find_reader(pictures, latents, plan, work.parent, device)
+    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, reader, ADAPTER_SHARES)
     use_ema(model, fit("adapter", model, losses, plan, work))
     if not process_rank():
         save_adapter(model["unet"], model["projection"], ASSETS / "ip_adapter")
+
+
+def train_align(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Fit everything that draws on its own drawings, on from the committed weights (see `AlignLosses`)."""
+    torch.manual_seed(plan.seed)
+    tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
+    parts = new_prior_parts(tokenizer, trained=True)
+    model = nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection")}).to(device)
+    latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
+    reader = find_reader(pictures, latents, plan, work.parent, device)
+    losses = AlignLosses(PriorLosses(model, load_eye(device), tokenizer, pictures, latents, reader, batch=16))
+    use_ema(model, fit("align", model, losses, plan, work))
+    if not process_rank():
+        save_prior(model, tokenizer)
+
+
+def find_reader(pictures: Pictures, latents: Tensor, plan: Plan, work: Path, device: str) -> LatentReader:
+    """The reader of the committed autoencoder's latents, taught now where `work` has none."""
+    folder = work / f"reader-{autoencoder_sum()[:8]}"
+    return taught_reader(pictures, latents, read_targets(pictures), folder, device, plan.steps)
 
 
 def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str, Any]:
@@ -346,22 +352,13 @@ def teach_text(
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         texts, told, seen = tell(pictures, rng.integers(len(pictures), size=128), device)
-        text = model["text"](tokenize(tokenizer, texts).to(device))[0]
+        text = model["text"](models.tokenize(tokenizer, texts).to(device))[0]
         return {
             "loss_pooled": model["aid_pooled"](pooling(text), told, seen),
             "loss_tokens": model["aid_tokens"](text.mean(1), told, seen),
         }
 
     use_ema(taught, fit("text", taught, losses, replace(plan, steps=min(1500, plan.steps)), work))
-
-
-def tell(pictures: Pictures, index: np.ndarray, device: str) -> tuple[list[str], Tensor, Tensor]:
-    """Captions with view words of B pictures, what they say [B, heads + 1] int64 (last the view), and the thumbnails [B, T]."""
-    specs = [pictures.specs[pictures.scene_of[i]] for i in index]
-    views = [pictures.view(int(i)) for i in index]
-    told = torch.cat([spec_targets(specs), torch.tensor([[READ["view"].index(v)] for v in views])], 1)
-    texts = [f"{caption(s)}, {v}" for s, v in zip(specs, views, strict=True)]
-    return texts, told.to(device), thumbnails(pictures.images[index]).to(device)
 
 
 def forget(folder: Path) -> None:
@@ -407,125 +404,8 @@ def load_prior_parts(parts: dict[str, nn.Module]) -> None:
     parts["unet"].load_state_dict(unet)
 
 
-class PriorLosses:
-    """v-prediction (Salimans and Ho 2022) on a mix of conditions, so that every branch of the guidance is in distribution.
-
-    Of the samples 44 % are told the text, 10 % nothing, 20 % text and image, 16 % the image alone, 5 % text and the null image,
-    5 % the null image alone; without image the gate is 0, else it is in [0.4, 1]. Captions carry view words nine times in ten;
-    beside a picture two in five leave the colours out. The image is another view of the same scene three times in four where
-    the text tells the view, so that the text turns it, and once in four where it does not.
-    Two objects are PAIRS times as frequent as in `scenes.sample_spec`: they are small in the picture and learnt last.
-
-    The denoiser alone teaches the text encoder slowly which colour belongs to which object, and the view words hardly at all:
-    then everything is drawn as the mean of its views. So the text's tokens (their mean) and what of it joins the time
-    embedding must also tell the exact attributes, the view and the picture's thumbnail, linearly, for 32 more pictures.
-    And inside the denoiser every cell of 8 x 8 must tell which noun it shows: of two objects the colours went to their
-    places after half a million pictures, and the nouns to neither. The estimate of the clean latents must be read rightly, too
-    (`reader`).
-    """
-
-    SHARES = (0.44, 0.10, 0.20, 0.16, 0.05)
-    BATCH, CAPTIONS, PAIRS = 32, 32, 2.5
-    NOUNS_WEIGHT = 0.3
-    READ_WEIGHT = 0.005  # at 0.02 nouns come sooner, but as caricatures
-
-    def __init__(
-        self,
-        model: nn.ModuleDict,
-        eye: nn.Module,
-        tokenizer: object,
-        pictures: Pictures,
-        latents: Tensor,
-        plan: Plan,
-        work: Path,
-        device: str,
-        shares: Sequence[float] = SHARES,
-    ) -> None:
-        self.model, self.eye, self.tokenizer, self.pictures, self.device = model, eye, tokenizer, pictures, device
-        self.latents, self.shares = latents, np.cumsum(shares)
-        self.answers = read_targets(pictures)
-        folder = work / f"reader-{autoencoder_sum()[:8]}"
-        self.reader = taught_reader(pictures, latents, self.answers, folder, device, plan.steps)
-        nothing = torch.zeros(1, 3, models.RESOLUTION, models.RESOLUTION, device=device)
-        self.blind = patches(eye(nothing, output_hidden_states=True)).detach()  # [1, 65, 128]
-        self.alpha_bar = models.new_scheduler().alphas_cumprod.to(device)
-        self.views = len(pictures) // len(pictures.specs)
-        self.quantiles = pair_quantiles(pictures, self.PAIRS)
-        self.cells = torch.empty(0)  # features [B, C, 8, 8] of the last denoising
-        model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(self._keep_cells)
-
-    def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named scalars of one batch; `loss*` are summed."""
-        index = np.searchsorted(self.quantiles, rng.random(self.BATCH), side="right")
-        kind = np.searchsorted(self.shares, rng.random(self.BATCH), side="right")  # order of the class docstring
-        texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
-        text = self._encode(texts)
-        turned = np.array([self.pictures.view(int(i)) in s for i, s in zip(index, texts, strict=True)])  # the view is told
-        tokens = self._image(index, kind, turned, rng)
-        gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, self.BATCH)).astype(np.float32))
-        gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
-        x0 = self.latents[index].to(self.device).float()
-        noise = torch.randn(x0.shape, generator=generator, device=self.device)
-        u = torch.rand(self.BATCH, generator=generator, device=self.device)
-        t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
-        alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
-        noisy = alpha * x0 + sigma * noise
-        predicted = self.model["unet"](noisy, t, (text, tokens, gate)).sample
-        shares, answers = noun_maps(self.pictures, index).to(self.device), self.answers[index].to(self.device)
-        named = F.log_softmax(self.model["aid_map"](self.cells), 1)
-        told = torch.from_numpy((kind != 1) & (kind < 5))[:, None].to(self.device)  # what was not asked for is not read
-        asked = told.repeat(1, len(READ))
-        asked[:, -1] &= torch.from_numpy(turned).to(self.device)
-        read = self.reader(
-            alpha * noisy - sigma * predicted, shares * told[..., None, None], answers.where(asked, answers.new_tensor(-100))
-        )
-        return {
-            "loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0),
-            "loss_nouns": -self.NOUNS_WEIGHT * (shares * named).sum() / shares.sum(),
-            "loss_read": self.READ_WEIGHT * read,
-            **(self._text_aids(rng) if "aid_pooled" in self.model else {}),
-        }
-
-    def _keep_cells(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        self.cells = given[0]
-
-    def _encode(self, texts: list[str]) -> Tensor:
-        return self.model["text"](tokenize(self.tokenizer, texts).to(self.device))[0]
-
-    def _text_aids(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        index = rng.integers(len(self.pictures), size=self.CAPTIONS)
-        texts, told, seen = tell(self.pictures, index, self.device)
-        text = self._encode(texts)
-        pooled = self.model.get_submodule("unet.add_embedding")(text)
-        return {
-            "loss_pooled": self.model["aid_pooled"](pooled, told, seen),
-            "loss_tokens": self.model["aid_tokens"](text.mean(1), told, seen),
-        }
-
-    def _text(self, index: int, kind: int, rng: np.random.Generator) -> str:
-        told = kind in (0, 2, 4)
-        view = self.pictures.view(index) if rng.random() < 0.9 else ""
-        if not told:
-            return view if kind == 3 and rng.random() < 0.3 else ""
-        text = self.pictures.caption(index)
-        if rng.random() < (0.4 if kind == 2 else 0.04):
-            text = without_colors(text)
-        return f"{text}, {view}" if view else text
-
-    def _image(self, index: np.ndarray, kind: np.ndarray, turned: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Image tokens [B, 16, 128], null (of a zero image, after normalising) where there is no image."""
-        embedding = self.blind.repeat(len(index), 1, 1)
-        has = np.flatnonzero((kind == 2) | (kind == 3))
-        if len(has):
-            first = index[has] // self.views * self.views
-            chance = np.where(turned[has], 0.75, 0.25)
-            other = np.where(rng.random(len(has)) < chance, first + rng.integers(self.views, size=len(has)), index[has])
-            embedding[has] = patches(see(self.eye, to_tensor(self.pictures.images[other], self.device)))
-        return self.model["projection"](embedding)
-
-
 TRAINERS = {"autoencoder": train_autoencoder, "clip": train_clip, "judge": train_judge}
-TRAINERS |= {"eye": train_eye, "prior": train_prior, "adapter": train_adapter}
+TRAINERS |= {"eye": train_eye, "prior": train_prior, "align": train_align, "adapter": train_adapter}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,208 @@
+"""What the denoiser, its text encoder and its image branch learn from: true pictures, and their own drawings.
+
+`PriorLosses` is the usual training on noisy latents of true pictures. `AlignLosses` adds drawings of the model itself, through
+whose whole sampling the gradient goes back (AlignProp: Prabhudesai et al., arXiv 2310.03739; DRaFT: Clark et al., arXiv
+2309.17400). The first says nothing of how errors add up over the steps: objects of which every single step is nearly right
+still end as blobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, epsilon_from_v
+from vp3d.toybox import models
+from vp3d.toybox.data import Pictures, noun_maps, to_tensor
+from vp3d.toybox.reader import READ, LatentReader, pair_quantiles, read_targets, tell
+from vp3d.toybox.scenes import without_colors
+
+
+@dataclass(frozen=True)
+class Told:
+    """What B pictures are to be drawn from, and what may be asked of the drawings.
+
+    index [B] of the picture, kind [B] (`PriorLosses`), condition: text [B, L, C], image tokens [B, T, C], gate [B]; answers
+    [B, heads] int64 in the order of `READ`, -100 where the condition does not tell.
+    """
+
+    index: np.ndarray
+    kind: np.ndarray
+    condition: tuple[Tensor, Tensor, Tensor]
+    answers: Tensor
+
+
+class PriorLosses:
+    """v-prediction (Salimans and Ho 2022) on a mix of conditions, so that every branch of the guidance is in distribution.
+
+    Of the samples 44 % are told the text, 10 % nothing, 20 % text and image, 16 % the image alone, 5 % text and the null image,
+    5 % the null image alone; without image the gate is 0, else it is in [0.4, 1]. Captions carry view words nine times in ten;
+    beside a picture two in five leave the colours out. The image is another view of the same scene three times in four where
+    the text tells the view, so that the text turns it, and once in four where it does not.
+    Two objects are PAIRS times as frequent as in `scenes.sample_spec`: they are small in the picture and learnt last.
+
+    The denoiser alone teaches the text encoder slowly which colour belongs to which object, and the view words hardly at all:
+    then everything is drawn as the mean of its views. So the text's tokens (their mean) and what of it joins the time
+    embedding must also tell the exact attributes, the view and the picture's thumbnail, linearly, for 32 more pictures.
+    And inside the denoiser every cell of 8 x 8 must tell which noun it shows: of two objects the colours went to their
+    places after half a million pictures, and the nouns to neither. The estimate of the clean latents must be read rightly, too
+    (`reader`).
+    """
+
+    SHARES = (0.44, 0.10, 0.20, 0.16, 0.05)
+    BATCH, CAPTIONS, PAIRS = 32, 32, 2.5
+    NOUNS_WEIGHT = 0.3
+    READ_WEIGHT = 0.005  # at 0.02 nouns come sooner, but as caricatures
+
+    def __init__(
+        self,
+        model: nn.ModuleDict,
+        eye: nn.Module,
+        tokenizer: object,
+        pictures: Pictures,
+        latents: Tensor,
+        reader: LatentReader,
+        shares: Sequence[float] = SHARES,
+        batch: int = BATCH,
+    ) -> None:
+        self.batch = batch
+        self.model, self.eye, self.tokenizer, self.pictures, self.reader = model, eye, tokenizer, pictures, reader
+        self.latents, self.shares, self.device = latents, np.cumsum(shares), next(eye.parameters()).device
+        self.answers = read_targets(pictures)
+        nothing = torch.zeros(1, 3, models.RESOLUTION, models.RESOLUTION, device=self.device)
+        self.blind = models.patches(eye(nothing, output_hidden_states=True)).detach()  # [1, 65, 128]
+        self.alpha_bar = alpha_bar_from_config(models.new_scheduler().config).to(self.device)
+        self.views = len(pictures) // len(pictures.specs)
+        self.quantiles = pair_quantiles(pictures, self.PAIRS)
+        self.cells = torch.empty(0)  # features [B, C, 8, 8] of the last denoising
+        model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(self._keep_cells)
+
+    def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named scalars of one batch; `loss*` are summed."""
+        told = self.draw_conditions(rng, self.batch, self.shares)
+        x0 = self.latents[told.index].to(self.device).float()
+        noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        u = torch.rand(self.batch, generator=generator, device=self.device)
+        t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
+        alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
+        noisy = alpha * x0 + sigma * noise
+        predicted = self.model["unet"](noisy, t, told.condition).sample
+        shares = noun_maps(self.pictures, told.index).to(self.device)
+        asked = torch.from_numpy((told.kind != 1) & (told.kind < 5))[:, None, None, None].to(self.device)
+        read = self.reader(alpha * noisy - sigma * predicted, shares * asked, told.answers)
+        values = {"loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0), "loss_read": self.READ_WEIGHT * read}
+        if "aid_map" in self.model:
+            named = F.log_softmax(self.model["aid_map"](self.cells), 1)
+            values["loss_nouns"] = -self.NOUNS_WEIGHT * (shares * named).sum() / shares.sum()
+        return values | (self._text_aids(rng) if "aid_pooled" in self.model else {})
+
+    def draw_conditions(self, rng: np.random.Generator, batch: int, shares: np.ndarray) -> Told:
+        """Conditions of `batch` random pictures, of the kinds of the class docstring by cumulative `shares`."""
+        index = np.searchsorted(self.quantiles, rng.random(batch), side="right")
+        kind = np.searchsorted(shares, rng.random(batch), side="right")
+        texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
+        turned = np.array([self.pictures.view(int(i)) in s for i, s in zip(index, texts, strict=True)])  # the view is told
+        tokens = self._image(index, kind, turned, rng)
+        gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, batch)).astype(np.float32))
+        gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
+        asked = torch.from_numpy((kind != 1) & (kind < 5))[:, None].repeat(1, len(READ))
+        asked[:, -1] &= torch.from_numpy(turned)
+        answers = self.answers[index]
+        answers = answers.where(asked, answers.new_tensor(-100)).to(self.device)
+        return Told(index, kind, (self._encode(texts), tokens, gate), answers)
+
+    def _keep_cells(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self.cells = given[0]
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        return self.model["text"](models.tokenize(self.tokenizer, texts).to(self.device))[0]
+
+    def _text_aids(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(self.pictures), size=self.CAPTIONS)
+        texts, told, seen = tell(self.pictures, index, self.device)
+        text = self._encode(texts)
+        pooled = self.model.get_submodule("unet.add_embedding")(text)
+        return {
+            "loss_pooled": self.model["aid_pooled"](pooled, told, seen),
+            "loss_tokens": self.model["aid_tokens"](text.mean(1), told, seen),
+        }
+
+    def _text(self, index: int, kind: int, rng: np.random.Generator) -> str:
+        told = kind in (0, 2, 4)
+        view = self.pictures.view(index) if rng.random() < 0.9 else ""
+        if not told:
+            return view if kind == 3 and rng.random() < 0.3 else ""
+        text = self.pictures.caption(index)
+        if rng.random() < (0.4 if kind == 2 else 0.04):
+            text = without_colors(text)
+        return f"{text}, {view}" if view else text
+
+    def _image(self, index: np.ndarray, kind: np.ndarray, turned: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Image tokens [B, 16, 128], null (of a zero image, after normalising) where there is no image."""
+        embedding = self.blind.repeat(len(index), 1, 1)
+        has = np.flatnonzero((kind == 2) | (kind == 3))
+        if len(has):
+            first = index[has] // self.views * self.views
+            chance = np.where(turned[has], 0.75, 0.25)
+            other = np.where(rng.random(len(has)) < chance, first + rng.integers(self.views, size=len(has)), index[has])
+            embedding[has] = models.patches(models.see(self.eye, to_tensor(self.pictures.images[other], self.device)))
+        return self.model["projection"](embedding)
+
+
+class AlignLosses:
+    """`PriorLosses`, and what of the model's own drawings is not as told.
+
+    PAIRED conditions are drawn from twice, in STEPS steps of DDIM without guidance. Each drawing is read by the reader
+    (`loss_drawn`, cross-entropy), and the two of a condition are compared with the true picture y by the energy score (Gneiting
+    and Raftery 2007), ½|x - y| + ½|x' - y| - ½|x - x'|, on the latents and on the reader's features: it is least where drawings
+    are distributed as true pictures are, so a drawing that only pleases the reader costs. Times within the steps are jittered,
+    else the denoiser would be taught at STEPS noise levels alone.
+    """
+
+    SHARES = (0.45, 0.0, 0.2, 0.35)
+    PAIRED, STEPS = 8, 6
+    NOISE = 0.4  # largest standard deviation of the noise on a drawing that is read
+    READ_WEIGHT, ENERGY_WEIGHT = 0.02, 0.3
+
+    def __init__(self, prior: PriorLosses) -> None:
+        self.prior, self.shares = prior, np.cumsum(self.SHARES)
+
+    def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named scalars of one batch; `loss*` are summed."""
+        prior = self.prior
+        values = prior(rng, generator)
+        told = prior.draw_conditions(rng, self.PAIRED, self.shares)
+        drawn = self.draw(tuple(torch.cat([c, c]) for c in told.condition), rng, generator)
+        strength = self.NOISE * torch.rand(len(drawn), 1, 1, 1, generator=generator, device=drawn.device)
+        noise = torch.randn(drawn.shape, generator=generator, device=drawn.device)
+        read = prior.reader.whole(prior.reader.body(drawn + strength * noise))
+        seen = [(x, prior.reader.body(x)) for x in (*drawn.chunk(2), prior.latents[told.index].to(drawn))]
+        energy = torch.stack([distance(a, y) + distance(b, y) - distance(a, b) for a, b, y in zip(*seen, strict=True)])
+        return values | {
+            "loss_drawn": self.READ_WEIGHT * prior.reader.missed(read, torch.cat([told.answers, told.answers])),
+            "loss_energy": 0.5 * self.ENERGY_WEIGHT * energy.mean(),
+        }
+
+    def draw(self, condition: tuple[Tensor, ...], rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        """Latents [B, 4, 16, 16] sampled from noise after `condition`, with their gradient."""
+        batch, alpha_bar = len(condition[0]), self.prior.alpha_bar
+        early = rng.random(self.STEPS) * (np.arange(self.STEPS) > 0)  # the first step is from pure noise
+        levels = len(alpha_bar) * (np.arange(self.STEPS, 0, -1) - early) / self.STEPS
+        times = [max(round(level) - 1, 0) for level in levels]
+        x = torch.randn(batch, 4, 16, 16, generator=generator, device=alpha_bar.device)
+        for t, following in zip(times, [*times[1:], None], strict=True):
+            here = alpha_bar[t].expand(batch)
+            there = torch.ones_like(here) if following is None else alpha_bar[following].expand(batch)
+            v = self.prior.model["unet"](x, t, condition).sample
+            x = ddim_step(x, epsilon_from_v(x, v, here), here, there)
+        return x
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Root of the mean squared difference [B] of features [B, C, H, W]."""
+    return (a - b).flatten(1).square().mean(1).add(1e-8).sqrt()
