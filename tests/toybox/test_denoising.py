@@ -39,7 +39,8 @@ def losses(prior: Prior) -> AlignLosses:
     reader = LatentReader().requires_grad_(False)
     for head in (*reader.aid.heads.values(), *reader.view.heads.values()):
         torch.nn.init.normal_(head.weight, std=0.1)
-    return AlignLosses(PriorLosses(model, train.load_eye("cpu"), tokenizer, pictures, latents, reader, batch=4))
+    eye, answers = train.load_eye("cpu"), read_targets(pictures)
+    return AlignLosses(PriorLosses(model, eye, tokenizer, pictures, latents, answers, reader, batch=4))
 
 
 def test_a_drawing_is_that_of_the_sampler_without_guidance(losses: AlignLosses, prior: Prior) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, epsilon_from_v
 from vp3d.toybox import models
 from vp3d.toybox.data import Pictures, noun_maps, to_tensor
-from vp3d.toybox.reader import READ, LatentReader, pair_quantiles, read_targets, tell
+from vp3d.toybox.reader import READ, LatentReader, pair_quantiles, tell
 from vp3d.toybox.scenes import without_colors
 
 
@@ -66,21 +66,22 @@ class PriorLosses:
         tokenizer: object,
         pictures: Pictures,
         latents: Tensor,
+        answers: Tensor,
         reader: LatentReader,
         shares: Sequence[float] = SHARES,
         batch: int = BATCH,
     ) -> None:
-        self.batch = batch
         self.model, self.eye, self.tokenizer, self.pictures, self.reader = model, eye, tokenizer, pictures, reader
-        self.latents, self.shares, self.device = latents, np.cumsum(shares), next(eye.parameters()).device
-        self.answers = read_targets(pictures)
+        self.latents, self.answers, self.shares, self.batch = latents, answers, np.cumsum(shares), batch
+        self.device = next(eye.parameters()).device
         nothing = torch.zeros(1, 3, models.RESOLUTION, models.RESOLUTION, device=self.device)
         self.blind = models.patches(eye(nothing, output_hidden_states=True)).detach()  # [1, 65, 128]
         self.alpha_bar = alpha_bar_from_config(models.new_scheduler().config).to(self.device)
         self.views = len(pictures) // len(pictures.specs)
         self.quantiles = pair_quantiles(pictures, self.PAIRS)
         self.cells = torch.empty(0)  # features [B, C, 8, 8] of the last denoising
-        model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(self._keep_cells)
+        if "aid_map" in model:
+            model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(self._keep_cells)
 
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of one batch; `loss*` are summed."""

@@ -46,7 +46,7 @@ from vp3d.toybox.data import (
 )
 from vp3d.toybox.denoising import AlignLosses, PriorLosses
 from vp3d.toybox.fit import Plan, first_process_first, fit, process_rank, use_ema
-from vp3d.toybox.reader import READ, LatentReader, read_targets, taught_reader, tell
+from vp3d.toybox.reader import READ, read_targets, taught_reader, tell
 from vp3d.toybox.save import resampler_state, save_adapter, save_clip, save_manifest, save_pipeline
 from vp3d.toybox.scenes import NOUNS, caption, vocabulary, words
 
@@ -277,9 +277,7 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     model = nn.ModuleDict(parts).to(device)
     if not plan.seed and not (work / "prior.safetensors").exists():
         teach_text(model, tokenizer, pictures, plan, work, device)
-    latents = first_process_first(lambda: encode_pictures(pictures, work / LATENTS, device))
-    reader = find_reader(pictures, latents, plan, work.parent, device)
-    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, reader)
+    losses = prior_losses(model, tokenizer, pictures, plan, work.parent, device)
     use_ema(model, fit("prior", model, losses, plan, work))
     if not process_rank():
         save_prior(model, tokenizer)
@@ -292,9 +290,7 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
     model = nn.ModuleDict(new_prior_parts(tokenizer, trained=True)).to(device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TAUGHT) or "_ip." in name)
-    latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
-    reader = find_reader(pictures, latents, plan, work.parent, device)
-    losses = PriorLosses(model, load_eye(device), tokenizer, pictures, latents, reader, ADAPTER_SHARES)
+    losses = prior_losses(model, tokenizer, pictures, plan, work.parent, device, shares=ADAPTER_SHARES)
     use_ema(model, fit("adapter", model, losses, plan, work))
     if not process_rank():
         save_adapter(model["unet"], model["projection"], ASSETS / "ip_adapter")
@@ -306,18 +302,20 @@ def train_align(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     parts = new_prior_parts(tokenizer, trained=True)
     model = nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection")}).to(device)
-    latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
-    reader = find_reader(pictures, latents, plan, work.parent, device)
-    losses = AlignLosses(PriorLosses(model, load_eye(device), tokenizer, pictures, latents, reader, batch=16))
+    losses = AlignLosses(prior_losses(model, tokenizer, pictures, plan, work.parent, device, batch=16))
     use_ema(model, fit("align", model, losses, plan, work))
     if not process_rank():
         save_prior(model, tokenizer)
 
 
-def find_reader(pictures: Pictures, latents: Tensor, plan: Plan, work: Path, device: str) -> LatentReader:
-    """The reader of the committed autoencoder's latents, taught now where `work` has none."""
-    folder = work / f"reader-{autoencoder_sum()[:8]}"
-    return taught_reader(pictures, latents, read_targets(pictures), folder, device, plan.steps)
+def prior_losses(
+    model: nn.ModuleDict, tokenizer: object, pictures: Pictures, plan: Plan, work: Path, device: str, **options: Any
+) -> PriorLosses:
+    """`PriorLosses` with `options`; latents, and the reader of this autoencoder, are made where `work` has none."""
+    latents = first_process_first(lambda: encode_pictures(pictures, work / "prior" / LATENTS, device))
+    answers = read_targets(pictures)
+    reader = taught_reader(pictures, latents, answers, work / f"reader-{autoencoder_sum()[:8]}", device, plan.steps)
+    return PriorLosses(model, load_eye(device), tokenizer, pictures, latents, answers, reader, **options)
 
 
 def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str, Any]:
