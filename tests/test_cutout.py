@@ -60,6 +60,13 @@ def test_white_on_light_grey_does_not_run_out() -> None:
     assert iou(border_flood(paint(truth, (0.9, 0.9, 0.9), (0.97, 0.97, 0.96), 0.004), 0.12), truth) > 0.95
 
 
+def test_the_halo_of_a_decoder_is_ground() -> None:
+    truth = disc(64, 0.25)
+    around = disc(64, 0.272) - truth  # a ring about a pixel wide, a little brighter than the ground
+    rgb = paint(truth, (0.9, 0.9, 0.9), (0.9, 0.4, 0.6)) + 0.09 * around
+    assert iou(border_flood(rgb.clamp(0, 1), 0.12), truth) > 0.95
+
+
 def test_inner_parts_of_the_grounds_colour_stay_unless_they_are_the_ground() -> None:
     outer, inner = disc(64, 0.35), disc(64, 0.2)
     spot = (

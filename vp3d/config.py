@@ -186,6 +186,7 @@ class RenderConfig:
     occupancy_resolution: Annotated[int, Range(4, 512)] = 32  # cells along a side of the occupancy grid
     occupancy_every: Annotated[int, Range(1)] = 16  # steps between its updates
     occupancy_threshold: Share = 0.01  # opacity of one step below which a cell is empty
+    bound_radius: Annotated[float, Range(0.1, 2)] = 0.9  # nothing is rendered farther from the origin; the pictures show 0.99
 
 
 @dataclass

@@ -29,7 +29,8 @@ WORK_SIDE = 512  # a user's picture is shrunk to this before anything is measure
 FILL = 0.8  # share of the side that the object takes up in a user's squared picture
 COVER_MIN, COVER_MAX = 0.002, 0.95  # share of the picture a mask must cover to be believed
 TIGHT, NOISE = 0.03, 1.25  # the smallest tolerance, and how far beyond the border's own noise it stays
-LEAK = 0.9  # the wide tolerance is believed when it leaves at least this share of what the tight one finds
+LEAK = 0.1  # the wide tolerance is believed when what it takes, beyond a fringe, is at most this share of the tight mask
+FRINGE = np.ones((2, 2))  # what holds no square of this size is fringe: the halo that a decoder leaves around an object
 SPECK = 0.03  # pieces smaller than this share of the largest piece are noise
 HOLE = 0.01  # an enclosed piece of ground must cover this share of the picture
 HOLE_DISTANCE = 0.02  # and its mean colour may differ this much from the ground's
@@ -72,7 +73,8 @@ def border_flood(rgb: Tensor, tolerance: float) -> Tensor:
     distance = _distance(values, np.median(values[ring], axis=0))
     noise = min(max(NOISE * float(np.quantile(distance[ring], 0.95)), TIGHT), tolerance)
     wide, tight = (~_outside(values, distance <= limit, ring) for limit in (tolerance, noise))
-    mask = wide if wide.sum() >= LEAK * tight.sum() else tight
+    taken = ndimage.binary_opening(tight & ~wide, FRINGE)
+    mask = wide if taken.sum() <= LEAK * tight.sum() else tight
     return torch.from_numpy(_soften(_without_specks(mask), distance))[None].to(rgb.dtype)
 
 

@@ -221,7 +221,7 @@ def test_occupancy_keeps_what_is_there_with_a_margin_and_forgets() -> None:
     with torch.no_grad():
         field.raw_density.copy_((400 * (0.3 - lattice(24).norm(dim=-1))).clamp(-15, 60).reshape(1, 1, 24, 24, 24))
     occupancy = OccupancyGrid(RenderConfig(occupancy_resolution=16))
-    assert occupancy.share() == 1.0  # before the first update nothing is skipped
+    assert occupancy.share() == pytest.approx(4 / 3 * math.pi * 0.9**3 / 8, rel=0.03)  # the ball, before the first update
     occupancy.update(field, seeded())
     x = lattice(40)
     near, kept = x.norm(dim=-1) < 0.35, occupancy.contains(x)
@@ -232,6 +232,21 @@ def test_occupancy_keeps_what_is_there_with_a_margin_and_forgets() -> None:
         occupancy.update(field, seeded(seed))
     assert occupancy.share() == 0.0
     assert set(occupancy.state_dict()) == {"level", "mask"}
+
+
+def test_nothing_is_occupied_beyond_the_bound() -> None:
+    field = GridField(FieldConfig(resolution=8), seeded())
+    with torch.no_grad():
+        field.raw_density.fill_(5.0)  # matter everywhere
+    occupancy = OccupancyGrid(RenderConfig(occupancy_resolution=32, bound_radius=0.5))
+    x = 2.0 * torch.rand(4000, 3, generator=seeded(1)) - 1.0
+    for _ in range(2):
+        cell = 2.0 * math.sqrt(3.0) / 32
+        assert occupancy.contains(x[x.norm(dim=-1) < 0.5 - cell]).all()
+        assert not occupancy.contains(x[x.norm(dim=-1) > 0.5 + cell]).any()
+        occupancy.update(field, seeded(2))
+    everywhere = OccupancyGrid(RenderConfig(occupancy_resolution=32, bound_radius=2.0))
+    assert everywhere.share() == 1.0  # the cube's corners are at 1.73
 
 
 def test_occupancy_knows_its_axes() -> None:

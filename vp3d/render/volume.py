@@ -62,8 +62,10 @@ class OccupancyGrid(nn.Module):
     """Which cells of the cube hold matter, so that samples in empty ones can be skipped.
 
     Buffers: `level [R, R, R]` (z, y, x), the remembered opacity of a typical step in each cell, in [0, 1]; `mask`, bool,
-    the cells above the threshold and their 26 neighbours (so thin parts are not lost and matter can grow). Everything is
-    occupied until the first update. The state dict is all there is to store.
+    the cells above the threshold and their 26 neighbours (so thin parts are not lost and matter can grow). Only cells whose
+    middle lies within `bound_radius` of the origin are ever occupied, and until the first update all of them are: what
+    gathers at the faces of the cube, half out of the pictures, would come out as a roof over the object. The state dict
+    is all there is to store.
     """
 
     def __init__(self, config: RenderConfig) -> None:
@@ -72,9 +74,13 @@ class OccupancyGrid(nn.Module):
         self.threshold = config.occupancy_threshold
         self.step = 2.0 / config.samples  # a ray straight through the cube
         self.register_buffer("level", torch.zeros(side, side, side))
-        self.register_buffer("mask", torch.ones(side, side, side, dtype=torch.bool))
+        middle = (torch.arange(side) + 0.5) * (2.0 / side) - 1.0
+        within = middle.square()[:, None, None] + middle.square()[:, None] + middle.square() <= config.bound_radius**2
+        self.register_buffer("mask", within.clone())
+        self.register_buffer("within", within, persistent=False)
         self.level: Tensor
         self.mask: Tensor
+        self.within: Tensor
 
     @torch.no_grad()
     def update(self, field: Field, generator: torch.Generator) -> None:
@@ -90,7 +96,8 @@ class OccupancyGrid(nn.Module):
             level = torch.maximum(level, -torch.expm1(-sigma * self.step).reshape(level.shape))
         self.level.copy_(level)
         full = (level > self.threshold).float()[None, None]
-        self.mask.copy_(F.max_pool3d(full, kernel_size=3, stride=1, padding=1)[0, 0] > 0.5)
+        grown = F.max_pool3d(full, kernel_size=3, stride=1, padding=1)[0, 0] > 0.5
+        self.mask.copy_(grown & self.within)
 
     def contains(self, x: Tensor) -> Tensor:
         """Whether points `[N, 3]` in [-1, 1] lie in occupied cells: bool `[N]`."""

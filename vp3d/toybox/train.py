@@ -411,7 +411,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vp3d.toybox.train", description=__doc__.split("\n\n")[1])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of: {', '.join(PARTS)} (default: all, in order)")
     parser.add_argument("--more", type=int, metavar="STEPS", help="go on from the committed weights for STEPS steps")
-    parser.add_argument("--steps", type=int, help="steps of a training from scratch (default: see PLANS)")
+    parser.add_argument("--steps", type=int, help="steps of a whole training, of align and adapter from the committed weights")
     parser.add_argument("--chunks", type=int, default=4, help="chunks of 12,000 training pictures (default 4)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument(
