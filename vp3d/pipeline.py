@@ -40,7 +40,7 @@ from vp3d.prompts import (
     with_view,
 )
 from vp3d.render.camera import camera_rays, orbit
-from vp3d.render.volume import DENSE, March, render_rays
+from vp3d.render.volume import DENSE, March, OccupancyGrid, render_rays
 from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
 from vp3d.run_folder import RunFolder, check_output
@@ -285,9 +285,9 @@ def load_field(run: RunFolder, device: torch.device) -> Field:
 def field_views(field: Field, config: Config, camera: Camera, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The unlit field from B cameras over `REFERENCE_GROUND`: rgb [B, 3, size, size] and opacity [B, 1, size, size] in [0, 1]."""
     rgb, opacity = [], []
-    unlit = dataclasses.replace(config.render, shading="albedo")
+    unlit, bounds = dataclasses.replace(config.render, shading="albedo"), OccupancyGrid(config.render).to(device)
     for view in range(len(camera)):
-        render = render_rays(field, camera_rays(camera[view : view + 1].to(device), size, size), unlit)
+        render = render_rays(field, camera_rays(camera[view : view + 1].to(device), size, size), unlit, bounds)
         rgb.append(to_images(render.over(torch.full((3,), REFERENCE_GROUND, device=device)), 1, size, size))
         opacity.append(to_images(render.opacity, 1, size, size))
     return torch.cat(rgb), torch.cat(opacity)
@@ -302,7 +302,8 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
     elevations = [elevation for count, elevation in REFERENCE_RINGS for _ in range(count)]
     cameras = orbit(azimuths, elevations, config.camera.distance, config.camera.fov_deg)
     rgb, opacity = field_views(field, config, cameras, REFERENCE_SIZE, device)
-    mesh = export_mesh(field, config.export, cameras, opacity, device, run.event)
+    bounds = OccupancyGrid(config.render).to(device)
+    mesh = export_mesh(field, config.export, cameras, opacity, device, run.event, bounds.contains)
     figures: dict[str, float] = {}
     for kind in sorted(config.export.formats, key=list(WRITERS).index):
         path = run.path / f"model.{kind}"

@@ -22,16 +22,19 @@ def export_mesh(
     reference_opacity: Tensor,
     device: torch.device | str = "cpu",
     event: Callable[..., None] | None = None,
+    within: Callable[[Tensor], Tensor] | None = None,
 ) -> Mesh:
     """The field's surface as a closed textured mesh with normals, UVs, texture and vertex colours.
 
     `reference_opacity [B, H, W]` (or `[B, 1, H, W]`) in [0, 1] is the field's own rendering from the B `cameras`.
+    `within(x [N, 3]) -> [N]` bool says where matter counts (everywhere), as it did when the field was rendered.
     `event(kind, **figures)` (as `RunFolder.event`) is told the threshold, IoU and face count, whether it is closed,
     and who made the atlas.
     Raises EmptyMesh when there is no surface.
     """
     opacity = reference_opacity.detach().reshape(len(cameras), *reference_opacity.shape[-2:])
-    grid = density_grid(field.density, config.grid, device=device)
+    density = field.density if within is None else lambda x: field.density(x) * within(x)
+    grid = density_grid(density, config.grid, device=device)
     surface = extract_surface(grid, cameras, opacity, config.faces)
     cell = 2.0 / config.grid
     mesh = bake_vertex_colors(field, surface.mesh, cell, device)
