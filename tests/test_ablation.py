@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, main, markdown, write_grid
 from vp3d.bench.toybench import suite_tasks
-from vp3d.config import get_value, load_config
+from vp3d.config import ROOT, get_value, load_config
 from vp3d.errors import UserError
 from vp3d.evaluate.views import GAP
 from vp3d.export.writers import write_glb
@@ -20,6 +20,10 @@ from vp3d.toybox.truth import lit, true_mesh
 
 def records(*values: tuple[str, float | None], failure: str = "") -> list[dict]:
     return [{"prompt": prompt, "figures": {"all": value}, "failure": failure} for prompt, value in values]
+
+
+def test_the_first_arm_is_plain_sds_as_the_config_file_has_it() -> None:
+    assert load_config("draft", [ROOT / "configs" / "sds.yaml"], []) == load_config("draft", [], list(ARMS["SDS"]))
 
 
 def test_differences_pair_prompts_and_average_seeds_first() -> None:

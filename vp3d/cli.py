@@ -30,7 +30,7 @@ VP3D turns a text prompt into a textured 3D asset.
   launch.py "a red mushroom with a white stem"              make one: GLB, OBJ, PLY, STL, turntable, report
   launch.py "a chair" --image style.png                     in the colours and manner of a picture
   launch.py "a blue mug" --preset draft --seed 7            quicker and rougher, another variant
-  launch.py "a tree" guidance.guidance_scale=15 optim.steps=600    change any setting
+  launch.py "a tree" guidance.guidance_scale=3 optim.steps=600     change any setting
 
 verbs (launch.py VERB --help says more):
 """
@@ -41,7 +41,7 @@ examples:
   launch.py "a red sphere on a blue cube" --preset draft
   launch.py "a white house with a red roof" --image style.png --negative "a red cube"
   launch.py "a green car" --config configs/sds.yaml optim.steps=300 output_dir=/tmp/runs
-  launch.py --config dreamfusion-sd.yaml system.prompt_processor.prompt="a green car" optim.steps=400
+  launch.py --config configs/sd15.yaml --config dreamfusion-sd.yaml system.prompt_processor.prompt="a corgi"
 
 Settings are layered: defaults, then --preset, then each --config FILE, then options, then key=value. Every setting
 and its default is in vp3d/config.py; the ones a run used are in its config.yaml. A FILE may also be a dreamfusion or
@@ -54,7 +54,7 @@ actions:
   list [NAME ...]        what there is, what is here; with names, files, hashes and sources too
   fetch NAME ...         download, check, and use offline from then on; goes on where it stopped
   verify [NAME ...]      check every byte of what is here
-  convert NAME FILE      make safetensors of a pickle that you downloaded (ImageReward, HPSv2)
+  convert NAME FILE      make safetensors of a pickle that you downloaded (ImageReward, HPSv2, aesthetic)
 
 Models lie in models/ of the repository, or in $VP3D_MODELS. Sources: --from, $VP3D_MIRRORS, then the table's own.
 """
@@ -74,7 +74,7 @@ Results stay in --work: one JSON an asset, summary.json, index.html (opens offli
 
 examples:
   launch.py evaluate --subset mini --preset draft
-  launch.py evaluate --seeds 3 --jobs 2 guidance.lam=0 --work outputs/plain-sds
+  launch.py evaluate --seeds 3 --jobs 2 --config configs/sds.yaml --work outputs/plain-sds
   launch.py evaluate --assets my_meshes
   launch.py evaluate --suite t3bench --prompts prompt_single.txt --scorer imagereward --config configs/sd15.yaml
 """
@@ -197,7 +197,7 @@ def add_models_arguments(parser: Parser) -> None:
 
 def add_evaluate_arguments(parser: Parser) -> None:
     """Arguments of `evaluate`."""
-    add_words(parser, "key=value", "settings of the runs to change, for example guidance.guidance_scale=15")
+    add_words(parser, "key=value", "settings of the runs to change, for example guidance.guidance_scale=3")
     parser.add_argument("--suite", choices=("toybench", "t3bench"), default="toybench", help="what to measure (toybench)")
     parser.add_argument("--assets", metavar="DIR", type=Path, help="judge the meshes in this folder; nothing is made")
     parser.add_argument("--subset", choices=("all", "mini"), default="all", help="toybench: all 72 prompts, or 6 a set (all)")

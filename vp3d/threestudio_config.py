@@ -1,7 +1,8 @@
 """Settings from a YAML file of threestudio (`dreamfusion-sd`, `magic3d-coarse-sd` and their like), as far as ours can say them.
 
-`read_layers` knows such a file by its key `system` or `system_type`, so `--config FILE` needs no flag. Only what a file says is
-read, never threestudio's defaults; every other key is named in one line for its group. Written after threestudio 0.2.3.
+`read_layers` knows such a file by its key `system` or `system_type`, so `--config FILE` needs no flag. Of its defaults only
+those of its guidance are taken up (one step, the error in latents, `sigma2`, its range of t); every key that is not understood is
+named in one line for its group. Written after threestudio 0.2.3.
 
 What differs, and is converted:
 * guidance_scale: theirs adds to the text branch, `e(y) + s (e(y) - e(0))`, which is our s + 1; with Perp-Neg it is our s.

@@ -188,7 +188,7 @@ class Coarse:
     def _rewards(
         self, render: Render, rgb: Tensor, camera: Camera, progress: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Loss and mean value of each reward; before its window only the value, to be shown.
+        """Loss and mean value of each reward; outside its window only the value, to be shown.
 
         rgb `[B, 3, H, W]` in [0, 1] is `render` over the step's background; a reward with a ground of its own sees it there.
         """
