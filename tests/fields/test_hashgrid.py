@@ -108,6 +108,17 @@ def test_gradient_of_tables_and_network_against_finite_differences() -> None:
         assert gradient[at].item() == pytest.approx(((up - down) / (2 * step)).item(), rel=0.05)
 
 
+def test_gradient_is_the_same_bytes_with_two_threads() -> None:
+    x = 2.0 * torch.rand(20_000, 3, generator=seeded(2)) - 1.0
+    field, threads = HashGridField(CONFIG, seeded(5)), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [torch.autograd.grad(sum(v.square().mean() for v in field(x)), field.tables)[0] for _ in range(4)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_parameter_groups_cover_everything_and_seed_repeats() -> None:
     field, again = HashGridField(CONFIG, seeded(5)), HashGridField(CONFIG, seeded(5))
     assert all(torch.equal(a, b) for a, b in zip(field.parameters(), again.parameters(), strict=True))
