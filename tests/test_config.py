@@ -53,6 +53,20 @@ def test_round_trip_of_every_field(tmp_path: Path) -> None:
     assert load_config(None, [tmp_path / "config.yaml"], []) == config
 
 
+@pytest.mark.parametrize("text", ["1e3", "-2.E5", "true", "null", "1_000", "0x1f", "2026-01-01", "# a", "~", "caf\udce9"])
+def test_text_that_looks_like_something_else_comes_back_as_text(tmp_path: Path, text: str) -> None:
+    save_config(Config(output_dir=text), tmp_path / "config.yaml")
+    assert load_config(None, [tmp_path / "config.yaml"], []).output_dir == text
+
+
+def test_numbers_without_end_and_brackets_without_end_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a finite number"):
+        load_config(None, [], [f"guidance.weight={'9' * 400}"])
+    (tmp_path / "deep.yaml").write_text("[" * 3000)
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(None, [tmp_path / "deep.yaml"], [])
+
+
 def test_layers_in_order(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("optim: {steps: 11, views: 2}\nseed: 5\n")

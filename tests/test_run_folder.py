@@ -238,3 +238,8 @@ def test_git_state(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("2")
     assert git_state(tmp_path) == state | {"dirty": True}
     assert git_state(tmp_path / "missing") is None
+
+
+def test_a_name_that_is_not_utf8_is_written_escaped(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", "caf\udce9.png")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "caf\\udce9.png"

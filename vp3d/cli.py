@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 `doctor` found something broken, 2 a mistake of the user's
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 import unicodedata
@@ -100,6 +101,8 @@ class Verb:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name need not be text
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         return dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -324,10 +327,14 @@ def export(arguments: argparse.Namespace) -> int:
 
 def render(arguments: argparse.Namespace) -> int:
     """Write a turntable video of a mesh file or a run; prints its path."""
-    config = load_config(None, [], only_overrides(arguments, ("export",)))
+    overrides = only_overrides(arguments, ("export",))
     if not arguments.path.exists():
         raise UserError(f"{arguments.path} does not exist; give a mesh file or a run folder")
     from vp3d import pipeline
+    from vp3d.run_folder import RunFolder
+
+    files = [RunFolder.open(arguments.path).path / "config.yaml"] if arguments.path.is_dir() else []
+    config = load_config(None, files, overrides)
 
     sys.stdout.write(f"{pipeline.render_path(arguments.path, config.export)}\n")
     return 0

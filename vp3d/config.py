@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 
 from vp3d.errors import UserError
-from vp3d.strict import Range, convert, merge
+from vp3d.strict import Dumper, Range, convert, merge
 from vp3d.threestudio_config import read_layers
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository: where assets/ and configs/ are
@@ -346,7 +346,7 @@ def save_config(config: Config, path: Path) -> None:
     """Write every field as YAML; `load_config(None, [path], [])` gives an equal Config back."""
     from vp3d.run_folder import write_text  # run_folder imports this module
 
-    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.dump(dataclasses.asdict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def locate(place: str) -> Path:

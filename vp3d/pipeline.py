@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vp3d.config import Config, ExportConfig, expand, locate, weight_places
+from vp3d.config import Config, CudaConfig, ExportConfig, expand, locate, weight_places
 from vp3d.console import Progress, StopFlag, say
 from vp3d.cutout import read_picture
 from vp3d.diffusion.debias import debiased_prompts
@@ -94,7 +94,7 @@ def export_run(run_dir: Path, config: Config) -> Asset:
     with run.lock():
         device = resolve_device(config.backend)
         run.event("start", prompt=config.prompt, device=str(device), only="export")
-        asset = export_field(load_field(run, device), config, run, device)
+        asset = export_field(load_field(run, device, config.cuda), config, run, device)
         present(asset, config, run)
     return asset
 
@@ -108,7 +108,7 @@ def render_path(path: Path, config: ExportConfig) -> Path:
     frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
     name = f"turntable.{config.turntable}"
     video = path.with_name(f"{path.stem}_{name}") if run is None else run.path / name
-    return write_turntable(frames, video, warn=say)
+    return write_turntable(frames, video, warn=say, replaces=run is not None)
 
 
 def exported(run: RunFolder) -> Path:
@@ -270,13 +270,13 @@ def build_rewards(config: Config, judges: Judges, visual_prompt: Tensor) -> dict
     return rewards
 
 
-def load_field(run: RunFolder, device: torch.device) -> Field:
-    """The field of a run's newest checkpoint."""
+def load_field(run: RunFolder, device: torch.device, cuda: CudaConfig) -> Field:
+    """The field of a run's newest checkpoint, with the backends of `cuda` and not those it was made with."""
     config, found = run.config(), loop.load_checkpoint(run, say)
     if found is None:
         raise UserError(f"{run.path} has no checkpoint yet; `launch.py resume {run.path}` goes on with it")
     loop.check_same_config(found, config, run)
-    field = make_field(config, device)
+    field = make_field(dataclasses.replace(config, cuda=cuda), device)
     field.load_state_dict(part(found.tensors, "field."))
     return field.requires_grad_(False).eval()
 
@@ -305,12 +305,13 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
     bounds = OccupancyGrid(config.render).to(device)
     mesh = export_mesh(field, config.export, cameras, opacity, device, run.event, bounds.contains)
     figures: dict[str, float] = {}
-    for kind in sorted(config.export.formats, key=list(WRITERS).index):
+    there = {kind for kind in WRITERS if (run.path / f"model.{kind}").is_file()}  # an older mesh beside this one would mislead
+    for kind in sorted(there.union(config.export.formats), key=list(WRITERS).index):
         path = run.path / f"model.{kind}"
         WRITERS[kind](mesh, path)
         found = verify_export(path, cameras, rgb, opacity, REFERENCE_GROUND)
         figures |= {f"{kind}_{name}": value for name, value in found.items()}
-    run.event("export", seconds=time.monotonic() - began, formats=config.export.formats, **figures)
+    run.event("export", seconds=time.monotonic() - began, formats=sorted(there.union(config.export.formats)), **figures)
     return Asset(config.prompt, mesh, run.path, figures)
 
 

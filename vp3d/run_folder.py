@@ -76,8 +76,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write `text` to `path` atomically, UTF-8; what of a file's name is not, is escaped."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, data: object) -> None:

@@ -38,8 +38,13 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number; YAML 1.1 wants 1.0e-3 and would make it text."""
 
 
+class Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the text "1e-3", so that `_Loader` reads it as text again."""
+
+
 _EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+for _kind in (_Loader, Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def read_file(path: Path) -> dict[str, Any]:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"cannot read config file {path}: {error.strerror}; configs/ has some to start from") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date or number that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date or number that is none
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict | None):
         raise UserError(f"config file {path} must hold `key: value` lines, not a {type(tree).__name__}")
@@ -141,7 +146,7 @@ def parse_words(value: Any, key: str) -> Any:
         return value
     try:
         return yaml.load(value, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"config key '{key}': cannot read the value {str(value)[:80]!r}") from error
 
 
@@ -165,7 +170,7 @@ def _convert_node(value: Any, kind: Any, key: str, current: Any, limits: Range |
 
 def _convert_scalar(value: Any, kind: Any, key: str, limits: Range | None) -> Any:
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1023 else math.inf
     if type(value) is not kind:
         wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise UserError(f"config key '{key}': {value!r} is not {wanted}")

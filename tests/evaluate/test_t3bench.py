@@ -170,3 +170,5 @@ def test_an_endpoint_that_is_not_there_is_one_line() -> None:
         ChatEndpoint("", "")
     with pytest.raises(UserError, match="gave no answer"):
         ChatEndpoint("http://127.0.0.1:9", "a-model", timeout_s=2.0).ask("hello")
+    with pytest.raises(UserError, match="gave no answer"):
+        ChatEndpoint("http://127.0.0.1:80a/v1", "a-model").ask("hello")

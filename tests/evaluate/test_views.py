@@ -93,6 +93,18 @@ def test_without_ffmpeg_there_is_a_gif_and_one_warning(
         assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[0]).mean() < 6
 
 
+def test_a_place_with_a_colon_is_no_protocol(frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs:1").mkdir()
+    assert views.write_turntable(frames, Path("runs:1", "turntable.mp4")) == Path("runs:1", "turntable.mp4")
+
+
+def test_a_neighbour_of_the_other_kind_is_left_alone_where_asked(frames: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "mine_turntable.mp4").touch()
+    views.write_turntable(frames, tmp_path / "mine_turntable.gif", replaces=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine_turntable.gif", "mine_turntable.mp4"]
+
+
 def test_an_ffmpeg_that_writes_nothing_is_no_crash(frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/true")  # takes nothing and writes nothing
     assert views.write_turntable(np.repeat(frames, 5, 0), tmp_path / "t.mp4", warn=lambda _: None).suffix == ".gif"

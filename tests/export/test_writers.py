@@ -172,6 +172,15 @@ def test_damaged_files_are_user_errors(kind: str, damage: str, sided: Mesh, tmp_
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
+def test_texture_coordinates_that_are_no_numbers_are_user_errors(tmp_path: Path) -> None:
+    (tmp_path / "m.mtl").write_text("newmtl a\nmap_Kd m.png\n")
+    Image.new("RGB", (4, 4)).save(tmp_path / "m.png")
+    text = "mtllib m.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt nan nan\nvt 0 1\nf 1/1 2/2 3/3\n"
+    (tmp_path / "m.obj").write_text(text)
+    with pytest.raises(UserError, match="not numbers"):
+        writers.read_mesh(tmp_path / "m.obj")
+
+
 def test_missing_and_unknown_files_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no mesh file"):
         writers.read_mesh(tmp_path / "gone.glb")

@@ -11,11 +11,11 @@ What is missing is a UserError that names it, raised when the scorer is made, be
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import os
 import re
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
@@ -134,7 +134,7 @@ class ChatEndpoint:
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
                 told = json.loads(answer.read())["choices"][0]["message"]["content"]
-        except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (http.client.HTTPException, OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(
                 f"the endpoint {self.url} gave no answer ({error}); check --endpoint, --endpoint-model and {KEY_VARIABLE}"
             ) from error

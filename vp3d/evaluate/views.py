@@ -125,28 +125,36 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary, optimize=True)
 
 
-def write_turntable(frames: np.ndarray, path: Path, fps: int = 16, warn: Warn | None = None) -> Path:
+def write_turntable(
+    frames: np.ndarray, path: Path, fps: int = 16, warn: Warn | None = None, replaces: bool = True
+) -> Path:
     """The frames `[N, H, W, 3]` uint8 of a turn as `path` (.mp4 or .gif); returns the file that was written.
 
-    If ffmpeg fails at this late hour, the turn becomes a GIF beside `path`, and `warn` is told why in one line.
+    If ffmpeg fails at this late hour, the turn becomes a GIF beside `path`, and `warn` is told why in one line. Where it
+    `replaces` what was there, a turn of the other kind goes too: an older video of another asset would only mislead.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"a turntable needs frames [N, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
     if path.suffix == ".gif":
         write_gif(frames, path, fps)
-        path.with_suffix(".mp4").unlink(missing_ok=True)  # an older video of another asset would only mislead
+        _remove(path.with_suffix(".mp4"), replaces)
         return path
     try:
         write_mp4(frames, path, fps, find_ffmpeg())
-        path.with_suffix(".gif").unlink(missing_ok=True)
+        _remove(path.with_suffix(".gif"), replaces)
         return path
     except FfmpegError as error:
         if warn is not None:
             instead = path.with_suffix(".gif").name
             warn(f"no video: {error}; wrote {instead} instead (pip install imageio-ffmpeg brings an ffmpeg)")
     write_gif(frames, path.with_suffix(".gif"), fps)
-    path.unlink(missing_ok=True)
+    _remove(path, replaces)
     return path.with_suffix(".gif")
+
+
+def _remove(path: Path, wanted: bool) -> None:
+    if wanted:
+        path.unlink(missing_ok=True)
 
 
 class FfmpegError(RuntimeError):
@@ -184,7 +192,7 @@ def write_mp4(frames: np.ndarray, path: Path, fps: int, ffmpeg: str) -> None:
     codec = ["-c:v", "libx264", "-crf", "16", "-preset", "medium", "-threads", "1", "-bf", "0"]
     exact = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-movflags", "+faststart"]
     with atomic_write(path) as temporary:
-        command = [ffmpeg, "-y", "-loglevel", "error", *source, *color, *codec, *exact, "-f", "mp4", str(temporary)]
+        command = [ffmpeg, "-y", "-loglevel", "error", *source, *color, *codec, *exact, "-f", "mp4", str(temporary.absolute())]
         try:
             subprocess.run(command, input=frames.tobytes(), capture_output=True, check=True, timeout=600)
         except FileNotFoundError as error:

@@ -240,6 +240,8 @@ def _textured(mesh: Mesh, visual: trimesh.visual.TextureVisuals, gltf: bool) -> 
     if gltf and (tint < 1.0).any():
         texture = _to_bytes(linear_to_srgb(srgb_to_linear(texture / 255.0) * srgb_to_linear(tint)))
     uv = np.asarray(visual.uv, np.float32)[:, :2]
+    if not np.isfinite(uv).all():
+        raise ValueError("texture coordinates that are not numbers")
     if (
         uv.min() < -1e-3 or uv.max() > 1.001
     ):  # a repeating texture: our meshes have none, so its colours go to the vertices

@@ -302,7 +302,7 @@ def check_same_config(found: checkpoint.Checkpoint, config: Config, run_folder: 
     if found.meta["config_hash"] != checkpoint.config_hash(config):
         raise UserError(
             f"{run_folder.path / 'config.yaml'} is not the one the checkpoint {found.path.name} was made with; "
-            "undo the change, or start a new run with the new settings"
+            "undo the change, start a new run with the new settings, or, if nobody changed it, use the VP3D that made it"
         )
 
 
