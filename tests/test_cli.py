@@ -40,6 +40,16 @@ def config_of(*words: str) -> Config:
     return cli.config_of(parser.parse_intermixed_args(words))
 
 
+def test_places_below_the_current_folder_are_kept_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "sd15"):
+        (tmp_path / name).mkdir()
+    config = config_of("a mug", "prior.path=mine", "visual_prompt.prior.path=sd15", "rewards.clip=./sd15", "prior.ip_adapter=no")
+    assert (config.prior.path, config.rewards.clip) == (str(tmp_path / "mine"), str(tmp_path / "sd15"))
+    assert (config.visual_prompt.prior.path, config.prior.ip_adapter) == ("sd15", "no")  # of the table, and nowhere
+    assert config.prior.vocabulary == Config().prior.vocabulary  # the repository's
+
+
 def test_options_files_and_words_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\noptim: {steps: 5, views: 2}\n")
     config = config_of(

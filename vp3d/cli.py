@@ -20,6 +20,7 @@ from vp3d import __version__
 from vp3d.config import PRESETS, Config, build_config, expand, load_config, locate
 from vp3d.errors import UserError
 from vp3d.threestudio_config import read_layers
+from vp3d.weights import pin_places
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PROMPT_LENGTH = 200  # characters
@@ -271,6 +272,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
         raise UserError("--image is empty: give a picture, or leave the option out")
     if config.image:  # absolute, so that a run can be resumed from any folder
         config.image = str(expand(config.image).absolute())
+    pin_places(config)
     return config
 
 

@@ -21,6 +21,7 @@ from vp3d.threestudio_config import read_layers
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository: where assets/ and configs/ are
 PRIOR_PLACES = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
+JUDGE_PLACES = ("clip", "imagereward", "hpsv2", "pickscore", "dinov2", "aesthetic_model")  # and of RewardsConfig
 
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]

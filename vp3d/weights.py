@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vp3d.config import ROOT, expand, locate
+from vp3d.config import JUDGE_PLACES, PRIOR_PLACES, ROOT, Config, expand, locate
 from vp3d.errors import UserError
 
 RECEIPT = "SOURCE.json"
@@ -373,6 +373,21 @@ def find_weights(place: str, key: str) -> tuple[str, bool]:
     raise UserError(
         f"{key} {place} is not a folder: give a folder, a hub id such as owner/name, or a name of `launch.py models list`"
     )
+
+
+def pin_places(config: Config) -> None:
+    """Make each folder or file of models that is found below the current folder absolute: a run is resumed from anywhere.
+
+    Names of the table stay, and so does what is found in the repository, whose folder may move.
+    """
+    if Path.cwd() == ROOT:
+        return
+    priors = [(prior, (*PRIOR_PLACES, "manifest", "vocabulary")) for prior in (config.prior, config.visual_prompt.prior)]
+    for node, names in [*priors, (config.rewards, JUDGE_PLACES), (config.guidance, ("debias",))]:
+        for name in names:
+            place = getattr(node, name)
+            if place and place not in MODELS and expand(place).exists():
+                setattr(node, name, str(expand(place).absolute()))
 
 
 def local_weights(place: str, key: str) -> Path:
