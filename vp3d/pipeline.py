@@ -306,12 +306,13 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
     mesh = export_mesh(field, config.export, cameras, opacity, device, run.event, bounds.contains)
     figures: dict[str, float] = {}
     there = {kind for kind in WRITERS if (run.path / f"model.{kind}").is_file()}  # an older mesh beside this one would mislead
-    for kind in sorted(there.union(config.export.formats), key=list(WRITERS).index):
+    kinds = sorted(there.union(config.export.formats), key=list(WRITERS).index)
+    for kind in kinds:
         path = run.path / f"model.{kind}"
         WRITERS[kind](mesh, path)
         found = verify_export(path, cameras, rgb, opacity, REFERENCE_GROUND)
         figures |= {f"{kind}_{name}": value for name, value in found.items()}
-    run.event("export", seconds=time.monotonic() - began, formats=sorted(there.union(config.export.formats)), **figures)
+    run.event("export", seconds=time.monotonic() - began, formats=kinds, **figures)
     return Asset(config.prompt, mesh, run.path, figures)
 
 
