@@ -15,14 +15,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server:
-    """Serves `files`; `cut[path] = n` breaks the connection after n bytes, once; `status[path] = 403` answers with an error."""
+    """Serves `files`; `cut[path] = n` breaks the connection after n bytes, once; `status[path] = 403` answers with an error.
+
+    `raw[path]` is sent to whoever asks for the path, in the place of status line, headers and body.
+    """
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.cut: dict[str, int] = {}
         self.status: dict[str, int] = {}
+        self.raw: dict[str, bytes] = {}
         self.codes: dict[str, str] = {}  # the hub's X-Error-Code for a path
         self.ranges: list[tuple[str, str]] = []  # (path, Range header) of every GET
+        self.tokens: list[str] = []  # Authorization header of every request
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
 
     @property
@@ -51,7 +56,11 @@ class Server:
 
             def answer(self, body: bool) -> None:
                 path = self.path.strip("/")
+                outer.tokens.append(self.headers.get("Authorization", ""))
                 data, status = outer.files.get(path), outer.status.get(path)
+                if path in outer.raw:
+                    self.wfile.write(outer.raw[path])
+                    return
                 if data is None or status is not None:
                     self.send_response(status or 404)
                     self.send_header("X-Error-Code", outer.codes.get(path, "EntryNotFound"))

@@ -1,19 +1,18 @@
-"""`models fetch | verify | list` against a real loopback server, the hub's client, and local folders."""
+"""`models fetch | verify | list` against a real loopback server and local folders; the hub is in test_fetch_hub.py."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import urllib.request
 from pathlib import Path
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import save
 
+from tests.fetching import BODY, CONFIG, WEIGHTS, Always, add, check_whole, empty_home, refused, served, sha, write
 from tests.loopback import Server
 from vp3d import console, download, fetch, weights
 from vp3d.cli import main
@@ -21,55 +20,10 @@ from vp3d.download import Unavailable
 from vp3d.errors import UserError
 from vp3d.weights import MODELS, File, Model, Part, find_weights, models_folder, read_receipt
 
-WEIGHTS = save({"w": np.arange(50_000, dtype=np.float32)})
-CONFIG = b'{"a": 1}'
-BODY = {"config.json": CONFIG, "unet/model.safetensors": WEIGHTS}
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
-    monkeypatch.delenv("VP3D_MIRRORS", raising=False)
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
-    return tmp_path / "models"
-
-
-def add(monkeypatch: pytest.MonkeyPatch, *sources: str, known: bool = True, pickle: str = "", name: str = "tiny") -> Model:
-    """Put a model of two files into the table."""
-    files = (File("config.json"), File("unet/model.safetensors", sha(WEIGHTS) if known else "", len(WEIGHTS)))
-    model = Model("for tests", "MIT", (Part(files, sources, pickle),), (("note.txt", "ours\n"),))
-    monkeypatch.setitem(MODELS, name, model)
-    return model
-
-
-def served(prefix: str, files: dict[str, bytes] = BODY) -> dict[str, bytes]:
-    return {f"{prefix}/{path}": data for path, data in files.items()}
-
-
-def write(folder: Path, files: dict[str, bytes] = BODY) -> Path:
-    for path, data in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-    return folder
-
-
-def refused(name: str, *places: str) -> str:
-    with pytest.raises(UserError) as caught:
-        fetch.fetch(name, list(places))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def check_whole(folder: Path) -> None:
-    assert {path: (folder / path).read_bytes() for path in BODY} == BODY
-    assert (folder / "note.txt").read_text() == "ours\n"
-    noted = read_receipt(folder)
-    assert {path: noted[path]["sha256"] for path in BODY} == {path: sha(data) for path, data in BODY.items()}
-    assert not list(folder.parent.glob(f".{folder.name}.*")) and not list(folder.rglob("*.partial"))
+    return empty_home(tmp_path, monkeypatch)
 
 
 def test_from_an_http_mirror(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,13 +41,6 @@ def test_a_broken_connection_is_taken_up_where_it_broke(monkeypatch: pytest.Monk
         add(monkeypatch, f"{server.url}/pub")
         check_whole(fetch.fetch("tiny", []))
     assert server.ranges[1:] == [("pub/unet/model.safetensors", ""), ("pub/unet/model.safetensors", "bytes=70000-")]
-
-
-class Always(dict[str, int]):
-    """Cuts that do not heal."""
-
-    def pop(self, key: str, default: int) -> int:
-        return self.get(key, default)
 
 
 def test_a_connection_that_breaks_every_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +150,53 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no answer" in refused("tiny")
 
 
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/with a space", "http://[bad", "https://", "http://127.0.0.1:none/"])
+def test_an_address_that_is_none_is_passed_over(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, str(write(tmp_path / "here")))
+    check_whole(fetch.fetch("tiny", [place]))
+    add(monkeypatch, name="second")
+    assert re.match(f"cannot fetch second: {re.escape(place[:7])}.*: no answer [(]", refused("second", place))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"this is no http\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\ncut off",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\nContent-Length: 0\r\n\r\n",
+        b"",
+    ],
+    ids=["no-http", "chunk-cut-off", "redirected-to-nowhere", "nothing"],
+)
+def test_a_server_that_talks_nonsense_is_one_line(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        server.raw["bad/unet/model.safetensors"] = raw
+        server.files["bad/config.json"] = CONFIG
+        add(monkeypatch, f"{server.url}/bad")
+        assert re.search("no answer|HTTP 302", refused("tiny"))
+        add(monkeypatch, f"{server.url}/bad", f"{server.url}/pub", name="second")
+        check_whole(fetch.fetch("second", []))
+
+
+def test_a_connection_that_fails_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of the network and of the disk are both OSErrors: those of reading go to the next source, those of writing stop."""
+
+    class Reply:
+        def read(self, size: int) -> bytes:
+            raise OSError(113, "No route to host")
+
+    with pytest.raises(ConnectionError, match="No route"):
+        download._receive(Reply(), 5)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        monkeypatch.setattr(download, "_pump", full)
+        assert re.match("cannot write .*No space left on device; free some space", refused("tiny"))
+
+
 def test_an_error_page_is_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     page = BODY | {"unet/model.safetensors": b"<html>log in</html>"}
     with Server(served("pub", page)) as server:
@@ -249,6 +243,36 @@ def test_a_file_under_another_name_at_its_source(tmp_path: Path, monkeypatch: py
     assert (fetch.fetch("half", []) / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_a_place_of_the_users_may_be_laid_out_as_the_source_or_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone of SDXL has single precision under the name of our half one; a copy of models/ has our names alone."""
+    half, single, head = WEIGHTS, save({"w": np.ones(9, np.float64)}), save({"head": np.ones(3, np.float32)})
+    unet = File("unet/model.safetensors", remote="unet/model.fp16.safetensors")  # no hash would tell them apart
+    files = (unet, File("model.safetensors"), File("head.safetensors", remote="model.safetensors"))
+    clone = {"unet/model.safetensors": single, "unet/model.fp16.safetensors": half, "model.safetensors": single}
+    ours = {"unet/model.safetensors": half, "model.safetensors": single, "head.safetensors": head}
+    for number, (layout, expected) in enumerate(((clone | {"head.safetensors": head}, ours), (ours, ours))):
+        with Server(served("all", layout)) as server:
+            for place in (f"{server.url}/all", str(write(tmp_path / f"all{number}", layout))):
+                name = f"from-{number}-{place[:4].strip('/')}"
+                monkeypatch.setitem(MODELS, name, Model("", "", (Part(files, ()),)))
+                folder = fetch.fetch(name, [place])
+                assert {path: (folder / path).read_bytes() for path in expected} == expected
+
+
+def test_a_source_of_the_table_is_asked_for_its_own_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub", {"model.safetensors": WEIGHTS})) as server:
+        file = File("model.safetensors", remote="half/model.fp16.safetensors")
+        monkeypatch.setitem(MODELS, "half", Model("", "", (Part((file,), (f"{server.url}/pub",)),)))
+        assert "it has no such file" in refused("half")
+
+
+def test_a_file_where_a_model_should_be(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch)
+    home.mkdir()
+    (home / "tiny").write_text("notes")
+    assert f"{home / 'tiny'} is a file where the folder of a model should be" in refused("tiny")
+
+
 def test_the_same_file_of_two_models_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(served("pub")) as server:
         add(monkeypatch, f"{server.url}/pub")
@@ -256,71 +280,6 @@ def test_the_same_file_of_two_models_is_fetched_once(tmp_path: Path, monkeypatch
         fetch.fetch("tiny", [])
         check_whole(fetch.fetch("twin", []))
         assert [path for path, _ in server.ranges].count("pub/unet/model.safetensors") == 1
-
-
-def hub_files(repository: str, revision: str = "main", files: dict[str, bytes] = BODY) -> dict[str, bytes]:
-    return served(f"{repository}/resolve/{revision}", files)
-
-
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
-def test_the_hubs_own_client_against_its_own_addresses(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Server(hub_files("owner/name", "abc")) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        add(monkeypatch, "hf:owner/name@abc", known=False)
-        check_whole(fetch.fetch("tiny", []))
-
-
-def test_a_hub_file_that_is_not_what_the_hub_promises(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Server(hub_files("owner/name")) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        add(monkeypatch, "hf:owner/name@main", known=False)
-        real = download.download_hub
-
-        def spoilt(repository: str, revision: str, path: str, target: Path) -> str:
-            promised = real(repository, revision, path, target)
-            target.write_bytes(target.read_bytes()[:-1] + b"?")
-            return promised
-
-        monkeypatch.setattr(fetch, "download_hub", spoilt)
-        assert "is not the published file" in refused("tiny")
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "reason"),
-    [
-        (403, "GatedRepo", "it is gated: accept its terms at"),
-        (404, "RepoNotFound", "gone from the hub, or private"),
-        (404, "RevisionNotFound", "has no revision main"),
-        (500, "", "no answer"),
-    ],
-)
-def test_hub_refusals(status: int, code: str, reason: str, online: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = "owner/name/resolve/main/config.json"
-    with Server(served("pub")) as server:
-        server.status[path], server.codes[path] = status, code
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        add(monkeypatch, "hf:owner/name@main")
-        assert reason in refused("tiny")
-        add(monkeypatch, "hf:owner/name@main", f"{server.url}/pub", name="second")
-        check_whole(fetch.fetch("second", []))
-
-
-def test_the_hub_in_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    add(monkeypatch, "hf:owner/name@main")
-    assert "no answer (OfflineModeIsEnabled" in refused("tiny")
-
-
-def test_a_hub_repository_with_a_pickle_only(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"config.json": CONFIG, "unet/pytorch_model.bin": b"\x80\x02}q\x00."}
-    with Server(hub_files("owner/name", files=files)) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        add(monkeypatch, "hf:owner/name@main")
-        assert "it has pytorch_model.bin, a pickle" in refused("tiny")
 
 
 def test_verify_finds_damage_and_fetch_mends_it(

@@ -11,8 +11,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from vp3d.console import PLAIN_EVERY_S, say, terminal
 from vp3d.run_folder import write_text
@@ -82,14 +84,17 @@ def _pump(read: Callable[[int], bytes], writer: BinaryIO, transfer: Transfer) ->
         transfer.add(len(chunk))
 
 
-def download_http(url: str, target: Path) -> str:
-    """Get `url` into the file `target`; returns "" (a plain server promises no hash). Unavailable with the reason."""
+def download_http(url: str, target: Path, authorization: str = "") -> str:
+    """Get `url` into the file `target`; returns "" (a plain server promises no hash). Unavailable with the reason.
+
+    authorization: of the header of that name; it is not sent on to where the server points.
+    """
     if target.is_file():
         return ""
     partial, tag = target.with_name(f"{target.name}.partial"), target.with_name(f"{target.name}.etag")
     for attempt in range(ATTEMPTS):
         try:
-            if _continue_http(url, partial, tag):
+            if _continue_http(url, partial, tag, authorization):
                 partial.replace(target)
                 tag.unlink(missing_ok=True)
                 return ""
@@ -98,8 +103,8 @@ def download_http(url: str, target: Path) -> str:
                 partial.unlink()
             elif error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS - 1:
                 raise Unavailable(_http_reason(error.code), absent=error.code in (404, 410)) from error
-        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
-            if attempt == ATTEMPTS - 1 or isinstance(error, ValueError):
+        except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, ValueError) as error:
+            if attempt == ATTEMPTS - 1 or isinstance(error, ValueError | InvalidURL):
                 raise Unavailable(f"no answer ({getattr(error, 'reason', error)})") from error
         time.sleep(0.2 * attempt)
     raise Unavailable("the connection broke again and again; the same command goes on where it stopped")
@@ -110,10 +115,12 @@ def _http_reason(code: int) -> str:
     return f"{reasons.get(code, 'the server failed')} (HTTP {code})"
 
 
-def _continue_http(url: str, partial: Path, tag: Path) -> bool:
+def _continue_http(url: str, partial: Path, tag: Path, authorization: str = "") -> bool:
     """Read on from where `partial` ends; whether it is whole then."""
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "vp3d", "Accept-Encoding": "identity"})
+    if authorization:
+        request.add_unredirected_header("Authorization", authorization)
     if have:
         request.add_header("Range", f"bytes={have}-")
         if tag.is_file():
@@ -125,8 +132,16 @@ def _continue_http(url: str, partial: Path, tag: Path) -> bool:
         if reply.headers.get("ETag"):
             write_text(tag, reply.headers["ETag"])
         with partial.open("ab" if start else "wb") as writer, Transfer(partial.stem, total, start) as transfer:
-            _pump(reply.read, writer, transfer)
+            _pump(lambda size: _receive(reply, size), writer, transfer)
     return not total or partial.stat().st_size == total
+
+
+def _receive(reply: Any, size: int) -> bytes:
+    """At most `size` bytes of a reply; whatever breaks is a ConnectionError, so that only writing raises other OSErrors."""
+    try:
+        return bytes(reply.read(size))
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
 
 
 def exists_http(url: str) -> bool:
@@ -137,36 +152,44 @@ def exists_http(url: str) -> bool:
             return True
     except urllib.error.HTTPError:
         return False
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, ValueError) as error:
         raise Unavailable(f"no answer ({error})") from error
 
 
 def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    """`HF_ENDPOINT`, None where it is not set; Unavailable for what is no address."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    try:
+        address = urlsplit(endpoint)
+        sound = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:
+        sound = False
+    if endpoint and not sound:
+        raise Unavailable(f"HF_ENDPOINT is {endpoint!r}, not an address such as https://huggingface.co")
+    return endpoint or None
 
 
 def download_hub(repository: str, revision: str, path: str, target: Path) -> str:
     """Get a file of a hub repository into `target`; returns the SHA-256 the hub promises ("" for small files).
 
-    huggingface_hub does the work: it resumes, checks sizes, shows a bar, and honours HF_ENDPOINT, HF_TOKEN and
-    HF_HUB_OFFLINE. The file is first put below `target`'s folder in `.hub/`.
+    huggingface_hub finds it (it honours HF_TOKEN and HF_HUB_OFFLINE), `download_http` gets it: the client's own download
+    begins anew when it was stopped. The token goes to the hub alone, not to the storage that it points to.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HTTPError,  # of the http library that this version of the client uses; no OSError
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import build_hf_headers
 
     endpoint = _endpoint()
     try:
         url = hf_hub_url(repository, path, revision=revision, endpoint=endpoint)
         about = get_hf_file_metadata(url, timeout=TIMEOUT_S, endpoint=endpoint)
-        if not target.is_file():
-            folder = target.parent / ".hub"
-            found = hf_hub_download(repository, path, revision=revision, local_dir=folder, endpoint=endpoint)
-            Path(found).replace(target)
+        headers = build_hf_headers()
     except GatedRepoError as error:
         page = f"{endpoint or 'https://huggingface.co'}/{repository}"
         raise Unavailable(f"it is gated: accept its terms at {page} and log in with `hf auth login`") from error
@@ -176,8 +199,10 @@ def download_hub(repository: str, revision: str, path: str, target: Path) -> str
         raise Unavailable("it is gone from the hub, or private") from error
     except EntryNotFoundError as error:
         raise Unavailable(f"it has no {path}", absent=True) from error
-    except (OSError, RuntimeError, ValueError) as error:  # no network, offline mode, a server that fails
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # no network, offline mode, a server that fails
         raise Unavailable(f"no answer ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
+    at_hub = urlsplit(about.location).netloc == urlsplit(url).netloc
+    download_http(about.location, target, headers.get("authorization", "") if at_hub else "")
     promised = about.etag or ""
     return promised if len(promised) == SHA256_DIGITS else ""
 
@@ -185,8 +210,9 @@ def download_hub(repository: str, revision: str, path: str, target: Path) -> str
 def exists_hub(repository: str, revision: str, path: str) -> bool:
     """Whether a hub repository has a file."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
 
     try:
         return HfApi(endpoint=_endpoint()).file_exists(repository, path, revision=revision)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise Unavailable(f"no answer ({error})") from error

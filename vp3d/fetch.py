@@ -56,6 +56,8 @@ def fetch(name: str, places: list[str]) -> Path:
     """Fetch the model `name` of the table, first from `places`; returns its folder. UserError when no source has it."""
     model, folder = find_model(name), models_folder() / name
     staging, ready = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.new")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file where the folder of a model should be: move it away")
     if folder.is_dir():
         bad = damage(name)
         if not bad:
@@ -212,26 +214,48 @@ def _origins(place: str, name: str) -> list[Origin]:
             )
         ]
     if place.startswith(("https://", "http://")):
-        bases = [f"{place.rstrip('/')}/{name}", place.rstrip("/")]
-        return [_http_origin(base) for base in (bases if place not in _table_addresses() else bases[1:])]
+        bare = place.rstrip("/")
+        if place in _table_addresses():
+            return [_http_origin(bare, lambda file: [file.at_source])]
+        return [_http_origin(base, lambda file: _names(file, name)) for base in (f"{bare}/{name}", bare)]
     folder = expand(place)
-    return [_folder_origin(base) for base in ([folder / name, folder] if (folder / name).is_dir() else [folder])]
+    bases = [folder / name, folder] if (folder / name).is_dir() else [folder]
+    return [_folder_origin(base, lambda file: _names(file, name)) for base in bases]
+
+
+def _names(file: File, name: str) -> list[str]:
+    """The paths of a `file` of the model `name` in a place of the user's, laid out as its source or as our folders are.
+
+    The source's comes first: beside the half precision of SDXL lies, under our name, the single. But not where it is the name of
+    another file of ours, as that of the aesthetic head is.
+    """
+    names = [file.at_source, file.path]
+    if any(other.path == file.at_source for other in MODELS[name].files):
+        names.reverse()
+    return list(dict.fromkeys(names))
 
 
 def _table_addresses() -> set[str]:
     return {source for model in MODELS.values() for part in model.parts for source in part.sources}
 
 
-def _http_origin(base: str) -> Origin:
+def _http_origin(base: str, names: Callable[[File], list[str]]) -> Origin:
     def get(file: File, target: Path) -> str:
-        return download_http(f"{base}/{file.at_source}", target)
+        *first, last = names(file)
+        for path in first:
+            try:
+                return download_http(f"{base}/{path}", target)
+            except Unavailable as error:
+                if not error.absent:
+                    raise
+        return download_http(f"{base}/{last}", target)
 
     return Origin(base, get, lambda path: exists_http(f"{base}/{path}"))
 
 
-def _folder_origin(base: Path) -> Origin:
+def _folder_origin(base: Path, names: Callable[[File], list[str]]) -> Origin:
     def get(file: File, target: Path) -> str:
-        found = next((base / path for path in (file.path, file.at_source) if (base / path).is_file()), None)
+        found = next((base / path for path in names(file) if (base / path).is_file()), None)
         if found is None:
             raise Unavailable(f"it has no {file.path}" if base.is_dir() else "there is no such folder", absent=True)
         copy_file(found, target)
