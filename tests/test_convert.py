@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_rewards import published_state, write_vocabulary
 from vp3d.cli import main
@@ -87,9 +87,18 @@ def test_code_in_a_pickle_is_never_run(plain: bool, home: Path, tmp_path: Path) 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_tensors(tmp_path / "none.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(UserError):
-        read_tensors(tmp_path / "text.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        read_tensors(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "done.safetensors")
+    with pytest.raises(UserError, match="safetensors already: put it where .* NAME --from FOLDER"):
+        read_tensors(tmp_path / "done.safetensors")
+    whole = save_pickle(tmp_path / "whole.pt", {"a": torch.zeros(99)}).read_bytes()
+    for number, data in enumerate((b"hello", b"", b"\x80\x02}q\x00", b"PK\x03\x04", whole[:-50], whole[:200], b"\x00" * 99)):
+        file = tmp_path / f"{number}.pt"
+        file.write_bytes(data)
+        with pytest.raises(UserError, match="damaged or holds more than tensors|is not a torch checkpoint .[A-Z]") as caught:
+            read_tensors(file)
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="is not a state dict but a list"):
         read_tensors(save_pickle(tmp_path / "list.pt", [1, 2]))
     with pytest.raises(UserError, match="is not ImageReward.pt: it has no tensor blip"):

@@ -50,13 +50,17 @@ def convert(name: str, path: Path, places: list[str]) -> Path:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a pickled state dict, wrappers and `module.` prefixes taken off; UserError for anything else in it."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the publisher's file, see `python launch.py models list NAME`")
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {fault}; give the publisher's file, see `python launch.py models list NAME`")
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} is safetensors already: put it where `{FETCH} NAME --from FOLDER` finds it")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors, so it is not read; get the publisher's own file") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} is not a torch checkpoint ({' '.join(str(error).split())[:120]})") from error
+        raise UserError(f"{path} is damaged or holds more than tensors: not read; get the publisher's own file") from error
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise UserError(f"{path} is not a torch checkpoint ({reason})") from error
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
