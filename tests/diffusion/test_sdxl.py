@@ -314,6 +314,7 @@ def test_an_adapter_for_another_network_is_refused(configs: dict[str, PriorConfi
             {"_class_name": "StableDiffusionXLInpaintPipeline"},
             "StableDiffusionXLInpaintPipeline: use",
         ),
+        ("model_index.json", {}, "cannot load the pipeline .*; check prior.path"),  # a list
         ("model_index.json", {"text_encoder": [None, None], "tokenizer": [None, None]}, "not a plain text-to-image"),
         ("text_encoder_2/config.json", {"projection_dim": 24}, "not a plain text-to-image|cannot load"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type"),
@@ -324,7 +325,7 @@ def test_unfit_pipelines_are_refused(
 ) -> None:
     shutil.copytree(configs["sdxl"].path, tmp_path / "pipeline")
     path = tmp_path / "pipeline" / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes if changes else []))
     with pytest.raises(UserError, match=message):
         prior = load_prior(
             dataclasses.replace(configs["sdxl"], path=str(tmp_path / "pipeline"), ip_adapter="", manifest="")

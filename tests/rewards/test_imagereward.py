@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,14 @@ def test_other_checkpoints_and_damage_are_refused(folder: Path, tmp_path: Path) 
     assert "mlp.layers.7.bias" in refusal(tmp_path)
     save_file(state | {"head.extra": torch.zeros(1)}, tmp_path / "model.safetensors")
     assert "head.extra" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"[PAD]\n[UNK]\n[CLS]\n", b"a\n[PAD]\n[UNK]\n[CLS]\n[SEP]\n", b"\xff\xfe" * 20, b"<html>"])
+def test_another_vocabulary_is_refused(data: bytes, folder: Path, tmp_path: Path) -> None:
+    """Of some of these the tokenizer would make a TypeError or a bare Exception, of another wrong scores."""
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "vocab.txt").write_bytes(data)
+    assert "is not ImageReward" in refusal(tmp_path / "copy")
 
 
 def test_a_prompt_that_would_lose_its_view_words_is_refused(model: ImageReward) -> None:

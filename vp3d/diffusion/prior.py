@@ -271,7 +271,7 @@ def _load_pipeline(config: PriorConfig) -> Any:
     source, local = find_weights(config.path, "prior.path")
     with readable(f"the pipeline {config.path}", "prior.path"):
         index = diffusers.DiffusionPipeline.load_config(source, local_files_only=local)
-    kind = index.get("_class_name")
+        kind = index.get("_class_name")
     if kind not in ADDED:
         raise UserError(f"prior.path {config.path} holds a {kind}: use a {' or a '.join(ADDED)}")
     parts: dict[str, Any] = {"add_watermarker": False}

@@ -84,6 +84,13 @@ class ImageReward:
         return self.net(resize_normalize(rgb, self.size, self.mean, self.std), ids, ids != 0)
 
 
+def check_vocabulary(path: Path) -> None:
+    """ValueError for a file that is not BERT's vocabulary, of which the tokenizer makes an error of no particular kind."""
+    words = path.read_text(encoding="utf-8").split("\n")
+    if words[0] != "[PAD]" or not {"[UNK]", "[CLS]", "[SEP]"} <= set(words):
+        raise ValueError(f"{path.name} is not BERT's vocabulary: it does not begin with [PAD], or has no [UNK], [CLS] or [SEP]")
+
+
 def load_imagereward(place: str, device: torch.device | str = "cpu") -> ImageReward:
     """Load ImageReward from `place` (a folder or a name of the table), strictly; UserError for anything missing or unfit."""
     folder = local_weights(place, "rewards.imagereward")
@@ -97,7 +104,8 @@ def load_imagereward(place: str, device: torch.device | str = "cpu") -> ImageRew
         with torch.device("meta"):
             net = ImageRewardNet(sizes)
         net.load_state_dict(state, assign=True)
+        check_vocabulary(folder / VOCABULARY)
         return ImageReward(net, sizes.image_size, folder / VOCABULARY, device)
-    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, IndexError) as error:
+    except (SafetensorError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder} is not ImageReward ({type(error).__name__}: {reason})") from error
