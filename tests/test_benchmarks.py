@@ -260,7 +260,11 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(tmp_path: Path, capsys: 
     sizes = read(path)["results"]["sizes"]
     assert [(s["batch"], s["calls"], s["images"]) for s in sizes] == [(1, 1, 2), (2, 1, 4)]  # null and full branch
     assert all(s[key] > 0 for s in sizes for key in ("step", "guidance", "floor", "encoder"))
-    assert "this was --tiny" in capsys.readouterr().out
+    assert all(s["peak_bytes"] >= 0 for s in sizes)
+    shown = capsys.readouterr().out
+    assert "this was --tiny" in shown
+    heads, first = ([line.split() for line in shown.splitlines() if line.split()[:1] == [word]][0] for word in ("prior", "32"))
+    assert "denoiser" in heads and f"{100 * sizes[0]['floor'] / sizes[0]['step']:.0f}" in first  # its share of the step
     sds_step.main(["--tiny", "--batch", "2", "--render", "8", "16", *common, "guidance.perp_neg=1", "prior.max_batch=4"])
     sizes = read(path)["results"]["sizes"]
     assert [(s["render"], s["calls"], s["images"]) for s in sizes] == [(8, 2, 8), (16, 2, 8)]

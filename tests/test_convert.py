@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_rewards import published_state, write_vocabulary
 from vp3d.cli import main
+from vp3d.config import ROOT
 from vp3d.convert import PROBES, convert, read_tensors
 from vp3d.errors import UserError
 from vp3d.fetch import verify
@@ -59,6 +61,16 @@ def test_hpsv2_is_unwrapped_and_gets_its_config(home: Path, tmp_path: Path) -> N
 
 def test_every_publishers_pickle_can_be_converted() -> None:
     assert PROBES.keys() == {name for name, model in MODELS.items() if any(part.pickle for part in model.parts)}
+
+
+def test_nothing_else_reads_a_pickle_or_runs_code_that_was_fetched() -> None:
+    files = [*(ROOT / "vp3d").rglob("*.py"), *(ROOT / "integrations").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert len(files) > 100
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"trust_remote_code|pickle\.loads?\(|allow_pickle=True|weights_only=False|\.hub\.load", text), file
+        loads = re.findall(r"torch\.load\(.*", text)
+        assert bool(loads) == (file.name == "convert.py") and all("weights_only=True" in line for line in loads), file
 
 
 class Evil:

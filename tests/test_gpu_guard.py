@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import conftest
 from tests.gpu_guard import cuda_package, cuda_package_here, installed, kernel_device, kernel_device_here
 
 
@@ -38,3 +39,32 @@ def test_the_guard_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert kernel_device_here()[0] == ("cpu" if installed("triton") else "")
     assert (cuda_package_here("torch") == "") == torch.cuda.is_available()
+
+
+class Item:
+    """What the collection hook of conftest.py touches of a test."""
+
+    def __init__(self, *markers: str) -> None:
+        self.markers, self.skipped_for = markers, ""
+
+    def get_closest_marker(self, name: str) -> str | None:
+        return name if name in self.markers else None
+
+    def add_marker(self, marker: pytest.MarkDecorator) -> None:
+        assert marker.name == "skip"
+        self.skipped_for = marker.kwargs["reason"]
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_what_is_marked_gpu_is_skipped_only_where_there_is_none(has_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    items = [Item("gpu"), Item(), Item("slow", "gpu"), Item("slow")]
+    conftest.pytest_collection_modifyitems(items)  # type: ignore[arg-type]
+    reason = "" if has_gpu else "needs a CUDA device"
+    assert [item.skipped_for for item in items] == [reason, "", reason, ""]
+
+
+@pytest.mark.gpu
+def test_what_is_marked_gpu_runs_on_one() -> None:
+    """Here as everywhere: a test that is marked and runs has a device. Where there is none, this very test is skipped."""
+    assert torch.ones(1, device="cuda").item() == 1.0

@@ -243,6 +243,10 @@ def test_wrong_image_encoder_is_named(config: PriorConfig, tmp_path: Path) -> No
 def test_unfit_sources_are_refused(config: PriorConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder"):
         load_prior(dataclasses.replace(config, path=str(tmp_path / "nowhere"), manifest=""))
+    for key in ("path", "ip_adapter", "vae"):  # hub ids, without a network
+        with pytest.raises(UserError, match="^cannot load the .*owner/none.*check prior") as caught:
+            load_prior(dataclasses.replace(config, **{key: "owner/none"}, manifest=""))
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="safetensors"):
         load_prior(dataclasses.replace(config, ip_adapter_weight="ip-adapter.bin", manifest=""))
     save_pipeline(tmp_path / "pipeline")

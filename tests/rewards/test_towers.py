@@ -133,6 +133,17 @@ def test_the_size_of_the_picture_hardly_counts(kind: str, clip: ClipTower, dino:
     assert float((tower.image(random_rgb(1, 3, 32, 32, seed=4)) * at[0]).sum()) < 0.99
 
 
+@torch.no_grad()
+def test_the_looks_of_a_picture_hardly_depend_on_its_size(aesthetic: Aesthetic) -> None:
+    coarse, nothing = random_rgb(1, 3, 4, 4), torch.zeros(1, 1)
+    scores = [
+        float(aesthetic.score(F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False), nothing))
+        for side in (32, 64, 128, 256)
+    ]
+    other = float(aesthetic.score(random_rgb(1, 3, 32, 32, seed=4), nothing))
+    assert max(scores) - min(scores) < 0.1 * abs(other - scores[0])
+
+
 def test_hpsv2_is_open_clips_vit_h_14() -> None:
     """Our folder's config builds the architecture of the published weights: names, shapes, number of parameters."""
     ours = json.loads(dict(MODELS["hpsv2.1"].written)["open_clip_config.json"])["model_cfg"]
@@ -192,6 +203,15 @@ def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(root: Path
     assert scores.dtype == torch.float32 and float(scores.detach().abs().max()) <= 1.0
     (gradient,) = torch.autograd.grad(scores.sum(), rgb)
     assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().min()) > 0
+    encoder = judge.encoder  # and by hand, as HPSv2's code has it: unit features, their products, the diagonal
+    with torch.no_grad():
+        features = [encoder.model.encode_image(encoder.preprocess(rgb)), encoder.model.encode_text(encoder.tokenizer(PROMPTS))]
+    image, text = (value / value.norm(dim=-1, keepdim=True) for value in features)
+    torch.testing.assert_close(scores, (image @ text.T).diagonal())
+    larger = F.interpolate(smooth := random_rgb(1, 3, 4, 4), (96, 96), mode="bicubic", align_corners=False)
+    smaller = F.interpolate(smooth, (32, 32), mode="bicubic", align_corners=False)
+    near, far = (judge.score(x, judge.target(PROMPTS[:1])) for x in (larger, smaller))
+    assert float((near - far).abs()) < 0.02
 
 
 def rewards_of(root: Path, **changes: object) -> object:
