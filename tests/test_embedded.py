@@ -50,3 +50,14 @@ def test_the_embedded_denoiser_runs_in_bfloat16() -> None:
         with torch.no_grad():
             told.append(prior.predict_noise(latents, torch.tensor([500]), prior.encode_text(["a red sphere"]), image))
     assert told[1].dtype == torch.float32 and (told[0] - told[1]).abs().mean() < 0.05 * told[0].abs().mean()
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_by_itself_only_the_denoiser_is_in_bfloat16_and_only_where_that_is_quicker(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    prior = load_prior(PriorConfig())
+    assert prior.dtype == prior.unet.dtype == (torch.bfloat16 if native else torch.float32)
+    others = [prior.vae, *(tower for _, tower in prior.text_encoders.towers), prior.image_encoder.tower]
+    assert all(p.dtype == torch.float32 for module in others for p in module.parameters())

@@ -261,5 +261,6 @@ def tiny_prior_config(
         ip_adapter=str(root / "ip_adapter") if ip_adapter else "",
         manifest=str(save_manifest(root)),
         vocabulary="",
+        dtype="float32",
         resolution=RESOLUTION,
     )

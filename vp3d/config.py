@@ -74,11 +74,11 @@ class PriorConfig:
     image_encoder_folder: str = "image_encoder"
     manifest: str = "assets/toybox/MANIFEST.json"  # sha256 of every weight file, checked at load; "" for none
     vocabulary: str = "assets/toybox/vocabulary.json"  # words the prior knows; "" for the open world
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # auto: denoiser bfloat16 on CPUs made for it, else float32
     resolution: Annotated[int, Range(16, 2048)] = 64  # pixels of a side of the images the prior was trained on
     variant: str = ""  # of the weight files of `path`, for example fp16; "" takes those without
     vae: str = ""  # an AutoencoderTiny or AutoencoderKL in the place of the pipeline's
-    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # auto: `dtype`, or float32 where that overflows
+    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # auto: `dtype`; float32 if that overflows or is auto
     max_batch: Annotated[int, Range(1, 4096)] = 64  # images in one call of the denoiser, branches counted; more are cut
     offload_encoders: bool = False  # text and image encoders wait on the CPU while they are not used
     channels_last: bool = False  # memory layout of denoiser and autoencoder; often faster on a GPU in half precision

@@ -4,7 +4,8 @@ PyPI's torchvision is a CUDA build. Beside a CPU-only torch its `_C` library doe
 then fails with "operator torchvision::nms does not exist", taking open_clip and parts of transformers with it. None of
 its operators are used here, so the missing ones are declared without a body: importing works, and calling one still fails.
 
-`freeze` makes a loaded network ready for use: same weights, same results, however often it is loaded.
+`freeze` makes a loaded network ready for use: same weights, same results, however often it is loaded. `multiplies_bfloat16`
+tells where that precision is quicker.
 """
 
 from __future__ import annotations
@@ -59,3 +60,9 @@ def freeze(module: M) -> M:
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
     return module.eval().requires_grad_(False)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 have instructions of their own on `device`: without them a CPU emulates, slowly."""
+    able = torch.cpu.get_capabilities()
+    return device.type == "cuda" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))

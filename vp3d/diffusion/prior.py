@@ -260,6 +260,9 @@ def load_prior(
     if config.channels_last:
         for module in (pipe.unet, pipe.vae):
             module.to(memory_format=torch.channels_last)
+    device = torch.device(device)
+    if config.dtype == "auto" and device.type == "cpu" and torch_compat.multiplies_bfloat16(device):
+        pipe.unet.to(torch.bfloat16)
     prior = Prior(pipe, encoder, config, device, on_oom)
     if config.compile:
         _check_compiler(prior.device)
@@ -279,7 +282,8 @@ def _load_pipeline(config: PriorConfig) -> Any:
         parts = {"safety_checker": None, "requires_safety_checker": False}
     if config.vae:
         parts["vae"] = _load_autoencoder(config)
-    options = {"local_files_only": local, "dtype": getattr(torch, config.dtype), "variant": config.variant or None}
+    dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+    options = {"local_files_only": local, "dtype": dtype, "variant": config.variant or None}
     with readable(f"the pipeline {config.path}", "prior.path and prior.variant"):
         for part in ("text_encoder", "text_encoder_2"):
             name = (index.get(part) or [None, None])[1]
