@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
 from vp3d.config import PriorConfig
 from vp3d.diffusion.prior import Prior, load_prior
-from vp3d.toybox import train
+from vp3d.toybox import denoising, train
 from vp3d.toybox.data import draw_specs, make_pictures, to_tensor
 from vp3d.toybox.denoising import AlignLosses, PriorLosses, distance
 from vp3d.toybox.reader import READ, LatentReader, read_targets
@@ -23,7 +25,7 @@ class Still(np.random.Generator):
 
 @pytest.fixture(scope="module")
 def prior() -> Prior:
-    return load_prior(PriorConfig())
+    return load_prior(PriorConfig(dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +37,19 @@ def losses(prior: Prior) -> AlignLosses:
     torch.manual_seed(0)
     tokenizer = train.find_tokenizer(train.ASSETS / "pipeline" / "tokenizer")
     parts = train.new_prior_parts(tokenizer, trained=True)
-    model = torch.nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection")})
+    model = torch.nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection", "eye")})
     reader = LatentReader().requires_grad_(False)
     for head in (*reader.aid.heads.values(), *reader.view.heads.values()):
         torch.nn.init.normal_(head.weight, std=0.1)
-    eye, answers = train.load_eye("cpu"), read_targets(pictures)
-    return AlignLosses(PriorLosses(model, eye, tokenizer, pictures, latents, answers, reader, batch=4))
+    return AlignLosses(PriorLosses(model, tokenizer, pictures, latents, read_targets(pictures), reader, batch=4))
 
 
-def test_a_drawing_is_that_of_the_sampler_without_guidance(losses: AlignLosses, prior: Prior) -> None:
+def test_a_drawing_is_that_of_the_sampler_without_guidance(
+    losses: AlignLosses, prior: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(denoising, "half_precision", lambda _: nullcontext())
     texts = ["a red cube, front view", "a blue chair, side view"]
-    gate, tokens = torch.zeros(2), losses.prior.model["projection"](losses.prior.blind).expand(2, -1, -1)
+    gate, tokens = torch.zeros(2), losses.prior.model["projection"](losses.prior.blind()).expand(2, -1, -1)
     with torch.no_grad():
         condition = (losses.prior._encode(texts), tokens, gate)
         latents = losses.draw(condition, Still(np.random.PCG64()), torch.Generator().manual_seed(5))
@@ -67,14 +71,14 @@ def test_the_times_of_a_drawing_are_jittered_within_the_steps_and_fall(losses: A
     assert len({run[2] for run in runs}) == 3 and all(500 <= run[2] <= 667 for run in runs)
 
 
-def test_what_is_wrong_with_a_drawing_reaches_text_denoiser_and_image_branch(losses: AlignLosses) -> None:
+def test_what_is_wrong_with_a_drawing_reaches_text_denoiser_image_branch_and_eye(losses: AlignLosses) -> None:
     values = losses(np.random.default_rng(3), torch.Generator().manual_seed(3))
     assert set(values) == {"loss_v", "loss_read", "loss_drawn", "loss_energy"}
     assert all(torch.isfinite(v) for v in values.values())
     for name in ("loss_drawn", "loss_energy"):
         losses.prior.model.zero_grad()
         values[name].backward(retain_graph=True)
-        for part in ("unet", "text", "projection"):
+        for part in ("unet", "text", "projection", "eye"):
             reached = [p.grad.norm() for p in losses.prior.model[part].parameters() if p.grad is not None]
             assert reached and float(torch.stack(reached).norm()) > 0, (name, part)
     assert all(p.grad is None for p in losses.prior.reader.parameters())

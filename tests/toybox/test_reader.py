@@ -12,6 +12,7 @@ from vp3d.config import PriorConfig
 from vp3d.diffusion.prior import load_prior
 from vp3d.toybox import reader
 from vp3d.toybox.data import draw_specs, make_pictures, noun_maps, to_tensor
+from vp3d.toybox.scenes import kind_of
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +70,12 @@ def test_the_reader_is_frozen_and_its_loss_reaches_the_latents(
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_two_objects_are_drawn_more_often() -> None:
+def test_kinds_are_drawn_as_often_as_asked() -> None:
     rng = np.random.default_rng(1)
-    pictures = make_pictures(draw_specs(rng, 200, reserved=False), 1, rng)
-    pairs = np.array([bool(s.relation) for s in pictures.specs])
-    index = np.searchsorted(reader.pair_quantiles(pictures, 6.0), rng.random(20_000), side="right")
-    expected = 6.0 * pairs.sum() / (6.0 * pairs.sum() + (~pairs).sum())
-    assert pairs[index].mean() == pytest.approx(expected, abs=0.02)
+    pictures = make_pictures(draw_specs(rng, 200, reserved=False), 2, rng)
+    kinds = np.array([kind_of(s) for s in pictures.specs])[pictures.scene_of]
+    often = {"on": 6.0, "checks": 0.5}
+    index = np.searchsorted(reader.kind_quantiles(pictures, often), rng.random(40_000), side="right")
+    weights = np.array([often.get(k, 1.0) for k in kinds])
+    for kind in ("on", "checks", "part"):
+        assert (kinds[index] == kind).mean() == pytest.approx(weights[kinds == kind].sum() / weights.sum(), abs=0.02)

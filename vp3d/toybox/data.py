@@ -151,6 +151,20 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float().div(255.0)
 
 
+def augment(rgb: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
+    """rgb [B, 3, 64, 64] in [0, 1] shifted, blurred, made noisy, brighter or darker and flatter, each at random."""
+    shift = rng.integers(-3, 4, 2)
+    rgb = torch.roll(F.pad(rgb, (3, 3, 3, 3), mode="replicate"), tuple(shift), (2, 3))[:, :, 3:-3, 3:-3]
+    if rng.random() < 0.6 * strength:
+        side = int(rng.integers(24, 60))
+        small = F.interpolate(rgb, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        rgb = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
+    gain, noise = 1.0 + 0.12 * strength * rng.uniform(-1, 1), 0.05 * strength * rng.random()
+    tint = torch.from_numpy(rng.normal(0, 0.02 * strength, (len(rgb), 3, 1, 1))).to(rgb)
+    grain = torch.from_numpy(rng.standard_normal(tuple(rgb.shape), dtype=np.float32)).to(rgb)
+    return (rgb * gain + tint + noise * grain).clamp(0.0, 1.0)
+
+
 def thumbnails(images: np.ndarray) -> Tensor:
     """What pictures [N, 64, 64, 3] uint8 look like from afar: [N, 112] in [0, 1].
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, epsilon_from_v
 from vp3d.toybox import models
-from vp3d.toybox.data import Pictures, noun_maps, to_tensor
-from vp3d.toybox.reader import READ, LatentReader, pair_quantiles, tell
+from vp3d.toybox.data import Pictures, augment, noun_maps, to_tensor
+from vp3d.toybox.fit import half_precision
+from vp3d.toybox.reader import READ, LatentReader, kind_quantiles, tell
 from vp3d.toybox.scenes import without_colors
 
 
@@ -44,25 +45,25 @@ class PriorLosses:
     5 % the null image alone; without image the gate is 0, else it is in [0.4, 1]. Captions carry view words nine times in ten;
     beside a picture two in five leave the colours out. The image is another view of the same scene three times in four where
     the text tells the view, so that the text turns it, and once in four where it does not.
-    Two objects are PAIRS times as frequent as in `scenes.sample_spec`: they are small in the picture and learnt last.
+    Each kind of caption is OFTEN times as frequent as in `scenes.sample_spec`: what is small in the picture is learnt last.
 
     The denoiser alone teaches the text encoder slowly which colour belongs to which object, and the view words hardly at all:
     then everything is drawn as the mean of its views. So the text's tokens (their mean) and what of it joins the time
-    embedding must also tell the exact attributes, the view and the picture's thumbnail, linearly, for 32 more pictures.
-    And inside the denoiser every cell of 8 x 8 must tell which noun it shows: of two objects the colours went to their
-    places after half a million pictures, and the nouns to neither. The estimate of the clean latents must be read rightly, too
-    (`reader`).
+    embedding must also tell the exact attributes, the view and the picture's thumbnail, linearly, for CAPTIONS more pictures,
+    while `model` has aids for it. And inside the denoiser every cell of 8 x 8 must tell which noun it shows: of two objects
+    the colours went to their places after half a million pictures, and the nouns to neither. The estimate of the clean latents
+    must be read rightly, too (`reader`).
     """
 
     SHARES = (0.44, 0.10, 0.20, 0.16, 0.05)
-    BATCH, CAPTIONS, PAIRS = 32, 32, 2.5
+    BATCH, CAPTIONS = 32, 32
+    OFTEN = {"plain": 0.6, "part": 1.4, "on": 1.2, "next to": 2.8, "stripes": 0.8, "checks": 1.6}
     NOUNS_WEIGHT = 0.3
     READ_WEIGHT = 0.005  # at 0.02 nouns come sooner, but as caricatures
 
     def __init__(
         self,
         model: nn.ModuleDict,
-        eye: nn.Module,
         tokenizer: object,
         pictures: Pictures,
         latents: Tensor,
@@ -71,14 +72,12 @@ class PriorLosses:
         shares: Sequence[float] = SHARES,
         batch: int = BATCH,
     ) -> None:
-        self.model, self.eye, self.tokenizer, self.pictures, self.reader = model, eye, tokenizer, pictures, reader
+        self.model, self.tokenizer, self.pictures, self.reader = model, tokenizer, pictures, reader
         self.latents, self.answers, self.shares, self.batch = latents, answers, np.cumsum(shares), batch
-        self.device = next(eye.parameters()).device
-        nothing = torch.zeros(1, 3, models.RESOLUTION, models.RESOLUTION, device=self.device)
-        self.blind = models.patches(eye(nothing, output_hidden_states=True)).detach()  # [1, 65, 128]
+        self.device = next(model.parameters()).device
         self.alpha_bar = alpha_bar_from_config(models.new_scheduler().config).to(self.device)
         self.views = len(pictures) // len(pictures.specs)
-        self.quantiles = pair_quantiles(pictures, self.PAIRS)
+        self.quantiles = kind_quantiles(pictures, self.OFTEN)
         self.cells = torch.empty(0)  # features [B, C, 8, 8] of the last denoising
         if "aid_map" in model:
             model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(self._keep_cells)
@@ -92,10 +91,13 @@ class PriorLosses:
         t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
         alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
         noisy = alpha * x0 + sigma * noise
-        predicted = self.model["unet"](noisy, t, told.condition).sample
+        with half_precision(self.device):
+            predicted = self.model["unet"](noisy, t, told.condition).sample
+        predicted = predicted.float()
         shares = noun_maps(self.pictures, told.index).to(self.device)
         asked = torch.from_numpy((told.kind != 1) & (told.kind < 5))[:, None, None, None].to(self.device)
-        read = self.reader(alpha * noisy - sigma * predicted, shares * asked, told.answers)
+        with half_precision(self.device):
+            read = self.reader(alpha * noisy - sigma * predicted, shares * asked, told.answers)
         values = {"loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0), "loss_read": self.READ_WEIGHT * read}
         if "aid_map" in self.model:
             named = F.log_softmax(self.model["aid_map"](self.cells), 1)
@@ -117,8 +119,13 @@ class PriorLosses:
         answers = answers.where(asked, answers.new_tensor(-100)).to(self.device)
         return Told(index, kind, (self._encode(texts), tokens, gate), answers)
 
+    def blind(self) -> Tensor:
+        """What the eye makes of no image, one of zeros after normalising: patches [1, 65, 128]."""
+        nothing = torch.zeros(1, 3, models.RESOLUTION, models.RESOLUTION, device=self.device)
+        return models.patches(self.model["eye"](nothing, output_hidden_states=True))
+
     def _keep_cells(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        self.cells = given[0]
+        self.cells = given[0].float()
 
     def _encode(self, texts: list[str]) -> Tensor:
         return self.model["text"](models.tokenize(self.tokenizer, texts).to(self.device))[0]
@@ -144,14 +151,15 @@ class PriorLosses:
         return f"{text}, {view}" if view else text
 
     def _image(self, index: np.ndarray, kind: np.ndarray, turned: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Image tokens [B, 16, 128], null (of a zero image, after normalising) where there is no image."""
-        embedding = self.blind.repeat(len(index), 1, 1)
+        """Image tokens [B, 16, 128], null (of `blind`) where there is no image."""
+        embedding = self.blind().repeat(len(index), 1, 1)
         has = np.flatnonzero((kind == 2) | (kind == 3))
         if len(has):
             first = index[has] // self.views * self.views
             chance = np.where(turned[has], 0.75, 0.25)
             other = np.where(rng.random(len(has)) < chance, first + rng.integers(self.views, size=len(has)), index[has])
-            embedding[has] = models.patches(models.see(self.eye, to_tensor(self.pictures.images[other], self.device)))
+            rgb = augment(to_tensor(self.pictures.images[other], self.device), rng, strength=0.5)
+            embedding[has] = models.patches(models.see(self.model["eye"], rgb))
         return self.model["projection"](embedding)
 
 
@@ -199,8 +207,9 @@ class AlignLosses:
         for t, following in zip(times, [*times[1:], None], strict=True):
             here = alpha_bar[t].expand(batch)
             there = torch.ones_like(here) if following is None else alpha_bar[following].expand(batch)
-            v = self.prior.model["unet"](x, t, condition).sample
-            x = ddim_step(x, epsilon_from_v(x, v, here), here, there)
+            with half_precision(self.prior.device):
+                v = self.prior.model["unet"](x, t, condition).sample
+            x = ddim_step(x, epsilon_from_v(x, v.float(), here), here, there)
         return x
 
 

@@ -29,7 +29,7 @@ from vp3d.rewards.encoders import load_clip
 from vp3d.toybox.data import HEADS, attribute_targets, attributes, draw_specs, heldout_pictures, to_tensor
 from vp3d.toybox.images import GROUNDS, render_spec
 from vp3d.toybox.save import save_manifest
-from vp3d.toybox.scenes import COMPOUNDS, Spec, caption
+from vp3d.toybox.scenes import COMPOUNDS, Spec, caption, kind_of
 from vp3d.toybox.train import ASSETS
 
 GOALS = {
@@ -100,11 +100,6 @@ def share_right(judge: Judge, rgb: Tensor, specs: list[Spec]) -> Figure:
     for right, spec in zip(list(kinds["all"]), specs, strict=True):
         kinds.setdefault(kind_of(spec), []).append(right)
     return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
-
-
-def kind_of(spec: Spec) -> str:
-    """"on", "next to", "stripes", "checks", "part" or "plain"."""
-    return spec.relation or (spec.pattern if spec.pattern != "plain" else "part" if spec.accent else "plain")
 
 
 def measure_view_words(count: int, sheet: Path | None = None) -> Figure:

@@ -8,6 +8,7 @@ another architecture and other targets, and is never trained through.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from vp3d.prompts import all_views
 from vp3d.toybox import models
 from vp3d.toybox.data import HEADS, Pictures, attribute_targets, noun_maps, spec_targets, thumbnails
-from vp3d.toybox.fit import Plan, fit, use_ema
-from vp3d.toybox.scenes import NOUNS, caption
+from vp3d.toybox.fit import Plan, fit, half_precision, use_ema
+from vp3d.toybox.scenes import NOUNS, caption, kind_of
 
 PLAN = Plan(steps=1500, lr=2e-3)
-BATCH, PAIRS = 96, 6.0  # two objects are small and hard to read: they come that many times as often
+BATCH = 96
+OFTEN = {"on": 6.0, "next to": 6.0}  # two objects are small and hard to read
 VIEW = {"view": all_views()}
 READ = HEADS | VIEW
 NOISE = 0.4  # largest standard deviation of the noise on the latents it learns from, whose own is 1
@@ -70,10 +72,10 @@ def read_targets(pictures: Pictures) -> Tensor:
     return torch.cat([torch.from_numpy(attribute_targets(pictures)), views[:, None]], 1)
 
 
-def pair_quantiles(pictures: Pictures, pairs: float) -> np.ndarray:
-    """Cumulative shares [N] by which pictures of two objects are drawn `pairs` times as often as others."""
-    often = np.cumsum([pairs if pictures.specs[s].relation else 1.0 for s in pictures.scene_of])
-    return np.asarray(often / often[-1])
+def kind_quantiles(pictures: Pictures, often: Mapping[str, float]) -> np.ndarray:
+    """Cumulative shares [N] by which pictures of each kind (`scenes.kind_of`) are drawn `often` times as often, others once."""
+    weights = np.array([often.get(kind_of(s), 1.0) for s in pictures.specs])[pictures.scene_of].cumsum()
+    return np.asarray(weights / weights[-1])
 
 
 def taught_reader(
@@ -81,14 +83,16 @@ def taught_reader(
 ) -> LatentReader:
     """A frozen reader of the `latents` [N, 4, 16, 16] of `pictures` with `read_targets` `told`; trained once in `work`."""
     reader = LatentReader().to(device)
-    quantiles = pair_quantiles(pictures, PAIRS)
+    quantiles = kind_quantiles(pictures, OFTEN)
 
     def losses(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         index = np.searchsorted(quantiles, rng.random(BATCH), side="right")
         x0 = latents[index].to(device).float()
         strength = NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator, device=device)
         noisy = x0 + strength * torch.randn(x0.shape, generator=generator, device=device)
-        return {"loss_read": reader(noisy, noun_maps(pictures, index).to(device), told[index].to(device))}
+        shares = noun_maps(pictures, index).to(device)
+        with half_precision(x0.device):
+            return {"loss_read": reader(noisy, shares, told[index].to(device))}
 
     use_ema(reader, fit("reader", reader, losses, replace(PLAN, steps=min(PLAN.steps, most_steps)), work))
     return reader.requires_grad_(False)

@@ -334,6 +334,11 @@ def sample_spec(rng: np.random.Generator, held_out: bool = False) -> Spec:
             return spec
 
 
+def kind_of(spec: Spec) -> str:
+    """"on", "next to", "stripes", "checks", "part" or "plain"."""
+    return spec.relation or (spec.pattern if spec.pattern != "plain" else "part" if spec.accent else "plain")
+
+
 def _propose(rng: np.random.Generator) -> Spec:
     def pick(values: tuple[str, ...] | list[str]) -> str:
         return values[int(rng.integers(len(values)))]

@@ -1,7 +1,7 @@
 """Train the embedded models: `python -m vp3d.toybox.train [PART ...]`.
 
 Parts, in order: `autoencoder`, `clip`, `judge`, `eye` (the IP-Adapter's image encoder), `prior` (denoiser, text encoder and
-the adapter together, the eye frozen), `adapter` (the adapter alone, on from there), `align` (all three on their own drawings).
+the adapter together, the eye with them), `adapter` (adapter and eye alone, on from there), `align` (all on their own drawings).
 Without parts, all. Then `python -m vp3d.toybox.measure` prints the figures and writes them to MANIFEST.json.
 Each part resumes from its last checkpoint under `data/toybox/` when the same command is given after a kill; `--more STEPS`
 goes on from the committed weights with a fresh schedule. The device is the GPU where there is one. On a CPU one process a core
@@ -37,6 +37,7 @@ from vp3d.toybox.data import (
     HEADS,
     Pictures,
     attribute_targets,
+    augment,
     confuse,
     noun_maps,
     spec_targets,
@@ -52,18 +53,19 @@ from vp3d.toybox.scenes import NOUNS, caption, vocabulary, words
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
 EYE = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
+INSIDE = r"unet\.(?!conv_in|conv_out)|projection\.layers|eye\.vision_model\.encoder"  # matrices that Muon moves
 PLANS = {
     "autoencoder": Plan(steps=6000, lr=2e-3, weight_decay=0.0),
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
     "judge": Plan(steps=6000, lr=2e-3, weight_decay=0.05),
-    "eye": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300, muon=r"eye\.vision_model\.encoder"),
-    "prior": Plan(steps=6000, lr=1e-3, warmup=300, muon=r"unet\.(?!conv_in|conv_out)|projection\.layers"),
-    "adapter": Plan(steps=1500, lr=2e-3, muon=r"unet\.|projection\.layers"),
-    "align": Plan(steps=800, lr=3e-4, warmup=50, muon=r"unet\.(?!conv_in|conv_out)|projection\.layers"),
+    "eye": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300, muon=INSIDE),
+    "prior": Plan(steps=6000, lr=1e-3, warmup=300, muon=INSIDE),
+    "adapter": Plan(steps=1500, lr=2e-3, muon=INSIDE),
+    "align": Plan(steps=800, lr=3e-4, warmup=50, muon=INSIDE),
 }
 PARTS = tuple(PLANS)
 LATENTS = "latents.safetensors"
-TAUGHT = ("projection.", "aid_map.", "unet.add_embedding.image.")  # with the adapter, and the attentions' `*_ip`
+TAUGHT = ("eye.", "projection.", "aid_map.", "unet.add_embedding.image.")  # with the adapter, and the attentions' `*_ip`
 ADAPTER_SHARES = (0.0, 0.0, 0.45, 0.45, 0.05)  # in the order of `PriorLosses`
 MORE = "more.txt"  # beside the checkpoints of an unfinished `--more`: its number of steps
 
@@ -202,20 +204,6 @@ def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
         eye.cpu().save_pretrained(ASSETS / EYE, safe_serialization=True)
 
 
-def augment(rgb: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
-    """rgb [B, 3, 64, 64] in [0, 1] shifted, blurred, made noisy, brighter or darker and flatter, each at random."""
-    shift = rng.integers(-3, 4, 2)
-    rgb = torch.roll(F.pad(rgb, (3, 3, 3, 3), mode="replicate"), tuple(shift), (2, 3))[:, :, 3:-3, 3:-3]
-    if rng.random() < 0.6 * strength:
-        side = int(rng.integers(24, 60))
-        small = F.interpolate(rgb, (side, side), mode="bilinear", antialias=True, align_corners=False)
-        rgb = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
-    gain, noise = 1.0 + 0.12 * strength * rng.uniform(-1, 1), 0.05 * strength * rng.random()
-    tint = torch.from_numpy(rng.normal(0, 0.02 * strength, (len(rgb), 3, 1, 1))).to(rgb)
-    grain = torch.from_numpy(rng.standard_normal(tuple(rgb.shape), dtype=np.float32)).to(rgb)
-    return (rgb * gain + tint + noise * grain).clamp(0.0, 1.0)
-
-
 @torch.no_grad()
 def _settle_batch_norm(module: nn.Module, pictures: Pictures, forward: object, device: str) -> None:
     """Recompute running statistics for the averaged weights: they belong to the last weights, not to their mean."""
@@ -271,9 +259,10 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     torch.manual_seed(plan.seed)
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     parts = new_prior_parts(tokenizer, trained=bool(plan.seed))
-    seen = thumbnails(pictures.images[:1]).shape[1]
-    parts["aid_pooled"] = models.Telling(parts["unet"].time_embedding.linear_2.out_features, READ, seen)
-    parts["aid_tokens"] = models.Telling(models.TEXT_WIDTH, READ, seen)
+    if not plan.seed:  # the committed text encoder tells all of it
+        seen = thumbnails(pictures.images[:1]).shape[1]
+        parts["aid_pooled"] = models.Telling(parts["unet"].time_embedding.linear_2.out_features, READ, seen)
+        parts["aid_tokens"] = models.Telling(models.TEXT_WIDTH, READ, seen)
     model = nn.ModuleDict(parts).to(device)
     if not plan.seed and not (work / "prior.safetensors").exists():
         teach_text(model, tokenizer, pictures, plan, work, device)
@@ -293,7 +282,7 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
     losses = prior_losses(model, tokenizer, pictures, plan, work.parent, device, shares=ADAPTER_SHARES)
     use_ema(model, fit("adapter", model, losses, plan, work))
     if not process_rank():
-        save_adapter(model["unet"], model["projection"], ASSETS / "ip_adapter")
+        save_image_branch(model)
 
 
 def train_align(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
@@ -301,7 +290,7 @@ def train_align(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     torch.manual_seed(plan.seed)
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     parts = new_prior_parts(tokenizer, trained=True)
-    model = nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection")}).to(device)
+    model = nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection", "eye")}).to(device)
     losses = AlignLosses(prior_losses(model, tokenizer, pictures, plan, work.parent, device, batch=16))
     use_ema(model, fit("align", model, losses, plan, work))
     if not process_rank():
@@ -315,27 +304,25 @@ def prior_losses(
     latents = first_process_first(lambda: encode_pictures(pictures, work / "prior" / LATENTS, device))
     answers = read_targets(pictures)
     reader = taught_reader(pictures, latents, answers, work / f"reader-{autoencoder_sum()[:8]}", device, plan.steps)
-    return PriorLosses(model, load_eye(device), tokenizer, pictures, latents, answers, reader, **options)
+    return PriorLosses(model, tokenizer, pictures, latents, answers, reader, **options)
 
 
 def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str, Any]:
-    """Denoiser with image branch, text encoder, projection and `aid_map`; with the committed weights where `trained`."""
+    """Denoiser with image branch, text encoder, eye, projection and `aid_map`; with the committed weights where `trained`.
+
+    The eye is the committed one in any case: it is taught before (`train eye`).
+    """
     parts = {
         "unet": models.new_unet(),
         "text": models.new_text_encoder(tokenizer),
+        "eye": models.new_image_encoder(),
         "projection": models.new_image_projection(),
     }
+    parts["eye"].load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
     models.add_image_branch(parts["unet"])
     if trained:
         load_prior_parts(parts)
     return parts | {"aid_map": models.new_noun_head(parts["unet"].config.block_out_channels[1], len(NOUNS))}
-
-
-def load_eye(device: str) -> nn.Module:
-    """The image encoder of the committed weights, frozen."""
-    eye = models.new_image_encoder().to(device).eval().requires_grad_(False)
-    eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
-    return eye
 
 
 def teach_text(
@@ -381,7 +368,14 @@ def take_up(folder: Path, more: int | None, fresh: bool) -> None:
 def save_prior(model: nn.ModuleDict, tokenizer: object) -> None:
     """Write the pipeline folder and the adapter folder."""
     save_pipeline(model["unet"], model["text"], tokenizer, ASSETS / "pipeline")
+    save_image_branch(model)
+
+
+def save_image_branch(model: nn.ModuleDict) -> None:
+    """Write the adapter and its eye."""
     save_adapter(model["unet"], model["projection"], ASSETS / "ip_adapter")
+    eye: Any = model["eye"].cpu()
+    eye.save_pretrained(ASSETS / EYE, safe_serialization=True)
 
 
 def load_prior_parts(parts: dict[str, nn.Module]) -> None:
@@ -412,6 +406,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of: {', '.join(PARTS)} (default: all, in order)")
     parser.add_argument("--more", type=int, metavar="STEPS", help="go on from the committed weights for STEPS steps")
     parser.add_argument("--steps", type=int, help="steps of a whole training, of align and adapter from the committed weights")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: the part's own, half of it with --more)")
     parser.add_argument("--chunks", type=int, default=4, help="chunks of 12,000 training pictures (default 4)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument(
@@ -425,6 +420,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("more", "steps", "chunks", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} takes a whole number of 1 or more")
+    if options.lr is not None and not 0.0 < options.lr < 1.0:
+        parser.error("--lr takes a number between 0 and 1")
     try:
         check_output(options.data)
     except UserError as problem:
@@ -446,6 +443,7 @@ def main(argv: list[str] | None = None) -> None:
             plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1, warmup=warmup)
         elif options.steps:
             plan = replace(plan, steps=options.steps)
+        plan = replace(plan, lr=options.lr or plan.lr)
         first_process_first(partial(take_up, work / part, options.more, options.fresh))
         TRAINERS[part](pictures, plan, work / part, device)
         if torch.distributed.is_initialized():  # the next part may read what process 0 has just written
