@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vp3d.toybox.fit import Plan, fit, new_optimizers, rate
+from vp3d.toybox.fit import Plan, fit, half_precision, new_optimizers, rate
 from vp3d.toybox.muon import Muon, orthogonal
 
 
@@ -126,3 +126,15 @@ def test_muon_moves_as_far_as_adamw_and_only_what_it_is_given() -> None:
     named["0.weight"].grad = torch.randn_like(before)
     muon.step()
     assert 0.1 < float((named["0.weight"].detach() - before).square().mean().sqrt()) / 0.1 < 0.3
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_products_are_bfloat16_only_where_the_processor_makes_them_so(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    layer, x = nn.Linear(8, 8), torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    with half_precision(torch.device("cpu")):
+        y = layer(x)
+    assert y.dtype == (torch.bfloat16 if native else torch.float32)
+    y.float().sum().backward()
+    assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.02, atol=0.02)

@@ -188,3 +188,10 @@ def test_counts_below_one_are_refused_before_anything_is_made(
     with pytest.raises(SystemExit):
         train.main([*arguments, "--data", str(tmp_path / "data")])
     assert "takes a whole number of 1 or more" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", ["0", "nan", "1.5", "-1e-3"])
+def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["prior", f"--lr={rate}", "--data", str(tmp_path / "data")])
+    assert "--lr takes a number between 0 and 1" in capsys.readouterr().err and not list(tmp_path.iterdir())
