@@ -92,8 +92,25 @@ def test_only_what_the_condition_tells_is_asked(losses: AlignLosses) -> None:
     assert not asked[told.kind == 1].any() and asked[told.kind != 1].any()
     assert torch.equal(told.answers[asked], truth[told.index][asked])
     silent = (told.kind == 3) & (told.answers[:, list(READ).index("view")].numpy() < 0)
-    assert silent.any(), "a picture alone does not say from where the drawing is to look"
+    assert silent.any(), "the view is asked for only where words tell it"
     assert torch.equal(told.condition[2] > 0, torch.from_numpy(told.kind >= 2))
+
+
+def test_the_image_is_the_picture_itself_or_where_words_tell_the_view_often_another_of_the_scene(losses: AlignLosses) -> None:
+    prior = losses.prior
+    index, kind = np.arange(72), np.tile([0, 2, 3], 24)
+    silent, told = np.zeros(72, bool), np.ones(72, bool)
+    assert np.array_equal(prior._shown(index, kind, silent, np.random.default_rng(0)), np.where(kind > 1, index, -1))
+    shown = prior._shown(index, kind, told, np.random.default_rng(0))
+    image = kind > 1
+    assert np.array_equal(shown[image] // prior.views, index[image] // prior.views) and (shown[~image] == -1).all()
+    assert 0.3 < np.mean(shown[image] != index[image]) < 0.7, "three in four, of three views of which one is the same"
+    truth = read_targets(prior.pictures)
+    with_words = prior.draw_conditions(np.random.default_rng(1), 64, np.cumsum((0.4, 0.2, 0.2, 0.2)))
+    seen = torch.from_numpy(with_words.kind > 1)
+    assert (with_words.shown[~seen] == -100).all() and (with_words.shown[seen] >= 0).any()
+    alone = torch.from_numpy(with_words.kind == 3) & (with_words.answers[:, -1] < 0)
+    assert torch.equal(with_words.shown[alone], truth[with_words.index][alone])
 
 
 def test_the_energy_score_is_least_where_drawings_are_distributed_as_the_truth() -> None:

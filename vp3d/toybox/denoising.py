@@ -29,22 +29,24 @@ class Told:
     """What B pictures are to be drawn from, and what may be asked of the drawings.
 
     index [B] of the picture, kind [B] (`PriorLosses`), condition: text [B, L, C], image tokens [B, T, C], gate [B]; answers
-    [B, heads] int64 in the order of `READ`, -100 where the condition does not tell.
+    [B, heads] int64 in the order of `READ`, -100 where the condition does not tell; shown [B, heads] those of the pictures
+    behind the image tokens, -100 where there is none.
     """
 
     index: np.ndarray
     kind: np.ndarray
     condition: tuple[Tensor, Tensor, Tensor]
     answers: Tensor
+    shown: Tensor
 
 
 class PriorLosses:
     """v-prediction (Salimans and Ho 2022) on a mix of conditions, so that every branch of the guidance is in distribution.
 
-    Of the samples 44 % are told the text, 10 % nothing, 20 % text and image, 16 % the image alone, 5 % text and the null image,
-    5 % the null image alone; without image the gate is 0, else it is in [0.4, 1]. Captions carry view words nine times in ten;
-    beside a picture two in five leave the colours out. The image is another view of the same scene three times in four where
-    the text tells the view, so that the text turns it, and once in four where it does not.
+    Of the samples 38 % are told the text, 8 % nothing, 16 % text and image, 31 % the image alone, 3 % text and the null image,
+    4 % the null image alone; without image the gate is 0, else it is in [0.4, 1]. Captions carry view words nine times in ten;
+    beside a picture two in five leave the colours out. Where the text tells the view, the image is three times in four another
+    view of the same scene, so that the text turns it; where it does not, the image is the picture itself.
     Each kind of caption is OFTEN times as frequent as in `scenes.sample_spec`: what is small in the picture is learnt last.
 
     The denoiser alone teaches the text encoder slowly which colour belongs to which object, and the view words hardly at all:
@@ -52,13 +54,13 @@ class PriorLosses:
     embedding must also tell the exact attributes, the view and the picture's thumbnail, linearly, for CAPTIONS more pictures,
     while `model` has aids for it. And inside the denoiser every cell of 8 x 8 must tell which noun it shows: of two objects
     the colours went to their places after half a million pictures, and the nouns to neither. The estimate of the clean latents
-    must be read rightly, too (`reader`).
+    must be read rightly, too (`reader`), and of the image tokens the attributes (`aid_image`).
     """
 
-    SHARES = (0.44, 0.10, 0.20, 0.16, 0.05)
+    SHARES = (0.38, 0.08, 0.16, 0.31, 0.03)
     BATCH, CAPTIONS = 32, 32
-    OFTEN = {"plain": 0.6, "part": 1.4, "on": 1.2, "next to": 2.8, "stripes": 0.8, "checks": 1.6}
-    NOUNS_WEIGHT = 0.3
+    OFTEN = {"plain": 0.6, "part": 1.4, "on": 1.2, "next to": 3.0, "stripes": 0.8, "checks": 2.0}
+    NOUNS_WEIGHT, SHOWN_WEIGHT = 0.3, 0.02
     READ_WEIGHT = 0.005  # at 0.02 nouns come sooner, but as caricatures
 
     def __init__(
@@ -102,6 +104,9 @@ class PriorLosses:
         if "aid_map" in self.model:
             named = F.log_softmax(self.model["aid_map"](self.cells), 1)
             values["loss_nouns"] = -self.NOUNS_WEIGHT * (shares * named).sum() / shares.sum()
+        if "aid_image" in self.model:
+            told_by_image = self.model["aid_image"](told.condition[1].flatten(1), told.shown)
+            values["loss_shown"] = self.SHOWN_WEIGHT * told_by_image
         return values | (self._text_aids(rng) if "aid_pooled" in self.model else {})
 
     def draw_conditions(self, rng: np.random.Generator, batch: int, shares: np.ndarray) -> Told:
@@ -110,14 +115,15 @@ class PriorLosses:
         kind = np.searchsorted(shares, rng.random(batch), side="right")
         texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
         turned = np.array([self.pictures.view(int(i)) in s for i, s in zip(index, texts, strict=True)])  # the view is told
-        tokens = self._image(index, kind, turned, rng)
+        shown = self._shown(index, kind, turned, rng)
         gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, batch)).astype(np.float32))
         gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
         asked = torch.from_numpy((kind != 1) & (kind < 5))[:, None].repeat(1, len(READ))
         asked[:, -1] &= torch.from_numpy(turned)
         answers = self.answers[index]
         answers = answers.where(asked, answers.new_tensor(-100)).to(self.device)
-        return Told(index, kind, (self._encode(texts), tokens, gate), answers)
+        behind = self.answers[shown].where(torch.from_numpy(shown >= 0)[:, None], answers.new_tensor(-100)).to(self.device)
+        return Told(index, kind, (self._encode(texts), self._image(shown, rng), gate), answers, behind)
 
     def blind(self) -> Tensor:
         """What the eye makes of no image, one of zeros after normalising: patches [1, 65, 128]."""
@@ -150,15 +156,18 @@ class PriorLosses:
             text = without_colors(text)
         return f"{text}, {view}" if view else text
 
-    def _image(self, index: np.ndarray, kind: np.ndarray, turned: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Image tokens [B, 16, 128], null (of `blind`) where there is no image."""
-        embedding = self.blind().repeat(len(index), 1, 1)
-        has = np.flatnonzero((kind == 2) | (kind == 3))
+    def _shown(self, index: np.ndarray, kind: np.ndarray, turned: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Number [B] of the picture behind the image tokens, -1 where there is none."""
+        other = turned & (rng.random(len(index)) < 0.75)
+        shown = np.where(other, index // self.views * self.views + rng.integers(self.views, size=len(index)), index)
+        return np.where((kind == 2) | (kind == 3), shown, -1)
+
+    def _image(self, shown: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Image tokens [B, 16, 128] of the pictures numbered `shown`, null (of `blind`) where that is -1."""
+        embedding = self.blind().repeat(len(shown), 1, 1)
+        has = np.flatnonzero(shown >= 0)
         if len(has):
-            first = index[has] // self.views * self.views
-            chance = np.where(turned[has], 0.75, 0.25)
-            other = np.where(rng.random(len(has)) < chance, first + rng.integers(self.views, size=len(has)), index[has])
-            rgb = augment(to_tensor(self.pictures.images[other], self.device), rng, strength=0.5)
+            rgb = augment(to_tensor(self.pictures.images[shown[has]], self.device), rng, strength=0.5)
             embedding[has] = models.patches(models.see(self.model["eye"], rgb))
         return self.model["projection"](embedding)
 
@@ -173,7 +182,7 @@ class AlignLosses:
     else the denoiser would be taught at STEPS noise levels alone.
     """
 
-    SHARES = (0.45, 0.0, 0.2, 0.35)
+    SHARES = (0.4, 0.0, 0.12, 0.48)
     PAIRED, STEPS = 8, 6
     NOISE = 0.4  # largest standard deviation of the noise on a drawing that is read
     READ_WEIGHT, ENERGY_WEIGHT = 0.02, 0.3

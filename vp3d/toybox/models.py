@@ -131,7 +131,7 @@ def new_image_encoder() -> CLIPVisionModelWithProjection:
         CLIPVisionConfig(
             hidden_size=IMAGE_WIDTH,
             intermediate_size=384,
-            num_hidden_layers=4,
+            num_hidden_layers=6,
             num_attention_heads=4,
             image_size=RESOLUTION,
             patch_size=8,

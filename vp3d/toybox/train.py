@@ -65,7 +65,7 @@ PLANS = {
 }
 PARTS = tuple(PLANS)
 LATENTS = "latents.safetensors"
-TAUGHT = ("eye.", "projection.", "aid_map.", "unet.add_embedding.image.")  # with the adapter, and the attentions' `*_ip`
+TAUGHT = ("eye.", "projection.", "aid_", "unet.add_embedding.image.")  # with the adapter, and the attentions' `*_ip`
 ADAPTER_SHARES = (0.0, 0.0, 0.45, 0.45, 0.05)  # in the order of `PriorLosses`
 MORE = "more.txt"  # beside the checkpoints of an unfinished `--more`: its number of steps
 
@@ -308,7 +308,7 @@ def prior_losses(
 
 
 def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str, Any]:
-    """Denoiser with image branch, text encoder, eye, projection and `aid_map`; with the committed weights where `trained`.
+    """Denoiser with image branch, text encoder, eye, projection and the aids; with the committed weights where `trained`.
 
     The eye is the committed one in any case: it is taught before (`train eye`).
     """
@@ -322,7 +322,11 @@ def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str,
     models.add_image_branch(parts["unet"])
     if trained:
         load_prior_parts(parts)
-    return parts | {"aid_map": models.new_noun_head(parts["unet"].config.block_out_channels[1], len(NOUNS))}
+    image = models.AttributeHeads(models.IMAGE_TOKENS * models.TEXT_WIDTH, READ)
+    return parts | {
+        "aid_map": models.new_noun_head(parts["unet"].config.block_out_channels[1], len(NOUNS)),
+        "aid_image": image,
+    }
 
 
 def teach_text(
