@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -195,3 +196,17 @@ def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: str, capsys: pytes
     with pytest.raises(SystemExit):
         train.main(["prior", f"--lr={rate}", "--data", str(tmp_path / "data")])
     assert "--lr takes a number between 0 and 1" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "align.safetensors").touch()
+    saved: list[torch.nn.ModuleDict] = []
+    monkeypatch.setattr(train, "prior_losses", lambda *_, **__: None)
+    monkeypatch.setattr(train, "fit", lambda _, model, *__: {k: p.detach() + 2.0 for k, p in model.named_parameters()})
+    monkeypatch.setattr(train, "save_prior", lambda model, _: saved.append(model))
+    train.train_align(cast(data.Pictures, None), train.PLANS["align"], tmp_path, "cpu")
+    begun = train.new_prior_parts(train.find_tokenizer(train.ASSETS / "pipeline" / "tokenizer"), trained=True)
+    for part, found in saved[0].items():
+        for key, parameter in begun[part].named_parameters():
+            torch.testing.assert_close(found.get_parameter(key), parameter + 1.0)
+    assert not list(tmp_path.iterdir()), "the next `align` begins anew"

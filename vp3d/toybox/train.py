@@ -286,15 +286,21 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
 
 
 def train_align(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
-    """Fit everything that draws on its own drawings, on from the committed weights (see `AlignLosses`)."""
+    """Fit everything that draws on its own drawings, on from the committed weights (see `AlignLosses`).
+
+    What is kept is the mean of the weights it began with and those it found (Wortsman et al., arXiv 2109.01903), and no
+    checkpoint: the same command then goes on from that mean.
+    """
     torch.manual_seed(plan.seed)
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     parts = new_prior_parts(tokenizer, trained=True)
     model = nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection", "eye")}).to(device)
     losses = AlignLosses(prior_losses(model, tokenizer, pictures, plan, work.parent, device, batch=16))
-    use_ema(model, fit("align", model, losses, plan, work))
+    begun = {k: p.detach().cpu().clone() for k, p in model.named_parameters()}
+    use_ema(model, {k: torch.lerp(begun[k], v, 0.5) for k, v in fit("align", model, losses, plan, work).items()})
     if not process_rank():
         save_prior(model, tokenizer)
+        forget(work)
 
 
 def prior_losses(
