@@ -121,7 +121,7 @@ def save_manifest(folder: Path, figures: dict[str, Any] | None = None) -> None:
         path,
         {
             "licence": "Apache-2.0",
-            "made_by": "python -m vp3d.toybox.train",
+            "made_by": "python -m vp3d.toybox.train; the README (Figures) tells its runs, and the steps taken by hand",
             "torch": torch.__version__,
             "bytes": sum(int(e["bytes"]) for e in files.values()),
             "figures": known.get("figures", {}) | (figures or {}),
