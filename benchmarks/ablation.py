@@ -85,7 +85,7 @@ def run_arm(name: str, overrides: Sequence[str], tasks: Sequence[Task], options:
     """Make and judge the tasks with an arm's settings, in a folder of its own."""
     folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
     settings = Settings(folder, options.preset, tuple(options.config), (*options.overrides, *overrides))
-    claim(settings, {"suite": "ablation"})
+    claim(settings, {"suite": "ablation"}, toybench.JUDGES)
     sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
     return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
 

@@ -11,17 +11,19 @@ import pytest
 import torch
 import trimesh
 
+from tests.tiny_models import save_manifest
 from vp3d import cli
 from vp3d.batch import failure_of, is_finished, make
 from vp3d.bench import t3, toybench
 from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, run_tasks
 from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, rows_of, statistics, summarise, text_table
 from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
+from vp3d.config import ROOT
 from vp3d.errors import UserError
 from vp3d.evaluate.suites import read_suite
 from vp3d.export.surface import EmptyMesh
 from vp3d.export.writers import write_glb
-from vp3d.run_folder import RunFolder
+from vp3d.run_folder import RunFolder, git_state
 from vp3d.toybox.scenes import NOUNS, caption, parse_caption, uses_held_out
 from vp3d.toybox.truth import lit, true_mesh
 from vp3d.types import Asset, Mesh
@@ -79,14 +81,48 @@ def test_a_prompt_that_cannot_be_drawn_is_told_before_anything_is_made(tmp_path:
     assert not (tmp_path / "asked.txt").exists()
 
 
+def judged_by(folder: Path) -> list[tuple[str, str]]:
+    """Weights of a judge with their manifest, as `claim` takes them."""
+    if not (folder / "judge.safetensors").is_file():
+        folder.mkdir(parents=True)
+        (folder / "judge.safetensors").write_bytes(b"trained")
+    save_manifest(folder.parent)
+    return [(str(folder), str(folder.parent / "MANIFEST.json"))]
+
+
 def test_a_folder_keeps_one_suite_of_one_setting(tmp_path: Path) -> None:
-    claim(Settings(tmp_path), {"suite": "toybench"})
-    claim(Settings(tmp_path), {"suite": "toybench"})
-    with pytest.raises(UserError, match="other settings"):
-        claim(Settings(tmp_path, overrides=("optim.steps=3",)), {"suite": "toybench"})
-    (tmp_path / "suite.json").write_text("{")
+    judge, work = judged_by(tmp_path / "weights" / "judge"), tmp_path / "work"
+    claim(Settings(work, overrides=("optim.steps=5",)), {"suite": "toybench"}, judge)
+    claim(Settings(work), {"suite": "toybench"}, judge)  # nothing was made yet
+    run_tasks([Task("s", "a red sphere", 0, "k", source="x.glb")], Settings(work), note)
+    claim(Settings(work), {"suite": "toybench"}, judge)
+    with pytest.raises(UserError, match="other settings: optim.steps was .* and is 3 now; give another --work or remove"):
+        claim(Settings(work, overrides=("optim.steps=3",)), {"suite": "toybench"}, judge)
+    (work / "suite.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        claim(Settings(tmp_path), {"suite": "toybench"})
+        claim(Settings(work), {"suite": "toybench"}, judge)
+    (work / "suite.json").write_text('["toybench"]')
+    with pytest.raises(UserError, match="damaged"):
+        claim(Settings(work), {"suite": "toybench"}, judge)
+
+
+def test_a_folder_keeps_to_the_weights_its_results_come_from(tmp_path: Path) -> None:
+    judge, work = judged_by(tmp_path / "weights" / "judge"), tmp_path / "work"
+    claim(Settings(work), {"suite": "toybench"}, judge)
+    kept = json.loads((work / "suite.json").read_text())
+    assert {"assets/toybox/pipeline/unet/diffusion_pytorch_model.safetensors", "assets/toybox/clip/tokenizer.json"} <= set(
+        kept["weights"]
+    )
+    (record,) = run_tasks([Task("s", "a red sphere", 0, "k", source="x.glb")], Settings(work), note)
+    assert len(record["date"]) == 10 and record["git"] == git_state(ROOT)
+    (tmp_path / "weights" / "judge" / "judge.safetensors").write_bytes(b"trained anew")
+    judged_by(tmp_path / "weights" / "judge")
+    with pytest.raises(UserError, match=r"other weights: \S*judge/judge.safetensors changed; give another --work"):
+        claim(Settings(work), {"suite": "toybench"}, judge)
+    del kept["weights"]
+    (work / "suite.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="does not say from which weights"):
+        claim(Settings(work), {"suite": "toybench"}, judge)
 
 
 def test_a_finished_run_is_taken_and_one_cut_short_is_not(finished_run: Asset, tmp_path: Path) -> None:

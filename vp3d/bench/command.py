@@ -16,7 +16,7 @@ from vp3d.run_folder import write_json
 def evaluate_toybench(settings: Settings, assets: Path | None, subset: str, seeds: int, jobs: int) -> str:
     """Make (or take from `assets`) and judge; returns the printed tables."""
     tasks = toybench.suite_tasks(subset, seeds) if assets is None else toybench.folder_tasks(assets)
-    claim(settings, {"suite": "toybench", "assets": str(assets.absolute()) if assets else None})
+    claim(settings, {"suite": "toybench", "assets": str(assets.absolute()) if assets else None}, toybench.JUDGES)
     records = run_tasks(tasks, settings, toybench.judge_asset, jobs)
     name = f"Toybench, {'mini' if subset == 'mini' and assets is None else assets or 'all'}"
     return finish(name, tasks, records, settings, toybench.FIGURES, tuple(PARTS))
@@ -28,7 +28,8 @@ def evaluate_t3bench(
     """The same by T3Bench's protocol."""
     tasks = t3.prompt_tasks(prompts, seeds) if assets is None else t3.folder_tasks(assets)
     t3.check_protocol(protocol, tasks, settings)
-    claim(settings, {"suite": "t3bench", "protocol": protocol, "assets": str(assets.absolute()) if assets else None})
+    suite = {"suite": "t3bench", "protocol": protocol, "assets": str(assets.absolute()) if assets else None}
+    claim(settings, suite, t3.places_of(protocol, settings.config()))
     records = run_tasks(tasks, settings, t3.judge_with(protocol), jobs)
     return finish(f"T3Bench's protocol, {protocol.scorer}", tasks, records, settings, t3.FIGURES, ("figures",))
 

@@ -18,6 +18,7 @@ from vp3d.bench.runner import Record, Settings, Task, asset_task, find_assets, f
 from vp3d.bench.summary import Figure
 from vp3d.config import CameraConfig, Config, locate
 from vp3d.errors import UserError
+from vp3d.evaluate.claim import Place
 from vp3d.evaluate.judge import load_judge
 from vp3d.evaluate.scorers import ChatEndpoint, ClipScorer, ImageRewardScorer, JudgeCaptioner, WordGrader
 from vp3d.evaluate.suites import read_suite
@@ -56,6 +57,15 @@ def scorer_of(name: str, place: str, manifest: str, device: str) -> Scorer:
     if name == "imagereward":
         return ImageRewardScorer(load_imagereward(place, device))
     return ClipScorer(load_clip(place, manifest, device))
+
+
+def places_of(protocol: Protocol, config: Config) -> list[Place]:
+    """The weights that scores and grades depend on."""
+    if protocol.scorer == "imagereward":
+        scorer = (config.rewards.imagereward, "")
+    else:
+        scorer = (config.rewards.clip, config.prior.manifest)
+    return [scorer, (str(ASSETS / "judge"), str(ASSETS / "MANIFEST.json"))][: 2 if protocol.grader == "judge" else 1]
 
 
 def configured_scorer(protocol: Protocol, config: Config) -> Scorer:

@@ -43,6 +43,8 @@ MINI = 6  # prompts of each set in the subset `mini`
 SOLID = 0.55  # share of the cube [-1, 1]^3 that no object of this world comes near
 SIZE, SHOWN, SHOWN_VIEWS = 128, 96, 8  # pixels of a judged and of a shown view, shown views
 POSE: tuple[str, ...] = ("yaw_deg", "scale", "shift", "light", "volume")  # of the figures, what is no quality
+MANIFEST = ASSETS / "MANIFEST.json"
+JUDGES = tuple((str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip"))  # weights that a result depends on
 NOTHING = {"all": 0.0, "objects": 0.0, "colors": 0.0, "r_precision": 0.0, "iou": 0.0, "fscore": 0.0}
 
 FIGURES = {
@@ -75,7 +77,7 @@ class Judges:
 @lru_cache(maxsize=1)
 def judges() -> Judges:
     """The embedded judges, loaded once a process; the captions are those of the whole suite."""
-    clip = load_clip(str(ASSETS / "clip"), str(ASSETS / "MANIFEST.json"))
+    clip = load_clip(str(ASSETS / "clip"), str(MANIFEST))
     prompts = list(dict.fromkeys(entry.prompt for name in SETS for entry in read_suite(suite_file(name))))
     return Judges(load_judge(ASSETS / "judge"), clip, dict(zip(prompts, clip.text(prompts), strict=True)))
 

@@ -19,6 +19,7 @@ from PIL import Image
 from vp3d.batch import make
 from vp3d.config import load_config
 from vp3d.errors import UserError
+from vp3d.evaluate.claim import keep_to, run_places, weights_of
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
 from vp3d.evaluate.metrics import Palette, dominant_color_distance, dominant_colors
 from vp3d.evaluate.suites import Result, read_suite, score_asset, suite_table, write_gallery, write_suite
@@ -41,8 +42,16 @@ REFERENCES = (
 NOUNS = ("chair", "mug", "rocket")
 
 
+def claim(options: argparse.Namespace) -> None:
+    """Take --work for the weights that are read now; `make` tells runs of other settings apart, but not of other weights."""
+    config = load_config(options.preset, options.config, options.overrides)
+    judge = (str(ASSETS / "judge"), str(ASSETS / "MANIFEST.json"))
+    keep_to(options.work, {"weights": weights_of([*run_places(config), judge])})
+
+
 def suite(options: argparse.Namespace) -> None:
     """Make and judge every prompt of a suite."""
+    claim(options)
     judge, results = load_judge(ASSETS / "judge"), []
     prompts = read_suite(options.prompts)[:: options.every]
     for number, entry in enumerate(prompts, 1):
@@ -61,8 +70,8 @@ def suite(options: argparse.Namespace) -> None:
 
 def stylized(options: argparse.Namespace) -> None:
     """Make nouns after reference pictures, and the same without, and compare the main colours."""
+    claim(options)
     judge, rows, tiles = load_judge(ASSETS / "judge"), [], []
-    options.work.mkdir(parents=True, exist_ok=True)
     for number, reference in enumerate(REFERENCES):
         picture = render_spec(parse_caption(reference), [30.0], size=256)[0]
         path = options.work / f"reference{number}.png"
