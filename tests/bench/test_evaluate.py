@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,3 +237,18 @@ def test_t3bench_prompts_are_the_users_own(tmp_path: Path) -> None:
 
 def test_captions_a_view_may_be_taken_for_are_the_whole_suite() -> None:
     assert len(toybench.judges().texts) == 72
+
+
+def test_a_judge_other_than_the_manifests_does_not_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(toybench.ASSETS / "judge", tmp_path / "judge")
+    shutil.copy(toybench.MANIFEST, tmp_path)
+    with (tmp_path / "judge" / "judge.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"?")
+    for module in (toybench, t3):
+        monkeypatch.setattr(module, "ASSETS", tmp_path)
+    monkeypatch.setattr(toybench, "MANIFEST", tmp_path / "MANIFEST.json")
+    monkeypatch.setattr(toybench, "load_clip", lambda *_: SimpleNamespace(text=lambda prompts: prompts))
+    for load in (toybench.judges.__wrapped__, lambda: t3.grader_of.__wrapped__(t3.Protocol(grader="judge"))):
+        with pytest.raises(UserError, match="judge.safetensors is damaged or was changed"):
+            load()

@@ -81,7 +81,9 @@ def grader_of(protocol: Protocol) -> tuple[Captioner, Grader] | None:
     if protocol.grader == "endpoint":
         chat = ChatEndpoint(protocol.endpoint, protocol.endpoint_model)
         return chat, chat
-    return (JudgeCaptioner(load_judge(ASSETS / "judge")), WordGrader()) if protocol.grader == "judge" else None
+    if protocol.grader == "judge":
+        return JudgeCaptioner(load_judge(ASSETS / "judge", ASSETS / "MANIFEST.json")), WordGrader()
+    return None
 
 
 def prompt_tasks(files: Sequence[Path], seeds: int) -> list[Task]:

@@ -79,7 +79,7 @@ def judges() -> Judges:
     """The embedded judges, loaded once a process; the captions are those of the whole suite."""
     clip = load_clip(str(ASSETS / "clip"), str(MANIFEST))
     prompts = list(dict.fromkeys(entry.prompt for name in SETS for entry in read_suite(suite_file(name))))
-    return Judges(load_judge(ASSETS / "judge"), clip, dict(zip(prompts, clip.text(prompts), strict=True)))
+    return Judges(load_judge(ASSETS / "judge", MANIFEST), clip, dict(zip(prompts, clip.text(prompts), strict=True)))
 
 
 def suite_file(name: str) -> Path:

@@ -39,20 +39,21 @@ REFERENCES = (
     "an orange lamp with a purple base",
     "a cyan egg with black stripes",
 )
+MANIFEST = ASSETS / "MANIFEST.json"
 NOUNS = ("chair", "mug", "rocket")
 
 
 def claim(options: argparse.Namespace) -> None:
     """Take --work for the weights that are read now; `make` tells runs of other settings apart, but not of other weights."""
     config = load_config(options.preset, options.config, options.overrides)
-    judge = (str(ASSETS / "judge"), str(ASSETS / "MANIFEST.json"))
+    judge = (str(ASSETS / "judge"), str(MANIFEST))
     keep_to(options.work, {"weights": weights_of([*run_places(config), judge])})
 
 
 def suite(options: argparse.Namespace) -> None:
     """Make and judge every prompt of a suite."""
     claim(options)
-    judge, results = load_judge(ASSETS / "judge"), []
+    judge, results = load_judge(ASSETS / "judge", MANIFEST), []
     prompts = read_suite(options.prompts)[:: options.every]
     for number, entry in enumerate(prompts, 1):
         config = load_config(options.preset, options.config, options.overrides)
@@ -71,7 +72,7 @@ def suite(options: argparse.Namespace) -> None:
 def stylized(options: argparse.Namespace) -> None:
     """Make nouns after reference pictures, and the same without, and compare the main colours."""
     claim(options)
-    judge, rows, tiles = load_judge(ASSETS / "judge"), [], []
+    judge, rows, tiles = load_judge(ASSETS / "judge", MANIFEST), [], []
     for number, reference in enumerate(REFERENCES):
         picture = render_spec(parse_caption(reference), [30.0], size=256)[0]
         path = options.work / f"reference{number}.png"
