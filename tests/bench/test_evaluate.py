@@ -16,6 +16,7 @@ from tests.tiny_models import save_manifest
 from vp3d import cli
 from vp3d.batch import failure_of, is_finished, make
 from vp3d.bench import t3, toybench
+from vp3d.bench.command import finish
 from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, run_tasks
 from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, rows_of, statistics, summarise, text_table
 from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
@@ -208,9 +209,23 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert told["figures"]["single"]["iou"]["mean"] == 0.0 and told["true"]["single"]["all"]["mean"] > 0.8
     text = (work / "index.html").read_text()
     assert text.count("data:image/png") == 2 and 'src="http' not in text and "a white mug with a red handle" in text
+    assert "preset" not in out and "preset" not in text and "preset" not in told["facts"], "it had no part in these"
     before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
     assert cli.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()} == before
+
+
+def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, "draft", (ROOT / "configs" / "sds.yaml", Path("own.yaml")), ("optim.steps=3",))
+    tasks = [Task("s", "a red sphere", n, f"k{n}") for n in (1, 2)]
+    made = [{**note(settings, task), "reason": "", "source": "", "date": day, "git": {"commit": commit, "dirty": False}}
+            for task, day, commit in zip(tasks, ("2026-01-03", "2026-01-02"), ("a" * 40, "b" * 40), strict=True)]  # fmt: skip
+    out = finish("Toybench", tasks, made, settings, {"iou": Figure("IoU", share=False)}, ("figures",))
+    head = "preset draft, seeds 2, config configs/sds.yaml, own.yaml, settings optim.steps=3, date 2026-01-02 to 2026-01-03"
+    assert f"Toybench: {head}, commit aaaaaaaaaa, bbbbbbbbbb, machine" in out
+    text = (tmp_path / "index.html").read_text()
+    assert "<b>configs/sds.yaml, own.yaml</b>" in text and "seeds <b>2</b>" in text
+    assert json.loads((tmp_path / "summary.json").read_text())["facts"]["seeds"] == "2"
 
 
 @pytest.mark.slow  # 810 pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from vp3d.bench import t3, toybench
 from vp3d.bench.page import PARTS, write_page
 from vp3d.bench.runner import Record, Settings, Task, claim, run_tasks
 from vp3d.bench.summary import WHOLE, Figure, circumstances, failures_line, rows_of, summarise, text_table
+from vp3d.evaluate.claim import in_repository
 from vp3d.run_folder import write_json
 
 
@@ -41,16 +43,31 @@ def finish(
     """Write `summary.json` and `index.html` into the folder; returns the tables as text."""
     summary: dict[str, Any] = summarise(records, figures, parts)
     about = circumstances()
-    write_json(
-        settings.folder / "summary.json",
-        {"title": title, "preset": settings.preset, "overrides": settings.overrides, "about": about} | summary,
-    )
-    git = about["git"] or {}
-    commit = f"{str(git.get('commit', 'none'))[:10]}{' with changes' if git.get('dirty') else ''}"
-    facts = {"preset": settings.preset, "date": about["date"], "commit": commit, "machine": about["machine"]}
-    facts |= {"settings": " ".join(settings.overrides)} if settings.overrides else {}
+    facts = facts_of(tasks, records, settings, about)
+    write_json(settings.folder / "summary.json", {"title": title, "facts": facts, "about": about} | summary)
     write_page(settings.folder / "index.html", title, facts, summary, figures, list(zip(tasks, records, strict=True)), settings)
     tables = [text_table(*rows_of(summary[part], figures), PARTS[part]) for part in parts if summary[part][WHOLE]]
     head = f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
     explained = "mean [95 % interval of the mean over prompts] median"
     return "\n".join([head, "", *tables, f"{explained}; {failures_line(summary)}", str(settings.folder / "index.html"), ""])
+
+
+def facts_of(
+    tasks: Sequence[Task], records: Sequence[Record], settings: Settings, about: Mapping[str, Any]
+) -> dict[str, str]:
+    """What stands above the tables: how the assets were made (nothing where they were there), when, from which commits, where."""
+    seeds = max(Counter((task.group, task.prompt) for task in tasks).values())
+    facts = {"preset": settings.preset, "seeds": str(seeds)} if any(not task.source for task in tasks) else {}
+    facts |= {"config": ", ".join(map(in_repository, settings.files))} if settings.files else {}
+    facts |= {"settings": " ".join(settings.overrides)} if settings.overrides else {}
+    dates = sorted(record["date"] for record in records)
+    commits = dict.fromkeys(_commit(record["git"] or {}) for record in records)
+    return facts | {
+        "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        "commit": ", ".join(commits),
+        "machine": str(about["machine"]),
+    }
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return f"{str(git.get('commit', 'none'))[:10]}{' with changes' if git.get('dirty') else ''}"

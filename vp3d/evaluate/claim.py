@@ -49,10 +49,11 @@ def _listed(place: str, manifest: str) -> dict[str, str]:
     if not folder.is_relative_to(root):
         return {}
     files = {root / name: str(entry["sha256"]) for name, entry in read_entries(locate(manifest)).items()}
-    return {_name(path): digest for path, digest in files.items() if path.is_relative_to(folder)}
+    return {in_repository(path): digest for path, digest in files.items() if path.is_relative_to(folder)}
 
 
-def _name(path: Path) -> str:
+def in_repository(path: Path) -> str:
+    """A path as it is told: from the repository's top where it lies in it."""
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
