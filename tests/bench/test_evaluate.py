@@ -17,7 +17,7 @@ from vp3d import cli
 from vp3d.batch import failure_of, is_finished, make
 from vp3d.bench import t3, toybench
 from vp3d.bench.command import finish
-from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, run_tasks
+from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, find_mesh, run_tasks
 from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, rows_of, statistics, summarise, text_table
 from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
 from vp3d.config import ROOT
@@ -167,6 +167,20 @@ def test_names_of_meshes_tell_prompt_and_seed(tmp_path: Path, finished_run: Asse
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no run folders"):
         find_assets(tmp_path / "empty")
+
+
+def test_one_bad_entry_does_not_refuse_the_folder(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "assets", Settings(tmp_path / "work")
+    for name, prompt in (("stopped", "a red sphere"), ("loud", "A Blue  CUBE, front view.")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.yaml").write_text(f"prompt: {prompt!r}\n")
+    shutil.copy(folder / "loud" / "config.yaml", folder / "loud" / "model.stl")
+    loud, stopped = folder_tasks(folder)
+    assert (loud.prompt, stopped.prompt) == ("a blue cube", "a red sphere")
+    found = find_mesh(settings, stopped)
+    assert found.mesh is None and found.failure == "no mesh" and "has no mesh yet" in found.reason
+    (folder / "stopped" / "model.glb").write_bytes(b"finished")
+    assert folder_tasks(folder)[1].key != stopped.key
 
 
 def records() -> list[Record]:

@@ -132,9 +132,18 @@ def _named(stem: str) -> tuple[str, int]:
 
 
 def asset_task(number: int, group: str, prompt: str, seed: int, path: Path) -> Task:
-    """The task of an asset that is there; its key changes with the mesh, so that a changed mesh is judged anew."""
-    mesh = path if path.is_file() else exported(RunFolder(path))
-    return Task(group, prompt, seed, f"{key_of(number, prompt, seed)}-{sha256_file(mesh)[:8]}", str(path.absolute()))
+    """The task of an asset that is there; its key changes with the mesh, so that a changed mesh is judged anew.
+
+    A run without a mesh yet is a task too: it fails, and is judged once it has one.
+    """
+    return Task(group, prompt, seed, f"{key_of(number, prompt, seed)}-{_state(path)}", str(path.absolute()))
+
+
+def _state(path: Path) -> str:
+    try:
+        return sha256_file(path if path.is_file() else exported(RunFolder(path)))[:8]
+    except UserError:
+        return "unfinished"
 
 
 def claim(settings: Settings, suite: Mapping[str, Any], judges: Iterable[Place]) -> None:

@@ -27,6 +27,7 @@ from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, load_judge
 from vp3d.evaluate.suites import JUDGE_GROUND, read_suite, resized
 from vp3d.evaluate.views import ELEVATION_DEG, GROUND, labelled, ring_frames, save_image, sheet, to_uint8
+from vp3d.prompts import strip_view
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.rewards.encoders import ClipEncoder, load_clip
@@ -101,7 +102,8 @@ def suite_tasks(subset: str, seeds: int) -> list[Task]:
 def folder_tasks(folder: Path) -> list[Task]:
     """The tasks of a folder of meshes; UserError for a name that is no caption of the toybox."""
     tasks = []
-    for number, (prompt, seed, path) in enumerate(find_assets(folder), 1):
+    for number, (written, seed, path) in enumerate(find_assets(folder), 1):
+        prompt = strip_view(written)  # the spelling that a run takes for the same prompt
         try:
             spec = parse_caption(prompt)
         except ValueError as error:
