@@ -242,6 +242,22 @@ def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["facts"]["seeds"] == "2"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--seeds", "3"], ["--subset", "mini"], ["--preset", "draft"], ["--config", "configs/sds.yaml"], ["optim.steps=3"],
+        ["--suite", "t3bench", "--prompts", "own.txt"], ["--suite", "t3bench", "--seeds", "2"],
+        ["--suite", "t3bench", "optim.steps=3"], ["--suite", "t3bench", "--endpoint", "http://localhost/v1"],
+    ],
+)  # fmt: skip
+def test_options_that_change_nothing_are_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a-red-sphere.glb").write_bytes(b"x")
+    work = tmp_path / "work"
+    assert cli.main(["evaluate", "--assets", str(tmp_path), "--work", str(work), *words]) == 2
+    told = capsys.readouterr().err
+    assert "nothing with" in told and told.count("\n") == 1 and not work.exists()
+
+
 @pytest.mark.slow  # 810 pictures
 def test_t3bench_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)

@@ -11,12 +11,30 @@ from vp3d.bench import t3, toybench
 from vp3d.bench.page import PARTS, write_page
 from vp3d.bench.runner import Record, Settings, Task, claim, run_tasks
 from vp3d.bench.summary import WHOLE, Figure, circumstances, failures_line, rows_of, summarise, text_table
+from vp3d.errors import UserError
 from vp3d.evaluate.claim import in_repository
 from vp3d.run_folder import write_json
+
+SCORED = ("rewards.", "prior.manifest", "backend")  # settings that T3Bench's scorers read
+
+
+def idle(settings: Settings, seeds: int) -> dict[str, bool]:
+    """Options that only runs read -> whether they were given."""
+    return {"--preset": settings.preset != Settings.preset, "--seeds": seeds != 1}
+
+
+def refuse_idle(given: Mapping[str, bool]) -> None:
+    """UserError for an option or key=value that changes nothing where the assets are there already."""
+    first = next((name for name, is_given in given.items() if is_given), None)
+    if first is not None:
+        raise UserError(f"{first} changes nothing with --assets, where nothing is made; leave it out")
 
 
 def evaluate_toybench(settings: Settings, assets: Path | None, subset: str, seeds: int, jobs: int) -> str:
     """Make (or take from `assets`) and judge; returns the printed tables."""
+    if assets is not None:
+        asked = idle(settings, seeds) | {"--subset": subset != "all", "--config": bool(settings.files)}
+        refuse_idle(asked | dict.fromkeys(settings.overrides, True))
     tasks = toybench.suite_tasks(subset, seeds) if assets is None else toybench.folder_tasks(assets)
     claim(settings, {"suite": "toybench", "assets": str(assets.absolute()) if assets else None}, toybench.JUDGES)
     records = run_tasks(tasks, settings, toybench.judge_asset, jobs)
@@ -28,6 +46,11 @@ def evaluate_t3bench(
     settings: Settings, assets: Path | None, prompts: Sequence[Path], protocol: t3.Protocol, seeds: int, jobs: int
 ) -> str:
     """The same by T3Bench's protocol."""
+    if assets is not None:
+        unread = [word for word in settings.overrides if not word.startswith(SCORED)]
+        refuse_idle(idle(settings, seeds) | {"--prompts": bool(prompts)} | dict.fromkeys(unread, True))
+    if protocol.grader != "endpoint" and (protocol.endpoint or protocol.endpoint_model):
+        raise UserError("--endpoint and --endpoint-model change nothing without --grader endpoint; add it, or leave them out")
     tasks = t3.prompt_tasks(prompts, seeds) if assets is None else t3.folder_tasks(assets)
     t3.check_protocol(protocol, tasks, settings)
     suite = {"suite": "t3bench", "protocol": protocol, "assets": str(assets.absolute()) if assets else None}
