@@ -18,7 +18,7 @@ from vp3d.batch import failure_of, is_finished, make
 from vp3d.bench import t3, toybench
 from vp3d.bench.command import finish
 from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, find_mesh, run_tasks
-from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, rows_of, statistics, summarise, text_table
+from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, legend, rows_of, statistics, summarise, text_table
 from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
 from vp3d.config import ROOT
 from vp3d.errors import UserError
@@ -209,6 +209,17 @@ def test_summary_and_table() -> None:
     assert "IoU" in text_table(header, rows, "The assets")
 
 
+def test_the_janus_rate_is_told_with_the_assets_it_is_counted_over() -> None:
+    figures = {"two_faced": Figure("Janus rate", counted=True), "iou": Figure("IoU", share=False)}
+    made = records()
+    made[0]["figures"]["two_faced"], made[1]["figures"]["two_faced"] = 1.0, 0.0
+    told = summarise(made, figures)["figures"]
+    assert told[WHOLE]["two_faced"]["assets"] == 2 and told[WHOLE]["two_faced"]["of"] == 4
+    assert rows_of(told, figures)[1][0] == ["Janus rate", "50 % [50, 50] 50 (2 of 3)", "–", "50 % [50, 50] 50 (2 of 4)"]
+    assert "Janus rate: (over how many of the assets)" in legend(figures, told[WHOLE], "95 %")
+    assert legend(figures, told["t"], "95 %") == "mean [95 %] median"
+
+
 def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     folder, work = tmp_path / "meshes", tmp_path / "work"
@@ -223,6 +234,7 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert told["figures"]["single"]["iou"]["mean"] == 0.0 and told["true"]["single"]["all"]["mean"] > 0.8
     text = (work / "index.html").read_text()
     assert text.count("data:image/png") == 2 and 'src="http' not in text and "a white mug with a red handle" in text
+    assert "(1 of 2)" in out and "(1 of 2)" in text
     assert "preset" not in out and "preset" not in text and "preset" not in told["facts"], "it had no part in these"
     before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
     assert cli.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0

@@ -10,7 +10,7 @@ from typing import Any
 from vp3d.bench import t3, toybench
 from vp3d.bench.page import PARTS, write_page
 from vp3d.bench.runner import Record, Settings, Task, claim, run_tasks
-from vp3d.bench.summary import WHOLE, Figure, circumstances, failures_line, rows_of, summarise, text_table
+from vp3d.bench.summary import WHOLE, Figure, circumstances, failures_line, legend, rows_of, summarise, text_table
 from vp3d.errors import UserError
 from vp3d.evaluate.claim import in_repository
 from vp3d.run_folder import write_json
@@ -71,7 +71,7 @@ def finish(
     write_page(settings.folder / "index.html", title, facts, summary, figures, list(zip(tasks, records, strict=True)), settings)
     tables = [text_table(*rows_of(summary[part], figures), PARTS[part]) for part in parts if summary[part][WHOLE]]
     head = f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
-    explained = "mean [95 % interval of the mean over prompts] median"
+    explained = legend(figures, summary["figures"][WHOLE], "95 % interval of the mean over prompts")
     return "\n".join([head, "", *tables, f"{explained}; {failures_line(summary)}", str(settings.folder / "index.html"), ""])
 
 

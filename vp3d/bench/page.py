@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vp3d.bench.runner import Record, Settings, Task
-from vp3d.bench.summary import WHOLE, Figure, failures_line, rows_of
+from vp3d.bench.summary import WHOLE, Figure, failures_line, legend, rows_of
 from vp3d.evaluate import page
 from vp3d.evaluate.plots import PALETTE, svg_of
 from vp3d.evaluate.report import VIDEOS
@@ -40,7 +40,8 @@ def write_page(
     ]
     plots = "".join(f'<div class="card">{svg}</div>' for svg in suite_plots(summary, figures))
     cards = "".join(asset_card(task, record, settings, figures) for task, record in assets)
-    note = "<p>Mean [95 % bootstrap interval of the mean over prompts] median. " + escape(failures_line(summary)) + "</p>"
+    read = legend(figures, summary["figures"][WHOLE], "95 % bootstrap interval of the mean over prompts")
+    note = f"<p>{escape(read)}. {escape(failures_line(summary))}</p>"
     drawn = [page.section("Plots", f'<div class="plots">{plots}</div>'), page.section("Every asset", STYLE + cards)]
     write_text(path, page.document(title, facts, "", [note, *told, *drawn]))
 

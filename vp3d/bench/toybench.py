@@ -60,8 +60,8 @@ FIGURES = {
     "chamfer": Figure("Chamfer", share=False),
     "color_error": Figure("colour error, CIEDE2000", share=False),
     "view_agreement": Figure("view agreement"),
-    "janus": Figure("Janus score", share=False),
-    "two_faced": Figure("Janus rate"),
+    "janus": Figure("Janus score", share=False, counted=True),
+    "two_faced": Figure("Janus rate", counted=True),
     "seconds": Figure("seconds", share=False),
 }
 
