@@ -22,13 +22,14 @@ from vp3d.errors import UserError
 from vp3d.evaluate.claim import keep_to, run_places, weights_of
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
 from vp3d.evaluate.metrics import Palette, dominant_color_distance, dominant_colors
-from vp3d.evaluate.suites import Result, read_suite, score_asset, suite_table, write_gallery, write_suite
+from vp3d.evaluate.suites import Result, SuitePrompt, read_suite, score_asset, suite_table, write_gallery, write_suite
 from vp3d.evaluate.views import save_image, sheet
+from vp3d.prompts import normalize_prompt
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.toybox.data import attributes
 from vp3d.toybox.images import render_spec
-from vp3d.toybox.scenes import parse_caption
+from vp3d.toybox.scenes import Spec, parse_caption
 from vp3d.toybox.train import ASSETS
 from vp3d.types import Mesh
 
@@ -50,16 +51,27 @@ def claim(options: argparse.Namespace) -> None:
     keep_to(options.work, {"weights": weights_of([*run_places(config), judge])})
 
 
+def read_captions(path: Path) -> list[tuple[SuitePrompt, Spec]]:
+    """The prompts of a suite with what they ask for; UserError names the line of one that is no caption of the toybox."""
+    found = []
+    for entry in read_suite(path):
+        try:
+            found.append((entry, parse_caption(normalize_prompt(entry.prompt))))
+        except ValueError as error:
+            raise UserError(f"{path}, line {entry.line}: {error}") from error
+    return found
+
+
 def suite(options: argparse.Namespace) -> None:
     """Make and judge every prompt of a suite."""
+    prompts = read_captions(options.prompts)[:: options.every]
     claim(options)
     judge, results = load_judge(ASSETS / "judge", MANIFEST), []
-    prompts = read_suite(options.prompts)[:: options.every]
-    for number, entry in enumerate(prompts, 1):
+    for number, (entry, spec) in enumerate(prompts, 1):
         config = load_config(options.preset, options.config, options.overrides)
         config.prompt, config.seed = entry.prompt, entry.seed
         made = make(config, options.work / f"{number:02d}-{entry.prompt.replace(' ', '-')}")
-        score = score_asset(judge, made.mesh, attributes(parse_caption(entry.prompt)))
+        score = score_asset(judge, made.mesh, attributes(spec))
         prompt_image = np.asarray(Image.open(made.folder / "visual_prompt" / "cutout.png").convert("RGB"))
         results.append(Result(entry, score, made.mesh, prompt_image, made.seconds))
         sys.stdout.write(f"{number}/{len(prompts)} {entry.prompt}: {8 * score['right']:.0f}/8 views\n")
@@ -152,4 +164,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as problem:
-        sys.exit(f"{problem}")
+        sys.stderr.write(f"smoke: {' '.join(str(problem).split())}\n")
+        sys.exit(2)
