@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import trimesh
 from tests.tiny_models import save_manifest
 from vp3d import cli
 from vp3d.batch import failure_of, is_finished, make
-from vp3d.bench import t3, toybench
+from vp3d.bench import runner, t3, toybench
 from vp3d.bench.command import finish
 from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, find_mesh, run_tasks
 from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, legend, rows_of, statistics, summarise, text_table
@@ -75,6 +77,27 @@ def test_several_processes_give_the_same_records(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     assert run_tasks(tasks, Settings(tmp_path / "two"), note, 2) == run_tasks(tasks, Settings(tmp_path / "one"), note)
     assert list((tmp_path / "two" / "logs").iterdir())
+
+
+def test_a_killed_process_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        """A pool whose processes are killed at once."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def submit(self, *_: object) -> Future[None]:
+            future: Future[None] = Future()
+            future.set_exception(BrokenProcessPool("a child process terminated abruptly"))
+            return future
+
+        def shutdown(self, cancel_futures: bool) -> None:
+            assert cancel_futures
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", Killed)
+    tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
+    with pytest.raises(UserError, match="one of 2 processes was killed.* is kept in .*, and the same command goes on"):
+        run_tasks(tasks, Settings(tmp_path), note, 2)
 
 
 def test_a_prompt_that_cannot_be_drawn_is_told_before_anything_is_made(tmp_path: Path) -> None:

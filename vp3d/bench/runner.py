@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -191,13 +192,18 @@ def _one(settings: Settings, judge: Judge, git: dict[str, Any] | None, task: Tas
 def _several(
     work: Callable[[Task], tuple[str, Record]], tasks: Sequence[Task], logs: Path, jobs: int
 ) -> Iterator[tuple[str, Record]]:
-    """As `map`, in processes of their own, in the order they finish."""
+    """As `map`, in processes of their own, in the order they finish; UserError when the system kills one of them."""
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     pool = ProcessPoolExecutor(min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads))
     try:
         for future in as_completed([pool.submit(work, task) for task in tasks]):
             yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of {jobs} processes was killed, perhaps for want of memory; what was finished is kept in {logs.parent}, "
+            "and the same command goes on, with fewer --jobs if need be"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
