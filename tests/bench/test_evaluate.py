@@ -19,7 +19,8 @@ from vp3d import cli
 from vp3d.batch import failure_of, is_finished, make
 from vp3d.bench import runner, t3, toybench
 from vp3d.bench.command import finish
-from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, find_mesh, run_tasks
+from vp3d.bench.page import turntable, write_turn
+from vp3d.bench.runner import Found, Record, Settings, Task, asset_task, claim, find_assets, find_mesh, run_tasks
 from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, legend, rows_of, statistics, summarise, text_table
 from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
 from vp3d.config import ROOT
@@ -256,12 +257,22 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert told["figures"]["parts"]["iou"]["mean"] > 0.95 and told["figures"]["parts"]["color_error"]["mean"] < 2.0
     assert told["figures"]["single"]["iou"]["mean"] == 0.0 and told["true"]["single"]["all"]["mean"] > 0.8
     text = (work / "index.html").read_text()
-    assert text.count("data:image/png") == 2 and 'src="http' not in text and "a white mug with a red handle" in text
+    assert text.count("data:image/png") == 2 and text.count('<video src="data:video/mp4') == 2
+    assert 'src="http' not in text and "a white mug with a red handle" in text
     assert "(1 of 2)" in out and "(1 of 2)" in text
     assert "preset" not in out and "preset" not in text and "preset" not in told["facts"], "it had no part in these"
     before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
     assert cli.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()} == before
+
+
+def test_a_mesh_turns_on_the_page_as_a_run_does(tmp_path: Path, finished_run: Asset) -> None:
+    result = tmp_path / "results" / "k.json"
+    write_turn(Found(finished_run.mesh, folder=finished_run.run_dir), result)
+    assert not result.parent.exists(), "the run has its own"
+    write_turn(Found(finished_run.mesh), result)
+    assert [path.name for path in result.parent.iterdir()] == ["k.mp4"]
+    assert "data:video/mp4" in turntable(tmp_path / "turntable", result)
 
 
 def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vp3d.bench.page import write_turn
 from vp3d.bench.runner import Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
 from vp3d.bench.summary import Figure
 from vp3d.config import CameraConfig, Config, locate
@@ -131,6 +132,7 @@ def judge_asset(protocol: Protocol, settings: Settings, task: Task) -> Record:
     captions = figures.pop("captions", None)
     if found.mesh is not None:
         picture(found.mesh, settings.result(task).with_suffix(".png"))
+        write_turn(found, settings.result(task))
     return {
         "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": found.failure, "reason": found.reason,
         "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "captions": captions,

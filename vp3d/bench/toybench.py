@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vp3d.bench.page import write_turn
 from vp3d.bench.runner import Found, Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
 from vp3d.bench.summary import Figure
 from vp3d.config import ROOT, CameraConfig
@@ -127,6 +128,7 @@ def judge_asset(settings: Settings, task: Task) -> Record:
         if not failure:
             figures = compared | by_prompt(views_of(found.mesh), task.prompt)
         picture(found, task.prompt, settings.result(task).with_suffix(".png"))
+        write_turn(found, settings.result(task))
     return {
         "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": failure, "reason": reason,
         "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "pose": pose,
