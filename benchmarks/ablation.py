@@ -6,6 +6,7 @@ steps on the text alone; the sweep changes one setting of the default run at a t
 95 % bootstrap interval over prompts, and the difference from the first arm, prompt by prompt, with an interval of its own: an arm
 helps where that lies above 0.
 
+--arms makes only the arms that are named; the first of them is the one compared with.
 Resumable: what is made lies under --work, one folder an arm. About 40 minutes for half of `mini` (--every 2) at `draft` on two
 cores (--jobs 2).
 --grid draws the assets: true object, visual prompt, first arm and last arm, each from two sides.
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from vp3d.bench import toybench
 from vp3d.bench.runner import Record, Settings, Task, claim, find_mesh, run_tasks
-from vp3d.bench.summary import cell, circumstances, statistics
+from vp3d.bench.summary import cell, circumstances, legend, statistics
 from vp3d.config import PRESETS, ROOT
 from vp3d.errors import UserError
 from vp3d.evaluate.metrics import bootstrap_interval
@@ -81,11 +82,19 @@ SIDES, TILE = (40.0, 220.0), 112  # azimuths of the two views in the picture gri
 FIGURES = ("all", "objects", "colors", "parts", "relation", "r_precision", "iou", "color_error", "two_faced")
 
 
+def chosen(arms: Mapping[str, tuple[str, ...]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The arms called `names`, in that order; all of them when none is named."""
+    unknown = next((name for name in names if name not in arms), None)
+    if unknown is not None:
+        raise UserError(f"there is no arm '{unknown}'; there are: {'; '.join(arms)} (key=value words stand before --arms)")
+    return {name: arms[name] for name in names or arms}
+
+
 def run_arm(name: str, overrides: Sequence[str], tasks: Sequence[Task], options: argparse.Namespace) -> list[Record]:
     """Make and judge the tasks with an arm's settings, in a folder of its own."""
     folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
     settings = Settings(folder, options.preset, tuple(options.config), (*options.overrides, *overrides))
-    claim(settings, {"suite": "ablation"})
+    claim(settings, {"suite": "ablation"}, toybench.JUDGES)
     sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
     return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
 
@@ -120,10 +129,10 @@ def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
 def markdown(told: Mapping[str, Any], title: str, facts: Mapping[str, Any], prompts: int) -> str:
     """The table as a page: means with intervals, and below them the differences from the first arm."""
     shown = [name for name in FIGURES if any(arm["figures"][name] for arm in told.values())]
-    labels = [toybench.FIGURES[name].label for name in shown]
+    labels, seen = [toybench.FIGURES[name].label for name in shown], dict.fromkeys(shown)
     lines = [f"# {title}", "", f"{prompts} prompts; " + ", ".join(f"{k} {v}" for k, v in facts.items()), ""]
     for part, explained in (
-        ("figures", "Mean [95 % interval over prompts] median."),
+        ("figures", f"{legend(toybench.FIGURES, seen, '95 % interval over prompts')}."),
         ("against_first", f"Difference from {next(iter(told))}, prompt by prompt, with its 95 % interval."),
     ):
         lines += [explained, "", f"| arm | {' | '.join(labels)} | failures |", "|---" * (len(shown) + 2) + "|"]
@@ -174,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.split("\n\n")[0])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every arm")
     parser.add_argument("--sweep", action="store_true", help="settings of the default run instead of the paper's parts")
+    parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help="only these, the first is compared with (all)")
     parser.add_argument("--subset", choices=("all", "mini"), default="mini", help="72 prompts, or 6 of each set (mini)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of those, every n-th (1)")
     parser.add_argument("--preset", choices=PRESETS, default="draft", help="how much work to put in (draft)")
@@ -186,17 +196,19 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(argv)
     if min(options.every, options.seeds, options.jobs) < 1:
         parser.error("--every, --seeds and --jobs take whole numbers of 1 or more")
+    every_arm = SWEEP if options.sweep else ARMS
+    arms = chosen(every_arm, options.arms)
     for path in filter(None, (options.write, options.grid)):
         check_output(path.parent)
     name = "sweep" if options.sweep else "ablation"
     options.work = options.work or ROOT / "outputs" / name
     tasks = toybench.suite_tasks(options.subset, options.seeds)[:: options.every]
-    arms = SWEEP if options.sweep else ARMS
     records = {arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()}
     told = compare(records)
     about = circumstances()
     facts = {"preset": options.preset, "seeds": options.seeds, "date": about["date"], "machine": about["machine"]}
     facts |= {"commit": str((about["git"] or {}).get("commit", "none"))[:10]}
+    facts |= {"arms": f"{len(arms)} of {len(every_arm)} ({'; '.join(arms)})"} if len(arms) < len(every_arm) else {}
     page = markdown(told, f"{name.capitalize()} on toybench, {options.subset}", facts, len({task.prompt for task in tasks}))
     write_json(options.work / f"{name}.json", {"about": about, "arms": {k: list(v) for k, v in arms.items()}, "told": told})
     write_text(options.write or options.work / f"{name}.md", page)
@@ -209,4 +221,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as problem:
-        sys.exit(f"{problem}")
+        sys.stderr.write(f"ablation: {' '.join(str(problem).split())}\n")
+        sys.exit(2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import ablation
 from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, main, markdown, write_grid
 from vp3d.bench.toybench import suite_tasks
 from vp3d.config import ROOT, get_value, load_config
@@ -53,6 +55,26 @@ def test_plain_sds_has_neither_image_nor_rewards() -> None:
     assert get_value(config, "guidance.lam").at(0.5) == 0.0
     assert config.rewards.text_image.weight == config.rewards.image_image.weight == 0.0
     assert ARMS["VP3D"] == () and len(suite_tasks("mini", 1)) == 18
+
+
+def test_some_arms_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[str] = []
+
+    def run_arm(name: str, overrides: Sequence[str], *_: object) -> list[dict]:
+        made.append(name)
+        faces = {"all": 0.5, "two_faced": 1.0}
+        return [{"prompt": "a", "figures": faces, "failure": ""}, *records(("b", 0.5), ("c", 0.5))]
+
+    monkeypatch.setattr(ablation, "run_arm", run_arm)
+    main(["--work", str(tmp_path), "--arms", "VP3D", "VP-SDS"])
+    page = capsys.readouterr().out
+    assert made == ["VP3D", "VP-SDS"] and "arms 2 of 7 (VP3D; VP-SDS)" in page and "Difference from VP3D" in page
+    assert "(1 of 3)" in page and "Janus rate: (over how many of the assets)" in page
+    main(["--work", str(tmp_path), "--sweep", "--arms", "4 steps"])
+    assert made[2:] == ["4 steps"] and "arms 1 of" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no arm 'VP4D'; there are: SDS; SDS, twice the CFG; .*; VP3D"):
+        main(["--work", str(tmp_path), "--arms", "VP4D"])
+    assert len(made) == 3
 
 
 def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) -> None:

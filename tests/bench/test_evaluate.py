@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 
+from tests.tiny_models import save_manifest
 from vp3d import cli
 from vp3d.batch import failure_of, is_finished, make
-from vp3d.bench import t3, toybench
-from vp3d.bench.runner import Record, Settings, Task, asset_task, claim, find_assets, run_tasks
-from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, rows_of, statistics, summarise, text_table
+from vp3d.bench import runner, t3, toybench
+from vp3d.bench.command import finish
+from vp3d.bench.page import turntable, write_turn
+from vp3d.bench.runner import Found, Record, Settings, Task, asset_task, claim, find_assets, find_mesh, run_tasks
+from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, legend, rows_of, statistics, summarise, text_table
 from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
+from vp3d.config import ROOT
 from vp3d.errors import UserError
 from vp3d.evaluate.suites import read_suite
 from vp3d.export.surface import EmptyMesh
 from vp3d.export.writers import write_glb
-from vp3d.run_folder import RunFolder
+from vp3d.run_folder import RunFolder, git_state
 from vp3d.toybox.scenes import NOUNS, caption, parse_caption, uses_held_out
 from vp3d.toybox.truth import lit, true_mesh
 from vp3d.types import Asset, Mesh
@@ -73,20 +80,75 @@ def test_several_processes_give_the_same_records(tmp_path: Path) -> None:
     assert list((tmp_path / "two" / "logs").iterdir())
 
 
+def test_a_killed_process_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        """A pool whose processes are killed at once."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def submit(self, *_: object) -> Future[None]:
+            future: Future[None] = Future()
+            future.set_exception(BrokenProcessPool("a child process terminated abruptly"))
+            return future
+
+        def shutdown(self, cancel_futures: bool) -> None:
+            assert cancel_futures
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", Killed)
+    tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
+    with pytest.raises(UserError, match="one of 2 processes was killed.* is kept in .*, and the same command goes on"):
+        run_tasks(tasks, Settings(tmp_path), note, 2)
+
+
 def test_a_prompt_that_cannot_be_drawn_is_told_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown words"):
         run_tasks([Task("s", "a fluffy cat", 0, "k")], Settings(tmp_path), note)
     assert not (tmp_path / "asked.txt").exists()
 
 
+def judged_by(folder: Path) -> list[tuple[str, str]]:
+    """Weights of a judge with their manifest, as `claim` takes them."""
+    if not (folder / "judge.safetensors").is_file():
+        folder.mkdir(parents=True)
+        (folder / "judge.safetensors").write_bytes(b"trained")
+    save_manifest(folder.parent)
+    return [(str(folder), str(folder.parent / "MANIFEST.json"))]
+
+
 def test_a_folder_keeps_one_suite_of_one_setting(tmp_path: Path) -> None:
-    claim(Settings(tmp_path), {"suite": "toybench"})
-    claim(Settings(tmp_path), {"suite": "toybench"})
-    with pytest.raises(UserError, match="other settings"):
-        claim(Settings(tmp_path, overrides=("optim.steps=3",)), {"suite": "toybench"})
-    (tmp_path / "suite.json").write_text("{")
+    judge, work = judged_by(tmp_path / "weights" / "judge"), tmp_path / "work"
+    claim(Settings(work, overrides=("optim.steps=5",)), {"suite": "toybench"}, judge)
+    claim(Settings(work), {"suite": "toybench"}, judge)  # nothing was made yet
+    run_tasks([Task("s", "a red sphere", 0, "k", source="x.glb")], Settings(work), note)
+    claim(Settings(work), {"suite": "toybench"}, judge)
+    with pytest.raises(UserError, match="other settings: optim.steps was .* and is 3 now; give another --work or remove"):
+        claim(Settings(work, overrides=("optim.steps=3",)), {"suite": "toybench"}, judge)
+    (work / "suite.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        claim(Settings(tmp_path), {"suite": "toybench"})
+        claim(Settings(work), {"suite": "toybench"}, judge)
+    (work / "suite.json").write_text('["toybench"]')
+    with pytest.raises(UserError, match="damaged"):
+        claim(Settings(work), {"suite": "toybench"}, judge)
+
+
+def test_a_folder_keeps_to_the_weights_its_results_come_from(tmp_path: Path) -> None:
+    judge, work = judged_by(tmp_path / "weights" / "judge"), tmp_path / "work"
+    claim(Settings(work), {"suite": "toybench"}, judge)
+    kept = json.loads((work / "suite.json").read_text())
+    assert {"assets/toybox/pipeline/unet/diffusion_pytorch_model.safetensors", "assets/toybox/clip/tokenizer.json"} <= set(
+        kept["weights"]
+    )
+    (record,) = run_tasks([Task("s", "a red sphere", 0, "k", source="x.glb")], Settings(work), note)
+    assert len(record["date"]) == 10 and record["git"] == git_state(ROOT)
+    (tmp_path / "weights" / "judge" / "judge.safetensors").write_bytes(b"trained anew")
+    judged_by(tmp_path / "weights" / "judge")
+    with pytest.raises(UserError, match=r"other weights: \S*judge/judge.safetensors changed; give another --work"):
+        claim(Settings(work), {"suite": "toybench"}, judge)
+    del kept["weights"]
+    (work / "suite.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="does not say from which weights"):
+        claim(Settings(work), {"suite": "toybench"}, judge)
 
 
 def test_a_finished_run_is_taken_and_one_cut_short_is_not(finished_run: Asset, tmp_path: Path) -> None:
@@ -131,6 +193,20 @@ def test_names_of_meshes_tell_prompt_and_seed(tmp_path: Path, finished_run: Asse
         find_assets(tmp_path / "empty")
 
 
+def test_one_bad_entry_does_not_refuse_the_folder(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "assets", Settings(tmp_path / "work")
+    for name, prompt in (("stopped", "a red sphere"), ("loud", "A Blue  CUBE, front view.")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.yaml").write_text(f"prompt: {prompt!r}\n")
+    shutil.copy(folder / "loud" / "config.yaml", folder / "loud" / "model.stl")
+    loud, stopped = folder_tasks(folder)
+    assert (loud.prompt, stopped.prompt) == ("a blue cube", "a red sphere")
+    found = find_mesh(settings, stopped)
+    assert found.mesh is None and found.failure == "no mesh" and "has no mesh yet" in found.reason
+    (folder / "stopped" / "model.glb").write_bytes(b"finished")
+    assert folder_tasks(folder)[1].key != stopped.key
+
+
 def records() -> list[Record]:
     """Two seeds of one prompt and one of another, and a failure."""
     rows = [("p", 0.2), ("p", 0.4), ("q", 0.9)]
@@ -157,6 +233,17 @@ def test_summary_and_table() -> None:
     assert "IoU" in text_table(header, rows, "The assets")
 
 
+def test_the_janus_rate_is_told_with_the_assets_it_is_counted_over() -> None:
+    figures = {"two_faced": Figure("Janus rate", counted=True), "iou": Figure("IoU", share=False)}
+    made = records()
+    made[0]["figures"]["two_faced"], made[1]["figures"]["two_faced"] = 1.0, 0.0
+    told = summarise(made, figures)["figures"]
+    assert told[WHOLE]["two_faced"]["assets"] == 2 and told[WHOLE]["two_faced"]["of"] == 4
+    assert rows_of(told, figures)[1][0] == ["Janus rate", "50 % [50, 50] 50 (2 of 3)", "–", "50 % [50, 50] 50 (2 of 4)"]
+    assert "Janus rate: (over how many of the assets)" in legend(figures, told[WHOLE], "95 %")
+    assert legend(figures, told["t"], "95 %") == "mean [95 %] median"
+
+
 def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     folder, work = tmp_path / "meshes", tmp_path / "work"
@@ -170,10 +257,51 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert told["figures"]["parts"]["iou"]["mean"] > 0.95 and told["figures"]["parts"]["color_error"]["mean"] < 2.0
     assert told["figures"]["single"]["iou"]["mean"] == 0.0 and told["true"]["single"]["all"]["mean"] > 0.8
     text = (work / "index.html").read_text()
-    assert text.count("data:image/png") == 2 and 'src="http' not in text and "a white mug with a red handle" in text
+    assert text.count("data:image/png") == 2 and text.count('<video src="data:video/mp4') == 2
+    assert 'src="http' not in text and "a white mug with a red handle" in text
+    assert "(1 of 2)" in out and "(1 of 2)" in text
+    assert "preset" not in out and "preset" not in text and "preset" not in told["facts"], "it had no part in these"
     before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
     assert cli.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()} == before
+
+
+def test_a_mesh_turns_on_the_page_as_a_run_does(tmp_path: Path, finished_run: Asset) -> None:
+    result = tmp_path / "results" / "k.json"
+    write_turn(Found(finished_run.mesh, folder=finished_run.run_dir), result)
+    assert not result.parent.exists(), "the run has its own"
+    write_turn(Found(finished_run.mesh), result)
+    assert [path.name for path in result.parent.iterdir()] == ["k.mp4"]
+    assert "data:video/mp4" in turntable(tmp_path / "turntable", result)
+
+
+def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, "draft", (ROOT / "configs" / "sds.yaml", Path("own.yaml")), ("optim.steps=3",))
+    tasks = [Task("s", "a red sphere", n, f"k{n}") for n in (1, 2)]
+    made = [{**note(settings, task), "reason": "", "source": "", "date": day, "git": {"commit": commit, "dirty": False}}
+            for task, day, commit in zip(tasks, ("2026-01-03", "2026-01-02"), ("a" * 40, "b" * 40), strict=True)]  # fmt: skip
+    out = finish("Toybench", tasks, made, settings, {"iou": Figure("IoU", share=False)}, ("figures",))
+    head = "preset draft, seeds 2, config configs/sds.yaml, own.yaml, settings optim.steps=3, date 2026-01-02 to 2026-01-03"
+    assert f"Toybench: {head}, commit aaaaaaaaaa, bbbbbbbbbb, machine" in out
+    text = (tmp_path / "index.html").read_text()
+    assert "<b>configs/sds.yaml, own.yaml</b>" in text and "seeds <b>2</b>" in text
+    assert json.loads((tmp_path / "summary.json").read_text())["facts"]["seeds"] == "2"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--seeds", "3"], ["--subset", "mini"], ["--preset", "draft"], ["--config", "configs/sds.yaml"], ["optim.steps=3"],
+        ["--suite", "t3bench", "--prompts", "own.txt"], ["--suite", "t3bench", "--seeds", "2"],
+        ["--suite", "t3bench", "optim.steps=3"], ["--suite", "t3bench", "--endpoint", "http://localhost/v1"],
+    ],
+)  # fmt: skip
+def test_options_that_change_nothing_are_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a-red-sphere.glb").write_bytes(b"x")
+    work = tmp_path / "work"
+    assert cli.main(["evaluate", "--assets", str(tmp_path), "--work", str(work), *words]) == 2
+    told = capsys.readouterr().err
+    assert "nothing with" in told and told.count("\n") == 1 and not work.exists()
 
 
 @pytest.mark.slow  # 810 pictures
@@ -200,3 +328,18 @@ def test_t3bench_prompts_are_the_users_own(tmp_path: Path) -> None:
 
 def test_captions_a_view_may_be_taken_for_are_the_whole_suite() -> None:
     assert len(toybench.judges().texts) == 72
+
+
+def test_a_judge_other_than_the_manifests_does_not_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(toybench.ASSETS / "judge", tmp_path / "judge")
+    shutil.copy(toybench.MANIFEST, tmp_path)
+    with (tmp_path / "judge" / "judge.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"?")
+    for module in (toybench, t3):
+        monkeypatch.setattr(module, "ASSETS", tmp_path)
+    monkeypatch.setattr(toybench, "MANIFEST", tmp_path / "MANIFEST.json")
+    monkeypatch.setattr(toybench, "load_clip", lambda *_: SimpleNamespace(text=lambda prompts: prompts))
+    for load in (toybench.judges.__wrapped__, lambda: t3.grader_of.__wrapped__(t3.Protocol(grader="judge"))):
+        with pytest.raises(UserError, match="judge.safetensors is damaged or was changed"):
+            load()

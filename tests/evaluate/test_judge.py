@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.tiny_models import save_manifest
 from vp3d.evaluate.judge import Judge, judge_loss, judge_views, load_judge, save_judge
 from vp3d.types import UserError
 
@@ -79,6 +80,15 @@ def test_damaged_folders_are_one_clear_line(trained: Judge, tmp_path: Path) -> N
     (tmp_path / "judge.json").write_text(json.dumps({"widths": list(SMALL), "heads": HEADS}))
     with pytest.raises(UserError, match="is missing"):
         load_judge(tmp_path)
+
+
+def test_weights_other_than_the_manifests_are_refused(trained: Judge, tmp_path: Path) -> None:
+    save_judge(trained, tmp_path / "judge")
+    manifest = save_manifest(tmp_path)
+    assert load_judge(tmp_path / "judge", manifest).values == HEADS
+    save_judge(Judge(HEADS, SMALL), tmp_path / "judge")
+    with pytest.raises(UserError, match=r"judge\.safetensors is damaged or was changed"):
+        load_judge(tmp_path / "judge", manifest)
 
 
 def test_loss_is_the_sum_of_masked_means() -> None:

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from vp3d.bench.runner import Record, Settings, Task
-from vp3d.bench.summary import WHOLE, Figure, failures_line, rows_of
+from vp3d.bench.runner import Found, Record, Settings, Task
+from vp3d.bench.summary import WHOLE, Figure, failures_line, legend, rows_of
+from vp3d.config import CameraConfig
+from vp3d.console import say
 from vp3d.evaluate import page
 from vp3d.evaluate.plots import PALETTE, svg_of
 from vp3d.evaluate.report import VIDEOS
+from vp3d.evaluate.views import ring_frames, write_turntable
 from vp3d.run_folder import write_text
 
+FRAMES, SIDE, FPS = 24, 160, 8  # of the turntable of a mesh without a run; pixels, frames a second
 PARTS = {
     "figures": "The assets",
     "drawn": "The visual prompts, as the judge sees them",
@@ -40,7 +44,8 @@ def write_page(
     ]
     plots = "".join(f'<div class="card">{svg}</div>' for svg in suite_plots(summary, figures))
     cards = "".join(asset_card(task, record, settings, figures) for task, record in assets)
-    note = "<p>Mean [95 % bootstrap interval of the mean over prompts] median. " + escape(failures_line(summary)) + "</p>"
+    read = legend(figures, summary["figures"][WHOLE], "95 % bootstrap interval of the mean over prompts")
+    note = f"<p>{escape(read)}. {escape(failures_line(summary))}</p>"
     drawn = [page.section("Plots", f'<div class="plots">{plots}</div>'), page.section("Every asset", STYLE + cards)]
     write_text(path, page.document(title, facts, "", [note, *told, *drawn]))
 
@@ -52,7 +57,7 @@ def asset_card(task: Task, record: Record, settings: Settings, figures: Mapping[
     words = [f"{f.label} {_short(record['figures'][n], f)}" for n, f in figures.items() if record["figures"].get(n) is not None]
     wrong = f' <b class="bad">{escape(record["failure"])}: {escape(record["reason"])}</b>' if record["failure"] else ""
     caption = f"<b>{escape(record['prompt'])}</b> (seed {record['seed']}){wrong} · {escape(' · '.join(words))}"
-    row = f'<div class="row">{turntable(Path(record["source"]))}{shown}</div>'
+    row = f'<div class="row">{turntable(Path(record["source"]) / "turntable", settings.result(task))}{shown}</div>'
     return f'<figure class="card asset">{row}<figcaption>{caption}</figcaption></figure>'
 
 
@@ -60,15 +65,22 @@ def _short(value: float, figure: Figure) -> str:
     return f"{100 * value:.0f} %" if figure.share else f"{value:.3f}" if abs(value) < 1.0 else f"{value:.1f}"
 
 
-def turntable(folder: Path) -> str:
-    """The run's turntable, embedded; nothing for a bare mesh."""
-    for suffix, kind in VIDEOS.items():
-        path = folder / f"turntable{suffix}"
+def turntable(*stems: Path) -> str:
+    """The first turntable that is there, embedded; `stems` are its paths without the suffix."""
+    for path, kind in ((stem.with_suffix(suffix), kind) for stem in stems for suffix, kind in VIDEOS.items()):
         if path.is_file():
             uri = page.data_uri(path.read_bytes(), kind)
             moving = f'<video src="{uri}" loop muted playsinline controls preload="none"></video>'
             return moving if kind.startswith("video/") else f'<img class="turn" src="{uri}" alt="turntable">'
     return ""
+
+
+def write_turn(found: Found, result: Path) -> None:
+    """The turntable of a mesh that no run has one of, beside its `result`."""
+    if found.mesh is None or (found.folder is not None and turntable(found.folder / "turntable")):
+        return
+    frames = ring_frames(found.mesh, FRAMES, SIDE, CameraConfig())
+    write_turntable(frames, result.with_suffix(".mp4"), FPS, warn=say)
 
 
 def suite_plots(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[str]:

@@ -1,7 +1,8 @@
 """Runs the tasks of a suite once each, in one process or several, and keeps one JSON for each.
 
-A folder of results holds `suite.json` (what was asked: a folder keeps one suite with one set of settings), `results/<key>.json`
-and, where meshes are made here, `runs/<key>/<run folder>`. A result that is there is not made again; delete it to have it made.
+A folder of results holds `suite.json` (what was asked: a folder keeps one suite with one set of settings and weights),
+`results/<key>.json` with the date and the commit it was made at, and, where meshes are made here, `runs/<key>/<run folder>`.
+A result that is there is not made again; delete it to have it made.
 With several processes the runs' own lines go to `logs/`, and the machine's cores are shared out among them.
 """
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -22,13 +25,14 @@ import numba
 import torch
 
 from vp3d.batch import failure_of, make
-from vp3d.config import Config, load_config
+from vp3d.config import ROOT, Config, load_config
 from vp3d.console import say
 from vp3d.errors import UserError
+from vp3d.evaluate.claim import Place, keep_to, run_places, weights_of
 from vp3d.evaluate.report import time_spent
 from vp3d.export.writers import SUFFIXES, fit_to_cube, read_mesh
 from vp3d.pipeline import check_request, drawing_prior, exported, fit_to_device, load_models, resolve_device
-from vp3d.run_folder import RunFolder, check_output, plain, sha256_file, slug, write_json
+from vp3d.run_folder import RunFolder, git_state, plain, sha256_file, slug, write_json
 from vp3d.types import Mesh
 
 Record = dict[str, Any]
@@ -129,24 +133,25 @@ def _named(stem: str) -> tuple[str, int]:
 
 
 def asset_task(number: int, group: str, prompt: str, seed: int, path: Path) -> Task:
-    """The task of an asset that is there; its key changes with the mesh, so that a changed mesh is judged anew."""
-    mesh = path if path.is_file() else exported(RunFolder(path))
-    return Task(group, prompt, seed, f"{key_of(number, prompt, seed)}-{sha256_file(mesh)[:8]}", str(path.absolute()))
+    """The task of an asset that is there; its key changes with the mesh, so that a changed mesh is judged anew.
+
+    A run without a mesh yet is a task too: it fails, and is judged once it has one.
+    """
+    return Task(group, prompt, seed, f"{key_of(number, prompt, seed)}-{_state(path)}", str(path.absolute()))
 
 
-def claim(settings: Settings, suite: dict[str, Any]) -> None:
-    """Take the folder for a suite of these settings; UserError when it holds another one's results."""
-    check_output(settings.folder)
-    asked = plain({**suite, "config": settings.config()})
-    path = settings.folder / "suite.json"
-    if path.is_file():
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); choose another --work") from error
-        if kept != asked:
-            raise UserError(f"{settings.folder} holds results of other settings (see {path.name} there); choose another --work")
-    write_json(path, asked)
+def _state(path: Path) -> str:
+    try:
+        return sha256_file(path if path.is_file() else exported(RunFolder(path)))[:8]
+    except UserError:
+        return "unfinished"
+
+
+def claim(settings: Settings, suite: Mapping[str, Any], judges: Iterable[Place]) -> None:
+    """Take the folder for a suite of these settings, judged by the weights at `judges`; UserError when it holds another's."""
+    config = settings.config()
+    made = [] if suite.get("assets") else run_places(config)
+    keep_to(settings.folder, {**suite, "config": config, "weights": weights_of([*made, *judges])})
 
 
 def read_record(path: Path) -> Record | None:
@@ -170,7 +175,7 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
         config = fit_to_device(settings.config(), device)
         drawing_prior(config, load_models(config, device), device)
     say(f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}")
-    work = partial(_one, settings, judge)
+    work = partial(_one, settings, judge, git_state(ROOT))
     done = map(work, missing) if jobs == 1 or len(missing) < 2 else _several(work, missing, settings.folder / "logs", jobs)
     for number, (key, record) in enumerate(done, 1):
         records[key] = record
@@ -178,8 +183,8 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
     return [kept for task in tasks if (kept := records[task.key]) is not None]
 
 
-def _one(settings: Settings, judge: Judge, task: Task) -> tuple[str, Record]:
-    record = plain(judge(settings, task))
+def _one(settings: Settings, judge: Judge, git: dict[str, Any] | None, task: Task) -> tuple[str, Record]:
+    record = plain(judge(settings, task) | {"date": time.strftime("%Y-%m-%d"), "git": git})
     write_json(settings.result(task), record)
     return task.key, record
 
@@ -187,13 +192,18 @@ def _one(settings: Settings, judge: Judge, task: Task) -> tuple[str, Record]:
 def _several(
     work: Callable[[Task], tuple[str, Record]], tasks: Sequence[Task], logs: Path, jobs: int
 ) -> Iterator[tuple[str, Record]]:
-    """As `map`, in processes of their own, in the order they finish."""
+    """As `map`, in processes of their own, in the order they finish; UserError when the system kills one of them."""
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     pool = ProcessPoolExecutor(min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads))
     try:
         for future in as_completed([pool.submit(work, task) for task in tasks]):
             yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of {jobs} processes was killed, perhaps for want of memory; what was finished is kept in {logs.parent}, "
+            "and the same command goes on, with fewer --jobs if need be"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

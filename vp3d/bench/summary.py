@@ -27,19 +27,24 @@ from vp3d.config import ROOT
 from vp3d.evaluate.metrics import bootstrap_interval
 from vp3d.run_folder import git_state
 
+COUNTED = "as only a mesh whose true front and back differ can have two faces"
 WHOLE = "all"  # the name of all sets together
 
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure is told: its label, and whether it is a share in [0, 1]."""
+    """How a figure is told: its label, whether it is a share in [0, 1], and whether with the count of assets that have it."""
 
     label: str
     share: bool = True
+    counted: bool = False
 
 
 def statistics(records: Sequence[Record], name: str, part: str = "figures") -> dict[str, float | int] | None:
-    """mean, median, low and high of the interval of the mean, and the count of prompts; None without a value."""
+    """mean, median, low and high of the interval of the mean, the count of prompts, and that of assets; None without a value.
+
+    `assets` are those that have the figure, `of` is how many there are.
+    """
     by_prompt: dict[str, list[float]] = {}
     for record in records:
         value = (record.get(part) or {}).get(name)
@@ -50,7 +55,8 @@ def statistics(records: Sequence[Record], name: str, part: str = "figures") -> d
     values = torch.tensor([float(np.mean(of_seeds)) for of_seeds in by_prompt.values()], dtype=torch.float64)
     low, high = bootstrap_interval(values, torch.Generator().manual_seed(0))
     middle = float(np.median(values.numpy()))
-    return {"mean": float(values.mean()), "median": middle, "low": low, "high": high, "count": len(values)}
+    counts = {"count": len(values), "assets": sum(map(len, by_prompt.values())), "of": len(records)}
+    return {"mean": float(values.mean()), "median": middle, "low": low, "high": high, **counts}
 
 
 def summarise(records: Sequence[Record], figures: Mapping[str, Figure], parts: Sequence[str] = ("figures",)) -> dict[str, Any]:
@@ -86,15 +92,16 @@ def circumstances() -> dict[str, Any]:
 
 
 def cell(found: Mapping[str, float] | None, figure: Figure) -> str:
-    """One cell: mean, interval, median."""
+    """One cell: mean, interval, median, and of how many assets where that is told."""
     if found is None:
         return "–"
+    counted = f" ({found['assets']} of {found['of']})" if figure.counted else ""
     if figure.share:
         mean, low, high, middle = (100.0 * found[key] for key in ("mean", "low", "high", "median"))
-        return f"{mean:.0f} % [{low:.0f}, {high:.0f}] {middle:.0f}"
+        return f"{mean:.0f} % [{low:.0f}, {high:.0f}] {middle:.0f}{counted}"
     mean, low, high, middle = (found[key] for key in ("mean", "low", "high", "median"))
     digits = 3 if abs(mean) < 0.1 else 2 if abs(mean) < 2.0 else 1
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] {middle:.{digits}f}"
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] {middle:.{digits}f}{counted}"
 
 
 def rows_of(told: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Figure]) -> tuple[list[str], list[list[str]]]:
@@ -119,6 +126,13 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str,
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, highlight=False, markup=False).print(table)
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
+
+
+def legend(figures: Mapping[str, Figure], told: Mapping[str, Any], interval: str) -> str:
+    """How a cell is read; `told` are the figures that there are, `interval` what that of the mean is called."""
+    counted = [figure.label for name, figure in figures.items() if figure.counted and name in told]
+    shown = f"mean [{interval}] median"
+    return shown + (f"; {' and '.join(counted)}: (over how many of the assets), {COUNTED}" if counted else "")
 
 
 def failures_line(summary: Mapping[str, Any]) -> str:

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from vp3d.bench.page import write_turn
 from vp3d.bench.runner import Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
 from vp3d.bench.summary import Figure
 from vp3d.config import CameraConfig, Config, locate
 from vp3d.errors import UserError
+from vp3d.evaluate.claim import Place
 from vp3d.evaluate.judge import load_judge
 from vp3d.evaluate.scorers import ChatEndpoint, ClipScorer, ImageRewardScorer, JudgeCaptioner, WordGrader
 from vp3d.evaluate.suites import read_suite
@@ -58,6 +60,15 @@ def scorer_of(name: str, place: str, manifest: str, device: str) -> Scorer:
     return ClipScorer(load_clip(place, manifest, device))
 
 
+def places_of(protocol: Protocol, config: Config) -> list[Place]:
+    """The weights that scores and grades depend on."""
+    if protocol.scorer == "imagereward":
+        scorer = (config.rewards.imagereward, "")
+    else:
+        scorer = (config.rewards.clip, config.prior.manifest)
+    return [scorer, (str(ASSETS / "judge"), str(ASSETS / "MANIFEST.json"))][: 2 if protocol.grader == "judge" else 1]
+
+
 def configured_scorer(protocol: Protocol, config: Config) -> Scorer:
     """The scorer of `protocol` with the weights that the configuration names; on the GPU where there is one."""
     place = config.rewards.imagereward if protocol.scorer == "imagereward" else config.rewards.clip
@@ -71,7 +82,9 @@ def grader_of(protocol: Protocol) -> tuple[Captioner, Grader] | None:
     if protocol.grader == "endpoint":
         chat = ChatEndpoint(protocol.endpoint, protocol.endpoint_model)
         return chat, chat
-    return (JudgeCaptioner(load_judge(ASSETS / "judge")), WordGrader()) if protocol.grader == "judge" else None
+    if protocol.grader == "judge":
+        return JudgeCaptioner(load_judge(ASSETS / "judge", ASSETS / "MANIFEST.json")), WordGrader()
+    return None
 
 
 def prompt_tasks(files: Sequence[Path], seeds: int) -> list[Task]:
@@ -119,6 +132,7 @@ def judge_asset(protocol: Protocol, settings: Settings, task: Task) -> Record:
     captions = figures.pop("captions", None)
     if found.mesh is not None:
         picture(found.mesh, settings.result(task).with_suffix(".png"))
+        write_turn(found, settings.result(task))
     return {
         "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": found.failure, "reason": found.reason,
         "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "captions": captions,

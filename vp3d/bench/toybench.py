@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vp3d.bench.page import write_turn
 from vp3d.bench.runner import Found, Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
 from vp3d.bench.summary import Figure
 from vp3d.config import ROOT, CameraConfig
@@ -27,6 +28,7 @@ from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, load_judge
 from vp3d.evaluate.suites import JUDGE_GROUND, read_suite, resized
 from vp3d.evaluate.views import ELEVATION_DEG, GROUND, labelled, ring_frames, save_image, sheet, to_uint8
+from vp3d.prompts import strip_view
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.rewards.encoders import ClipEncoder, load_clip
@@ -43,6 +45,8 @@ MINI = 6  # prompts of each set in the subset `mini`
 SOLID = 0.55  # share of the cube [-1, 1]^3 that no object of this world comes near
 SIZE, SHOWN, SHOWN_VIEWS = 128, 96, 8  # pixels of a judged and of a shown view, shown views
 POSE: tuple[str, ...] = ("yaw_deg", "scale", "shift", "light", "volume")  # of the figures, what is no quality
+MANIFEST = ASSETS / "MANIFEST.json"
+JUDGES = tuple((str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip"))  # weights that a result depends on
 NOTHING = {"all": 0.0, "objects": 0.0, "colors": 0.0, "r_precision": 0.0, "iou": 0.0, "fscore": 0.0}
 
 FIGURES = {
@@ -57,8 +61,8 @@ FIGURES = {
     "chamfer": Figure("Chamfer", share=False),
     "color_error": Figure("colour error, CIEDE2000", share=False),
     "view_agreement": Figure("view agreement"),
-    "janus": Figure("Janus score", share=False),
-    "two_faced": Figure("Janus rate"),
+    "janus": Figure("Janus score", share=False, counted=True),
+    "two_faced": Figure("Janus rate", counted=True),
     "seconds": Figure("seconds", share=False),
 }
 
@@ -75,9 +79,9 @@ class Judges:
 @lru_cache(maxsize=1)
 def judges() -> Judges:
     """The embedded judges, loaded once a process; the captions are those of the whole suite."""
-    clip = load_clip(str(ASSETS / "clip"), str(ASSETS / "MANIFEST.json"))
+    clip = load_clip(str(ASSETS / "clip"), str(MANIFEST))
     prompts = list(dict.fromkeys(entry.prompt for name in SETS for entry in read_suite(suite_file(name))))
-    return Judges(load_judge(ASSETS / "judge"), clip, dict(zip(prompts, clip.text(prompts), strict=True)))
+    return Judges(load_judge(ASSETS / "judge", MANIFEST), clip, dict(zip(prompts, clip.text(prompts), strict=True)))
 
 
 def suite_file(name: str) -> Path:
@@ -99,7 +103,8 @@ def suite_tasks(subset: str, seeds: int) -> list[Task]:
 def folder_tasks(folder: Path) -> list[Task]:
     """The tasks of a folder of meshes; UserError for a name that is no caption of the toybox."""
     tasks = []
-    for number, (prompt, seed, path) in enumerate(find_assets(folder), 1):
+    for number, (written, seed, path) in enumerate(find_assets(folder), 1):
+        prompt = strip_view(written)  # the spelling that a run takes for the same prompt
         try:
             spec = parse_caption(prompt)
         except ValueError as error:
@@ -123,6 +128,7 @@ def judge_asset(settings: Settings, task: Task) -> Record:
         if not failure:
             figures = compared | by_prompt(views_of(found.mesh), task.prompt)
         picture(found, task.prompt, settings.result(task).with_suffix(".png"))
+        write_turn(found, settings.result(task))
     return {
         "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": failure, "reason": reason,
         "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "pose": pose,

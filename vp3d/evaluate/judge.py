@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vp3d.manifest import verify_files
 from vp3d.run_folder import atomic_write, write_json
 from vp3d.types import UserError
 
@@ -139,9 +140,11 @@ def read_spec(path: Path) -> dict[str, Any]:
     return spec
 
 
-def load_judge(folder: Path | str) -> Judge:
-    """The trained judge of a folder, in evaluation mode on the CPU, its weights frozen."""
+def load_judge(folder: Path | str, manifest: Path | None = None) -> Judge:
+    """The trained judge of a folder, in evaluation mode on the CPU, its weights frozen; its files checked against `manifest`."""
     folder = Path(folder)
+    if manifest is not None:
+        verify_files(manifest, folder)
     spec = read_spec(folder / SPEC)
     judge = Judge(spec["heads"], spec["widths"])
     weights = folder / WEIGHTS

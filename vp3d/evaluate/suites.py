@@ -12,7 +12,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,11 @@ _SEED = re.compile(r"\s+seed=(\S+)\s*$")
 
 @dataclass(frozen=True)
 class SuitePrompt:
-    """One line of a suite."""
+    """One line of a suite, and its number in the file."""
 
     prompt: str
     seed: int = 0
+    line: int = field(default=0, compare=False)
 
 
 def parse_suite(text: str, name: str = "the suite") -> list[SuitePrompt]:
@@ -77,7 +78,7 @@ def parse_suite(text: str, name: str = "the suite") -> list[SuitePrompt]:
         if found and not prompt:
             raise UserError(f"{name}, line {number}: there is a seed but no prompt")
         if prompt:
-            prompts.append(SuitePrompt(prompt, int(found[1]) if found else 0))
+            prompts.append(SuitePrompt(prompt, int(found[1]) if found else 0, number))
     if not prompts:
         raise UserError(f"{name} holds no prompts; write one a line, like `a red sphere seed=3`")
     return prompts

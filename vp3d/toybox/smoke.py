@@ -19,15 +19,17 @@ from PIL import Image
 from vp3d.batch import make
 from vp3d.config import load_config
 from vp3d.errors import UserError
+from vp3d.evaluate.claim import keep_to, run_places, weights_of
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
 from vp3d.evaluate.metrics import Palette, dominant_color_distance, dominant_colors
-from vp3d.evaluate.suites import Result, read_suite, score_asset, suite_table, write_gallery, write_suite
+from vp3d.evaluate.suites import Result, SuitePrompt, read_suite, score_asset, suite_table, write_gallery, write_suite
 from vp3d.evaluate.views import save_image, sheet
+from vp3d.prompts import normalize_prompt
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.toybox.data import attributes
 from vp3d.toybox.images import render_spec
-from vp3d.toybox.scenes import parse_caption
+from vp3d.toybox.scenes import Spec, parse_caption
 from vp3d.toybox.train import ASSETS
 from vp3d.types import Mesh
 
@@ -38,18 +40,38 @@ REFERENCES = (
     "an orange lamp with a purple base",
     "a cyan egg with black stripes",
 )
+MANIFEST = ASSETS / "MANIFEST.json"
 NOUNS = ("chair", "mug", "rocket")
+
+
+def claim(options: argparse.Namespace) -> None:
+    """Take --work for the weights that are read now; `make` tells runs of other settings apart, but not of other weights."""
+    config = load_config(options.preset, options.config, options.overrides)
+    judge = (str(ASSETS / "judge"), str(MANIFEST))
+    keep_to(options.work, {"weights": weights_of([*run_places(config), judge])})
+
+
+def read_captions(path: Path) -> list[tuple[SuitePrompt, Spec]]:
+    """The prompts of a suite with what they ask for; UserError names the line of one that is no caption of the toybox."""
+    found = []
+    for entry in read_suite(path):
+        try:
+            found.append((entry, parse_caption(normalize_prompt(entry.prompt))))
+        except ValueError as error:
+            raise UserError(f"{path}, line {entry.line}: {error}") from error
+    return found
 
 
 def suite(options: argparse.Namespace) -> None:
     """Make and judge every prompt of a suite."""
-    judge, results = load_judge(ASSETS / "judge"), []
-    prompts = read_suite(options.prompts)[:: options.every]
-    for number, entry in enumerate(prompts, 1):
+    prompts = read_captions(options.prompts)[:: options.every]
+    claim(options)
+    judge, results = load_judge(ASSETS / "judge", MANIFEST), []
+    for number, (entry, spec) in enumerate(prompts, 1):
         config = load_config(options.preset, options.config, options.overrides)
         config.prompt, config.seed = entry.prompt, entry.seed
         made = make(config, options.work / f"{number:02d}-{entry.prompt.replace(' ', '-')}")
-        score = score_asset(judge, made.mesh, attributes(parse_caption(entry.prompt)))
+        score = score_asset(judge, made.mesh, attributes(spec))
         prompt_image = np.asarray(Image.open(made.folder / "visual_prompt" / "cutout.png").convert("RGB"))
         results.append(Result(entry, score, made.mesh, prompt_image, made.seconds))
         sys.stdout.write(f"{number}/{len(prompts)} {entry.prompt}: {8 * score['right']:.0f}/8 views\n")
@@ -61,8 +83,8 @@ def suite(options: argparse.Namespace) -> None:
 
 def stylized(options: argparse.Namespace) -> None:
     """Make nouns after reference pictures, and the same without, and compare the main colours."""
-    judge, rows, tiles = load_judge(ASSETS / "judge"), [], []
-    options.work.mkdir(parents=True, exist_ok=True)
+    claim(options)
+    judge, rows, tiles = load_judge(ASSETS / "judge", MANIFEST), [], []
     for number, reference in enumerate(REFERENCES):
         picture = render_spec(parse_caption(reference), [30.0], size=256)[0]
         path = options.work / f"reference{number}.png"
@@ -142,4 +164,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as problem:
-        sys.exit(f"{problem}")
+        sys.stderr.write(f"smoke: {' '.join(str(problem).split())}\n")
+        sys.exit(2)
