@@ -323,6 +323,18 @@ def test_export_and_resume_take_up_the_settings_of_the_run(tmp_path: Path, capsy
         assert out == "" and err.splitlines()[-1].startswith("vp3d: ") and part in err
 
 
+def test_resume_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.safetensors").write_bytes(b"abc")
+    words = ["prompt=a mug", f"output_dir={tmp_path}", f"prior.path={tmp_path / 'mine'}", "export.turntable=gif"]
+    run = RunFolder.create(load_config(None, [], words))
+    (tmp_path / "mine" / "a.safetensors").write_bytes(b"abd")
+    assert cli.main(["resume", str(run.path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("vp3d: ") and err.count("\n") == 1
+    assert "mine/a.safetensors is not the weight file" in err and f"launch.py export {run.path}" in err
+
+
 def pins(path: Path) -> dict[str, str]:
     """Normalised name -> version of the `name==version` lines."""
     lines = [line for line in path.read_text().splitlines() if line and line[0] not in "#-"]

@@ -22,6 +22,7 @@ from vp3d.errors import UserError
 from vp3d.run_folder import (
     RunFolder,
     atomic_write,
+    changed_weights,
     git_state,
     plain,
     sha256_file,
@@ -225,6 +226,39 @@ def test_hashes(tmp_path: Path) -> None:
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert sha256_file(tmp_path / "b.safetensors") == empty
     assert list(weight_hashes((str(tmp_path), ""))) == [f"{tmp_path}/b.safetensors", f"{tmp_path}/sub/a.safetensors"]
+
+
+def test_weights_that_changed_since_the_run_began_are_named(config: Config) -> None:
+    folder = Path(config.prior.path)
+    run = RunFolder.create(config)
+    assert changed_weights(run, config) == ""
+    (folder / "a.safetensors").write_bytes(b"abd")
+    assert changed_weights(run, config) == f"{folder}/a.safetensors"
+    (folder / "a.safetensors").write_bytes(b"abc")
+    (folder / "b.safetensors").write_bytes(b"more")
+    assert changed_weights(run, config) == f"{folder}/b.safetensors"
+    for path in folder.iterdir():
+        path.unlink()
+    assert changed_weights(run, config) == f"{folder}/a.safetensors"
+
+
+def test_a_prior_that_has_drawn_may_change(config: Config) -> None:
+    drawing = Path(config.prior.path).parent / "drawing"
+    drawing.mkdir()
+    (drawing / "d.safetensors").write_bytes(b"1")
+    config.visual_prompt.prior.path = str(drawing)
+    run = RunFolder.create(config)
+    (drawing / "d.safetensors").unlink()
+    assert changed_weights(run, config) == f"{drawing}/d.safetensors"
+    write_json(run.visual_prompt / "scores.json", {})
+    assert changed_weights(run, config) == ""
+
+
+def test_a_lost_manifest_is_one_line(config: Config) -> None:
+    run = RunFolder.create(config)
+    (run.path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^[^\n]*manifest.json is missing or damaged \(KeyError\)[^\n]*launch.py export"):
+        changed_weights(run, config)
 
 
 def test_git_state(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ prompt, checkpoints) and is taken from there on resume; every random number come
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.volume import DENSE, March, OccupancyGrid, render_rays
 from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
-from vp3d.run_folder import RunFolder, check_output
+from vp3d.run_folder import RunFolder, changed_weights, check_output
 from vp3d.train import loop
 from vp3d.train.coarse import Coarse, Reward, make_generator, make_generators, part
 from vp3d.train.memory import fit_to_memory, free_memory_gb
@@ -72,6 +73,8 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
     """Make the asset `config` asks for, in a new run folder, or go on with the run in `resume_from`."""
     device = resolve_device(config.backend)
     check_request(config, new=resume_from is None)
+    if resume_from is not None:
+        check_same_weights(RunFolder.open(resume_from), config)
     fitted = fit_to_device(config, device)
     models = load_models(fitted, device)
     run = RunFolder.create(config) if resume_from is None else RunFolder.open(resume_from)
@@ -150,6 +153,16 @@ def check_request(config: Config, new: bool) -> None:
         read_picture(expand(config.image))
     if new:
         check_output(expand(config.output_dir))
+
+
+def check_same_weights(run: RunFolder, config: Config) -> None:
+    """Refuse to go on with other weights than a run began with: half of it would be another model's, and its manifest untrue."""
+    changed = changed_weights(run, config)
+    if changed:
+        raise UserError(
+            f"{changed} is not the weight file that {run.path} began with (see its manifest.json); put that file back, start a "
+            f"new run, or take what there is with `launch.py export {shlex.quote(str(run.path))}`"
+        )
 
 
 def check_video(config: ExportConfig) -> None:

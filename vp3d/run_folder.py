@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -143,8 +144,8 @@ class RunFolder:
         with _disk_errors(run.path):
             run.checkpoints.mkdir()
             run.visual_prompt.mkdir()
-        save_config(config, run.path / "config.yaml")
         write_json(run.path / "manifest.json", describe_run(config))
+        save_config(config, run.path / "config.yaml")  # last: it makes the folder a run
         return run
 
     @classmethod
@@ -165,6 +166,17 @@ class RunFolder:
     def config(self) -> Config:
         """The configuration the run was started with."""
         return load_config(None, [self.path / "config.yaml"], [])
+
+    def noted_weights(self) -> dict[str, str]:
+        """The weight files the run began with and their hashes, from manifest.json; UserError where it cannot be read."""
+        path = self.path / "manifest.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))["weights"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is missing or damaged ({type(error).__name__}): it notes which weights this run began with; restore "
+                f"it, start a new run, or take what there is with `launch.py export {shlex.quote(str(self.path))}`"
+            ) from error
 
     def event(self, kind: str, **data: object) -> None:
         """Append one line to events.jsonl: the time (seconds since 1970), the kind, and `data`."""
@@ -265,6 +277,18 @@ def weight_hashes(places: Iterable[str]) -> dict[str, str]:
         else:
             hashes[place] = "not a local folder"
     return hashes
+
+
+def changed_weights(run: RunFolder, config: Config) -> str:
+    """The first weight file that is not what it was when the run began, "" where all are the same.
+
+    A prior that only draws is left out once the visual prompt is there: nothing reads it any more.
+    """
+    drawn = (run.visual_prompt / "scores.json").is_file()
+    places = [place for key, place in weight_places(config) if not (drawn and key.startswith("visual_prompt."))]
+    noted, now = run.noted_weights(), weight_hashes(places)
+    mine = {name for name in noted if any(name == place or name.startswith(f"{place}/") for place in places)}
+    return next((name for name in sorted(mine | now.keys()) if noted.get(name) != now.get(name)), "")
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
