@@ -51,6 +51,15 @@ magic3d-coarse YAML of threestudio: what is not understood of it is named on std
 there is; `launch.py resume RUN` goes on later.
 """
 
+EXPORT_EPILOG = """\
+The settings stay with the run: its config.yaml and report have those of the last export, and an `export` or `resume` without
+options takes them again. Formats that lie there are made anew as well, or they would show an older mesh.
+
+examples:
+  launch.py export outputs/RUN --faces 2000 export.grid=144
+  launch.py export outputs/RUN --formats glb export.turntable=gif
+"""
+
 MODELS_EPILOG = """\
 actions:
   list [NAME ...]        what there is, what is here; with names, files, hashes and sources too
@@ -408,7 +417,7 @@ def models(arguments: argparse.Namespace) -> int:
 VERBS = {
     "generate": Verb("make a 3D asset from a prompt", add_generate_arguments, generate, GENERATE_EPILOG),
     "resume": Verb("go on with a stopped or killed run", add_run_argument, resume),
-    "export": Verb("export a run again, with other settings", add_export_arguments, export),
+    "export": Verb("export a run again, with other settings", add_export_arguments, export, EXPORT_EPILOG),
     "render": Verb("write a turntable of a mesh file or a run", add_render_arguments, render),
     "models": Verb("list, fetch and check published weights", add_models_arguments, models, MODELS_EPILOG),
     "evaluate": Verb("measure assets: a suite, or a folder of meshes", add_evaluate_arguments, evaluate, EVALUATE_EPILOG),

@@ -91,13 +91,14 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
 
 
 def export_run(run_dir: Path, config: Config) -> Asset:
-    """Make the files of a run again from its newest checkpoint, with the `export` settings of `config`."""
+    """Make the files of a run again from its newest checkpoint, with the `export` settings of `config`; they are kept."""
     check_video(config.export)
     run = RunFolder.open(run_dir)
     with run.lock():
         device = resolve_device(config.backend)
         run.event("start", prompt=config.prompt, device=str(device), only="export")
         asset = export_field(load_field(run, device, config.cuda), config, run, device)
+        run.keep_export(dataclasses.replace(config.export, formats=exported_formats(run)))
         present(asset, config, run)
     return asset
 
@@ -116,10 +117,15 @@ def render_path(path: Path, config: ExportConfig) -> Path:
 
 def exported(run: RunFolder) -> Path:
     """The best mesh file of a run: the first format of `WRITERS` that is there."""
-    for kind in WRITERS:
-        if (run.path / f"model.{kind}").is_file():
-            return run.path / f"model.{kind}"
+    kinds = exported_formats(run)
+    if kinds:
+        return run.path / f"model.{kinds[0]}"
     raise UserError(f"{run.path} has no mesh yet; `launch.py resume {run.path}` finishes it")
+
+
+def exported_formats(run: RunFolder) -> list[Any]:
+    """The formats of `WRITERS` that lie in a run, in their order."""
+    return [kind for kind in WRITERS if (run.path / f"model.{kind}").is_file()]
 
 
 def resolve_device(backend: str) -> torch.device:
@@ -318,8 +324,8 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
     bounds = OccupancyGrid(config.render).to(device)
     mesh = export_mesh(field, config.export, cameras, opacity, device, run.event, bounds.contains)
     figures: dict[str, float] = {}
-    there = {kind for kind in WRITERS if (run.path / f"model.{kind}").is_file()}  # an older mesh beside this one would mislead
-    kinds = sorted(there.union(config.export.formats), key=list(WRITERS).index)
+    there = exported_formats(run)  # an older mesh beside this one would mislead
+    kinds = sorted({*there, *config.export.formats}, key=list(WRITERS).index)
     for kind in kinds:
         path = run.path / f"model.{kind}"
         WRITERS[kind](mesh, path)

@@ -24,13 +24,13 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vp3d import __version__
-from vp3d.config import ROOT, Config, expand, load_config, locate, save_config, weight_places
+from vp3d.config import ROOT, Config, ExportConfig, expand, load_config, locate, save_config, weight_places
 from vp3d.errors import UserError
 from vp3d.weights import MODELS, models_folder, read_receipt
 
@@ -166,6 +166,10 @@ class RunFolder:
     def config(self) -> Config:
         """The configuration the run was started with."""
         return load_config(None, [self.path / "config.yaml"], [])
+
+    def keep_export(self, export: ExportConfig) -> None:
+        """Note in config.yaml the export settings the run's files were made with; the rest of it stays."""
+        save_config(replace(self.config(), export=export), self.path / "config.yaml")
 
     def noted_weights(self) -> dict[str, str]:
         """The weight files the run began with and their hashes, from manifest.json; UserError where it cannot be read."""
