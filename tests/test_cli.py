@@ -99,6 +99,8 @@ MISTAKES = [
     (["a ball", "--config", "/"], "cannot read config file"),
     (["render", "a" * 300], "File name too long"),
     (["render", "mesh.glb", "field.resolution=9"], "changes nothing here"),
+    (["render", "mesh.glb", "export.faces=12"], "reads export.turntable, export.turntable_frames, export.turntable_size"),
+    (["export", "/nowhere", "exporter.grid=3"], "changes nothing here"),
     (["export", "/nowhere", "prompt=a mug"], "changes nothing here"),
     (["a ball", "--faces", "-5"], "'export.faces'"),
     (["a ball", "optim.step=3"], "did you mean 'optim.steps'"),

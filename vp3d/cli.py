@@ -24,6 +24,7 @@ from vp3d.weights import pin_places
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PROMPT_LENGTH = 200  # characters
+TURNTABLE = ("export.turntable", "export.turntable_frames", "export.turntable_size")  # all that `render` reads
 EXIT_UNHEALTHY, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 OVERVIEW = """\
@@ -190,7 +191,7 @@ def add_export_arguments(parser: Parser) -> None:
 def add_render_arguments(parser: Parser) -> None:
     """Arguments of `render`."""
     parser.add_argument("path", metavar="MESH_OR_RUN", type=Path, help="a .glb, .obj, .ply, .stl file or a run folder")
-    add_words(parser, "key=value", "export.turntable_frames=96, export.turntable_size=256")
+    add_words(parser, "key=value", "export.turntable=gif, export.turntable_frames=96, export.turntable_size=256; no others")
 
 
 def add_doctor_arguments(parser: Parser) -> None:
@@ -255,14 +256,15 @@ def option_overrides(arguments: argparse.Namespace) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
-def only_overrides(arguments: argparse.Namespace, groups: tuple[str, ...] = ()) -> list[str]:
-    """The options and key=value words of a verb that takes no prompt and reads only these groups of settings (() for all)."""
+def only_overrides(arguments: argparse.Namespace, read: tuple[str, ...] = ()) -> list[str]:
+    """The options and key=value words of a verb that takes no prompt and reads only these settings or groups (() for all)."""
     prompt, overrides = split_words(arguments.words)
     if prompt is not None:
         raise UserError(f"'{prompt}' is not of the form key=value")
-    idle = next((word for word in overrides if groups and word.partition("=")[0].partition(".")[0] not in groups), None)
+    keys = {word: word.partition("=")[0] for word in overrides if read}
+    idle = next((word for word, key in keys.items() if not f"{key}.".startswith(tuple(f"{name}." for name in read))), None)
     if idle is not None:
-        raise UserError(f"'{idle}' changes nothing here; settings of this verb begin with {' or '.join(groups)}")
+        raise UserError(f"'{idle}' changes nothing here; this verb reads {', '.join(read)}")
     return option_overrides(arguments) + overrides
 
 
@@ -338,7 +340,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 def render(arguments: argparse.Namespace) -> int:
     """Write a turntable video of a mesh file or a run; prints its path."""
-    overrides = only_overrides(arguments, ("export",))
+    overrides = only_overrides(arguments, TURNTABLE)
     if not arguments.path.exists():
         raise UserError(f"{arguments.path} does not exist; give a mesh file or a run folder")
     from vp3d import pipeline
