@@ -36,6 +36,7 @@ from vp3d.prompts import (
     all_views,
     check_negative_prompt,
     check_prompt,
+    is_in_grammar,
     load_vocabulary,
     view_prompts,
     with_view,
@@ -55,6 +56,10 @@ from vp3d.weights import find_weights
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
 REFERENCE_GROUND = 1.0  # grey behind them, [0, 1]
+OUTSIDE_GRAMMAR = (
+    "the prompt is outside the grammar that the embedded models were trained on, so the result may not follow it; inside are, "
+    'for example, "a red sphere with yellow stripes", "a purple chair with brown legs" and "a pink cone on a green cylinder"'
+)
 LESS_FOR_MODELS = (  # what needs less memory, told when there was too little
     "free memory on the device, set prior.offload_encoders=true or prior.dtype=float16, or take configs/sd15-low-vram.yaml"
 )
@@ -80,6 +85,8 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
     run = RunFolder.create(config) if resume_from is None else RunFolder.open(resume_from)
     with run.lock():
         run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=resume_from is not None)
+        if resume_from is None and is_outside_grammar(config):
+            teller(run)("warning", message=OUTSIDE_GRAMMAR)
         visual_prompt = find_visual_prompt(fitted, models, run, device)
         stage = build_coarse(fitted, models, visual_prompt, run, device)
         with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
@@ -161,6 +168,12 @@ def check_request(config: Config, new: bool) -> None:
         check_output(expand(config.output_dir))
 
 
+def is_outside_grammar(config: Config) -> bool:
+    """Whether a prior of this run knows the prompt's words and was trained on no such sentence."""
+    vocabularies = {prior.vocabulary for prior in (config.prior, config.visual_prompt.prior) if prior.vocabulary}
+    return not all(is_in_grammar(config.prompt, load_vocabulary(locate(path))) for path in vocabularies)
+
+
 def check_same_weights(run: RunFolder, config: Config) -> None:
     """Refuse to go on with other weights than a run began with: half of it would be another model's, and its manifest untrue."""
     changed = changed_weights(run, config)
@@ -240,6 +253,8 @@ def teller(run: RunFolder) -> Callable[..., None]:
 
     def tell(kind: str, **data: Any) -> None:
         run.event(kind, **data)
+        if kind == "warning":
+            say(f"warning: {data['message']}")
         if kind == "out_of_memory":
             say(f"out of memory: going on with {data['chunk']:,} samples at once")
 
