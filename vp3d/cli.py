@@ -1,7 +1,8 @@
 """The command line: argv -> Config -> one verb. No logic beyond that.
 
 Each verb imports what it needs when it runs, so `--help` and wrong arguments are answered before torch is loaded.
-Exit codes: 0 done, 1 `doctor` found something broken, 2 a mistake of the user's (one line on stderr), 130 Ctrl-C.
+Exit codes: 0 done, or stopped by one Ctrl-C and exported, 1 `doctor` found something broken, 2 a mistake of the user's (one
+line on stderr), 130 Ctrl-C that ended it at once.
 """
 
 from __future__ import annotations

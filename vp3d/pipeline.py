@@ -94,7 +94,14 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
         asset = export_field(outcome.result, config, run, device)
         present(asset, config, run)
         run.event("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
+    if outcome.stopped:
+        say(f"stopped: this asset is cut short at step {outcome.steps} of {config.optim.steps}; to go on: {resume_command(run)}")
     return asset
+
+
+def resume_command(run: RunFolder) -> str:
+    """What to type to go on with a run."""
+    return f"python launch.py resume {shlex.quote(str(run.path))}"
 
 
 def export_run(run_dir: Path, config: Config) -> Asset:
