@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from vp3d import cli, console, doctor
@@ -135,6 +136,14 @@ def test_a_run_without_ffmpeg_does_not_begin(
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     assert cli.main(["a red mug", f"output_dir={tmp_path / 'runs'}"]) == 2
     assert "pip install imageio-ffmpeg" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_picture_without_an_object_leaves_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(tmp_path / "flat.png")
+    words = ["--image", str(tmp_path / "flat.png"), f"output_dir={tmp_path / 'runs'}", "export.turntable=gif"]
+    assert cli.main(["a red mug", *words]) == 2
+    err = capsys.readouterr().err
+    assert "no object stands out from the background" in err and err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
 def test_cuda_where_there_is_none_is_one_line_and_auto_is_not(

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from vp3d.config import Config, CudaConfig, ExportConfig, expand, locate, weight_places
 from vp3d.console import Progress, StopFlag, say
-from vp3d.cutout import read_picture
 from vp3d.diffusion.debias import debiased_prompts
 from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
@@ -50,7 +49,7 @@ from vp3d.train import loop
 from vp3d.train.coarse import Coarse, Reward, make_generator, make_generators, part
 from vp3d.train.memory import fit_to_memory, free_memory_gb
 from vp3d.types import Asset, Camera, to_images
-from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt, read_reference
 from vp3d.weights import find_weights
 
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
@@ -160,7 +159,7 @@ def fit_to_device(config: Config, device: torch.device) -> Config:
 
 
 def check_request(config: Config, new: bool) -> None:
-    """Refuse what cannot work before anything heavy is loaded; a `new` run must also read its picture and have a place."""
+    """Refuse what cannot work before anything heavy is loaded; a `new` run must also cut out its picture and have a place."""
     for prior in (config.prior, config.visual_prompt.prior):
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         check_prompt(config.prompt, vocabulary)
@@ -170,7 +169,7 @@ def check_request(config: Config, new: bool) -> None:
             find_weights(place, key)
     check_video(config.export)
     if config.image and new:
-        read_picture(expand(config.image))
+        read_reference(config)
     if new:
         check_output(expand(config.output_dir))
 
