@@ -343,7 +343,7 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
     cameras = orbit(azimuths, elevations, config.camera.distance, config.camera.fov_deg)
     rgb, opacity = field_views(field, config, cameras, REFERENCE_SIZE, device)
     bounds = OccupancyGrid(config.render).to(device)
-    mesh = export_mesh(field, config.export, cameras, opacity, device, run.event, bounds.contains)
+    mesh = export_mesh(field, config.export, cameras, opacity, device, teller(run), bounds.contains)
     figures: dict[str, float] = {}
     there = exported_formats(run)  # an older mesh beside this one would mislead
     kinds = sorted({*there, *config.export.formats}, key=list(WRITERS).index)
