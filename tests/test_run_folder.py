@@ -130,6 +130,8 @@ def test_create_and_open(config: Config) -> None:
     assert RunFolder.open(run.path).config() == config
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
+    assert {"numba", "scipy", "scikit-image", "fast_simplification", "Pillow", "xatlas"} <= set(manifest["versions"])
+    assert None not in manifest["versions"].values()
     digest = hashlib.sha256(b"abc").hexdigest()
     assert manifest["weights"] == {f"{config.prior.path}/a.safetensors": digest, "some/hub-id": "not a local folder"}
     assert {"python", "platform", "device", "git", "command"} <= set(manifest)

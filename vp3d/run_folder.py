@@ -34,7 +34,10 @@ from vp3d.config import ROOT, Config, ExportConfig, expand, load_config, locate,
 from vp3d.errors import UserError
 from vp3d.weights import MODELS, models_folder, read_receipt
 
-VERSIONED = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "trimesh", "xatlas")
+VERSIONED = (  # what shapes the bytes of a run
+    *("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "safetensors"),
+    *("numpy", "numba", "scipy", "scikit-image", "Pillow", "trimesh", "fast_simplification", "xatlas", "imageio-ffmpeg"),
+)
 SLUG_LENGTH = 40
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.\w+")  # names that `atomic_write` gives
 
