@@ -111,6 +111,7 @@ MISTAKES = [
     (["export", "/nowhere"], "not a run folder"),
     (["export", "/nowhere", "grid"], "key=value"),
     (["render", "/nowhere.glb"], "does not exist"),
+    (["models", "fetch", "nope"], "no model called 'nope'; `python launch.py models list`"),
     (["doctor", "now"], "key=value"),
     (["evaluate", "a mug"], "key=value"),
     (["evaluate", "optim.step=3"], "did you mean 'optim.steps'"),

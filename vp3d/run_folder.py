@@ -47,17 +47,18 @@ except ImportError:  # Windows has no flock; two processes in one run folder are
     fcntl = None  # type: ignore[assignment]
 
 
+ELSEWHERE = "or choose another place with output_dir=FOLDER"  # of a run that is not begun yet
+
+
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, otherwise: str = "try again; `launch.py resume RUN` goes on with a run") -> Iterator[None]:
     """Turn any OSError about `path` into one line that says what to do."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "check the path and its permissions"
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; {advice} or choose another place with output_dir=FOLDER"
-        ) from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice}, {otherwise}") from error
 
 
 @contextmanager
@@ -144,7 +145,7 @@ class RunFolder:
         """Make `<output_dir>/<time>-<slug>-s<seed>/` (then -2, -3, ... if taken) with config.yaml and manifest.json."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(config.prompt)}-s{config.seed}"
         run = cls(_claim(expand(config.output_dir), name))
-        with _disk_errors(run.path):
+        with _disk_errors(run.path, ELSEWHERE):
             run.checkpoints.mkdir()
             run.visual_prompt.mkdir()
         write_json(run.path / "manifest.json", describe_run(config))
@@ -223,7 +224,7 @@ class RunFolder:
 
 def check_output(folder: Path) -> None:
     """Raise UserError unless runs can be written to `folder`, before any work is done; it is made if it is not there."""
-    with _disk_errors(folder):
+    with _disk_errors(folder, ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -239,7 +240,7 @@ def _parse_event(line: str) -> dict[str, Any] | None:
 
 def _claim(parent: Path, name: str) -> Path:
     """Make the first free one of `name`, `name-2`, ... in `parent`; mkdir is atomic, so two runs cannot share one."""
-    with _disk_errors(parent / name):
+    with _disk_errors(parent / name, ELSEWHERE):
         parent.mkdir(parents=True, exist_ok=True)
         for count in range(1, 1000):
             path = parent / (name if count == 1 else f"{name}-{count}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vp3d import run_folder
 from vp3d.config import PriorConfig
 from vp3d.diffusion.prior import load_prior
+from vp3d.errors import UserError
 from vp3d.evaluate.judge import load_judge
 from vp3d.manifest import verify_files
 from vp3d.rewards.encoders import load_clip
@@ -195,3 +198,18 @@ def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: str, capsys: pytes
     with pytest.raises(SystemExit):
         train.main(["prior", f"--lr={rate}", "--data", str(tmp_path / "data")])
     assert "--lr takes a number between 0 and 1" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("problem", [UserError("damaged"), FileNotFoundError(2, "No such file or directory", "vae")])
+def test_what_is_missing_is_one_line_and_no_traceback(
+    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(data, "training_pictures", fail)
+    monkeypatch.setattr(run_folder, "write_json", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["train", "autoencoder", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("vp3d.toybox.train", run_name="__main__")
+    assert caught.value.code == str(problem)
