@@ -200,6 +200,7 @@ def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: str, capsys: pytes
     assert "--lr takes a number between 0 and 1" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("problem", [UserError("damaged"), FileNotFoundError(2, "No such file or directory", "vae")])
 def test_what_is_missing_is_one_line_and_no_traceback(
     problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
