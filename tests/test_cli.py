@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from vp3d import cli, console, doctor
@@ -99,6 +100,8 @@ MISTAKES = [
     (["a ball", "--config", "/"], "cannot read config file"),
     (["render", "a" * 300], "File name too long"),
     (["render", "mesh.glb", "field.resolution=9"], "changes nothing here"),
+    (["render", "mesh.glb", "export.faces=12"], "reads export.turntable, export.turntable_frames, export.turntable_size"),
+    (["export", "/nowhere", "exporter.grid=3"], "changes nothing here"),
     (["export", "/nowhere", "prompt=a mug"], "changes nothing here"),
     (["a ball", "--faces", "-5"], "'export.faces'"),
     (["a ball", "optim.step=3"], "did you mean 'optim.steps'"),
@@ -108,6 +111,7 @@ MISTAKES = [
     (["export", "/nowhere"], "not a run folder"),
     (["export", "/nowhere", "grid"], "key=value"),
     (["render", "/nowhere.glb"], "does not exist"),
+    (["models", "fetch", "nope"], "no model called 'nope'; `python launch.py models list`"),
     (["doctor", "now"], "key=value"),
     (["evaluate", "a mug"], "key=value"),
     (["evaluate", "optim.step=3"], "did you mean 'optim.steps'"),
@@ -133,6 +137,14 @@ def test_a_run_without_ffmpeg_does_not_begin(
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     assert cli.main(["a red mug", f"output_dir={tmp_path / 'runs'}"]) == 2
     assert "pip install imageio-ffmpeg" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_picture_without_an_object_leaves_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(tmp_path / "flat.png")
+    words = ["--image", str(tmp_path / "flat.png"), f"output_dir={tmp_path / 'runs'}", "export.turntable=gif"]
+    assert cli.main(["a red mug", *words]) == 2
+    err = capsys.readouterr().err
+    assert "no object stands out from the background" in err and err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
 def test_cuda_where_there_is_none_is_one_line_and_auto_is_not(
@@ -321,6 +333,18 @@ def test_export_and_resume_take_up_the_settings_of_the_run(tmp_path: Path, capsy
         assert cli.main(words) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.splitlines()[-1].startswith("vp3d: ") and part in err
+
+
+def test_resume_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.safetensors").write_bytes(b"abc")
+    words = ["prompt=a mug", f"output_dir={tmp_path}", f"prior.path={tmp_path / 'mine'}", "export.turntable=gif"]
+    run = RunFolder.create(load_config(None, [], words))
+    (tmp_path / "mine" / "a.safetensors").write_bytes(b"abd")
+    assert cli.main(["resume", str(run.path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("vp3d: ") and err.count("\n") == 1
+    assert "mine/a.safetensors is not the weight file" in err and f"launch.py export {run.path}" in err
 
 
 def pins(path: Path) -> dict[str, str]:

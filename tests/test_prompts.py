@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from vp3d import prompts
+from vp3d.config import ROOT, Config
 from vp3d.errors import UserError
+from vp3d.pipeline import is_outside_grammar
 from vp3d.prompts import (
     Vocabulary,
     check_negative_prompt,
     check_prompt,
+    is_in_grammar,
     load_vocabulary,
     normalize_prompt,
     strip_view,
@@ -21,6 +25,7 @@ from vp3d.prompts import (
     view_prompts,
     view_words,
 )
+from vp3d.toybox.scenes import caption, parse_caption, sample_spec, without_colors
 from vp3d.types import Camera
 
 WORDS = "red yellow pink green purple brown white sphere cube cone cylinder chair mushroom stem legs stripes with on next to"
@@ -175,6 +180,53 @@ def test_unknown_words_stay_one_short_line(vocabulary: Vocabulary) -> None:
 def test_an_object_is_needed(vocabulary: Vocabulary) -> None:
     message = refusal("a red with yellow stripes", vocabulary)
     assert "names no object" in message and "mushroom" in message
+
+
+EMBEDDED = load_vocabulary(ROOT / "assets" / "toybox" / "vocabulary.json")
+
+
+def test_every_caption_is_in_the_grammar_with_colours_and_without() -> None:
+    rng = np.random.default_rng(0)
+    for spec in (sample_spec(rng) for _ in range(500)):
+        for text in (caption(spec), without_colors(caption(spec))):
+            assert is_in_grammar(text, EMBEDDED), text
+            assert is_in_grammar(f"{text.upper()}, back left view from above.", EMBEDDED), text
+    assert EMBEDDED.patterns == {"stripes", "checks"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "red blue green cube cube cube on on",
+        "a chair with yellow stripes",
+        "a purple chair with brown wheels",
+        "a red cube next to a blue cube next to a green cube",
+        "a red cube with",
+        "a red cube on",
+        "a red cube next a cone",
+        "a red cube, a blue cone",
+        "with a red cube",
+        "a sphere red",
+        "a red blue sphere",
+        "a red sphere with red yellow stripes",
+    ],
+)
+def test_known_words_in_no_sentence_of_the_grammar(prompt: str) -> None:
+    check_prompt(prompt, EMBEDDED)
+    assert not is_in_grammar(prompt, EMBEDDED)
+    with pytest.raises(ValueError, match="not a toybox caption"):
+        parse_caption(prompt.replace("a red cube, a blue cone", "a red cube a blue cone"))
+
+
+def test_a_vocabulary_without_parts_tells_no_grammar(vocabulary: Vocabulary) -> None:
+    assert is_in_grammar("cube cube with on", vocabulary)
+
+
+def test_a_prompt_outside_the_grammar_is_warned_of_in_the_run() -> None:
+    config = Config(prompt="a chair with yellow stripes")
+    assert is_outside_grammar(config)
+    config.prior.vocabulary = ""
+    assert not is_outside_grammar(config)
 
 
 def test_negative_prompt_may_be_empty_but_not_unknown(vocabulary: Vocabulary) -> None:

@@ -52,7 +52,8 @@ def start(straight: Path, root: Path, steps: int = 12) -> subprocess.Popen[bytes
     save_config(config, root / "run.yaml")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     command = [sys.executable, "-c", RUN, str(root / "run.yaml")]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (root / "stderr").open("w") as told:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=told)
 
 
 def wait_for(pattern: str, folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -102,6 +103,8 @@ def test_ctrl_c_stops_and_exports_what_there_is(straight: Path, tmp_path: Path) 
     done = run.events("done")[-1]
     assert done["stopped"] and 2 <= done["steps"] < 2000 and run.events("stopped")
     assert (run_dir / "model.glb").stat().st_size > 1000 and (run_dir / "report.html").is_file()
+    last = (tmp_path / "stderr").read_text().splitlines()[-1]
+    assert f"cut short at step {done['steps']} of 2000; to go on: python launch.py resume {run_dir}" in last
 
 
 def test_export_without_a_checkpoint_says_what_to_do(straight: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from vp3d.errors import UserError
 from vp3d.run_folder import (
     RunFolder,
     atomic_write,
+    changed_weights,
     git_state,
     plain,
     sha256_file,
@@ -97,12 +98,10 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
 def test_unwritable_output_is_one_line(tmp_path: Path, place: str) -> None:
     (tmp_path / "FILE").touch()
     place = place.replace("FILE", str(tmp_path / "FILE"))
-    for attempt in (
-        lambda: RunFolder.create(load_config(None, [], ["prompt=x", f"output_dir={place}"])),
-        lambda: write_text(Path(place) / "x.txt", "x"),
-    ):
-        with pytest.raises(UserError, match=r"^cannot write [^\n]*output_dir=FOLDER$"):
-            attempt()
+    with pytest.raises(UserError, match=r"^cannot write [^\n]*output_dir=FOLDER$"):
+        RunFolder.create(load_config(None, [], ["prompt=x", f"output_dir={place}"]))
+    with pytest.raises(UserError, match=r"^cannot write [^\n]*try again; `launch.py resume RUN` goes on with a run$"):
+        write_text(Path(place) / "x.txt", "x")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -129,6 +128,8 @@ def test_create_and_open(config: Config) -> None:
     assert RunFolder.open(run.path).config() == config
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
+    assert {"numba", "scipy", "scikit-image", "fast_simplification", "Pillow", "xatlas"} <= set(manifest["versions"])
+    assert None not in manifest["versions"].values()
     digest = hashlib.sha256(b"abc").hexdigest()
     assert manifest["weights"] == {f"{config.prior.path}/a.safetensors": digest, "some/hub-id": "not a local folder"}
     assert {"python", "platform", "device", "git", "command"} <= set(manifest)
@@ -225,6 +226,39 @@ def test_hashes(tmp_path: Path) -> None:
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert sha256_file(tmp_path / "b.safetensors") == empty
     assert list(weight_hashes((str(tmp_path), ""))) == [f"{tmp_path}/b.safetensors", f"{tmp_path}/sub/a.safetensors"]
+
+
+def test_weights_that_changed_since_the_run_began_are_named(config: Config) -> None:
+    folder = Path(config.prior.path)
+    run = RunFolder.create(config)
+    assert changed_weights(run, config) == ""
+    (folder / "a.safetensors").write_bytes(b"abd")
+    assert changed_weights(run, config) == f"{folder}/a.safetensors"
+    (folder / "a.safetensors").write_bytes(b"abc")
+    (folder / "b.safetensors").write_bytes(b"more")
+    assert changed_weights(run, config) == f"{folder}/b.safetensors"
+    for path in folder.iterdir():
+        path.unlink()
+    assert changed_weights(run, config) == f"{folder}/a.safetensors"
+
+
+def test_a_prior_that_has_drawn_may_change(config: Config) -> None:
+    drawing = Path(config.prior.path).parent / "drawing"
+    drawing.mkdir()
+    (drawing / "d.safetensors").write_bytes(b"1")
+    config.visual_prompt.prior.path = str(drawing)
+    run = RunFolder.create(config)
+    (drawing / "d.safetensors").unlink()
+    assert changed_weights(run, config) == f"{drawing}/d.safetensors"
+    write_json(run.visual_prompt / "scores.json", {})
+    assert changed_weights(run, config) == ""
+
+
+def test_a_lost_manifest_is_one_line(config: Config) -> None:
+    run = RunFolder.create(config)
+    (run.path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^[^\n]*manifest.json is missing or damaged \(KeyError\)[^\n]*launch.py export"):
+        changed_weights(run, config)
 
 
 def test_git_state(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def test_export_again_with_other_settings(asset: Asset, tmp_path: Path) -> None:
     config.export.faces, config.export.formats = 100, ["glb"]
     again = pipeline.export_run(folder, config)
     assert len(again.mesh.faces) <= 100
+    kept = RunFolder.open(folder).config()
+    assert kept.export.faces == 100 and kept.export.formats == ["glb", "obj", "ply", "stl"], "what was used, for the next export"
+    assert "faces: 100\n" in (folder / "report.html").read_text(encoding="utf-8")
+    config.export.formats = kept.export.formats
+    assert kept == config
     assert len(trimesh.load_mesh(folder / "model.stl").faces) <= 100, "what lies there is made anew, or it would be stale"
     assert len(next(iter(trimesh.load_scene(folder / "model.glb").geometry.values())).faces) <= 100
     (folder / "model.glb").unlink()

@@ -13,7 +13,7 @@ from vp3d.errors import UserError
 from vp3d.evaluate.report import time_spent
 from vp3d.export.surface import EmptyMesh
 from vp3d.export.writers import read_mesh
-from vp3d.run_folder import RunFolder
+from vp3d.run_folder import RunFolder, changed_weights
 from vp3d.types import Mesh
 
 
@@ -29,14 +29,15 @@ class Made:
 def make(config: Config, work: Path) -> Made:
     """The one run of `config` below the folder `work`: the finished one, else the unfinished one continued, else a new one.
 
-    Runs of other settings in `work` are left alone. Ctrl-C, which makes a run export what there is, is a KeyboardInterrupt
-    here: a run that was cut short is not what was asked for, and goes on next time.
+    Runs of other settings in `work` are left alone, unfinished ones of other weights too. Ctrl-C, which makes a run export
+    what there is, is a KeyboardInterrupt here: a run that was cut short is not what was asked for, and goes on next time.
     """
     config = dataclasses.replace(config, output_dir=str(work))
     mine = [run for run in found_runs(work) if run.config() == config]
     done = next((run for run in mine if is_finished(run)), None)
     if done is None:
-        asset = pipeline.generate(config, resume_from=mine[-1].path if mine else None)
+        begun = [run for run in mine if not changed_weights(run, config)]
+        asset = pipeline.generate(config, resume_from=begun[-1].path if begun else None)
         done = RunFolder.open(asset.run_dir)
         if not is_finished(done):
             say(f"stopped in {done.path}; the same command goes on with it")

@@ -1,7 +1,8 @@
 """The command line: argv -> Config -> one verb. No logic beyond that.
 
 Each verb imports what it needs when it runs, so `--help` and wrong arguments are answered before torch is loaded.
-Exit codes: 0 done, 1 `doctor` found something broken, 2 a mistake of the user's (one line on stderr), 130 Ctrl-C.
+Exit codes: 0 done, or stopped by one Ctrl-C and exported, 1 `doctor` found something broken, 2 a mistake of the user's (one
+line on stderr), 130 Ctrl-C that ended it at once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vp3d.weights import pin_places
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PROMPT_LENGTH = 200  # characters
+TURNTABLE = ("export.turntable", "export.turntable_frames", "export.turntable_size")  # all that `render` reads
 EXIT_UNHEALTHY, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 OVERVIEW = """\
@@ -49,6 +51,15 @@ Settings are layered: defaults, then --preset, then each --config FILE, then opt
 and its default is in vp3d/config.py; the ones a run used are in its config.yaml. A FILE may also be a dreamfusion or
 magic3d-coarse YAML of threestudio: what is not understood of it is named on stderr. Ctrl-C once stops and exports what
 there is; `launch.py resume RUN` goes on later.
+"""
+
+EXPORT_EPILOG = """\
+The settings stay with the run: its config.yaml and report have those of the last export, and an `export` or `resume` without
+options takes them again. Formats that lie there are made anew as well, or they would show an older mesh.
+
+examples:
+  launch.py export outputs/RUN --faces 2000 export.grid=144
+  launch.py export outputs/RUN --formats glb export.turntable=gif
 """
 
 MODELS_EPILOG = """\
@@ -181,7 +192,7 @@ def add_export_arguments(parser: Parser) -> None:
 def add_render_arguments(parser: Parser) -> None:
     """Arguments of `render`."""
     parser.add_argument("path", metavar="MESH_OR_RUN", type=Path, help="a .glb, .obj, .ply, .stl file or a run folder")
-    add_words(parser, "key=value", "export.turntable_frames=96, export.turntable_size=256")
+    add_words(parser, "key=value", "export.turntable=gif, export.turntable_frames=96, export.turntable_size=256; no others")
 
 
 def add_doctor_arguments(parser: Parser) -> None:
@@ -246,14 +257,15 @@ def option_overrides(arguments: argparse.Namespace) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
-def only_overrides(arguments: argparse.Namespace, groups: tuple[str, ...] = ()) -> list[str]:
-    """The options and key=value words of a verb that takes no prompt and reads only these groups of settings (() for all)."""
+def only_overrides(arguments: argparse.Namespace, read: tuple[str, ...] = ()) -> list[str]:
+    """The options and key=value words of a verb that takes no prompt and reads only these settings or groups (() for all)."""
     prompt, overrides = split_words(arguments.words)
     if prompt is not None:
         raise UserError(f"'{prompt}' is not of the form key=value")
-    idle = next((word for word in overrides if groups and word.partition("=")[0].partition(".")[0] not in groups), None)
+    keys = {word: word.partition("=")[0] for word in overrides if read}
+    idle = next((word for word, key in keys.items() if not f"{key}.".startswith(tuple(f"{name}." for name in read))), None)
     if idle is not None:
-        raise UserError(f"'{idle}' changes nothing here; settings of this verb begin with {' or '.join(groups)}")
+        raise UserError(f"'{idle}' changes nothing here; this verb reads {', '.join(read)}")
     return option_overrides(arguments) + overrides
 
 
@@ -329,7 +341,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 def render(arguments: argparse.Namespace) -> int:
     """Write a turntable video of a mesh file or a run; prints its path."""
-    overrides = only_overrides(arguments, ("export",))
+    overrides = only_overrides(arguments, TURNTABLE)
     if not arguments.path.exists():
         raise UserError(f"{arguments.path} does not exist; give a mesh file or a run folder")
     from vp3d import pipeline
@@ -408,7 +420,7 @@ def models(arguments: argparse.Namespace) -> int:
 VERBS = {
     "generate": Verb("make a 3D asset from a prompt", add_generate_arguments, generate, GENERATE_EPILOG),
     "resume": Verb("go on with a stopped or killed run", add_run_argument, resume),
-    "export": Verb("export a run again, with other settings", add_export_arguments, export),
+    "export": Verb("export a run again, with other settings", add_export_arguments, export, EXPORT_EPILOG),
     "render": Verb("write a turntable of a mesh file or a run", add_render_arguments, render),
     "models": Verb("list, fetch and check published weights", add_models_arguments, models, MODELS_EPILOG),
     "evaluate": Verb("measure assets: a suite, or a folder of meshes", add_evaluate_arguments, evaluate, EVALUATE_EPILOG),

@@ -7,6 +7,7 @@ prompt, checkpoints) and is taken from there on resume; every random number come
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from vp3d.config import Config, CudaConfig, ExportConfig, expand, locate, weight_places
 from vp3d.console import Progress, StopFlag, say
-from vp3d.cutout import read_picture
 from vp3d.diffusion.debias import debiased_prompts
 from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
@@ -35,6 +35,7 @@ from vp3d.prompts import (
     all_views,
     check_negative_prompt,
     check_prompt,
+    is_in_grammar,
     load_vocabulary,
     view_prompts,
     with_view,
@@ -43,17 +44,21 @@ from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.volume import DENSE, March, OccupancyGrid, render_rays
 from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
-from vp3d.run_folder import RunFolder, check_output
+from vp3d.run_folder import RunFolder, changed_weights, check_output
 from vp3d.train import loop
 from vp3d.train.coarse import Coarse, Reward, make_generator, make_generators, part
 from vp3d.train.memory import fit_to_memory, free_memory_gb
 from vp3d.types import Asset, Camera, to_images
-from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt, read_reference
 from vp3d.weights import find_weights
 
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
 REFERENCE_GROUND = 1.0  # grey behind them, [0, 1]
+OUTSIDE_GRAMMAR = (
+    "the prompt is outside the grammar that the embedded models were trained on, so the result may not follow it; inside are, "
+    'for example, "a red sphere with yellow stripes", "a purple chair with brown legs" and "a pink cone on a green cylinder"'
+)
 LESS_FOR_MODELS = (  # what needs less memory, told when there was too little
     "free memory on the device, set prior.offload_encoders=true or prior.dtype=float16, or take configs/sd15-low-vram.yaml"
 )
@@ -72,11 +77,15 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
     """Make the asset `config` asks for, in a new run folder, or go on with the run in `resume_from`."""
     device = resolve_device(config.backend)
     check_request(config, new=resume_from is None)
+    if resume_from is not None:
+        check_same_weights(RunFolder.open(resume_from), config)
     fitted = fit_to_device(config, device)
     models = load_models(fitted, device)
     run = RunFolder.create(config) if resume_from is None else RunFolder.open(resume_from)
     with run.lock():
         run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=resume_from is not None)
+        if resume_from is None and is_outside_grammar(config):
+            teller(run)("warning", message=OUTSIDE_GRAMMAR)
         visual_prompt = find_visual_prompt(fitted, models, run, device)
         stage = build_coarse(fitted, models, visual_prompt, run, device)
         with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
@@ -84,17 +93,25 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
         asset = export_field(outcome.result, config, run, device)
         present(asset, config, run)
         run.event("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
+    if outcome.stopped:
+        say(f"stopped: this asset is cut short at step {outcome.steps} of {config.optim.steps}; to go on: {resume_command(run)}")
     return asset
 
 
+def resume_command(run: RunFolder) -> str:
+    """What to type to go on with a run."""
+    return f"python launch.py resume {shlex.quote(str(run.path))}"
+
+
 def export_run(run_dir: Path, config: Config) -> Asset:
-    """Make the files of a run again from its newest checkpoint, with the `export` settings of `config`."""
+    """Make the files of a run again from its newest checkpoint, with the `export` settings of `config`; they are kept."""
     check_video(config.export)
     run = RunFolder.open(run_dir)
     with run.lock():
         device = resolve_device(config.backend)
         run.event("start", prompt=config.prompt, device=str(device), only="export")
         asset = export_field(load_field(run, device, config.cuda), config, run, device)
+        run.keep_export(dataclasses.replace(config.export, formats=exported_formats(run)))
         present(asset, config, run)
     return asset
 
@@ -113,10 +130,15 @@ def render_path(path: Path, config: ExportConfig) -> Path:
 
 def exported(run: RunFolder) -> Path:
     """The best mesh file of a run: the first format of `WRITERS` that is there."""
-    for kind in WRITERS:
-        if (run.path / f"model.{kind}").is_file():
-            return run.path / f"model.{kind}"
+    kinds = exported_formats(run)
+    if kinds:
+        return run.path / f"model.{kinds[0]}"
     raise UserError(f"{run.path} has no mesh yet; `launch.py resume {run.path}` finishes it")
+
+
+def exported_formats(run: RunFolder) -> list[Any]:
+    """The formats of `WRITERS` that lie in a run, in their order."""
+    return [kind for kind in WRITERS if (run.path / f"model.{kind}").is_file()]
 
 
 def resolve_device(backend: str) -> torch.device:
@@ -137,7 +159,7 @@ def fit_to_device(config: Config, device: torch.device) -> Config:
 
 
 def check_request(config: Config, new: bool) -> None:
-    """Refuse what cannot work before anything heavy is loaded; a `new` run must also read its picture and have a place."""
+    """Refuse what cannot work before anything heavy is loaded; a `new` run must also cut out its picture and have a place."""
     for prior in (config.prior, config.visual_prompt.prior):
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         check_prompt(config.prompt, vocabulary)
@@ -147,9 +169,25 @@ def check_request(config: Config, new: bool) -> None:
             find_weights(place, key)
     check_video(config.export)
     if config.image and new:
-        read_picture(expand(config.image))
+        read_reference(config)
     if new:
         check_output(expand(config.output_dir))
+
+
+def is_outside_grammar(config: Config) -> bool:
+    """Whether a prior of this run knows the prompt's words and was trained on no such sentence."""
+    vocabularies = {prior.vocabulary for prior in (config.prior, config.visual_prompt.prior) if prior.vocabulary}
+    return not all(is_in_grammar(config.prompt, load_vocabulary(locate(path))) for path in vocabularies)
+
+
+def check_same_weights(run: RunFolder, config: Config) -> None:
+    """Refuse to go on with other weights than a run began with: half of it would be another model's, and its manifest untrue."""
+    changed = changed_weights(run, config)
+    if changed:
+        raise UserError(
+            f"{changed} is not the weight file that {run.path} began with (see its manifest.json); put that file back, start a "
+            f"new run, or take what there is with `launch.py export {shlex.quote(str(run.path))}`"
+        )
 
 
 def check_video(config: ExportConfig) -> None:
@@ -221,6 +259,8 @@ def teller(run: RunFolder) -> Callable[..., None]:
 
     def tell(kind: str, **data: Any) -> None:
         run.event(kind, **data)
+        if kind == "warning":
+            say(f"warning: {data['message']}")
         if kind == "out_of_memory":
             say(f"out of memory: going on with {data['chunk']:,} samples at once")
 
@@ -303,10 +343,10 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
     cameras = orbit(azimuths, elevations, config.camera.distance, config.camera.fov_deg)
     rgb, opacity = field_views(field, config, cameras, REFERENCE_SIZE, device)
     bounds = OccupancyGrid(config.render).to(device)
-    mesh = export_mesh(field, config.export, cameras, opacity, device, run.event, bounds.contains)
+    mesh = export_mesh(field, config.export, cameras, opacity, device, teller(run), bounds.contains)
     figures: dict[str, float] = {}
-    there = {kind for kind in WRITERS if (run.path / f"model.{kind}").is_file()}  # an older mesh beside this one would mislead
-    kinds = sorted(there.union(config.export.formats), key=list(WRITERS).index)
+    there = exported_formats(run)  # an older mesh beside this one would mislead
+    kinds = sorted({*there, *config.export.formats}, key=list(WRITERS).index)
     for kind in kinds:
         path = run.path / f"model.{kind}"
         WRITERS[kind](mesh, path)

@@ -5,7 +5,8 @@ end (`normalize_prompt`). The view stands last: "a red mushroom with a white ste
 the front and grows counter-clockwise seen from above, so 90 degrees is the object's left side; elevation 0 is level.
 
 A vocabulary file is `{"words": [...], "nouns": [...], "colors": {"red": [r, g, b]}, "held_out": [["red", "cube"]]}`, with
-an optional `"max_words"`. A prior for the open world has none.
+an optional `"max_words"`. With `"parts": {"chair": "legs"}` it also tells the grammar of the captions (see `is_in_grammar`):
+other nouns are solids, and its words that are nothing else are patterns. A prior for the open world has no vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vp3d.errors import UserError
@@ -36,6 +37,7 @@ ABOVE_DEG = 25.0  # elevation beyond which a view is "from above"
 MAX_WORDS = 60  # what fits a CLIP text encoder of 77 tokens with some room for the view words
 MAX_WORDS_VOCABULARY = 20  # the longest sentence of a small grammar, unless its vocabulary says otherwise
 ARTICLES = frozenset({"a", "an"})
+RELATIONS = (["on"], ["next", "to"])
 OPEN_WORLD = "for the open world use --config configs/sd15.yaml"
 _VIEW = re.compile(rf"[\s,]*\b(?:{'|'.join(SECTORS)})(?:{ABOVE})?\s*$")
 
@@ -88,13 +90,23 @@ def normalize_prompt(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words a prior was trained on. `colors` are sRGB in [0, 1]; `held_out` are (colour, noun) pairs it never saw."""
+    """The words a prior was trained on. `colors` are sRGB in [0, 1]; `held_out` are (colour, noun) pairs it never saw.
+
+    `parts` is the part of a noun that may have its own colour; empty where the file tells no grammar.
+    """
 
     words: frozenset[str]
     nouns: frozenset[str]
     colors: dict[str, tuple[float, float, float]]
     held_out: tuple[tuple[str, str], ...] = ()
     max_words: int = MAX_WORDS_VOCABULARY
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def patterns(self) -> frozenset[str]:
+        """The words that are no noun, colour, part, view or function word: "stripes"."""
+        other = {"with", *ARTICLES, *self.nouns, *self.colors, *self.parts.values()}.union(*RELATIONS)
+        return self.words - other - set(" ".join([*SECTORS, ABOVE]).split())
 
 
 def load_vocabulary(path: Path) -> Vocabulary:
@@ -109,6 +121,7 @@ def load_vocabulary(path: Path) -> Vocabulary:
             colors={name: (float(r), float(g), float(b)) for name, (r, g, b) in data["colors"].items()},
             held_out=tuple((color, noun) for color, noun in data.get("held_out", [])),
             max_words=int(data.get("max_words", MAX_WORDS_VOCABULARY)),
+            parts=dict(data.get("parts", {})),
         )
     except FileNotFoundError as error:
         raise UserError(f"vocabulary {path} is missing: {restore}") from error
@@ -138,6 +151,31 @@ def check_negative_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
     _check_length("negative prompt", _words(prompt), vocabulary)
     if vocabulary is not None:
         _check_known("negative prompt", _words(prompt), vocabulary)
+
+
+def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
+    """Whether a prompt of known words is a caption as the prior was trained on, each colour optional; True without a grammar.
+
+    `[COLOUR] NOUN`, then nothing, `with [COLOUR] PART` (or a pattern on a solid), or `on` or `next to` `[COLOUR] NOUN`.
+    """
+    if not vocabulary.parts:
+        return True
+    noun, rest = _read_object([word for word in _words(prompt) if word not in ARTICLES], vocabulary)
+    if not noun or not rest:
+        return bool(noun)
+    if rest[0] == "with":
+        allowed = {vocabulary.parts[noun]} if noun in vocabulary.parts else vocabulary.patterns
+        return rest[-1] in allowed and (len(rest) == 2 or len(rest) == 3 and rest[1] in vocabulary.colors)
+    relation = next((words for words in RELATIONS if rest[: len(words)] == words), rest)
+    other, rest = _read_object(rest[len(relation) :], vocabulary)
+    return bool(other) and not rest
+
+
+def _read_object(words: list[str], vocabulary: Vocabulary) -> tuple[str, list[str]]:
+    """The noun that `words` begin with, after at most one colour, and the words after it; "" where they begin with none."""
+    words = words[1:] if words and words[0] in vocabulary.colors else words
+    noun = next((noun for noun in vocabulary.nouns if words[: len(noun.split())] == noun.split()), "")
+    return noun, words[len(noun.split()) :]
 
 
 def _words(prompt: str) -> list[str]:

@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,17 +24,20 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vp3d import __version__
-from vp3d.config import ROOT, Config, expand, load_config, locate, save_config, weight_places
+from vp3d.config import ROOT, Config, ExportConfig, expand, load_config, locate, save_config, weight_places
 from vp3d.errors import UserError
 from vp3d.weights import MODELS, models_folder, read_receipt
 
-VERSIONED = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy", "trimesh", "xatlas")
+VERSIONED = (  # what shapes the bytes of a run
+    *("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "safetensors"),
+    *("numpy", "numba", "scipy", "scikit-image", "Pillow", "trimesh", "fast_simplification", "xatlas", "imageio-ffmpeg"),
+)
 SLUG_LENGTH = 40
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.\w+")  # names that `atomic_write` gives
 
@@ -43,17 +47,18 @@ except ImportError:  # Windows has no flock; two processes in one run folder are
     fcntl = None  # type: ignore[assignment]
 
 
+ELSEWHERE = "or choose another place with output_dir=FOLDER"  # of a run that is not begun yet
+
+
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, otherwise: str = "try again; `launch.py resume RUN` goes on with a run") -> Iterator[None]:
     """Turn any OSError about `path` into one line that says what to do."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "check the path and its permissions"
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; {advice} or choose another place with output_dir=FOLDER"
-        ) from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice}, {otherwise}") from error
 
 
 @contextmanager
@@ -140,11 +145,11 @@ class RunFolder:
         """Make `<output_dir>/<time>-<slug>-s<seed>/` (then -2, -3, ... if taken) with config.yaml and manifest.json."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(config.prompt)}-s{config.seed}"
         run = cls(_claim(expand(config.output_dir), name))
-        with _disk_errors(run.path):
+        with _disk_errors(run.path, ELSEWHERE):
             run.checkpoints.mkdir()
             run.visual_prompt.mkdir()
-        save_config(config, run.path / "config.yaml")
         write_json(run.path / "manifest.json", describe_run(config))
+        save_config(config, run.path / "config.yaml")  # last: it makes the folder a run
         return run
 
     @classmethod
@@ -165,6 +170,21 @@ class RunFolder:
     def config(self) -> Config:
         """The configuration the run was started with."""
         return load_config(None, [self.path / "config.yaml"], [])
+
+    def keep_export(self, export: ExportConfig) -> None:
+        """Note in config.yaml the export settings the run's files were made with; the rest of it stays."""
+        save_config(replace(self.config(), export=export), self.path / "config.yaml")
+
+    def noted_weights(self) -> dict[str, str]:
+        """The weight files the run began with and their hashes, from manifest.json; UserError where it cannot be read."""
+        path = self.path / "manifest.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))["weights"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is missing or damaged ({type(error).__name__}): it notes which weights this run began with; restore "
+                f"it, start a new run, or take what there is with `launch.py export {shlex.quote(str(self.path))}`"
+            ) from error
 
     def event(self, kind: str, **data: object) -> None:
         """Append one line to events.jsonl: the time (seconds since 1970), the kind, and `data`."""
@@ -204,7 +224,7 @@ class RunFolder:
 
 def check_output(folder: Path) -> None:
     """Raise UserError unless runs can be written to `folder`, before any work is done; it is made if it is not there."""
-    with _disk_errors(folder):
+    with _disk_errors(folder, ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -220,7 +240,7 @@ def _parse_event(line: str) -> dict[str, Any] | None:
 
 def _claim(parent: Path, name: str) -> Path:
     """Make the first free one of `name`, `name-2`, ... in `parent`; mkdir is atomic, so two runs cannot share one."""
-    with _disk_errors(parent / name):
+    with _disk_errors(parent / name, ELSEWHERE):
         parent.mkdir(parents=True, exist_ok=True)
         for count in range(1, 1000):
             path = parent / (name if count == 1 else f"{name}-{count}")
@@ -265,6 +285,18 @@ def weight_hashes(places: Iterable[str]) -> dict[str, str]:
         else:
             hashes[place] = "not a local folder"
     return hashes
+
+
+def changed_weights(run: RunFolder, config: Config) -> str:
+    """The first weight file that is not what it was when the run began, "" where all are the same.
+
+    A prior that only draws is left out once the visual prompt is there: nothing reads it any more.
+    """
+    drawn = (run.visual_prompt / "scores.json").is_file()
+    places = [place for key, place in weight_places(config) if not (drawn and key.startswith("visual_prompt."))]
+    noted, now = run.noted_weights(), weight_hashes(places)
+    mine = {name for name in noted if any(name == place or name.startswith(f"{place}/") for place in places)}
+    return next((name for name in sorted(mine | now.keys()) if noted.get(name) != now.get(name)), "")
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ def make_visual_prompt(
 ) -> VisualPrompt:
     """Draw (or read `config.image`), cut out, score, choose; keep everything in the run folder and return what was kept."""
     if config.image:
-        candidates, masks = _from_file(expand(config.image), config)
+        candidates, masks = read_reference(config)
     else:
         candidates, masks = _draw(prior, prompt, config, generator)
     candidates, masks = _as_stored(candidates), _as_stored(masks)
@@ -76,7 +76,10 @@ def make_visual_prompt(
     scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
     usable = {n: score for n, score in enumerate(scores) if score is not None}
     if not usable:
-        raise UserError(_refusal(config, len(candidates)))
+        raise UserError(
+            f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground; try another seed=N, "
+            "more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X, or give a picture with --image"
+        )
     chosen = max(usable, key=usable.__getitem__)
     found = VisualPrompt(
         _as_stored(cutouts[chosen : chosen + 1]), masks[chosen : chosen + 1], candidates, scores, chosen
@@ -114,13 +117,19 @@ def _draw(prior: Sampler, prompt: str, config: Config, generator: torch.Generato
     return drawn, torch.stack([border_flood(rgb, settings.cutout_tolerance) for rgb in drawn])
 
 
-def _from_file(path: Path, config: Config) -> tuple[Tensor, Tensor]:
-    """The user's picture as `[1, 3, R, R]` in [0, 1] with its mask `[1, 1, R, R]`, R the prior's resolution."""
+def read_reference(config: Config) -> tuple[Tensor, Tensor]:
+    """The user's picture as `[1, 3, R, R]` in [0, 1] with its mask `[1, 1, R, R]`, R the prior's resolution.
+
+    UserError, one line, for a file that is no picture and for a picture without an object that can be cut out.
+    """
+    path = expand(config.image)
     rgb, alpha = read_picture(path)
     mask = border_flood(rgb, config.visual_prompt.cutout_tolerance) if alpha is None else alpha
     if not is_usable(mask):
         raise UserError(f"--image {path}: {_what_is_wrong(mask)}; {PLAIN}")
     rgb, mask = square_up(rgb, mask, config.prior.resolution)
+    if not is_usable(_as_stored(mask)):
+        raise UserError(f"--image {path}: the object is lost at {config.prior.resolution} pixels; {PLAIN}")
     return rgb[None], mask[None]
 
 
@@ -128,15 +137,6 @@ def _what_is_wrong(mask: Tensor) -> str:
     if float(mask.mean()) > 0.5:
         return "the object cannot be told from its background (it seems to fill the whole picture)"
     return "no object stands out from the background"
-
-
-def _refusal(config: Config, count: int) -> str:
-    if config.image:
-        return f"--image {config.image}: the object is lost at {config.prior.resolution} pixels; {PLAIN}"
-    return (
-        f"none of the {count} drawn pictures shows an object that stands out from its ground; try another seed=N, "
-        "more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X, or give a picture with --image"
-    )
 
 
 @torch.no_grad()

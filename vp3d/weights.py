@@ -346,7 +346,7 @@ def find_model(name: str) -> Model:
     """The table's entry; UserError with the nearest name."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else ";"
         raise UserError(f"there is no model called '{name}'{hint} `python launch.py models list` shows them all")
     return MODELS[name]
 

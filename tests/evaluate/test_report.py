@@ -139,13 +139,14 @@ def test_a_bare_run_still_gets_its_report(make_run: Callable[[], RunFolder]) -> 
 
 def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
     told = [(5, 1.0), (10, "nan"), (15, 2.0), (5, 3.0)]
-    events = [{"kind": "step", "step": s, "sds": v, "reward_x": 0.1, "opacity": 0.2, "loss": 1.0, "eta_s": 3} for s, v in told]
+    rest = {"sds": 9.0, "x": -0.1, "smoothness": 0.0, "reward_x": 0.1, "opacity": 0.2, "loss": 1.0, "eta_s": 3}
+    events = [{"kind": "step", "step": s, "sparsity": v, **rest} for s, v in told]
     found = curves([{"kind": "start"}, *events])
-    steps, values = found["sds"]
+    steps, values = found["sparsity"]
     assert steps.tolist() == [5, 10, 15, 5, 5]
     assert values.tolist() == pytest.approx([1.0, np.nan, 2.0, np.nan, 3.0], nan_ok=True)
     plots = {title: list(group) for title, group in grouped(found).items()}
-    assert plots == {"Rewards": ["x"], "Opacity": ["opacity"], "Losses": ["sds"]}
+    assert plots == {"Rewards": ["x"], "Opacity": ["opacity"], "Losses": ["sparsity"]}, "no raw SDS"
     assert plot_svgs(events) == plot_svgs(events) and all("currentColor" in svg for svg in plot_svgs(events).values())
     assert not write_plots([], tmp_path / "plots.png") and not (tmp_path / "plots.png").exists()
 

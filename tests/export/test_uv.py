@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import trimesh
 
+from vp3d.export import uv
 from vp3d.export.uv import Unwrap, is_atlas, unwrap, unwrap_cells, unwrap_xatlas
+from vp3d.types import Mesh
 
 
 def ball(subdivisions: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -82,3 +85,14 @@ def test_is_atlas_refuses_other_triangles_and_bad_uvs() -> None:
     assert not is_atlas(Unwrap(good.mapping, good.faces, good.uv + 1, "cells"), faces)
     assert not is_atlas(Unwrap(good.mapping, good.faces, good.uv * np.nan, "cells"), faces)
     assert not is_atlas(Unwrap(good.mapping[:-3], good.faces[:-1], good.uv[:-3], "cells"), faces)
+
+
+@pytest.mark.parametrize(("deadline", "kinds"), [(60.0, ["warning", "mesh"]), (0.0, ["mesh"])])
+def test_our_own_atlas_is_warned_of_where_xatlas_was_asked_for(
+    deadline: float, kinds: list[str], export: Callable[..., Mesh], balls: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uv, "unwrap_xatlas", lambda *_: None)
+    told: list[tuple[str, dict[str, object]]] = []
+    export(balls(((0.0, 0.0, 0.0), 0.6)), event=lambda kind, **data: told.append((kind, data)), unwrap_deadline_s=deadline)
+    assert [kind for kind, _ in told] == kinds and told[-1][1]["atlas"] == "cells"
+    assert deadline == 0.0 or "xatlas failed or took more than 60 s" in str(told[0][1]["message"])

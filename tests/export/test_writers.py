@@ -192,3 +192,13 @@ def test_fit_to_cube_scales_only_what_does_not_fit(sided: Mesh) -> None:
     assert writers.fit_to_cube(sided) is sided
     big = writers.fit_to_cube(replace(sided, vertices=sided.vertices * 100 + 7))
     assert abs(big.vertices).max() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [1.0, 1.0e-6])
+def test_triangles_without_area_are_one_line_and_small_ones_are_none(size: float, tmp_path: Path) -> None:
+    rows = [f"v {size * x} {size * y} 0" for x, y in ((0, 0), (1, 0), (2, 0), (0, 1))]
+    (tmp_path / "flat.obj").write_text("\n".join([*rows, "f 1 2 3", "f 1 1 2"]))
+    with pytest.raises(UserError, match=r"^[^\n]*flat.obj shows nothing: all its triangles are without area[^\n]*$"):
+        writers.read_mesh(tmp_path / "flat.obj")
+    (tmp_path / "thin.obj").write_text("\n".join([*rows, "f 1 2 3", "f 1 2 4"]))
+    assert len(writers.read_mesh(tmp_path / "thin.obj").faces) == 2

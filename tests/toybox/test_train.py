@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vp3d import run_folder
 from vp3d.config import PriorConfig
 from vp3d.diffusion.prior import load_prior
+from vp3d.errors import UserError
 from vp3d.evaluate.judge import load_judge
 from vp3d.manifest import verify_files
 from vp3d.rewards.encoders import load_clip
@@ -210,3 +213,19 @@ def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(tmp_path: Path
         for key, parameter in begun[part].named_parameters():
             torch.testing.assert_close(found.get_parameter(key), parameter + 1.0)
     assert not list(tmp_path.iterdir()), "the next `align` begins anew"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("problem", [UserError("damaged"), FileNotFoundError(2, "No such file or directory", "vae")])
+def test_what_is_missing_is_one_line_and_no_traceback(
+    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(data, "training_pictures", fail)
+    monkeypatch.setattr(run_folder, "write_json", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["train", "autoencoder", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("vp3d.toybox.train", run_name="__main__")
+    assert caught.value.code == str(problem)

@@ -264,6 +264,21 @@ def test_collapse_restarts_once_and_says_so(tmp_path: Path, raw_density: float, 
     assert 0.01 < run.events("step")[-1]["opacity"] < 0.95
 
 
+@pytest.mark.parametrize(("step", "restarts", "why"), [(20, 0, "too late to start again"), (2, 1, "again, after a restart")])
+def test_a_collapse_that_cannot_be_helped_is_said(tmp_path: Path, step: int, restarts: int, why: str) -> None:
+    config = small_config(30)
+    config.output_dir = str(tmp_path)
+    run = RunFolder.create(config)
+    stage, said = make_stage(config, run), list[str]()
+    state = loop.LoopState(step, step, loop.Watchdog(restarts=restarts, collapsed_for=4))
+    watched = loop.Loop(stage, config, run, loop.silent, said.append, state, {}, loop.Pace())
+    for opacity in (0.0, 0.0):
+        loop.watch(watched, opacity)
+    (warning,) = run.events("warning")
+    assert said == [f"warning: {warning['message']}"] and state.step == step + 2 and not run.events("restart")
+    assert f"became empty at step {step + 1} of 30, {why}" in warning["message"]
+
+
 def test_stop_flag_keeps_what_there_is_and_resume_finishes(tmp_path: Path) -> None:
     straight = final(run_once(small_config(), tmp_path)[0])
     config = small_config()

@@ -32,15 +32,19 @@ def test_collapse_needs_patience_and_happens_once(opacity: float, kind: str) -> 
     watchdog = Watchdog()
     told = [watchdog.collapse(opacity, step, 100) for step in range(MIN_PATIENCE)]
     assert told == [""] * (MIN_PATIENCE - 1) + [kind]
+    assert watchdog.may_restart(MIN_PATIENCE, 100)
     watchdog.restarted()
     assert watchdog.rate_scale < 1.0 and watchdog.regulariser_scale < 1.0
-    assert not any(watchdog.collapse(opacity, step, 100) for step in range(50))
+    again = [watchdog.collapse(opacity, step, 100) for step in range(50)]
+    assert again.count(kind) == 1 and again[MIN_PATIENCE - 1] == kind, "told once, though it lasts"
+    assert not watchdog.may_restart(MIN_PATIENCE, 100)
 
 
-def test_collapse_is_not_told_late_or_when_it_recovers() -> None:
+def test_a_late_collapse_is_told_but_starts_nothing_again_and_recovery_is_not_told() -> None:
     assert not any(Watchdog().collapse(0.3, step, 100) for step in range(100))
     late = Watchdog()
-    assert not any(late.collapse(0.0, step, 100) for step in range(60, 100))
+    told = [late.collapse(0.0, step, 100) for step in range(60, 100)]
+    assert told.count("empty") == 1 and not any(late.may_restart(step, 100) for step in range(60, 100))
     flicker = Watchdog()
     assert not any(flicker.collapse(0.0 if step % MIN_PATIENCE else 0.2, step, 100) for step in range(50))
 

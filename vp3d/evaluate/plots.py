@@ -23,6 +23,7 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 INK = "#3b3f45"  # stands for the page's text colour until an SVG is finished
 PALETTE = ("#3b82c4", "#d9772b", "#2f9e6e", "#b04a9c", "#c9a227", "#7a6ad8", "#8a8f98")
 COUNTERS = {"time", "kind", "step", "steps", "iteration", "samples", "samples_per_s", "seconds_a_step", "eta_s", "rate_scale"}
+UNTOLD = ("loss", "sds")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "vp3d", "font.size": 10, "font.family": "sans-serif",
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -59,26 +60,30 @@ def _curve(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarra
 
 
 def grouped(found: Curves) -> dict[str, Curves]:
-    """The curves by plot: "Rewards" (higher is better), "Opacity", "Losses" (unweighted terms); empty plots are left out."""
+    """The curves by plot: "Rewards" (higher is better), "Opacity", "Losses" (unweighted terms); empty plots are left out.
+
+    Losses are drawn on a logarithmic axis: one that is never above zero, such as a reward's, whose value is plotted anyway, is
+    left out. The raw SDS number means nothing, and the weighted sum says nothing that its parts do not.
+    """
     plots: dict[str, Curves] = {"Rewards": {}, "Opacity": {}, "Losses": {}}
     for name, curve in found.items():
         plot = "Rewards" if name.startswith("reward") else "Opacity" if name == "opacity" else "Losses"
-        if name != "loss":  # the weighted sum says nothing that its parts do not
+        if name not in UNTOLD and (plot != "Losses" or bool((curve[1] > 0.0).any())):
             plots[plot][name.removeprefix("reward_").replace("_", " ")] = curve
     return {title: group for title, group in plots.items() if any(np.isfinite(v).any() for _, v in group.values())}
 
 
 def draw(axes: Axes, title: str, group: Curves) -> None:
-    """One plot. Losses of unlike size share a logarithmic axis; a flat curve of zeros is left out of it."""
+    """One plot. Losses of unlike size share a logarithmic axis."""
     for color, (name, (steps, values)) in zip(PALETTE * (1 + len(group) // len(PALETTE)), group.items(), strict=False):
         axes.plot(steps, values, color=color, label=name, marker="." if np.isfinite(values).sum() < 3 else "")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel("step")
-    if title == "Losses" and any((v[np.isfinite(v)] > 0).any() for _, v in group.values()):
+    if title == "Losses":
         axes.set_yscale("log")
     if title == "Opacity":
         axes.set_ylim(0.0, 1.0)
-    elif len(group) > 1 or title == "Rewards":
+    else:
         axes.legend(loc="best", fontsize=9)
 
 

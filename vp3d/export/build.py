@@ -14,6 +14,11 @@ from vp3d.export.surface import SurfaceField, density_grid, extract_surface, is_
 from vp3d.export.uv import unwrap
 from vp3d.types import Camera, Mesh
 
+OWN_ATLAS = (
+    "xatlas failed or took more than {seconds:g} s: the texture has our own atlas, where every triangle lies alone; "
+    "`launch.py export RUN export.unwrap_deadline_s=N` gives it more time"
+)
+
 
 def export_mesh(
     field: SurfaceField,
@@ -29,7 +34,7 @@ def export_mesh(
     `reference_opacity [B, H, W]` (or `[B, 1, H, W]`) in [0, 1] is the field's own rendering from the B `cameras`.
     `within(x [N, 3]) -> [N]` bool says where matter counts (everywhere), as it did when the field was rendered.
     `event(kind, **figures)` (as `RunFolder.event`) is told the threshold, IoU and face count, whether it is closed,
-    and who made the atlas.
+    and who made the atlas; and it is warned where xatlas was to make it and did not.
     Raises EmptyMesh when there is no surface.
     """
     opacity = reference_opacity.detach().reshape(len(cameras), *reference_opacity.shape[-2:])
@@ -44,6 +49,8 @@ def export_mesh(
         field, replace(mesh, faces=atlas.faces, uv=atlas.uv, **split), config.texture_size, cell, device
     )
     if event is not None:
+        if atlas.method != "xatlas" and config.unwrap_deadline_s > 0.0:
+            event("warning", message=OWN_ATLAS.format(seconds=config.unwrap_deadline_s))
         event(
             "mesh", threshold=surface.threshold, silhouette_iou=surface.iou, faces=len(mesh.faces),
             watertight=is_watertight(surface.mesh), atlas=atlas.method,

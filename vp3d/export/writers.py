@@ -135,7 +135,7 @@ def read_mesh(path: Path) -> Mesh:
     """The mesh in a .glb, .obj, .ply or .stl file, in our frame; our own or another program's.
 
     All parts of a scene are joined (see `join`); textures, vertex colours and material base colours are kept.
-    Raises UserError for a missing, unreadable, empty or broken file.
+    Raises UserError for a missing, unreadable, empty or broken file, and for one whose triangles are all without area.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"cannot read {path} as a mesh: give a file ending in {', '.join(SUFFIXES)}")
@@ -156,7 +156,16 @@ def read_mesh(path: Path) -> Mesh:
     mesh = join(parts)
     if not np.isfinite(mesh.vertices).all() or mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
         raise UserError(f"the mesh {path} is damaged: it has corners that do not exist; export it again")
+    if not has_area(mesh):
+        raise UserError(f"the mesh {path} shows nothing: all its triangles are without area; export it again")
     return mesh
+
+
+def has_area(mesh: Mesh) -> bool:
+    """Whether any triangle of `mesh` can be seen: is wider than a rounding error of the mesh's own size."""
+    a, b, c = (mesh.vertices[mesh.faces[:, corner]].astype(np.float64) for corner in range(3))
+    doubled = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    return bool(doubled.max() > 1.0e-9 * float(np.ptp(mesh.vertices, axis=0).max()) ** 2)
 
 
 def join(parts: Sequence[Mesh]) -> Mesh:

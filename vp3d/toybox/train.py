@@ -464,4 +464,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, OSError) as problem:  # OSError: committed weights that are not there
+        sys.exit(f"{problem}")

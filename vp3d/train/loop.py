@@ -31,6 +31,7 @@ LOG_EVERY = 5  # steps between "step" events
 PREVIEW_SIZE = 96  # pixels of a side of each of the live preview's views
 PREVIEW_VIEWS = 4
 PREVIEW_ELEVATION_DEG = 15.0
+WORTH = {"empty": "nothing at all", "solid": "a solid block"}  # what a collapsed field is exported as
 PREVIEW_GROUND = 1.0  # grey behind the live preview, [0, 1]
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -235,13 +236,20 @@ def roll_back(loop: Loop, problem: str) -> None:
 
 
 def watch(loop: Loop, opacity: float) -> None:
-    """After a good step: go on, or start once more from step 0, softer, when the mean opacity in [0, 1] tells of a collapse."""
+    """After a good step: when the mean opacity in [0, 1] tells of a collapse, start once more from step 0, softer, or say so."""
     state, steps = loop.state, loop.config.optim.steps
     state.watchdog.good()
     kind = state.watchdog.collapse(opacity, state.step, steps)
+    again = state.watchdog.may_restart(state.step, steps)
     state.step += 1
     state.iteration += 1
-    if kind:
+    if kind and not again:
+        why = "again, after a restart" if state.watchdog.restarts else "too late to start again"
+        message = f"the field became {kind} at step {state.step} of {steps}, {why}: the asset may be {WORTH[kind]}"
+        message += "; try another seed=N"
+        loop.run_folder.event("warning", step=state.step, message=message, opacity=opacity)
+        loop.say(f"warning: {message}")
+    elif kind:
         loop.say(f"the field became {kind} at step {state.step}: starting again with lower rates and weaker regularisers")
         loop.run_folder.event("restart", step=state.step, reason=kind, opacity=opacity)
         state.watchdog.restarted()

@@ -6,7 +6,7 @@ the same decisions as one that was never stopped.
 * A step whose loss, gradient or parameters are not finite is skipped; the stage goes back to the last good snapshot and
   every rate is multiplied by `RATE_DROP`. After `optim.bad_steps` such steps in a row the run stops with a diagnosis.
 * A field whose mean opacity stays below `EMPTY` or above `SOLID` in the first part of the run is started again once,
-  softer: rates and regularisers are scaled down.
+  softer: rates and regularisers are scaled down. Later, or after that restart, a collapse is told and the run goes on.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ class Watchdog:
             )
 
     def collapse(self, opacity: float, step: int, steps: int) -> str:
-        """Feed the mean opacity in [0, 1] of one step; "empty" or "solid" once it has collapsed for long enough, else ""."""
+        """Feed the mean opacity in [0, 1] of one step; "empty" or "solid" when a collapse has just lasted too long, else ""."""
         kind = "empty" if opacity < EMPTY else "solid" if opacity > SOLID else ""
         self.collapsed_for = self.collapsed_for + 1 if kind else 0
-        early = step < FIRST_PART * steps
-        lasting = self.collapsed_for >= max(MIN_PATIENCE, round(PATIENCE * steps))
-        return kind if early and lasting and self.restarts == 0 else ""
+        return kind if self.collapsed_for == max(MIN_PATIENCE, round(PATIENCE * steps)) else ""
+
+    def may_restart(self, step: int, steps: int) -> bool:
+        """Whether a run that collapsed at `step` is to start again: once, and while there is time."""
+        return self.restarts == 0 and step < FIRST_PART * steps
 
     def restarted(self) -> None:
         """Note the one restart a run may have."""
