@@ -7,8 +7,8 @@ steps on the text alone; the sweep changes one setting of the default run at a t
 helps where that lies above 0.
 
 --arms makes only the arms that are named; the first of them is the one compared with.
-Resumable: what is made lies under --work, one folder an arm. About 40 minutes for half of `mini` (--every 2) at `draft` on two
-cores (--jobs 2).
+Resumable: what is made lies under --work, one folder an arm. About half an hour for all arms of the
+ablation at `draft` on two cores (--jobs 2).
 --grid draws the assets: true object, visual prompt, first arm and last arm, each from two sides.
 """
 

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vp3d import __version__
 from vp3d.config import PRESETS, Config, build_config, expand, load_config, locate
@@ -25,6 +25,10 @@ from vp3d.weights import pin_places
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PROMPT_LENGTH = 200  # characters
+SUITES: dict[str, dict[str, Any]] = {  # the options that one suite of `evaluate` alone reads, with their defaults
+    "toybench": {"subset": "all"},
+    "t3bench": {"prompts": [], "scorer": "clip", "grader": "none", "endpoint": "", "endpoint_model": "", "size": 512},
+}
 TURNTABLE = ("export.turntable", "export.turntable_frames", "export.turntable_size")  # all that `render` reads
 EXIT_UNHEALTHY, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -213,25 +217,26 @@ def add_models_arguments(parser: Parser) -> None:
 def add_evaluate_arguments(parser: Parser) -> None:
     """Arguments of `evaluate`."""
     add_words(parser, "key=value", "settings of the runs to change, for example guidance.guidance_scale=3")
-    parser.add_argument("--suite", choices=("toybench", "t3bench"), default="toybench", help="what to measure (toybench)")
+    parser.add_argument("--suite", choices=tuple(SUITES), default="toybench", help="what to measure (toybench)")
     parser.add_argument("--assets", metavar="DIR", type=Path, help="judge the meshes in this folder; nothing is made")
-    parser.add_argument("--subset", choices=("all", "mini"), default="all", help="toybench: all 72 prompts, or 6 a set (all)")
+    parser.add_argument("--subset", choices=("all", "mini"), help="toybench: all 72 prompts, or 6 a set (all)")
     parser.add_argument("--preset", choices=PRESETS, default="standard", help="how much work to put in (standard)")
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable")
     parser.add_argument("--seeds", metavar="N", type=int, default=1, help="assets for each prompt (1)")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes (1)")
     parser.add_argument("--work", metavar="DIR", type=Path, help="where runs and results are kept (outputs/SUITE-PRESET)")
     add_t3bench_arguments(parser.add_argument_group("t3bench"))
+    parser.set_defaults(**{name: value for options in SUITES.values() for name, value in options.items()})
 
 
 def add_t3bench_arguments(group: argparse._ArgumentGroup) -> None:
     """Arguments of `evaluate --suite t3bench` alone."""
-    group.add_argument("--prompts", metavar="FILE", type=Path, action="append", default=[], help="one prompt a line, repeatable")
-    group.add_argument("--scorer", choices=("clip", "imagereward"), default="clip", help="who scores the quality (clip)")
-    group.add_argument("--grader", choices=("none", "judge", "endpoint"), default="none", help="who tells the alignment (none)")
-    group.add_argument("--endpoint", metavar="URL", default="", help="a server with OpenAI's chat completions, .../v1")
-    group.add_argument("--endpoint-model", metavar="NAME", default="", help="its model; the key is VP3D_ENDPOINT_KEY")
-    group.add_argument("--size", metavar="PIXELS", type=int, default=512, help="side of the scored pictures (512)")
+    group.add_argument("--prompts", metavar="FILE", type=Path, action="append", help="one prompt a line, repeatable")
+    group.add_argument("--scorer", choices=("clip", "imagereward"), help="who scores the quality (clip)")
+    group.add_argument("--grader", choices=("none", "judge", "endpoint"), help="who tells the alignment (none)")
+    group.add_argument("--endpoint", metavar="URL", help="a server with OpenAI's chat completions, .../v1")
+    group.add_argument("--endpoint-model", metavar="NAME", help="its model; the key is VP3D_ENDPOINT_KEY")
+    group.add_argument("--size", metavar="PIXELS", type=int, help="side of the scored pictures (512)")
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
@@ -362,6 +367,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     idle = next((word for word in overrides if word.partition("=")[0] in ("prompt", "seed", "preset", "output_dir")), None)
     if idle is not None:
         raise UserError(f"'{idle}' is not for a suite: prompts and seeds are its own; see --preset, --seeds and --work")
+    unread = {name: value for suite, options in SUITES.items() if suite != arguments.suite for name, value in options.items()}
+    given = next((name for name, value in unread.items() if getattr(arguments, name) != value), None)
+    if given is not None:
+        raise UserError(f"--{given.replace('_', '-')} changes nothing with --suite {arguments.suite}; leave it out")
     for name, least in (("seeds", 1), ("jobs", 1), ("size", 16)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} takes a whole number of {least} or more, not {getattr(arguments, name)}")

@@ -293,7 +293,9 @@ def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
     [
         ["--seeds", "3"], ["--subset", "mini"], ["--preset", "draft"], ["--config", "configs/sds.yaml"], ["optim.steps=3"],
         ["--suite", "t3bench", "--prompts", "own.txt"], ["--suite", "t3bench", "--seeds", "2"],
-        ["--suite", "t3bench", "optim.steps=3"], ["--suite", "t3bench", "--endpoint", "http://localhost/v1"],
+        ["--scorer", "imagereward"], ["--grader", "judge"], ["--size", "256"], ["--prompts", "own.txt"],
+        ["--endpoint-model", "m"], ["--suite", "t3bench", "--subset", "mini"], ["--suite", "t3bench", "optim.steps=3"],
+        ["--suite", "t3bench", "--endpoint", "http://localhost/v1"],
     ],
 )  # fmt: skip
 def test_options_that_change_nothing_are_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +340,7 @@ def test_a_judge_other_than_the_manifests_does_not_measure(tmp_path: Path, monke
         stream.write(b"?")
     for module in (toybench, t3):
         monkeypatch.setattr(module, "ASSETS", tmp_path)
-    monkeypatch.setattr(toybench, "MANIFEST", tmp_path / "MANIFEST.json")
+        monkeypatch.setattr(module, "MANIFEST", tmp_path / "MANIFEST.json")
     monkeypatch.setattr(toybench, "load_clip", lambda *_: SimpleNamespace(text=lambda prompts: prompts))
     for load in (toybench.judges.__wrapped__, lambda: t3.grader_of.__wrapped__(t3.Protocol(grader="judge"))):
         with pytest.raises(UserError, match="judge.safetensors is damaged or was changed"):

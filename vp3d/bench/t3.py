@@ -29,7 +29,7 @@ from vp3d.prompts import strip_view
 from vp3d.rewards.encoders import load_clip
 from vp3d.rewards.imagereward import load_imagereward
 from vp3d.toybox.scenes import words
-from vp3d.toybox.train import ASSETS
+from vp3d.toybox.train import ASSETS, MANIFEST
 from vp3d.types import Mesh
 
 SCORERS, GRADERS = ("clip", "imagereward"), ("none", "judge", "endpoint")
@@ -61,19 +61,19 @@ def scorer_of(name: str, place: str, manifest: str, device: str) -> Scorer:
 
 
 def places_of(protocol: Protocol, config: Config) -> list[Place]:
-    """The weights that scores and grades depend on."""
+    """The weights that scores and grades depend on, the scorer's first."""
     if protocol.scorer == "imagereward":
         scorer = (config.rewards.imagereward, "")
     else:
         scorer = (config.rewards.clip, config.prior.manifest)
-    return [scorer, (str(ASSETS / "judge"), str(ASSETS / "MANIFEST.json"))][: 2 if protocol.grader == "judge" else 1]
+    return [scorer, (str(ASSETS / "judge"), str(MANIFEST))] if protocol.grader == "judge" else [scorer]
 
 
 def configured_scorer(protocol: Protocol, config: Config) -> Scorer:
     """The scorer of `protocol` with the weights that the configuration names; on the GPU where there is one."""
-    place = config.rewards.imagereward if protocol.scorer == "imagereward" else config.rewards.clip
+    place, manifest = places_of(protocol, config)[0]
     on_gpu = config.backend != "cpu" and torch.cuda.is_available()
-    return scorer_of(protocol.scorer, place, config.prior.manifest, "cuda" if on_gpu else "cpu")
+    return scorer_of(protocol.scorer, place, manifest, "cuda" if on_gpu else "cpu")
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +83,7 @@ def grader_of(protocol: Protocol) -> tuple[Captioner, Grader] | None:
         chat = ChatEndpoint(protocol.endpoint, protocol.endpoint_model)
         return chat, chat
     if protocol.grader == "judge":
-        return JudgeCaptioner(load_judge(ASSETS / "judge", ASSETS / "MANIFEST.json")), WordGrader()
+        return JudgeCaptioner(load_judge(ASSETS / "judge", MANIFEST)), WordGrader()
     return None
 
 

@@ -35,7 +35,7 @@ from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.toybox.data import DISTANCE, FOV_DEG
 from vp3d.toybox.janus import faces
 from vp3d.toybox.scenes import Spec, parse_caption
-from vp3d.toybox.train import ASSETS
+from vp3d.toybox.train import ASSETS, MANIFEST
 from vp3d.toybox.truth import LIGHTS, compare, truth_of
 from vp3d.toybox.verdict import VIEWS, azimuths, expected_views, r_precision, true_pictures, true_rgb, verdict
 from vp3d.types import Mesh
@@ -45,7 +45,6 @@ MINI = 6  # prompts of each set in the subset `mini`
 SOLID = 0.55  # share of the cube [-1, 1]^3 that no object of this world comes near
 SIZE, SHOWN, SHOWN_VIEWS = 128, 96, 8  # pixels of a judged and of a shown view, shown views
 POSE: tuple[str, ...] = ("yaw_deg", "scale", "shift", "light", "volume")  # of the figures, what is no quality
-MANIFEST = ASSETS / "MANIFEST.json"
 JUDGES = tuple((str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip"))  # weights that a result depends on
 NOTHING = {"all": 0.0, "objects": 0.0, "colors": 0.0, "r_precision": 0.0, "iou": 0.0, "fscore": 0.0}
 

@@ -30,7 +30,7 @@ from vp3d.toybox.data import HEADS, attribute_targets, attributes, draw_specs, h
 from vp3d.toybox.images import GROUNDS, render_spec
 from vp3d.toybox.save import save_manifest
 from vp3d.toybox.scenes import COMPOUNDS, Spec, caption, kind_of
-from vp3d.toybox.train import ASSETS
+from vp3d.toybox.train import ASSETS, MANIFEST
 
 GOALS = {
     "autoencoder": ("PSNR of held-out renders, dB", 30.0),
@@ -71,7 +71,7 @@ def measure_clip(count: int) -> Figure:
 
 def measure_judge(count: int) -> Figure:
     """Share of held-out renders of which the judge names every attribute that can be seen."""
-    pictures, judge = heldout_pictures(count), load_judge(ASSETS / "judge")
+    pictures, judge = heldout_pictures(count), load_judge(ASSETS / "judge", MANIFEST)
     answers, told = attribute_targets(pictures), judge_views(judge, to_tensor(pictures.images))
     values = list(HEADS.items())
     right = [
@@ -141,7 +141,7 @@ def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None 
     if sheet is not None:
         shown = rgb[:64] if references is None else torch.stack([references[:32], rgb[:32]], 1).flatten(0, 1)
         write_sheet(shown, sheet)
-    return share_right(load_judge(ASSETS / "judge"), rgb, specs)
+    return share_right(load_judge(ASSETS / "judge", MANIFEST), rgb, specs)
 
 
 def write_sheet(rgb: Tensor, path: Path) -> None:

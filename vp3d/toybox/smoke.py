@@ -30,7 +30,7 @@ from vp3d.render.raster import render_mesh
 from vp3d.toybox.data import attributes
 from vp3d.toybox.images import render_spec
 from vp3d.toybox.scenes import Spec, parse_caption
-from vp3d.toybox.train import ASSETS
+from vp3d.toybox.train import ASSETS, MANIFEST
 from vp3d.types import Mesh
 
 REFERENCES = (
@@ -40,7 +40,6 @@ REFERENCES = (
     "an orange lamp with a purple base",
     "a cyan egg with black stripes",
 )
-MANIFEST = ASSETS / "MANIFEST.json"
 NOUNS = ("chair", "mug", "rocket")
 
 

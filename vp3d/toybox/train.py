@@ -52,6 +52,7 @@ from vp3d.toybox.save import resampler_state, save_adapter, save_clip, save_mani
 from vp3d.toybox.scenes import NOUNS, caption, vocabulary, words
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "toybox"
+MANIFEST = ASSETS / "MANIFEST.json"
 EYE = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
 INSIDE = r"unet\.(?!conv_in|conv_out)|projection\.layers|eye\.vision_model\.encoder"  # matrices that Muon moves
 PLANS = {
@@ -328,10 +329,9 @@ def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str,
     models.add_image_branch(parts["unet"])
     if trained:
         load_prior_parts(parts)
-    image = models.AttributeHeads(models.IMAGE_TOKENS * models.TEXT_WIDTH, READ)
     return parts | {
         "aid_map": models.new_noun_head(parts["unet"].config.block_out_channels[1], len(NOUNS)),
-        "aid_image": image,
+        "aid_image": models.AttributeHeads(models.IMAGE_TOKENS * models.TEXT_WIDTH, READ),
     }
 
 
