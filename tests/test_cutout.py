@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d import cutout
-from vp3d.cutout import border_flood, is_usable, on_ground, read_picture, square_up
+from vp3d.cutout import border_flood, is_usable, on_ground, read_picture, square_up, steadiness
 from vp3d.errors import UserError
 
 GROUNDS = [(1.0, 1.0, 1.0), (0.7, 0.7, 0.7), (0.05, 0.05, 0.05), (0.2, 0.6, 0.9), (0.9, 0.85, 0.7)]
@@ -58,6 +58,15 @@ def test_an_object_that_touches_the_border() -> None:
 def test_white_on_light_grey_does_not_run_out() -> None:
     truth = disc(64, 0.3)
     assert iou(border_flood(paint(truth, (0.9, 0.9, 0.9), (0.97, 0.97, 0.96), 0.004), 0.12), truth) > 0.95
+
+
+def test_a_cut_out_that_hangs_on_its_limits_is_not_steady() -> None:
+    truth, fade = disc(64, 0.3), torch.linspace(0.0, 1.0, 64)[None, None]
+    clear = paint(truth, (0.9, 0.9, 0.9), (0.8, 0.1, 0.1), 0.01)
+    faint = 0.9 * (1 - truth) + (0.9 - 0.12 * fade) * truth  # its left half is the ground's colour, its right half hardly other
+    assert steadiness(clear, 0.12) > 0.98
+    assert steadiness(faint.expand(3, -1, -1), 0.12) < 0.9
+    assert steadiness(torch.full((3, 64, 64), 0.5), 0.12) == 0.0, "no object at all"
 
 
 def test_the_halo_of_a_decoder_is_ground() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,33 @@ def test_when_none_can_be_cut_out_the_user_hears_it(clip: ClipText, tmp_path: Pa
     with pytest.raises(UserError, match="none of the 1 drawn pictures") as caught:
         make(DiscPrior(flat=0), clip, config, folder)
     assert "\n" not in str(caught.value) and "--image" in str(caught.value)
+
+
+def test_a_ragged_cut_out_is_not_chosen_whatever_its_reward(clip: ClipText, tmp_path: Path) -> None:
+    def faint(pictures: Tensor, best: int) -> Tensor:
+        fade = torch.linspace(0.0, 1.0, SIDE)  # the object has the ground's colour at its left edge
+        object_ = (pictures[best] - 0.8).abs().amax(dim=0, keepdim=True) > 0.05
+        pictures[best] = torch.where(object_, 0.8 - 0.12 * fade, pictures[best])
+        return pictures
+
+    class FaintPrior(DiscPrior):
+        best = -1
+
+        def sample(self, *args: Any, **options: Any) -> Tensor:
+            drawn = super().sample(*args, **options)
+            return drawn if self.best < 0 else faint(drawn, self.best)
+
+    config, folder = run(tmp_path / "clear", candidates=4)
+    prior = FaintPrior()
+    prior.best = make(prior, clip, config, folder).chosen
+    config, folder = run(tmp_path / "faint", candidates=4)
+    found = make(prior, clip, config, folder)
+    notes = json.loads((folder.visual_prompt / "scores.json").read_text())
+    assert notes["ragged"] == [prior.best] and notes["steadiness"][prior.best] < min(
+        s for n, s in enumerate(notes["steadiness"]) if n != prior.best
+    )
+    rest = {n: s for n, s in enumerate(found.scores) if n != prior.best}
+    assert found.chosen == max(rest, key=rest.__getitem__)
 
 
 def test_a_real_diffusion_pipeline_draws(tiny_prior: Prior, clip: ClipText, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ COVER_MIN, COVER_MAX = 0.002, 0.95  # share of the picture a mask must cover to 
 TIGHT, NOISE = 0.03, 1.25  # the smallest tolerance, and how far beyond the border's own noise it stays
 LEAK = 0.1  # the wide tolerance is believed when what it takes, beyond a fringe, is at most this share of the tight mask
 FRINGE = np.ones((2, 2))  # what holds no square of this size is fringe: the halo that a decoder leaves around an object
+SLACK = 1.25  # of the limits, by which a steady cut-out hardly changes
 SPECK = 0.03  # pieces smaller than this share of the largest piece are noise
 HOLE = 0.01  # an enclosed piece of ground must cover this share of the picture
 HOLE_DISTANCE = 0.02  # and its mean colour may differ this much from the ground's
@@ -68,14 +69,18 @@ def border_flood(rgb: Tensor, tolerance: float) -> Tensor:
     The ground's colour is the median of the border ring. `tolerance` in [0, 1] is the largest colour distance that counts
     as ground; where it would let the ground run into the object (white on light grey), the border's own noise is used.
     """
-    values = rgb.permute(1, 2, 0).double().numpy()
-    ring = _ring(values.shape[:2])
-    distance = _distance(values, np.median(values[ring], axis=0))
-    noise = min(max(NOISE * float(np.quantile(distance[ring], 0.95)), TIGHT), tolerance)
-    wide, tight = (~_outside(values, distance <= limit, ring) for limit in (tolerance, noise))
-    taken = ndimage.binary_opening(tight & ~wide, FRINGE)
-    mask = wide if taken.sum() <= LEAK * tight.sum() else tight
-    return torch.from_numpy(_soften(_without_specks(mask), distance))[None].to(rgb.dtype)
+    mask, distance = _flood(rgb, tolerance, 1.0)
+    return torch.from_numpy(_soften(mask, distance))[None].to(rgb.dtype)
+
+
+def steadiness(rgb: Tensor, tolerance: float) -> float:
+    """How little the cut-out of `border_flood` hangs on its limits: intersection over union in [0, 1] of two hard masks.
+
+    They are cut with limits SLACK times smaller and larger (compare the stability score of Segment Anything: Kirillov et al.,
+    arXiv 2304.02643). Where an object has nearly the colour of its ground, the edge is ragged and this is low.
+    """
+    tight, wide = (_flood(rgb, tolerance, slack)[0] for slack in (1.0 / SLACK, SLACK))
+    return float((tight & wide).sum() / max((tight | wide).sum(), 1))
 
 
 def is_usable(mask: Tensor) -> bool:
@@ -103,6 +108,17 @@ def square_up(rgb: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
     layers = F.interpolate(layers[None], (side, side), mode="bilinear", align_corners=False, antialias=True)[0]
     mask = layers[3:].clamp(0.0, 1.0)
     return (layers[:3] / mask.clamp_min(1e-3)).clamp(0.0, 1.0), mask
+
+
+def _flood(rgb: Tensor, tolerance: float, slack: float) -> tuple[np.ndarray, np.ndarray]:
+    """Hard mask `[H, W]` with both limits of `border_flood` times `slack`, and the colour distance `[H, W]` to the ground."""
+    values = rgb.permute(1, 2, 0).double().numpy()
+    ring = _ring(values.shape[:2])
+    distance = _distance(values, np.median(values[ring], axis=0))
+    noise = min(max(NOISE * float(np.quantile(distance[ring], 0.95)), TIGHT), tolerance)
+    wide, tight = (~_outside(values, distance <= slack * limit, ring) for limit in (tolerance, noise))
+    taken = ndimage.binary_opening(tight & ~wide, FRINGE)
+    return _without_specks(wide if taken.sum() <= LEAK * tight.sum() else tight), distance
 
 
 def _check_file(path: Path) -> None:

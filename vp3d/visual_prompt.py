@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.config import Config, expand
-from vp3d.cutout import border_flood, is_usable, on_ground, read_picture, square_up
+from vp3d.cutout import border_flood, is_usable, on_ground, read_picture, square_up, steadiness
 from vp3d.errors import UserError
 from vp3d.prompts import strip_view, with_view
 from vp3d.rewards.text_image import TextImage
 from vp3d.run_folder import RunFolder, atomic_write, write_json
 from vp3d.sheet import contact_sheet
 
+RAGGED = 0.05  # a drawn picture whose cut-out is less steady than the steadiest by more than this is not chosen
 PLAIN = "give a picture of one object with a transparent or plain background"
 
 
@@ -53,7 +54,7 @@ class VisualPrompt:
     mask       [1, 1, H, W] in [0, 1], soft over one pixel
     candidates [N, 3, H, W] in [0, 1], as drawn (or the user's one picture, squared)
     scores     N text-image rewards of the cut-outs; None where the object could not be cut out
-    chosen     index of the best
+    chosen     index of the best among those that are cut out cleanly (`cutout.steadiness`)
     """
 
     rgb: Tensor
@@ -74,17 +75,20 @@ def make_visual_prompt(
     candidates, masks = _as_stored(candidates), _as_stored(masks)
     cutouts = on_ground(candidates, masks, config.visual_prompt.ground)
     scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
-    usable = {n: score for n, score in enumerate(scores) if score is not None}
+    steady = [1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance) for rgb in candidates]
+    usable = [n for n, score in enumerate(scores) if score is not None]
     if not usable:
         raise UserError(
             f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground; try another seed=N, "
             "more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X, or give a picture with --image"
         )
-    chosen = max(usable, key=usable.__getitem__)
+    clean = [n for n in usable if steady[n] >= max(steady[m] for m in usable) - RAGGED]
+    chosen = max(clean, key=lambda n: scores[n] or 0.0)
     found = VisualPrompt(
         _as_stored(cutouts[chosen : chosen + 1]), masks[chosen : chosen + 1], candidates, scores, chosen
     )
-    _keep(found, cutouts, prompt, config, run_folder)
+    cut = {"steadiness": steady, "ragged": sorted(set(usable) - set(clean))}
+    _keep(found, cutouts, cut, prompt, config, run_folder)
     return found
 
 
@@ -146,13 +150,21 @@ def _score(judge: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> lis
     return [float(r) if is_usable(mask) else None for r, mask in zip(rewards, masks, strict=True)]
 
 
-def _keep(found: VisualPrompt, cutouts: Tensor, prompt: str, config: Config, run_folder: RunFolder) -> None:
+def _keep(
+    found: VisualPrompt,
+    cutouts: Tensor,
+    cut: dict[str, list[Any]],
+    prompt: str,
+    config: Config,
+    run_folder: RunFolder,
+) -> None:
     folder = run_folder.visual_prompt
     pictures = {f"candidate_{n}.png": rgb for n, rgb in enumerate(found.candidates)}
     pictures |= {"chosen.png": found.candidates[found.chosen], "cutout.png": found.rgb[0], "mask.png": found.mask[0]}
     for name, rgb in pictures.items():
         _write_png(_to_pil(rgb), folder / name)
     labels = ["no cut-out" if score is None else f"{score:.3f}" for score in found.scores]
+    labels = [f"{label} ragged" if n in cut["ragged"] else label for n, label in enumerate(labels)]
     _write_png(contact_sheet(found.candidates, cutouts, labels, found.chosen), folder / "sheet.png")
     source = config.image or "drawn"
     notes = {
@@ -161,7 +173,7 @@ def _keep(found: VisualPrompt, cutouts: Tensor, prompt: str, config: Config, run
         "source": source,
         "ground": config.visual_prompt.ground,
     }
-    write_json(folder / "scores.json", notes | {"scores": found.scores, "chosen": found.chosen})
+    write_json(folder / "scores.json", notes | cut | {"scores": found.scores, "chosen": found.chosen})
     run_folder.event("visual_prompt", source=source, scores=found.scores, chosen=found.chosen)
 
 

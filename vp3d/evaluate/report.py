@@ -133,12 +133,13 @@ def visual_prompt(run: RunFolder) -> str:
     """The candidates with their scores, the chosen one framed, and the cut-out that was used."""
     try:
         told = json.loads((run.visual_prompt / "scores.json").read_text(encoding="utf-8"))
-        scores, chosen = list(told["scores"]), int(told["chosen"])
+        scores, chosen, ragged = list(told["scores"]), int(told["chosen"]), list(told.get("ragged", []))
     except (OSError, ValueError, KeyError, TypeError):  # no visual prompt was kept, or it is damaged: the asset still stands
         return ""
     cards = []
     for n, score in enumerate(scores):
         label = "could not be cut out" if score is None else f"reward {float(score):.3f}"
+        label = f"{label} · ragged cut-out" if n in ragged else label
         label = f"{label} · chosen" if n == chosen and len(scores) > 1 else label
         cards.append(_png_card(run.visual_prompt / f"candidate_{n}.png", label, n == chosen and len(scores) > 1))
     cards.append(_png_card(run.visual_prompt / "cutout.png", "cut out, as it was used"))

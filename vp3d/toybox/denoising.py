@@ -54,13 +54,14 @@ class PriorLosses:
     embedding must also tell the exact attributes, the view and the picture's thumbnail, linearly, for CAPTIONS more pictures,
     while `model` has aids for it. And inside the denoiser every cell of 8 x 8 must tell which noun it shows: of two objects
     the colours went to their places after half a million pictures, and the nouns to neither. The estimate of the clean latents
-    must be read rightly, too (`reader`), and of the image tokens the attributes (`aid_image`).
+    must be read rightly, too (`reader`), and of the image tokens the attributes (`aid_image`): of those of the batch and of
+    `more_shown` pictures that the eye alone sees.
     """
 
     SHARES = (0.38, 0.08, 0.16, 0.31, 0.03)
     BATCH, CAPTIONS = 32, 32
-    OFTEN = {"plain": 0.6, "part": 1.4, "on": 1.2, "next to": 3.0, "stripes": 0.8, "checks": 2.0}
-    NOUNS_WEIGHT, SHOWN_WEIGHT = 0.3, 0.02
+    OFTEN = {"plain": 0.6, "part": 1.4, "on": 2.0, "next to": 3.0, "stripes": 0.8, "checks": 2.0}
+    NOUNS_WEIGHT, SHOWN_WEIGHT = 0.3, 0.05
     READ_WEIGHT = 0.005  # at 0.02 nouns come sooner, but as caricatures
 
     def __init__(
@@ -73,9 +74,11 @@ class PriorLosses:
         reader: LatentReader,
         shares: Sequence[float] = SHARES,
         batch: int = BATCH,
+        more_shown: int = 0,
     ) -> None:
         self.model, self.tokenizer, self.pictures, self.reader = model, tokenizer, pictures, reader
-        self.latents, self.answers, self.shares, self.batch = latents, answers, np.cumsum(shares), batch
+        self.latents, self.answers, self.shares = latents, answers, np.cumsum(shares)
+        self.batch, self.more_shown = batch, more_shown
         self.device = next(model.parameters()).device
         self.alpha_bar = alpha_bar_from_config(models.new_scheduler().config).to(self.device)
         self.views = len(pictures) // len(pictures.specs)
@@ -105,8 +108,10 @@ class PriorLosses:
             named = F.log_softmax(self.model["aid_map"](self.cells), 1)
             values["loss_nouns"] = -self.NOUNS_WEIGHT * (shares * named).sum() / shares.sum()
         if "aid_image" in self.model:
-            told_by_image = self.model["aid_image"](told.condition[1].flatten(1), told.shown)
-            values["loss_shown"] = self.SHOWN_WEIGHT * told_by_image
+            more = np.searchsorted(self.quantiles, rng.random(self.more_shown), side="right")
+            tokens = torch.cat([told.condition[1], self._image(more, rng)]).flatten(1)
+            behind = torch.cat([told.shown, self.answers[more].to(self.device)])
+            values["loss_shown"] = self.SHOWN_WEIGHT * self.model["aid_image"](tokens, behind)
         return values | (self._text_aids(rng) if "aid_pooled" in self.model else {})
 
     def draw_conditions(self, rng: np.random.Generator, batch: int, shares: np.ndarray) -> Told:
@@ -168,8 +173,10 @@ class PriorLosses:
         has = np.flatnonzero(shown >= 0)
         if len(has):
             rgb = augment(to_tensor(self.pictures.images[shown[has]], self.device), rng, strength=0.5)
-            embedding[has] = models.patches(models.see(self.model["eye"], rgb))
-        return self.model["projection"](embedding)
+            with half_precision(self.device):
+                embedding[has] = models.patches(models.see(self.model["eye"], rgb)).float()
+        with half_precision(self.device):
+            return self.model["projection"](embedding).float()
 
 
 class AlignLosses:

@@ -67,7 +67,8 @@ PLANS = {
 PARTS = tuple(PLANS)
 LATENTS = "latents.safetensors"
 TAUGHT = ("eye.", "projection.", "aid_", "unet.add_embedding.image.")  # with the adapter, and the attentions' `*_ip`
-ADAPTER_SHARES = (0.0, 0.0, 0.45, 0.45, 0.05)  # in the order of `PriorLosses`
+ADAPTER_SHARES = (0.0, 0.0, 0.25, 0.66, 0.04)  # in the order of `PriorLosses`
+ADAPTER_SHOWN = 48
 MORE = "more.txt"  # beside the checkpoints of an unfinished `--more`: its number of steps
 
 
@@ -280,7 +281,7 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
     model = nn.ModuleDict(new_prior_parts(tokenizer, trained=True)).to(device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TAUGHT) or "_ip." in name)
-    losses = prior_losses(model, tokenizer, pictures, plan, work.parent, device, shares=ADAPTER_SHARES)
+    losses = prior_losses(model, tokenizer, pictures, plan, work.parent, device, shares=ADAPTER_SHARES, more_shown=ADAPTER_SHOWN)
     use_ema(model, fit("adapter", model, losses, plan, work))
     if not process_rank():
         save_image_branch(model)
