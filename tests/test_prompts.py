@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -216,6 +217,12 @@ def test_known_words_in_no_sentence_of_the_grammar(prompt: str) -> None:
     assert not is_in_grammar(prompt, EMBEDDED)
     with pytest.raises(ValueError, match="not a toybox caption"):
         parse_caption(prompt.replace("a red cube, a blue cone", "a red cube a blue cone"))
+
+
+def test_nothing_was_seen_to_stand_on_a_ball() -> None:
+    assert is_in_grammar("a red cube on a blue table", EMBEDDED) and is_in_grammar("a red cube next to a sphere", EMBEDDED)
+    assert not is_in_grammar("a red cube on a blue sphere", EMBEDDED)
+    assert is_in_grammar("a red cube on a blue sphere", dataclasses.replace(EMBEDDED, supports=frozenset()))
 
 
 def test_a_vocabulary_without_parts_tells_no_grammar(vocabulary: Vocabulary) -> None:

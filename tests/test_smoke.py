@@ -126,6 +126,21 @@ def test_render_of_a_run_keeps_its_settings(asset: Asset, tmp_path: Path, capsys
     (folder / "turntable.mp4").unlink()
     assert main(["render", str(folder)]) == 0 and capsys.readouterr().out == f"{folder / 'turntable.mp4'}\n"
     assert len(iio.imread(folder / "turntable.mp4", plugin="FFMPEG")) == 4
+    before = RunFolder.open(folder).config()
+    assert main(["render", str(folder), "export.turntable_frames=6"]) == 0
+    kept = RunFolder.open(folder).config()
+    assert kept.export.turntable_frames == 6, "what the turntable was made with"
+    kept.export.turntable_frames = before.export.turntable_frames
+    assert kept == before
+
+
+def test_the_prior_is_asked_for_a_second_face(asset: Asset) -> None:
+    (seen,) = [event for event in RunFolder.open(asset.run_dir).events() if event["kind"] == "views"]
+    assert len(seen["named"]) == 8 and 0.0 <= seen["view_agreement"] <= 1.0
+    text = (asset.run_dir / "report.html").read_text(encoding="utf-8")
+    assert f"Janus score</dt><dd>{seen['janus']:.2f}<" in text
+    far = [k for k, named in enumerate(seen["named"]) if min((named - k) % 8, (k - named) % 8) > 1]
+    assert text.count("· taken for ") == 2 * len(far), "the caption, and what stands for the picture"
 
 
 def test_cuda_where_there_is_none_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

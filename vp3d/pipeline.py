@@ -23,7 +23,8 @@ from vp3d.diffusion.debias import debiased_prompts
 from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
 from vp3d.evaluate.report import write_report
-from vp3d.evaluate.views import require_ffmpeg, ring_frames, write_preview, write_turntable
+from vp3d.evaluate.seen_from import seen_from
+from vp3d.evaluate.views import VIEWS, require_ffmpeg, ring_frames, write_preview, write_turntable
 from vp3d.export.build import export_mesh
 from vp3d.export.verify import verify_export
 from vp3d.export.writers import WRITERS, fit_to_cube, read_mesh
@@ -91,6 +92,7 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
         with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
             outcome = loop.run(stage, config, run, stop, bar.show, say)
         asset = export_field(outcome.result, config, run, device)
+        look_around(asset, models.prior, config, run)
         present(asset, config, run)
         run.event("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
     if outcome.stopped:
@@ -117,15 +119,19 @@ def export_run(run_dir: Path, config: Config) -> Asset:
 
 
 def render_path(path: Path, config: ExportConfig) -> Path:
-    """Write a turntable of a mesh file (beside it) or of a run (into it); returns the video's path."""
+    """Write a turntable of a mesh file (beside it) or of a run (into it, its settings kept); returns the video's path."""
     check_video(config)
     run = RunFolder.open(path) if path.is_dir() else None
     mesh = fit_to_cube(read_mesh(path if run is None else exported(run)))
     camera = Config().camera if run is None else run.config().camera
     frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
     name = f"turntable.{config.turntable}"
-    video = path.with_name(f"{path.stem}_{name}") if run is None else run.path / name
-    return write_turntable(frames, video, warn=say, replaces=run is not None)
+    if run is None:
+        return write_turntable(frames, path.with_name(f"{path.stem}_{name}"), warn=say, replaces=False)
+    with run.lock():
+        turn = {key: getattr(config, key) for key in ("turntable", "turntable_frames", "turntable_size")}
+        run.keep_export(dataclasses.replace(run.config().export, **turn))
+        return write_turntable(frames, run.path / name, warn=say)
 
 
 def exported(run: RunFolder) -> Path:
@@ -354,6 +360,16 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
         figures |= {f"{kind}_{name}": value for name, value in found.items()}
     run.event("export", seconds=time.monotonic() - began, formats=kinds, **figures)
     return Asset(config.prompt, mesh, run.path, figures)
+
+
+@told_out_of_memory("looking for a second face", LESS_FOR_MODELS)
+def look_around(asset: Asset, prior: Prior, config: Config, run: RunFolder) -> None:
+    """Ask the prior from where it sees each of eight views of the mesh, and keep what it says (see evaluate/seen_from.py)."""
+    say("looking for a second face")
+    frames = ring_frames(asset.mesh, VIEWS, config.prior.resolution, config.camera, ground=config.visual_prompt.ground)
+    rgb = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255.0
+    seen = seen_from(prior, config.prompt, rgb, make_generator(config.seed, "views"))
+    run.event("views", **dataclasses.asdict(seen))
 
 
 def present(asset: Asset, config: Config, run: RunFolder) -> None:

@@ -6,7 +6,8 @@ the front and grows counter-clockwise seen from above, so 90 degrees is the obje
 
 A vocabulary file is `{"words": [...], "nouns": [...], "colors": {"red": [r, g, b]}, "held_out": [["red", "cube"]]}`, with
 an optional `"max_words"`. With `"parts": {"chair": "legs"}` it also tells the grammar of the captions (see `is_in_grammar`):
-other nouns are solids, and its words that are nothing else are patterns. A prior for the open world has no vocabulary.
+other nouns are solids, its words that are nothing else are patterns, and `"supports": ["table"]` are what things stand on.
+A prior for the open world has no vocabulary.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def normalize_prompt(prompt: str) -> str:
 class Vocabulary:
     """The words a prior was trained on. `colors` are sRGB in [0, 1]; `held_out` are (colour, noun) pairs it never saw.
 
-    `parts` is the part of a noun that may have its own colour; empty where the file tells no grammar.
+    `parts` is the part of a noun that may have its own colour; empty where the file tells no grammar. `supports` are the nouns
+    that others were seen to stand on; empty where that could be any.
     """
 
     words: frozenset[str]
@@ -101,6 +103,7 @@ class Vocabulary:
     held_out: tuple[tuple[str, str], ...] = ()
     max_words: int = MAX_WORDS_VOCABULARY
     parts: dict[str, str] = field(default_factory=dict)
+    supports: frozenset[str] = frozenset()
 
     @property
     def patterns(self) -> frozenset[str]:
@@ -122,6 +125,7 @@ def load_vocabulary(path: Path) -> Vocabulary:
             held_out=tuple((color, noun) for color, noun in data.get("held_out", [])),
             max_words=int(data.get("max_words", MAX_WORDS_VOCABULARY)),
             parts=dict(data.get("parts", {})),
+            supports=frozenset(data.get("supports", [])),
         )
     except FileNotFoundError as error:
         raise UserError(f"vocabulary {path} is missing: {restore}") from error
@@ -156,7 +160,8 @@ def check_negative_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
 def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
     """Whether a prompt of known words is a caption as the prior was trained on, each colour optional; True without a grammar.
 
-    `[COLOUR] NOUN`, then nothing, `with [COLOUR] PART` (or a pattern on a solid), or `on` or `next to` `[COLOUR] NOUN`.
+    `[COLOUR] NOUN`, then nothing, `with [COLOUR] PART` (or a pattern on a solid), or `on` or `next to` `[COLOUR] NOUN`; one of
+    `supports` after `on`.
     """
     if not vocabulary.parts:
         return True
@@ -168,7 +173,8 @@ def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
         return rest[-1] in allowed and (len(rest) == 2 or len(rest) == 3 and rest[1] in vocabulary.colors)
     relation = next((words for words in RELATIONS if rest[: len(words)] == words), rest)
     other, rest = _read_object(rest[len(relation) :], vocabulary)
-    return bool(other) and not rest
+    stands = relation != ["on"] or not vocabulary.supports or other in vocabulary.supports
+    return bool(other) and not rest and stands
 
 
 def _read_object(words: list[str], vocabulary: Vocabulary) -> tuple[str, list[str]]:

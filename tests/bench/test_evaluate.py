@@ -257,7 +257,7 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert told["figures"]["parts"]["iou"]["mean"] > 0.95 and told["figures"]["parts"]["color_error"]["mean"] < 2.0
     assert told["figures"]["single"]["iou"]["mean"] == 0.0 and told["true"]["single"]["all"]["mean"] > 0.8
     text = (work / "index.html").read_text()
-    assert text.count("data:image/png") == 2 and text.count('<video src="data:video/mp4') == 2
+    assert text.count("data:image/png") == 2 and text.count('<video src="data:video/mp4') == 4, "each asset and its true object"
     assert 'src="http' not in text and "a white mug with a red handle" in text
     assert "(1 of 2)" in out and "(1 of 2)" in text
     assert "preset" not in out and "preset" not in text and "preset" not in told["facts"], "it had no part in these"

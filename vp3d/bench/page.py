@@ -28,7 +28,8 @@ PARTS = {
 }
 STYLE = (
     "<style>.asset { margin: 0 0 1rem; } .asset .row { display: flex; align-items: center; } .bad { color: #c0392b; }"
-    " .asset .row img { width: 100%; min-width: 0; } .asset video, .asset .row img.turn { width: 21%; flex: none; }</style>"
+    " .asset .row img { width: 100%; min-width: 0; } .asset .turns { width: 17%; flex: none; }"
+    " .asset .turns video, .asset .turns img { display: block; width: 100%; }</style>"
 )
 
 
@@ -51,13 +52,14 @@ def write_page(
 
 
 def asset_card(task: Task, record: Record, settings: Settings, figures: Mapping[str, Figure]) -> str:
-    """One asset: its turntable, its views above those of the true object, its figures in words, and what went wrong."""
+    """One asset: its turntable and views above those of the true object, its figures in words, and what went wrong."""
     views = settings.result(task).with_suffix(".png")
     shown = f'<img src="{page.data_uri(views.read_bytes(), "image/png")}" alt="views">' if views.is_file() else ""
     words = [f"{f.label} {_short(record['figures'][n], f)}" for n, f in figures.items() if record["figures"].get(n) is not None]
     wrong = f' <b class="bad">{escape(record["failure"])}: {escape(record["reason"])}</b>' if record["failure"] else ""
     caption = f"<b>{escape(record['prompt'])}</b> (seed {record['seed']}){wrong} · {escape(' · '.join(words))}"
-    row = f'<div class="row">{turntable(Path(record["source"]) / "turntable", settings.result(task))}{shown}</div>'
+    turns = turntable(Path(record["source"]) / "turntable", settings.result(task)) + turntable(true_turn(settings.result(task)))
+    row = f'<div class="row"><div class="turns">{turns}</div>{shown}</div>'
     return f'<figure class="card asset">{row}<figcaption>{caption}</figcaption></figure>'
 
 
@@ -71,8 +73,13 @@ def turntable(*stems: Path) -> str:
         if path.is_file():
             uri = page.data_uri(path.read_bytes(), kind)
             moving = f'<video src="{uri}" loop muted playsinline controls preload="none"></video>'
-            return moving if kind.startswith("video/") else f'<img class="turn" src="{uri}" alt="turntable">'
+            return moving if kind.startswith("video/") else f'<img src="{uri}" alt="turntable">'
     return ""
+
+
+def true_turn(result: Path) -> Path:
+    """Where the turntable of the true object of a `result` lies, without its suffix."""
+    return result.with_name(f"{result.stem}-true")
 
 
 def write_turn(found: Found, result: Path) -> None:

@@ -20,14 +20,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vp3d.bench.page import write_turn
+from vp3d.bench.page import FPS, FRAMES, SIDE, true_turn, write_turn
 from vp3d.bench.runner import Found, Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
 from vp3d.bench.summary import Figure
 from vp3d.config import ROOT, CameraConfig
+from vp3d.console import say
 from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, load_judge
 from vp3d.evaluate.suites import JUDGE_GROUND, read_suite, resized
-from vp3d.evaluate.views import ELEVATION_DEG, GROUND, labelled, ring_frames, save_image, sheet, to_uint8
+from vp3d.evaluate.views import (
+    ELEVATION_DEG,
+    GROUND,
+    labelled,
+    ring_frames,
+    save_image,
+    sheet,
+    to_uint8,
+    write_turntable,
+)
 from vp3d.prompts import strip_view
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
@@ -128,6 +138,8 @@ def judge_asset(settings: Settings, task: Task) -> Record:
             figures = compared | by_prompt(views_of(found.mesh), task.prompt)
         picture(found, task.prompt, settings.result(task).with_suffix(".png"))
         write_turn(found, settings.result(task))
+        turn = to_uint8(true_rgb(true_pictures(spec, azimuths(FRAMES), GROUND, SIDE)))
+        write_turntable(turn, true_turn(settings.result(task)).with_suffix(".mp4"), FPS, warn=say)
     return {
         "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": failure, "reason": reason,
         "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "pose": pose,

@@ -24,7 +24,7 @@ from vp3d.evaluate.plots import curves, plot_svgs, write_plots
 from vp3d.evaluate.viewer import viewer_page
 from vp3d.evaluate.views import AZIMUTHS, ELEVATION_DEG, VIEWS, ring_frames
 from vp3d.export.writers import WRITERS, write_glb
-from vp3d.prompts import view_words
+from vp3d.prompts import SECTORS, view_words
 from vp3d.run_folder import RunFolder, write_text
 from vp3d.types import Asset
 
@@ -42,7 +42,7 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
     plots = "".join(f'<div class="card">{svg}</div>' for svg in plot_svgs(events).values())
     sections = [
         page.section("Visual prompt", visual_prompt(run)),
-        page.section("Eight views", eight_views(asset, config)),
+        page.section("Eight views", eight_views(asset, config, events)),
         page.section("How the exports compare with the field", export_table(asset.figures)),
         page.section("Optimisation", f'<div class="plots">{plots}</div>' if plots else ""),
         page.section("On the way", notes(events)),
@@ -103,8 +103,13 @@ def video(folder: Path) -> str:
     return ""
 
 
+def seen(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the prior took the views of the newest mesh for; nothing where it was not asked."""
+    return next((event for event in reversed(events) if event.get("kind") == "views"), {})
+
+
 def main_figures(asset: Asset, events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The first export's IoU and PSNR, the rewards and the opacity at the end, and the size of the mesh."""
+    """The first export's IoU and PSNR, rewards and opacity at the end, what the prior makes of the views, the mesh's size."""
     told = {}
     for name, (label, form) in FIGURES.items():
         values = [asset.figures[f"{kind}_{name}"] for kind in WRITERS if f"{kind}_{name}" in asset.figures]
@@ -116,6 +121,10 @@ def main_figures(asset: Asset, events: Sequence[Mapping[str, Any]]) -> dict[str,
             told[f"{name.removeprefix('reward_').replace('_', '-')} reward"] = f"{last.mean():.3f}"
         elif len(last) and name == "opacity":
             told["mean opacity"] = f"{last.mean():.3f}"
+    views = seen(events)
+    if views:
+        told["views recognised"] = f"{100 * views['view_agreement']:.0f} %"
+        told["Janus score"] = f"{views['janus']:.2f}"
     return told | {"triangles": f"{len(asset.mesh.faces):,}"}
 
 
@@ -150,10 +159,12 @@ def _png_card(path: Path, caption: str, chosen: bool = False) -> str:
     return page.picture(page.data_uri(path.read_bytes(), "image/png"), caption, chosen) if path.is_file() else ""
 
 
-def eight_views(asset: Asset, config: Config) -> str:
-    """The mesh from eight sides."""
+def eight_views(asset: Asset, config: Config, events: Sequence[Mapping[str, Any]]) -> str:
+    """The mesh from eight sides, each with what the prior takes it for where that is another side."""
     views = ring_frames(asset.mesh, VIEWS, VIEW_SIZE, config.camera)
     labels = [view_words(azimuth, ELEVATION_DEG) for azimuth in AZIMUTHS]
+    for k, named in enumerate(seen(events).get("named", [])):
+        labels[k] += f" · taken for {SECTORS[named]}" if abs((named - k + VIEWS // 2) % VIEWS - VIEWS // 2) > 1 else ""
     return page.tiles([page.picture(page.data_uri(png(v), "image/png"), label) for v, label in zip(views, labels, strict=True)])
 
 

@@ -23,7 +23,8 @@ from vp3d.console import say
 from vp3d.diffusion.prior import Prior, load_prior
 from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
-from vp3d.evaluate.suites import check_view
+from vp3d.evaluate.seen_from import judge_errors, seen_from
+from vp3d.evaluate.suites import JUDGE_GROUND, check_view
 from vp3d.prompts import SECTORS
 from vp3d.rewards.encoders import load_clip
 from vp3d.toybox.data import HEADS, attribute_targets, attributes, draw_specs, heldout_pictures, to_tensor
@@ -40,6 +41,7 @@ GOALS = {
     "held_out_pairs": ("objects and colours right, unseen colour-object pairs", 0.80),
     "image_prompt": ("objects and colours of the reference kept, empty text", 0.85),
     "view_words": ("compounds drawn from the view that was asked for", 0.80),
+    "views_named": ("views of true compounds that the denoiser tells apart, or takes for a neighbour", 0.90),
 }
 VIEW = "front left view"
 SAME_VIEW = 0.02  # mean absolute difference of two true views below which they cannot be told apart
@@ -118,6 +120,21 @@ def measure_view_words(count: int, sheet: Path | None = None) -> Figure:
     return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
 
 
+def measure_views_named(count: int) -> Figure:
+    """Mean `view_agreement` (`evaluate/seen_from.py`) of true compounds, `count` views in all; and that of CLIP's features."""
+    specs = [s for s in draw_specs(np.random.default_rng(79), count, True) if s.noun in COMPOUNDS and not s.relation]
+    prior, encoder, generator = load_prior(PriorConfig()), load_clip("assets/toybox/clip"), torch.Generator().manual_seed(0)
+    azimuths = [45.0 * i for i in range(len(SECTORS))]
+    kinds: dict[str, list[float]] = {"all": [], "by CLIP": []}
+    for spec in specs[: max(count // len(SECTORS), 1)]:
+        rgb = to_tensor(render_spec(spec, azimuths, elevation_deg=15.0, size=64, ground=JUDGE_GROUND))
+        kinds["all"].append(seen_from(prior, caption(spec), rgb, generator).view_agreement)
+        with torch.no_grad():
+            alike = encoder.image(rgb) @ encoder.text([f"{caption(spec)}, {view}" for view in SECTORS]).T
+        kinds["by CLIP"].append(judge_errors(1.0 - alike.double().numpy()).view_agreement)
+    return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
+
+
 def is_seen_from(picture: np.ndarray, spec: Spec, view: int) -> bool:
     """Whether `picture` [64, 64, 3] in [0, 1] shows the scene of `spec` from the level view number `view` of `SECTORS`."""
     ground = min(GROUNDS, key=lambda g: abs(g - np.median(picture[0])))
@@ -178,6 +195,7 @@ def main(argv: list[str] | None = None) -> None:
         "held_out_pairs": drawing(True, False, "held_out_pairs"),
         "image_prompt": drawing(False, True, "image_prompt"),
         "view_words": lambda n: measure_view_words(n, options.sheets and options.sheets / "view_words.png"),
+        "views_named": measure_views_named,
     }
     found = {}
     for name in options.figures or GOALS:

@@ -466,5 +466,6 @@ def vocabulary() -> dict[str, object]:
         "nouns": list(NOUNS),
         "colors": {k: list(v) for k, v in COLORS.items()},
         "parts": {noun: part for noun, (part, _) in COMPOUNDS.items()},
+        "supports": list(SUPPORTS),
         "held_out": [[c, n] for n in NOUNS for c in COLORS if is_held_out(c, n)],
     }

@@ -3,7 +3,7 @@
 `suite` makes every prompt of assets/prompts/smoke.txt, lets the judge look at eight views of each exported mesh, and prints
 the table. `stylized` makes three nouns after each of five reference pictures, with the picture and without it, and prints whether
 the judge still finds the noun and how far the asset's main colours are from the picture's (mean CIEDE2000, lower is closer).
-Both keep their runs, are resumable (a finished run is not made again) and write a contact sheet.
+Both keep their runs, are resumable (a finished run is not made again), and write their figures as JSON and a contact sheet.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from vp3d.evaluate.views import save_image, sheet
 from vp3d.prompts import normalize_prompt
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
+from vp3d.run_folder import write_json
 from vp3d.toybox.data import attributes
 from vp3d.toybox.images import render_spec
 from vp3d.toybox.scenes import Spec, parse_caption
@@ -83,7 +85,8 @@ def suite(options: argparse.Namespace) -> None:
 def stylized(options: argparse.Namespace) -> None:
     """Make nouns after reference pictures, and the same without, and compare the main colours."""
     claim(options)
-    judge, rows, tiles = load_judge(ASSETS / "judge", MANIFEST), [], []
+    judge, tiles = load_judge(ASSETS / "judge", MANIFEST), []
+    rows: list[dict[str, Any]] = []
     for number, reference in enumerate(REFERENCES):
         picture = render_spec(parse_caption(reference), [30.0], size=256)[0]
         path = options.work / f"reference{number}.png"
@@ -101,14 +104,16 @@ def stylized(options: argparse.Namespace) -> None:
                 found[name] = (made, dominant_color_distance(palette(made.mesh), target))
             kept = noun_share(judge_views_of(judge, found["with"][0].mesh), noun)
             near, far = found["with"][1], found["without"][1]
-            rows.append((kept, near, far))
+            rows.append({"noun": noun, "reference": reference, "kept": kept, "color_error": near, "without": far})
             tiles.append(style_row(picture, found["with"][0].mesh, found["without"][0].mesh))
             sys.stdout.write(f"{noun:8s} after {reference:36s} noun {kept:4.2f}  dE {near:5.1f}  without {far:5.1f}\n")
             sys.stdout.flush()
-    kept, near, far = (float(v) for v in np.mean(rows, axis=0))
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in ("kept", "color_error", "without")}
     sys.stdout.write(
-        f"\nnoun kept in {kept:.2f} of views; mean CIEDE2000 of the main colours {near:.1f}, without {far:.1f}\n"
+        f"\nnoun kept in {mean['kept']:.2f} of views; mean CIEDE2000 of the main colours {mean['color_error']:.1f}, "
+        f"without {mean['without']:.1f}\n"
     )
+    write_json(options.work / "stylized.json", {"mean": mean, "records": rows})
     save_image(sheet(tiles, "reference | with it | without"), options.sheet or options.work / "stylized.png")
 
 
