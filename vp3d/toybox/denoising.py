@@ -108,10 +108,12 @@ class PriorLosses:
             named = F.log_softmax(self.model["aid_map"](self.cells), 1)
             values["loss_nouns"] = -self.NOUNS_WEIGHT * (shares * named).sum() / shares.sum()
         if "aid_image" in self.model:
-            more = np.searchsorted(self.quantiles, rng.random(self.more_shown), side="right")
-            tokens = torch.cat([told.condition[1], self._image(more, rng)]).flatten(1)
-            behind = torch.cat([told.shown, self.answers[more].to(self.device)])
-            values["loss_shown"] = self.SHOWN_WEIGHT * self.model["aid_image"](tokens, behind)
+            tokens, behind = told.condition[1], told.shown
+            if self.more_shown:
+                more = np.searchsorted(self.quantiles, rng.random(self.more_shown), side="right")
+                tokens = torch.cat([tokens, self._image(more, rng)])
+                behind = torch.cat([behind, self.answers[more].to(self.device)])
+            values["loss_shown"] = self.SHOWN_WEIGHT * self.model["aid_image"](tokens.flatten(1), behind)
         return values | (self._text_aids(rng) if "aid_pooled" in self.model else {})
 
     def draw_conditions(self, rng: np.random.Generator, batch: int, shares: np.ndarray) -> Told:
