@@ -66,6 +66,7 @@ SWEEP: dict[str, tuple[str, ...]] = {
     "guidance_scale 4": ("guidance.guidance_scale=4",),
     "error in latents": ("guidance.space=latents", "guidance.weight=1"),
     "weight 100": ("guidance.weight=100",),
+    "grounds to 0.75": ("render.background_max=0.75",),
     "grounds to 0.9": ("render.background_max=0.9",),
     "weighting sigma2": ("guidance.weighting=sigma2",),
     "lr_density 0.12": ("optim.lr_density=0.12",),
