@@ -76,14 +76,14 @@ def make_visual_prompt(
     cutouts = on_ground(candidates, masks, config.visual_prompt.ground)
     scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
     steady = [1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance) for rgb in candidates]
-    usable = [n for n, score in enumerate(scores) if score is not None]
+    usable = {n: score for n, score in enumerate(scores) if score is not None}
     if not usable:
         raise UserError(
             f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground; try another seed=N, "
             "more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X, or give a picture with --image"
         )
     clean = [n for n in usable if steady[n] >= max(steady[m] for m in usable) - RAGGED]
-    chosen = max(clean, key=lambda n: scores[n] or 0.0)
+    chosen = max(clean, key=usable.__getitem__)
     found = VisualPrompt(
         _as_stored(cutouts[chosen : chosen + 1]), masks[chosen : chosen + 1], candidates, scores, chosen
     )

@@ -21,6 +21,7 @@ from PIL import Image
 from vp3d.config import Config
 from vp3d.evaluate import page
 from vp3d.evaluate.plots import curves, plot_svgs, write_plots
+from vp3d.evaluate.seen_from import apart
 from vp3d.evaluate.viewer import viewer_page
 from vp3d.evaluate.views import AZIMUTHS, ELEVATION_DEG, VIEWS, ring_frames
 from vp3d.export.writers import WRITERS, write_glb
@@ -104,7 +105,7 @@ def video(folder: Path) -> str:
 
 
 def seen(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What the prior took the views of the newest mesh for; nothing where it was not asked."""
+    """What the prior took the views for when it was last asked; nothing where it was not."""
     return next((event for event in reversed(events) if event.get("kind") == "views"), {})
 
 
@@ -163,8 +164,9 @@ def eight_views(asset: Asset, config: Config, events: Sequence[Mapping[str, Any]
     """The mesh from eight sides, each with what the prior takes it for where that is another side."""
     views = ring_frames(asset.mesh, VIEWS, VIEW_SIZE, config.camera)
     labels = [view_words(azimuth, ELEVATION_DEG) for azimuth in AZIMUTHS]
-    for k, named in enumerate(seen(events).get("named", [])):
-        labels[k] += f" · taken for {SECTORS[named]}" if abs((named - k + VIEWS // 2) % VIEWS - VIEWS // 2) > 1 else ""
+    named = seen(events).get("named", [])
+    for k in np.flatnonzero(apart(np.array(named, int), np.arange(len(named))) > 1):
+        labels[k] += f" · taken for {SECTORS[named[k]]}"
     return page.tiles([page.picture(page.data_uri(png(v), "image/png"), label) for v, label in zip(views, labels, strict=True)])
 
 

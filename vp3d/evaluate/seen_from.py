@@ -83,8 +83,13 @@ def view_errors(prior: Denoiser, prompt: str, rgb: Tensor, generator: torch.Gene
 
 def judge_errors(errors: np.ndarray) -> Seen:
     """The shares of the top of this module from errors [8, 8]."""
-    count = len(errors)
     named = errors.argmin(1)
-    apart = np.abs((named - np.arange(count) + count // 2) % count - count // 2)
+    near = apart(named, np.arange(len(named))) <= 1
     front, back = (errors[list(BACK)][:, list(sectors)].min(1) for sectors in (FRONT, BACK))
-    return Seen(named.tolist(), float((apart <= 1).mean()), float((front < (1.0 - CLEARLY) * back).mean()))
+    return Seen(named.tolist(), float(near.mean()), float((front < (1.0 - CLEARLY) * back).mean()))
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many sectors lie between numbers of SECTORS (broadcast), the shorter way round: 0 to 4."""
+    half = len(SECTORS) // 2
+    return np.abs((a - b + half) % len(SECTORS) - half)

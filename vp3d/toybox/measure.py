@@ -25,6 +25,7 @@ from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
 from vp3d.evaluate.seen_from import judge_errors, seen_from
 from vp3d.evaluate.suites import JUDGE_GROUND, check_view
+from vp3d.evaluate.views import AZIMUTHS, ELEVATION_DEG
 from vp3d.prompts import SECTORS
 from vp3d.rewards.encoders import load_clip
 from vp3d.toybox.data import HEADS, attribute_targets, attributes, draw_specs, heldout_pictures, to_tensor
@@ -124,10 +125,9 @@ def measure_views_named(count: int) -> Figure:
     """Mean `view_agreement` (`evaluate/seen_from.py`) of true compounds, `count` views in all; and that of CLIP's features."""
     specs = [s for s in draw_specs(np.random.default_rng(79), count, True) if s.noun in COMPOUNDS and not s.relation]
     prior, encoder, generator = load_prior(PriorConfig()), load_clip("assets/toybox/clip"), torch.Generator().manual_seed(0)
-    azimuths = [45.0 * i for i in range(len(SECTORS))]
     kinds: dict[str, list[float]] = {"all": [], "by CLIP": []}
     for spec in specs[: max(count // len(SECTORS), 1)]:
-        rgb = to_tensor(render_spec(spec, azimuths, elevation_deg=15.0, size=64, ground=JUDGE_GROUND))
+        rgb = to_tensor(render_spec(spec, list(AZIMUTHS), elevation_deg=ELEVATION_DEG, size=64, ground=JUDGE_GROUND))
         kinds["all"].append(seen_from(prior, caption(spec), rgb, generator).view_agreement)
         with torch.no_grad():
             alike = encoder.image(rgb) @ encoder.text([f"{caption(spec)}, {view}" for view in SECTORS]).T
