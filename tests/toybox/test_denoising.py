@@ -10,7 +10,7 @@ import torch
 
 from vp3d.config import PriorConfig
 from vp3d.diffusion.prior import Prior, load_prior
-from vp3d.toybox import denoising, train
+from vp3d.toybox import denoising, models, train
 from vp3d.toybox.data import draw_specs, make_pictures, to_tensor
 from vp3d.toybox.denoising import AlignLosses, PriorLosses, distance
 from vp3d.toybox.reader import READ, LatentReader, read_targets
@@ -51,7 +51,7 @@ def test_a_drawing_is_that_of_the_sampler_without_guidance(
     texts = ["a red cube, front view", "a blue chair, side view"]
     gate, tokens = torch.zeros(2), losses.prior.model["projection"](losses.prior.blind()).expand(2, -1, -1)
     with torch.no_grad():
-        condition = (losses.prior._encode(texts), tokens, gate)
+        condition = (losses.prior.encode(texts), tokens, gate)
         latents = losses.draw(condition, Still(np.random.PCG64()), torch.Generator().manual_seed(5))
     theirs = prior.sample(texts, "", losses.STEPS, 1.0, torch.Generator().manual_seed(5))
     assert float((prior.decode(latents) - theirs).abs().max()) < 2e-3
@@ -61,7 +61,7 @@ def test_the_times_of_a_drawing_are_jittered_within_the_steps_and_fall(losses: A
     called: list[int] = []
     unet = losses.prior.model["unet"]
     hook = unet.register_forward_pre_hook(lambda _, given: called.append(int(given[1])))
-    condition = tuple(torch.zeros(1, *shape) for shape in ((20, 128), (16, 128), ()))
+    condition = tuple(torch.zeros(1, *shape) for shape in ((20, 128), (models.IMAGE_TOKENS, 128), ()))
     with torch.no_grad():
         for seed in range(3):
             losses.draw(condition, np.random.default_rng(seed), torch.Generator().manual_seed(0))

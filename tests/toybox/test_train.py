@@ -55,7 +55,7 @@ def test_what_was_trained_opens_in_the_real_loaders(trained: Path) -> None:
 def test_the_adapters_file_is_the_published_one_of_plus(trained: Path) -> None:
     weights = load_file(trained / "ip_adapter" / "models" / "ip-adapter_toybox.safetensors")
     published = {k.removeprefix("image_proj."): v for k, v in weights.items() if k.startswith("image_proj.")}
-    assert published["layers.3.0.to_kv.weight"].shape == (256, 128) and published["latents"].shape == (1, 16, 128)
+    assert published["layers.3.0.to_kv.weight"].shape == (256, 128) and published["latents"].shape == (1, 20, 128)
     ours = models.new_image_projection()
     ours.load_state_dict(save.resampler_state(published))
     theirs = models.new_unet()._convert_ip_adapter_image_proj_to_diffusers(published, low_cpu_mem_usage=False)

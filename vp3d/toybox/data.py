@@ -151,10 +151,14 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float().div(255.0)
 
 
-def augment(rgb: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
-    """rgb [B, 3, 64, 64] in [0, 1] shifted, blurred, made noisy, brighter or darker and flatter, each at random."""
-    shift = rng.integers(-3, 4, 2)
-    rgb = torch.roll(F.pad(rgb, (3, 3, 3, 3), mode="replicate"), tuple(shift), (2, 3))[:, :, 3:-3, 3:-3]
+def augment(rgb: Tensor, rng: np.random.Generator, strength: float, most_shift: int = 3) -> Tensor:
+    """rgb [B, 3, 64, 64] in [0, 1] blurred, made noisy, brighter or darker and flatter, each at random.
+
+    And shifted by up to `most_shift` pixels up or down and to a side, the whole batch alike.
+    """
+    if most_shift:
+        shift, edge = rng.integers(-most_shift, most_shift + 1, 2), most_shift
+        rgb = torch.roll(F.pad(rgb, (edge,) * 4, mode="replicate"), tuple(shift), (2, 3))[:, :, edge:-edge, edge:-edge]
     if rng.random() < 0.6 * strength:
         side = int(rng.integers(24, 60))
         small = F.interpolate(rgb, (side, side), mode="bilinear", antialias=True, align_corners=False)

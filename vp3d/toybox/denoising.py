@@ -40,6 +40,15 @@ class Told:
     shown: Tensor
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What the denoiser was last asked: after `told`, noisy latents [B, 4, 16, 16] at time steps t [B]."""
+
+    told: Told
+    noisy: Tensor
+    t: Tensor
+
+
 class PriorLosses:
     """v-prediction (Salimans and Ho 2022) on a mix of conditions, so that every branch of the guidance is in distribution.
 
@@ -61,7 +70,7 @@ class PriorLosses:
     SHARES = (0.38, 0.08, 0.16, 0.31, 0.03)
     BATCH, CAPTIONS = 32, 32
     OFTEN = {"plain": 0.6, "part": 1.4, "on": 2.0, "next to": 3.0, "stripes": 0.8, "checks": 2.0}
-    NOUNS_WEIGHT, SHOWN_WEIGHT = 0.3, 0.05
+    NOUNS_WEIGHT = 0.3
     READ_WEIGHT = 0.005  # at 0.02 nouns come sooner, but as caricatures
 
     def __init__(
@@ -75,10 +84,11 @@ class PriorLosses:
         shares: Sequence[float] = SHARES,
         batch: int = BATCH,
         more_shown: int = 0,
+        shown_weight: float = 0.05,
     ) -> None:
         self.model, self.tokenizer, self.pictures, self.reader = model, tokenizer, pictures, reader
         self.latents, self.answers, self.shares = latents, answers, np.cumsum(shares)
-        self.batch, self.more_shown = batch, more_shown
+        self.batch, self.more_shown, self.shown_weight = batch, more_shown, shown_weight
         self.device = next(model.parameters()).device
         self.alpha_bar = alpha_bar_from_config(models.new_scheduler().config).to(self.device)
         self.views = len(pictures) // len(pictures.specs)
@@ -96,6 +106,7 @@ class PriorLosses:
         t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
         alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
         noisy = alpha * x0 + sigma * noise
+        self.last = Batch(told, noisy, t)
         with half_precision(self.device):
             predicted = self.model["unet"](noisy, t, told.condition).sample
         predicted = predicted.float()
@@ -113,7 +124,7 @@ class PriorLosses:
                 more = np.searchsorted(self.quantiles, rng.random(self.more_shown), side="right")
                 tokens = torch.cat([tokens, self._image(more, rng)])
                 behind = torch.cat([behind, self.answers[more].to(self.device)])
-            values["loss_shown"] = self.SHOWN_WEIGHT * self.model["aid_image"](tokens.flatten(1), behind)
+            values["loss_shown"] = self.shown_weight * self.model["aid_image"](tokens.flatten(1), behind)
         return values | (self._text_aids(rng) if "aid_pooled" in self.model else {})
 
     def draw_conditions(self, rng: np.random.Generator, batch: int, shares: np.ndarray) -> Told:
@@ -130,7 +141,7 @@ class PriorLosses:
         answers = self.answers[index]
         answers = answers.where(asked, answers.new_tensor(-100)).to(self.device)
         behind = self.answers[shown].where(torch.from_numpy(shown >= 0)[:, None], answers.new_tensor(-100)).to(self.device)
-        return Told(index, kind, (self._encode(texts), self._image(shown, rng), gate), answers, behind)
+        return Told(index, kind, (self.encode(texts), self._image(shown, rng), gate), answers, behind)
 
     def blind(self) -> Tensor:
         """What the eye makes of no image, one of zeros after normalising: patches [1, 65, 128]."""
@@ -140,13 +151,14 @@ class PriorLosses:
     def _keep_cells(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.cells = given[0].float()
 
-    def _encode(self, texts: list[str]) -> Tensor:
+    def encode(self, texts: list[str]) -> Tensor:
+        """Text embeddings [B, 20, 128]."""
         return self.model["text"](models.tokenize(self.tokenizer, texts).to(self.device))[0]
 
     def _text_aids(self, rng: np.random.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(self.pictures), size=self.CAPTIONS)
         texts, told, seen = tell(self.pictures, index, self.device)
-        text = self._encode(texts)
+        text = self.encode(texts)
         pooled = self.model.get_submodule("unet.add_embedding")(text)
         return {
             "loss_pooled": self.model["aid_pooled"](pooled, told, seen),
@@ -174,7 +186,8 @@ class PriorLosses:
         embedding = self.blind().repeat(len(shown), 1, 1)
         has = np.flatnonzero(shown >= 0)
         if len(has):
-            rgb = augment(to_tensor(self.pictures.images[shown[has]], self.device), rng, strength=0.5)
+            rgb = to_tensor(self.pictures.images[shown[has]], self.device)
+            rgb = augment(rgb, rng, strength=0.25, most_shift=0)  # shifted, it would not say where things are
             with half_precision(self.device):
                 embedding[has] = models.patches(models.see(self.model["eye"], rgb)).float()
         with half_precision(self.device):

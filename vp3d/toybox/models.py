@@ -28,7 +28,7 @@ TOKENS = 20  # length of a tokenized prompt
 TEXT_WIDTH = 128
 IMAGE_EMBED = 128
 IMAGE_WIDTH = 128  # of the image encoder's patches, of which there are 8 x 8
-IMAGE_TOKENS = 16
+IMAGE_TOKENS = TOKENS  # they first learn to be what the caption would be
 RESOLUTION = 64
 
 
@@ -141,7 +141,7 @@ def new_image_encoder() -> CLIPVisionModelWithProjection:
 
 
 def new_image_projection() -> IPAdapterPlusImageProjection:
-    """The eye's patches [B, 65, 128] to IMAGE_TOKENS tokens [B, 16, 128]: the resampler of "plus".
+    """The eye's patches [B, 65, 128] to IMAGE_TOKENS tokens [B, 20, 128]: the resampler of "plus".
 
     An embedding of the whole picture (base) does not say which of two objects has which colour. Depth and heads are those
     that diffusers assumes of a file.

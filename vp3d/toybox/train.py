@@ -1,7 +1,7 @@
 """Train the embedded models: `python -m vp3d.toybox.train [PART ...]`.
 
 Parts, in order: `autoencoder`, `clip`, `judge`, `eye` (the IP-Adapter's image encoder), `prior` (denoiser, text encoder and
-the adapter together, the eye with them), `adapter` (adapter and eye alone, on from there), `align` (all on their own drawings).
+the adapter together, the eye with them), `adapter` (adapter and eye alone, begun anew), `align` (all on their own drawings).
 Without parts, all. Then `python -m vp3d.toybox.measure` prints the figures and writes them to MANIFEST.json.
 Each part resumes from its last checkpoint under `data/toybox/` when the same command is given after a kill; `--more STEPS`
 goes on from the committed weights with a fresh schedule. The device is the GPU where there is one. On a CPU one process a core
@@ -33,6 +33,7 @@ from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, save_judge
 from vp3d.run_folder import atomic_write, check_output, sha256_file, write_json
 from vp3d.toybox import models
+from vp3d.toybox.adapter import AdapterLosses, teach_image
 from vp3d.toybox.data import (
     HEADS,
     Pictures,
@@ -61,14 +62,12 @@ PLANS = {
     "judge": Plan(steps=6000, lr=2e-3, weight_decay=0.05),
     "eye": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300, muon=INSIDE),
     "prior": Plan(steps=6000, lr=1e-3, warmup=300, muon=INSIDE),
-    "adapter": Plan(steps=1500, lr=2e-3, muon=INSIDE),
+    "adapter": Plan(steps=1500, lr=2e-3, warmup=30, muon=INSIDE),
     "align": Plan(steps=800, lr=3e-4, warmup=50, muon=INSIDE),
 }
 PARTS = tuple(PLANS)
 LATENTS = "latents.safetensors"
 TAUGHT = ("eye.", "projection.", "aid_", "unet.add_embedding.image.")  # with the adapter, and the attentions' `*_ip`
-ADAPTER_SHARES = (0.0, 0.0, 0.25, 0.66, 0.04)  # in the order of `PriorLosses`
-ADAPTER_SHOWN = 48
 MORE = "more.txt"  # beside the checkpoints of an unfinished `--more`: its number of steps
 
 
@@ -182,23 +181,27 @@ def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
 
 
 def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
-    """Fit the image encoder: the whole must tell the exact attributes, and every patch which noun it shows."""
+    """Fit the image encoder: the whole must tell the exact attributes, and every patch which noun it shows and its latents."""
     torch.manual_seed(plan.seed)
     eye = models.new_image_encoder()
     if plan.seed:
         eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
     whole, each = models.AttributeHeads(models.IMAGE_EMBED, HEADS), models.new_noun_head(models.IMAGE_WIDTH, len(NOUNS))
-    both = nn.ModuleDict({"eye": eye, "whole": whole, "patches": each}).to(device).train()
+    local = nn.Linear(models.IMAGE_WIDTH, 4 * 2 * 2)
+    both = nn.ModuleDict({"eye": eye, "whole": whole, "patches": each, "local": local}).to(device).train()
+    latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
     answers = torch.from_numpy(attribute_targets(pictures))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=64)
-        seen = models.see(eye, augment(to_tensor(pictures.images[index], device), rng, strength=0.5))
-        shares = noun_maps(pictures, index).to(device)
-        named = F.log_softmax(each(models.patches(seen)[:, 1:].mT.unflatten(2, shares.shape[2:])), 1)
+        seen = models.see(eye, augment(to_tensor(pictures.images[index], device), rng, strength=0.25, most_shift=0))
+        shares, cells = noun_maps(pictures, index).to(device), models.patches(seen)[:, 1:]
+        named = F.log_softmax(each(cells.mT.unflatten(2, shares.shape[2:])), 1)
+        there = F.unfold(latents[index].to(device).float(), 2, stride=2).mT
         return {
             "loss_attributes": whole(seen.image_embeds, answers[index].to(device)),
             "loss_nouns": -0.1 * (shares * named).sum() / shares.sum(),
+            "loss_latents": F.mse_loss(local(cells), there) / there.var(),
         }
 
     use_ema(both, fit("eye", both, losses, plan, work))
@@ -275,13 +278,19 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
 
 
 def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
-    """Fit the image branch alone, on from the committed weights: denoiser and text encoder stay as they are."""
+    """Fit the image branch alone, denoiser and text encoder stay as they are: begun anew (`teach_image`), or on from where it is.
+
+    See `vp3d.toybox.adapter`.
+    """
     torch.manual_seed(plan.seed)
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     model = nn.ModuleDict(new_prior_parts(tokenizer, trained=True)).to(device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TAUGHT) or "_ip." in name)
-    losses = prior_losses(model, tokenizer, pictures, plan, work.parent, device, shares=ADAPTER_SHARES, more_shown=ADAPTER_SHOWN)
+    if not plan.seed and not (work / "adapter.safetensors").exists():
+        teach_image(model, tokenizer, pictures, plan.steps, work, device)
+    options = {"shares": AdapterLosses.SHARES, "more_shown": AdapterLosses.MORE_SHOWN, "shown_weight": AdapterLosses.SHOWN_WEIGHT}
+    losses = AdapterLosses(prior_losses(model, tokenizer, pictures, plan, work.parent, device, **options))
     use_ema(model, fit("adapter", model, losses, plan, work))
     if not process_rank():
         save_image_branch(model)
@@ -416,7 +425,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vp3d.toybox.train", description=__doc__.split("\n\n")[1])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of: {', '.join(PARTS)} (default: all, in order)")
     parser.add_argument("--more", type=int, metavar="STEPS", help="go on from the committed weights for STEPS steps")
-    parser.add_argument("--steps", type=int, help="steps of a whole training, of align and adapter from the committed weights")
+    parser.add_argument("--steps", type=int, help="steps of a whole training; align goes on from the committed weights")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: the part's own, half of it with --more)")
     parser.add_argument("--chunks", type=int, default=4, help="chunks of 12,000 training pictures (default 4)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")

@@ -1,0 +1,111 @@
+"""The image branch begun anew: what it says is heard like the caption, and only it is taught."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vp3d.config import PriorConfig
+from vp3d.diffusion.prior import load_prior
+from vp3d.toybox import adapter, models, train
+from vp3d.toybox.adapter import AdapterLosses, copy_text, teach_image
+from vp3d.toybox.data import Pictures, draw_specs, make_pictures, to_tensor
+from vp3d.toybox.denoising import PriorLosses
+from vp3d.toybox.fit import Plan
+from vp3d.toybox.reader import LatentReader, read_targets
+
+TOKENIZER = train.find_tokenizer(train.ASSETS / "pipeline" / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Pictures:
+    rng = np.random.default_rng(0)
+    return make_pictures(draw_specs(rng, 8, reserved=False), 3, rng)
+
+
+@pytest.fixture
+def model() -> nn.ModuleDict:
+    return nn.ModuleDict(train.new_prior_parts(TOKENIZER, trained=True))
+
+
+def embedded(model: nn.ModuleDict, texts: list[str]) -> torch.Tensor:
+    with torch.no_grad():
+        return model["text"](models.tokenize(TOKENIZER, texts))[0]
+
+
+def test_a_captions_tokens_in_the_image_branch_are_heard_like_the_caption(model: nn.ModuleDict, pictures: Pictures) -> None:
+    nothing = embedded(model, [""])
+    said = embedded(model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))])
+    copy_text(model["unet"], nothing[0], said.flatten(0, 1))
+    hidden = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(0))
+    attention = model.get_submodule("unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2")
+    with torch.no_grad():
+        caption, empty = attention(hidden, said[:2]), attention(hidden, nothing.expand(2, -1, -1))
+        shown = attention(hidden, (nothing.expand(2, -1, -1), said[:2], torch.ones(2)))
+    assert (shown - caption).norm() < 0.15 * (empty - caption).norm()
+
+
+def test_teaching_brings_the_tokens_near_the_captions_and_leaves_text_and_denoiser(
+    model: nn.ModuleDict, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "TEACHING", replace(adapter.TEACHING, steps=12, warmup=1, ema_share=0.0))
+    nn.init.normal_(model.get_parameter("projection.latents"))  # what the committed tokens tell is forgotten
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    said = embedded(model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))])
+
+    def error() -> float:
+        with torch.no_grad():
+            tokens = model["projection"](models.patches(models.see(model["eye"], to_tensor(pictures.images))))
+        return float((tokens - said).square().mean())
+
+    first = error()
+    teach_image(model, TOKENIZER, pictures, 100, tmp_path, "cpu")
+    assert error() < 0.9 * first
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all(k.startswith(train.TAUGHT) or "_ip." in k for k in moved)
+    layer = model.get_submodule("unet.up_blocks.0.attentions.0.transformer_blocks.0.attn2")
+    assert torch.equal(layer.processor.to_k_ip.weight, layer.to_k.weight)
+
+
+def test_what_is_heard_otherwise_than_the_caption_reaches_every_part_of_the_branch(
+    model: nn.ModuleDict, pictures: Pictures
+) -> None:
+    model.requires_grad_(False)
+    taught = {k: p for k, p in model.named_parameters() if (k.startswith(train.TAUGHT) and "aid_" not in k) or "_ip." in k}
+    for parameter in taught.values():
+        parameter.requires_grad_(True)
+    latents = load_prior(PriorConfig(dtype="float32")).encode_images(to_tensor(pictures.images)).half()
+    reader = LatentReader().requires_grad_(False)
+
+    def losses(shares: tuple[float, ...]) -> AdapterLosses:
+        prior = PriorLosses(model, TOKENIZER, pictures, latents, read_targets(pictures), reader, shares=shares, batch=4)
+        return AdapterLosses(prior)
+
+    values = losses((0.0, 0.0, 0.0, 1.0))(np.random.default_rng(1), torch.Generator().manual_seed(1))
+    values["loss_heard"].backward()
+    unread = ("eye.vision_model.encoder.layers.5.", "eye.vision_model.post_layernorm", "eye.visual_projection")
+    silent = [k for k, p in taught.items() if not k.startswith(unread) and (p.grad is None or not p.grad.abs().sum() > 0.0)]
+    assert not silent
+    told = losses((1.0, 0.0, 0.0, 0.0))(np.random.default_rng(1), torch.Generator().manual_seed(1))
+    assert "loss_v" in told and "loss_heard" not in told
+
+
+def test_the_adapter_is_begun_anew_only_without_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Pictures) -> None:
+    class Begun(Exception):
+        pass
+
+    def begin(*_: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr(train, "teach_image", begin)
+    monkeypatch.setattr(train, "prior_losses", lambda *_, **__: (_ for _ in ()).throw(KeyError))
+    plan = Plan(steps=1, lr=1e-3)
+    with pytest.raises(Begun):
+        train.train_adapter(pictures, plan, tmp_path, "cpu")
+    with pytest.raises(KeyError):
+        train.train_adapter(pictures, replace(plan, seed=1), tmp_path, "cpu")
