@@ -183,8 +183,6 @@ class RenderConfig:
     chunk: Annotated[int, Range(1024)] = 1_048_576  # samples evaluated at once, at most; halved when memory runs out
     background_min: Share = 0.5  # random grey background, [0, 1]
     background_max: Share = 0.52  # on a lighter one the white parts of an object melt; the prior knows no darker ground than 0.5
-    second_ground: Share = 0.7  # the background of some views instead: what is as grey as the first can be seen on it
-    second_ground_share: Share = 0.0  # of the views, at random
     shading: Literal["albedo", "lambert"] = "albedo"  # albedo | lambert (the toybox light, normals from the density)
     occupancy_resolution: Annotated[int, Range(4, 512)] = 32  # cells along a side of the occupancy grid
     occupancy_every: Annotated[int, Range(1)] = 16  # steps between its updates

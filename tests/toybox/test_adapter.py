@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -33,6 +35,13 @@ def model() -> nn.ModuleDict:
     return nn.ModuleDict(train.new_prior_parts(TOKENIZER, trained=True))
 
 
+def losses(model: nn.ModuleDict, pictures: Pictures, **options: Any) -> PriorLosses:
+    """Of few pictures; the reader is a random one."""
+    latents = load_prior(PriorConfig(dtype="float32")).encode_images(to_tensor(pictures.images)).half()
+    reader = LatentReader().requires_grad_(False)
+    return PriorLosses(model, TOKENIZER, pictures, latents, read_targets(pictures), reader, batch=4, **options)
+
+
 def embedded(model: nn.ModuleDict, texts: list[str]) -> torch.Tensor:
     with torch.no_grad():
         return model["text"](models.tokenize(TOKENIZER, texts))[0]
@@ -53,7 +62,7 @@ def test_a_captions_tokens_in_the_image_branch_are_heard_like_the_caption(model:
 def test_teaching_brings_the_tokens_near_the_captions_and_leaves_text_and_denoiser(
     model: nn.ModuleDict, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "TEACHING", replace(adapter.TEACHING, steps=12, warmup=1, ema_share=0.0))
+    monkeypatch.setattr(adapter, "WARMUP", 1)
     nn.init.normal_(model.get_parameter("projection.latents"))  # what the committed tokens tell is forgotten
     before = {k: v.clone() for k, v in model.state_dict().items()}
     said = embedded(model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))])
@@ -64,7 +73,7 @@ def test_teaching_brings_the_tokens_near_the_captions_and_leaves_text_and_denois
         return float((tokens - said).square().mean())
 
     first = error()
-    teach_image(model, TOKENIZER, pictures, 100, tmp_path, "cpu")
+    teach_image(losses(model, pictures), replace(train.PLANS["adapter"], steps=12, ema_share=0.0), tmp_path)
     assert error() < 0.9 * first
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved and all(k.startswith(train.TAUGHT) or "_ip." in k for k in moved)
@@ -79,20 +88,14 @@ def test_what_is_heard_otherwise_than_the_caption_reaches_every_part_of_the_bran
     taught = {k: p for k, p in model.named_parameters() if (k.startswith(train.TAUGHT) and "aid_" not in k) or "_ip." in k}
     for parameter in taught.values():
         parameter.requires_grad_(True)
-    latents = load_prior(PriorConfig(dtype="float32")).encode_images(to_tensor(pictures.images)).half()
-    reader = LatentReader().requires_grad_(False)
-
-    def losses(shares: tuple[float, ...]) -> AdapterLosses:
-        prior = PriorLosses(model, TOKENIZER, pictures, latents, read_targets(pictures), reader, shares=shares, batch=4)
-        return AdapterLosses(prior)
-
-    values = losses((0.0, 0.0, 0.0, 1.0))(np.random.default_rng(1), torch.Generator().manual_seed(1))
+    alone, told = ((0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0))
+    values = AdapterLosses(losses(model, pictures, shares=alone))(np.random.default_rng(1), torch.Generator().manual_seed(1))
     values["loss_heard"].backward()
     unread = ("eye.vision_model.encoder.layers.5.", "eye.vision_model.post_layernorm", "eye.visual_projection")
     silent = [k for k, p in taught.items() if not k.startswith(unread) and (p.grad is None or not p.grad.abs().sum() > 0.0)]
     assert not silent
-    told = losses((1.0, 0.0, 0.0, 0.0))(np.random.default_rng(1), torch.Generator().manual_seed(1))
-    assert "loss_v" in told and "loss_heard" not in told
+    values = AdapterLosses(losses(model, pictures, shares=told))(np.random.default_rng(1), torch.Generator().manual_seed(1))
+    assert "loss_v" in values and "loss_heard" not in values
 
 
 def test_the_adapter_is_begun_anew_only_without_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Pictures) -> None:
@@ -103,7 +106,9 @@ def test_the_adapter_is_begun_anew_only_without_more(monkeypatch: pytest.MonkeyP
         raise Begun
 
     monkeypatch.setattr(train, "teach_image", begin)
-    monkeypatch.setattr(train, "prior_losses", lambda *_, **__: (_ for _ in ()).throw(KeyError))
+    monkeypatch.setattr(train, "prior_losses", lambda *_, **__: None)
+    monkeypatch.setattr(train, "fit", lambda *_: (_ for _ in ()).throw(KeyError))
+    monkeypatch.setattr(train, "AdapterLosses", Mock(OF_PRIOR={}))
     plan = Plan(steps=1, lr=1e-3)
     with pytest.raises(Begun):
         train.train_adapter(pictures, plan, tmp_path, "cpu")

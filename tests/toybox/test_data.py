@@ -102,3 +102,10 @@ def test_confuse_is_nearly_right_but_another_caption() -> None:
     assert sum(o != pictures.specs[0] for o in other) > 40
     assert all(parse_caption(caption(o)) == o for o in other)
     assert swapped(swapped(attributes(other[0]))) == attributes(other[0])
+
+
+def test_an_image_prompt_stays_in_its_place_and_others_are_shifted() -> None:
+    rgb = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    still = [data.augment(rgb, np.random.default_rng(seed), 0.0, most_shift=0) for seed in range(4)]
+    assert all(torch.equal(picture, rgb) for picture in still)
+    assert any(not torch.equal(data.augment(rgb, np.random.default_rng(seed), 0.0), rgb) for seed in range(4))

@@ -12,6 +12,7 @@ were in 85 of 100 pictures of two objects, and 46 were drawn. So the image branc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,50 +22,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vp3d.toybox import models
-from vp3d.toybox.data import Pictures, augment, to_tensor
 from vp3d.toybox.denoising import PriorLosses
 from vp3d.toybox.fit import Plan, fit, half_precision, use_ema
-from vp3d.toybox.reader import kind_quantiles, read_targets, tell
+from vp3d.toybox.reader import tell
 
-TEACHING = Plan(steps=900, lr=1.5e-3, weight_decay=0.01, muon=r"projection\.layers|eye\.vision_model\.encoder")
+STEPS, LR, WARMUP = 900, 1.5e-3, 100  # of stage 1
 BATCH = 64
 SHOWN_WEIGHT = 0.5
 
 
-def teach_image(
-    model: nn.ModuleDict, tokenizer: object, pictures: Pictures, most_steps: int, work: Path, device: str
-) -> None:
-    """Stage 1, in place: of `model` the eye, the projection and the image's part in the time embedding, then `copy_text`."""
-    text, pooling = model["text"], model.get_submodule("unet.add_embedding.text")
-    pooled = model.get_submodule("unet.add_embedding.image")
+def teach_image(prior: PriorLosses, plan: Plan, work: Path) -> None:
+    """Stage 1, in place: of the model behind `prior` the eye, the projection and the pooled tokens, then `copy_text`."""
+    model, pictures = prior.model, prior.pictures
+    pooling, pooled = (model.get_submodule(f"unet.add_embedding.{kind}") for kind in ("text", "image"))
     taught = nn.ModuleDict({k: model[k] for k in ("eye", "projection", "aid_image")} | {"pooled": pooled})
-    quantiles, answers = kind_quantiles(pictures, PriorLosses.OFTEN), read_targets(pictures)
 
     @torch.no_grad()
     def goals(index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Text tokens [B, 20, 128] of pictures, and what they add to the pooled empty text [B, D]."""
-        said = text(models.tokenize(tokenizer, tell(pictures, index, device)[0]).to(device))[0]
+        said = prior.encode(tell(pictures, index, prior.device)[0])
         return said, pooling(said) - pooling(nothing)
 
     with torch.no_grad():
-        nothing = text(models.tokenize(tokenizer, [""]).to(device))[0]
+        nothing = prior.encode([""])
     some = goals(np.linspace(0, len(pictures) - 1, min(2000, len(pictures))).astype(np.int64))
     spread = [(goal - goal.mean(0)).square().mean() for goal in some]
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
-        index = np.searchsorted(quantiles, rng.random(BATCH), side="right")
-        rgb = augment(to_tensor(pictures.images[index], device), rng, strength=0.25, most_shift=0)
-        with half_precision(rgb.device):
-            tokens = model["projection"](models.patches(models.see(model["eye"], rgb))).float()
+        index = np.searchsorted(prior.quantiles, rng.random(BATCH), side="right")
+        tokens = prior.image(index, rng)
         missed = [F.mse_loss(a, b) for a, b in zip((tokens, pooled(tokens.flatten(1))), goals(index), strict=True)]
         return {
             "loss_tokens": missed[0] / spread[0],
             "loss_pooled": missed[1] / spread[1],
-            "loss_shown": SHOWN_WEIGHT * model["aid_image"](tokens.flatten(1), answers[index].to(device)),
+            "loss_shown": SHOWN_WEIGHT * model["aid_image"](tokens.flatten(1), prior.answers[index].to(prior.device)),
         }
 
-    use_ema(taught, fit("image", taught, losses, replace(TEACHING, steps=min(TEACHING.steps, most_steps)), work))
+    lesson = replace(plan, steps=min(STEPS, plan.steps), lr=LR, warmup=WARMUP)
+    use_ema(taught, fit("image", taught, losses, lesson, work))
     copy_text(model["unet"], nothing[0], some[0].flatten(0, 1))
 
 
@@ -89,8 +84,7 @@ class AdapterLosses:
     Of the samples 66 % are told the picture alone, 25 % text and picture, 4 % text and the null image, 5 % the null image alone.
     """
 
-    SHARES = (0.0, 0.0, 0.25, 0.66, 0.04)
-    MORE_SHOWN, SHOWN_WEIGHT = 80, 0.25
+    OF_PRIOR: Mapping[str, Any] = {"shares": (0.0, 0.0, 0.25, 0.66, 0.04), "more_shown": 80, "shown_weight": 0.25}
     HEARD_WEIGHT = 0.15
 
     def __init__(self, prior: PriorLosses) -> None:

@@ -122,7 +122,7 @@ class PriorLosses:
             tokens, behind = told.condition[1], told.shown
             if self.more_shown:
                 more = np.searchsorted(self.quantiles, rng.random(self.more_shown), side="right")
-                tokens = torch.cat([tokens, self._image(more, rng)])
+                tokens = torch.cat([tokens, self.image(more, rng)])
                 behind = torch.cat([behind, self.answers[more].to(self.device)])
             values["loss_shown"] = self.shown_weight * self.model["aid_image"](tokens.flatten(1), behind)
         return values | (self._text_aids(rng) if "aid_pooled" in self.model else {})
@@ -141,7 +141,7 @@ class PriorLosses:
         answers = self.answers[index]
         answers = answers.where(asked, answers.new_tensor(-100)).to(self.device)
         behind = self.answers[shown].where(torch.from_numpy(shown >= 0)[:, None], answers.new_tensor(-100)).to(self.device)
-        return Told(index, kind, (self.encode(texts), self._image(shown, rng), gate), answers, behind)
+        return Told(index, kind, (self.encode(texts), self.image(shown, rng), gate), answers, behind)
 
     def blind(self) -> Tensor:
         """What the eye makes of no image, one of zeros after normalising: patches [1, 65, 128]."""
@@ -181,8 +181,8 @@ class PriorLosses:
         shown = np.where(other, index // self.views * self.views + rng.integers(self.views, size=len(index)), index)
         return np.where((kind == 2) | (kind == 3), shown, -1)
 
-    def _image(self, shown: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Image tokens [B, 16, 128] of the pictures numbered `shown`, null (of `blind`) where that is -1."""
+    def image(self, shown: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Image tokens [B, 20, 128] of the pictures numbered `shown`, null (of `blind`) where that is -1."""
         embedding = self.blind().repeat(len(shown), 1, 1)
         has = np.flatnonzero(shown >= 0)
         if len(has):

@@ -287,11 +287,10 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
     model = nn.ModuleDict(new_prior_parts(tokenizer, trained=True)).to(device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TAUGHT) or "_ip." in name)
+    losses = prior_losses(model, tokenizer, pictures, plan, work.parent, device, **AdapterLosses.OF_PRIOR)
     if not plan.seed and not (work / "adapter.safetensors").exists():
-        teach_image(model, tokenizer, pictures, plan.steps, work, device)
-    options = {"shares": AdapterLosses.SHARES, "more_shown": AdapterLosses.MORE_SHOWN, "shown_weight": AdapterLosses.SHOWN_WEIGHT}
-    losses = AdapterLosses(prior_losses(model, tokenizer, pictures, plan, work.parent, device, **options))
-    use_ema(model, fit("adapter", model, losses, plan, work))
+        teach_image(losses, plan, work)
+    use_ema(model, fit("adapter", model, AdapterLosses(losses), plan, work))
     if not process_rank():
         save_image_branch(model)
 

@@ -167,12 +167,9 @@ class Coarse:
         load_adam(self.optimizer, self.names, tensors)
 
     def _background(self, views: int) -> Tensor:
-        """A random grey a view, `[views * pixels, 3]` in [background_min, background_max], or now and then the second ground."""
-        config, generator = self.config.render, self.generators["background"]
-        pixels = config.resolution**2
-        grey = config.background_min + (config.background_max - config.background_min) * torch.rand(views, generator=generator)
-        if config.second_ground_share > 0.0:
-            grey[torch.rand(views, generator=generator) < config.second_ground_share] = config.second_ground
+        """A random grey a view, `[views * pixels, 3]` in [background_min, background_max]."""
+        low, high, pixels = self.config.render.background_min, self.config.render.background_max, self.config.render.resolution**2
+        grey = low + (high - low) * torch.rand(views, generator=self.generators["background"])
         return grey.to(self.device)[:, None, None].expand(views, pixels, 3).reshape(-1, 3)
 
     def _render(self, rays: Rays, jitter: torch.Generator | None, want_normal: bool = False) -> Render:
