@@ -76,7 +76,9 @@ SWEEP: dict[str, tuple[str, ...]] = {
     "t to 0.98 and 0.02": ("guidance.t_max={start: 0.98, end: 0.5}", "guidance.t_min=0.02"),
     "t_min falls to 0.1": ("guidance.t_min.end=0.1",),
     "no rewards": NO_REWARDS,
-    "rewards x 5": ("rewards.text_image.weight=0.5", "rewards.image_image.weight=0.5"),
+    "rewards x 5": ("rewards.text_image.weight=0.5", "rewards.image_image.weight=0.15"),
+    "image reward 0.1 from 0.1": ("rewards.image_image.weight=0.1", "rewards.image_image.begin=0.1"),
+    "text reward 0.2": ("rewards.text_image.weight=0.2",),
     "rewards from the start": ("rewards.text_image.begin=0", "rewards.image_image.begin=0"),
 }
 SIDES, TILE = (40.0, 220.0), 112  # azimuths of the two views in the picture grid, degrees; pixels of one

@@ -146,7 +146,7 @@ class RewardsConfig:
     aesthetic_model: str = "aesthetic"  # read only if the aesthetic term has a weight
     text_image: RewardConfig = field(default_factory=lambda: RewardConfig(weight=0.1, begin=0.3))
     image_image: RewardConfig = field(
-        default_factory=lambda: RewardConfig(weight=0.1, begin=0.1, gate=ViewGate(0.0, 45.0, 100.0, 0.0))
+        default_factory=lambda: RewardConfig(weight=0.03, begin=0.3, gate=ViewGate(0.0, 45.0, 100.0, 0.0))
     )
     aesthetic: RewardConfig = field(default_factory=RewardConfig)
 

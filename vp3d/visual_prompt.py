@@ -28,7 +28,7 @@ from vp3d.rewards.text_image import TextImage
 from vp3d.run_folder import RunFolder, atomic_write, write_json
 from vp3d.sheet import contact_sheet
 
-RAGGED = 0.05  # a drawn picture whose cut-out is less steady than the steadiest by more than this is not chosen
+RAGGED = 0.03  # a drawn picture whose cut-out is less steady than the steadiest by more than this is not chosen
 PLAIN = "give a picture of one object with a transparent or plain background"
 
 
