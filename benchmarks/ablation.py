@@ -6,7 +6,8 @@ steps on the text alone; the sweep changes one setting of the default run at a t
 95 % bootstrap interval over prompts, and the difference from the first arm, prompt by prompt, with an interval of its own: an arm
 helps where that lies above 0.
 
---arms makes only the arms that are named; the first of them is the one compared with.
+--arms makes only the arms that are named; the first of them is the one compared with. --match makes only some prompts:
+those that are right in every arm tell nothing but harm.
 Resumable: what is made lies under --work, one folder an arm. About half an hour for all arms of the
 ablation at `draft` on two cores (--jobs 2).
 --grid draws the assets: true object, visual prompt, first arm and last arm, each from two sides.
@@ -91,6 +92,14 @@ def chosen(arms: Mapping[str, tuple[str, ...]], names: Sequence[str]) -> dict[st
     if unknown is not None:
         raise UserError(f"there is no arm '{unknown}'; there are: {'; '.join(arms)} (key=value words stand before --arms)")
     return {name: arms[name] for name in names or arms}
+
+
+def matching(tasks: Sequence[Task], texts: Sequence[str]) -> Sequence[Task]:
+    """The tasks whose prompt holds one of `texts`; all of them when there is none."""
+    found = [task for task in tasks if not texts or any(text in task.prompt for text in texts)]
+    if not found:
+        raise UserError(f"no prompt holds {' or '.join(map(repr, texts))}: --match takes a part of one, as 'white house'")
+    return found
 
 
 def run_arm(name: str, overrides: Sequence[str], tasks: Sequence[Task], options: argparse.Namespace) -> list[Record]:
@@ -188,6 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sweep", action="store_true", help="settings of the default run instead of the paper's parts")
     parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help="only these, the first is compared with (all)")
     parser.add_argument("--subset", choices=("all", "mini"), default="mini", help="72 prompts, or 6 of each set (mini)")
+    parser.add_argument("--match", nargs="+", default=[], metavar="TEXT", help="only prompts that hold one of these texts")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of those, every n-th (1)")
     parser.add_argument("--preset", choices=PRESETS, default="draft", help="how much work to put in (draft)")
     parser.add_argument("--config", type=Path, action="append", default=[], help="YAML settings, repeatable")
@@ -205,13 +215,14 @@ def main(argv: list[str] | None = None) -> None:
         check_output(path.parent)
     name = "sweep" if options.sweep else "ablation"
     options.work = options.work or ROOT / "outputs" / name
-    tasks = toybench.suite_tasks(options.subset, options.seeds)[:: options.every]
+    tasks = matching(toybench.suite_tasks(options.subset, options.seeds), options.match)[:: options.every]
     records = {arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()}
     told = compare(records)
     about = circumstances()
     facts = {"preset": options.preset, "seeds": options.seeds, "date": about["date"], "machine": about["machine"]}
     facts |= {"commit": str((about["git"] or {}).get("commit", "none"))[:10]}
     facts |= {"arms": f"{len(arms)} of {len(every_arm)} ({'; '.join(arms)})"} if len(arms) < len(every_arm) else {}
+    facts |= {"prompts with": " or ".join(options.match)} if options.match else {}
     page = markdown(told, f"{name.capitalize()} on toybench, {options.subset}", facts, len({task.prompt for task in tasks}))
     write_json(options.work / f"{name}.json", {"about": about, "arms": {k: list(v) for k, v in arms.items()}, "told": told})
     write_text(options.write or options.work / f"{name}.md", page)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import ablation
-from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, main, markdown, write_grid
+from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, main, markdown, matching, write_grid
 from vp3d.bench.toybench import suite_tasks
 from vp3d.config import ROOT, get_value, load_config
 from vp3d.errors import UserError
@@ -75,6 +75,15 @@ def test_some_arms_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(UserError, match=r"no arm 'VP4D'; there are: SDS; SDS, twice the CFG; .*; VP3D"):
         main(["--work", str(tmp_path), "--arms", "VP4D"])
     assert len(made) == 3
+
+
+def test_prompts_are_chosen_by_what_they_hold() -> None:
+    tasks = suite_tasks("mini", 1)
+    found = [task.prompt for task in matching(tasks, ["white house", "blue checks"])]
+    assert found == ["a yellow cylinder with blue checks", "a red car next to a white house"]
+    assert matching(tasks, []) == tasks
+    with pytest.raises(UserError, match="no prompt holds 'dragon' or 'elf': --match takes"):
+        matching(tasks, ["dragon", "elf"])
 
 
 def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) -> None:
