@@ -121,6 +121,9 @@ def test_when_none_can_be_cut_out_the_user_hears_it(clip: ClipText, tmp_path: Pa
     with pytest.raises(UserError, match="none of the 1 drawn pictures") as caught:
         make(DiscPrior(flat=0), clip, config, folder)
     assert "\n" not in str(caught.value) and "--image" in str(caught.value)
+    sheet = folder.visual_prompt / "sheet.png"  # what was drawn can be looked at
+    with Image.open(sheet) as picture:
+        assert str(sheet) in str(caught.value) and picture.width >= SIDE
 
 
 def test_a_ragged_cut_out_is_not_chosen_whatever_its_reward(clip: ClipText, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ INK, PAPER, FRAME = (40, 40, 40), (255, 255, 255), (30, 140, 60)
 
 
 def contact_sheet(candidates: Tensor, cutouts: Tensor, labels: list[str], chosen: int) -> Image.Image:
-    """Candidates and cut-outs `[N, 3, H, W]` in [0, 1], eight pairs a row, with one label each."""
+    """Candidates and cut-outs `[N, 3, H, W]` in [0, 1], eight pairs a row, with one label each; `chosen` -1: none is."""
     columns = min(len(labels), COLUMNS)
     rows = -(-len(labels) // COLUMNS)
     across, down = TILE + GAP, 2 * TILE + LABEL + GAP

@@ -78,9 +78,12 @@ def make_visual_prompt(
     steady = [1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance) for rgb in candidates]
     usable = {n: score for n, score in enumerate(scores) if score is not None}
     if not usable:
+        sheet = run_folder.visual_prompt / "sheet.png"
+        _write_png(contact_sheet(candidates, cutouts, ["no cut-out"] * len(scores), -1), sheet)
         raise UserError(
-            f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground; try another seed=N, "
-            "more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X, or give a picture with --image"
+            f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground (see {sheet}); "
+            "try another seed=N, more visual_prompt.candidates=N or another visual_prompt.cutout_tolerance=X, or give a picture "
+            "with --image"
         )
     clean = [n for n in usable if steady[n] >= max(steady[m] for m in usable) - RAGGED]
     chosen = max(clean, key=usable.__getitem__)
