@@ -79,6 +79,7 @@ SWEEP: dict[str, tuple[str, ...]] = {
     "no rewards": NO_REWARDS,
     "rewards x 5": ("rewards.text_image.weight=0.5", "rewards.image_image.weight=0.15"),
     "image reward 0.1 from 0.1": ("rewards.image_image.weight=0.1", "rewards.image_image.begin=0.1"),
+    "text reward without hinge": ("rewards.text_image.hinge=1e9",),
     "text reward 0.2": ("rewards.text_image.weight=0.2",),
     "rewards from the start": ("rewards.text_image.begin=0", "rewards.image_image.begin=0"),
 }
