@@ -12,6 +12,7 @@ resolution of the prior, side of the rendered views, and number of them:
 
 With the default guidance a batch of B views is one call of the denoiser with 2 B images. All settings are those of
 configs/sd15.yaml and may be changed, as by guidance.perp_neg=1 (four branches), prior.max_batch=2 or cuda.encoder=torch.
+prior.vae, whatever it names, stands for TAESD, the small autoencoder, in its published sizes.
 On a CPU the default is --tiny, the same blocks in a fraction of the width: for trying the program out.
 """
 
@@ -77,8 +78,8 @@ FULL, TINY = 512, 64  # resolutions
 TINY_FIELD = ("field.resolution=32", "field.levels=4", "field.log2_table=10", "render.samples=16")
 
 
-def build_pipeline(tiny: bool, device: torch.device, dtype: torch.dtype) -> tuple[Any, ImageEncoder]:
-    """A pipeline of the published sizes with its adapter loaded and our gates in it; random weights.
+def build_pipeline(tiny: bool, device: torch.device, dtype: torch.dtype, small_vae: bool) -> tuple[Any, ImageEncoder]:
+    """A pipeline of the published sizes with its adapter loaded and our gates in it; random weights; TAESD if `small_vae`.
 
     Its text and vision towers are small ones: a step does not run them.
     """
@@ -86,7 +87,7 @@ def build_pipeline(tiny: bool, device: torch.device, dtype: torch.dtype) -> tupl
     tokenizer = transformers.CLIPTokenizer.from_pretrained(locate(PriorConfig().path) / "tokenizer")
     with torch.device(device):
         unet = diffusers.UNet2DConditionModel(**(TINY_UNET if tiny else UNET))
-        vae = diffusers.AutoencoderKL(**(TINY_VAE if tiny else VAE))
+        vae = diffusers.AutoencoderTiny() if small_vae else diffusers.AutoencoderKL(**(TINY_VAE if tiny else VAE))
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
         vision = transformers.CLIPVisionConfig(**sizes, projection_dim=IMAGE_WIDTH, patch_size=32)
         tower = transformers.CLIPVisionModelWithProjection(vision)
@@ -239,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     dtype = getattr(torch, options.dtype or ("float16" if on_gpu else "float32"))
     config = load_config(None, [ROOT / "configs" / "sd15.yaml"], [*(TINY_FIELD if tiny else ()), *options.overrides])
     torch.manual_seed(0)
-    pipe, encoder = build_pipeline(tiny, bench.device, dtype)
+    pipe, encoder = build_pipeline(tiny, bench.device, dtype, bool(config.prior.vae))
     if config.prior.channels_last and on_gpu:
         for network in (pipe.unet, pipe.vae):
             network.to(memory_format=torch.channels_last)
@@ -252,7 +253,8 @@ def main(argv: list[str] | None = None) -> None:
             found = attempt(prior, config, batch, bench)
             records.append({"resolution": resolution, "render": side, "batch": batch, **found})
     parameters = sum(p.numel() for p in pipe.unet.parameters()) / 1e6
-    title = f"SD 1.5{' in tiny' if tiny else ''}, denoiser of {parameters:.1f} M parameters, {dtype}".replace("torch.", "")
+    kind = f"SD 1.5{' in tiny' if tiny else ''}{' with TAESD' if config.prior.vae else ''}"
+    title = f"{kind}, denoiser of {parameters:.1f} M parameters, {dtype}".replace("torch.", "")
     header = ["prior", "view", "views", "calls x images", "floor, ms", "guidance, ms", "by floor", "step, ms", "by floor"]
     header += ["denoiser", "encoder, ms", "memory, MiB"]
     results = {"tiny": tiny, "dtype": str(dtype), "denoiser_parameters_m": parameters, "sizes": records}

@@ -80,6 +80,7 @@ class PriorConfig:
     vae: str = ""  # an AutoencoderTiny or AutoencoderKL in the place of the pipeline's
     vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # auto: `dtype`; float32 if that overflows or is auto
     max_batch: Annotated[int, Range(1, 4096)] = 64  # images in one call of the denoiser, branches counted; more are cut
+    vae_batch: Annotated[int, Range(1, 4096)] = 64  # images in one call of the autoencoder; more are cut, and encoded twice
     offload_encoders: bool = False  # text and image encoders wait on the CPU while they are not used
     channels_last: bool = False  # memory layout of denoiser and autoencoder; often faster on a GPU in half precision
     compile: bool = False  # torch.compile the denoiser: slow first steps, then faster; needs a working compiler

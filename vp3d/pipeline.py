@@ -251,7 +251,8 @@ def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, ru
     guidance = Guidance(models.prior, config.guidance)
     rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))
     march = choose_march(config, device)
-    return Coarse(config, field, guidance, condition, rewards, make_generators(config.seed), teller(run), march)
+    generators, encode_less = make_generators(config.seed), models.prior.encode_less
+    return Coarse(config, field, guidance, condition, rewards, generators, teller(run), march, encode_less)
 
 
 def find_condition(config: Config, models: Models, visual_prompt: VisualPrompt) -> Condition:
@@ -268,7 +269,8 @@ def teller(run: RunFolder) -> Callable[..., None]:
         if kind == "warning":
             say(f"warning: {data['message']}")
         if kind == "out_of_memory":
-            say(f"out of memory: going on with {data['chunk']:,} samples at once")
+            at_once = f"{data['images']} pictures" if "images" in data else f"{data['chunk']:,} samples"
+            say(f"out of memory: going on with {at_once} at once")
 
     return tell
 

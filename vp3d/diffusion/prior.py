@@ -5,7 +5,8 @@ Conventions: images are rgb [B, 3, H, W] in [0, 1] sRGB; latents [B, 4, h, w] ar
 sees them (autoencoder.py). Whatever the network predicts, `predict_noise` returns epsilon.
 All weights are frozen; results are float32 whatever `PriorConfig.dtype` the networks run in; attention is torch's SDPA.
 Nothing of a run is kept here: conditions and gates travel with each call. Only the number of images in one call of the denoiser
-may change, by halves when memory runs out. Weights are safetensors only, checked against the manifest before they are read.
+or the autoencoder may change, by halves when memory runs out. Weights are safetensors only, checked against the manifest before
+they are read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vp3d import torch_compat  # before transformers, which imports torchvision
 from vp3d.config import PriorConfig, locate
@@ -59,7 +61,8 @@ class Prior:
         on_oom: Callable[[int], None] | None = None,
     ) -> None:
         self.device, self.dtype, self.on_oom = torch.device(device), pipe.unet.dtype, on_oom
-        self.unet, self.vae, self.image_encoder, self.max_batch = pipe.unet, pipe.vae, image_encoder, config.max_batch
+        self.unet, self.vae, self.image_encoder = pipe.unet, pipe.vae, image_encoder
+        self.max_batch, self.vae_batch = config.max_batch, config.vae_batch
         pairs = [(pipe.tokenizer, pipe.text_encoder)]
         if hasattr(pipe, "text_encoder_2"):
             pairs.append((pipe.tokenizer_2, pipe.text_encoder_2))
@@ -94,18 +97,35 @@ class Prior:
             return self.text_encoders.encode_null(negative)
 
     def encode_images(self, rgb: Tensor) -> Tensor:
-        """Latents [B, 4, h, w] of rgb [B, 3, H, W] in [0, 1], resized to the prior's resolution inside the graph."""
+        """Latents [B, 4, h, w] of rgb [B, 3, H, W] in [0, 1], resized to the prior's resolution inside the graph.
+
+        Beyond `vae_batch` images, which take more memory than all else here, a part at a time: nothing of it is kept for the
+        backward pass, where it is encoded once more.
+        """
         if rgb.ndim != 4 or rgb.shape[1] != 3:
             raise ValueError(f"encode_images takes rgb [B, 3, H, W], got {tuple(rgb.shape)}")
         size = (self.resolution, self.resolution)
         if rgb.shape[-2:] != size:
             shrinks = max(rgb.shape[-2:]) > self.resolution
             rgb = F.interpolate(rgb, size=size, mode="bilinear", antialias=shrinks, align_corners=False)
-        return autoencoder.encode(self.vae, rgb)
+        if len(rgb) <= self.vae_batch:
+            return autoencoder.encode(self.vae, rgb)
+
+        def encode(part: Tensor) -> Tensor:
+            found: Tensor = checkpoint(autoencoder.encode, self.vae, part, use_reentrant=False, preserve_rng_state=False)
+            return found
+
+        return torch.cat([encode(part) for part in rgb.split(self.vae_batch)])
+
+    def encode_less(self, tried: int) -> int:
+        """After memory ran out around `tried` images: half as many in a call of the autoencoder from here on; 0 if it was one."""
+        fewer = min(self.vae_batch, tried) // 2
+        self.vae_batch = fewer or self.vae_batch
+        return fewer
 
     def decode(self, latents: Tensor) -> Tensor:
         """rgb [B, 3, H, W] in [0, 1] of latents [B, 4, h, w]; differentiable, clipped at the ends of the range."""
-        return torch.cat([autoencoder.decode(self.vae, part) for part in latents.split(self.max_batch)])
+        return torch.cat([autoencoder.decode(self.vae, part) for part in latents.split(self.vae_batch)])
 
     @torch.no_grad()
     def embed_visual_prompt(self, rgb: Tensor) -> Tensor:

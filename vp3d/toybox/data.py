@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,12 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def nouns(self) -> np.ndarray:
+        """Of each scene [S, 3] int64: number of its noun, of its second one (-1: none), and whether they stand side by side."""
+        rows = [(NOUNS.index(s.noun), NOUNS.index(s.noun_b) if s.relation else -1, s.relation == "next to") for s in self.specs]
+        return np.array(rows, np.int64)
 
     def caption(self, index: int) -> str:
         """The caption of picture `index` without view words."""
@@ -165,7 +172,8 @@ def augment(rgb: Tensor, rng: np.random.Generator, strength: float, most_shift: 
         rgb = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
     gain, noise = 1.0 + 0.12 * strength * rng.uniform(-1, 1), 0.05 * strength * rng.random()
     tint = torch.from_numpy(rng.normal(0, 0.02 * strength, (len(rgb), 3, 1, 1))).to(rgb)
-    grain = torch.from_numpy(rng.standard_normal(tuple(rgb.shape), dtype=np.float32)).to(rgb)
+    generator = torch.Generator(device=rgb.device).manual_seed(int(rng.integers(2**62)))
+    grain = torch.randn(rgb.shape, generator=generator, device=rgb.device)
     return (rgb * gain + tint + noise * grain).clamp(0.0, 1.0)
 
 
@@ -180,29 +188,30 @@ def thumbnails(images: np.ndarray) -> Tensor:
     return torch.cat([F.avg_pool2d(opaque, 8).flatten(1), color.flatten(1)], 1)
 
 
-def noun_maps(pictures: Pictures, index: np.ndarray) -> Tensor:
-    """How much of each of 8 x 8 cells the nouns cover in B pictures: [B, nouns, 8, 8] in [0, 1].
+def noun_maps(pictures: Pictures, index: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """How much of each of 8 x 8 cells the nouns cover in B pictures: [B, nouns, 8, 8] in [0, 1], on `device`.
 
     Two objects are told apart by a straight cut that gives each its share `seen`: "on" by a row, "next to" by a column. Seen
     from the side, where one is before the other, nothing is told.
     """
-    opaque = opacity(to_tensor(pictures.images[index]))[:, 0].numpy() > 0
-    maps = np.zeros((len(index), len(NOUNS), 64, 64), np.float32)
-    for n, i in enumerate(index):
-        spec, facing = pictures.specs[pictures.scene_of[i]], np.cos(np.deg2rad(pictures.azimuth_deg[i]))
-        first = np.ones(64)
-        if spec.relation:
-            beside = spec.relation == "next to"
-            if beside and abs(facing) < 0.4:
-                continue
-            begun = opaque[n].sum(0 if beside else 1).cumsum() / max(opaque[n].sum(), 1)
-            left = [pictures.seen[i, :3].sum(), pictures.seen[i, 3:].sum()]
-            turned = beside and facing < 0
-            first = begun <= left[int(turned)] / max(sum(left), 1e-6)
-            first = (first != turned)[None] if beside else first[:, None]
-            maps[n, NOUNS.index(spec.noun_b)] = opaque[n] & ~first
-        maps[n, NOUNS.index(spec.noun)] += opaque[n] & (first > 0)
-    return F.avg_pool2d(torch.from_numpy(maps), 8)
+    opaque = opacity(to_tensor(pictures.images[index], device))[:, 0].double()
+    facing = np.cos(np.deg2rad(pictures.azimuth_deg[index]))
+    first, second, beside = pictures.nouns[pictures.scene_of[index]].T
+    seen = pictures.seen[index].astype(np.float64)
+    share, both = seen[:, :3].sum(1), seen.sum(1)
+    turned = (beside == 1) & (facing < 0)  # the caption's first object is the right one
+    cut = np.where(second < 0, 1.0, np.where(turned, both - share, share) / np.maximum(both, 1e-6))
+    told, columns, swap, upto = (
+        torch.from_numpy(v).to(device) for v in ((beside == 0) | (np.abs(facing) >= 0.4), beside == 1, turned, cut)
+    )
+    lines = torch.where(columns[:, None], opaque.sum(1), opaque.sum(2))
+    before = (lines.cumsum(1) / lines.sum(1, keepdim=True).clamp(min=1.0) <= upto[:, None]) != swap[:, None]
+    mine = torch.where(columns[:, None, None], before[:, None, :], before[:, :, None])
+    parts = [F.avg_pool2d((opaque * side * told[:, None, None]).float()[:, None], 8)[:, 0] for side in (mine, ~mine)]
+    maps = torch.zeros(len(index), len(NOUNS) + 1, 8, 8, device=device)  # the last is of no second object
+    for nouns, part in zip((first, second), parts, strict=True):
+        maps[torch.arange(len(index), device=device), torch.from_numpy(nouns).to(device)] += part
+    return maps[:, :-1]
 
 
 def opacity(rgb: Tensor) -> Tensor:

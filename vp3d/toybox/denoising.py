@@ -110,7 +110,7 @@ class PriorLosses:
         with half_precision(self.device):
             predicted = self.model["unet"](noisy, t, told.condition).sample
         predicted = predicted.float()
-        shares = noun_maps(self.pictures, told.index).to(self.device)
+        shares = noun_maps(self.pictures, told.index, self.device)
         asked = torch.from_numpy((told.kind != 1) & (told.kind < 5))[:, None, None, None].to(self.device)
         with half_precision(self.device):
             read = self.reader(alpha * noisy - sigma * predicted, shares * asked, told.answers)
@@ -138,9 +138,9 @@ class PriorLosses:
         gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
         asked = torch.from_numpy((kind != 1) & (kind < 5))[:, None].repeat(1, len(READ))
         asked[:, -1] &= torch.from_numpy(turned)
-        answers = self.answers[index]
-        answers = answers.where(asked, answers.new_tensor(-100)).to(self.device)
-        behind = self.answers[shown].where(torch.from_numpy(shown >= 0)[:, None], answers.new_tensor(-100)).to(self.device)
+        untold = self.answers.new_tensor(-100)
+        answers = self.answers[index].where(asked, untold).to(self.device)
+        behind = self.answers[shown].where(torch.from_numpy(shown >= 0)[:, None], untold).to(self.device)
         return Told(index, kind, (self.encode(texts), self.image(shown, rng), gate), answers, behind)
 
     def blind(self) -> Tensor:
@@ -197,7 +197,7 @@ class PriorLosses:
 class AlignLosses:
     """`PriorLosses`, and what of the model's own drawings is not as told.
 
-    PAIRED conditions are drawn from twice, in STEPS steps of DDIM without guidance. Each drawing is read by the reader
+    `paired` conditions are drawn from twice, in STEPS steps of DDIM without guidance. Each drawing is read by the reader
     (`loss_drawn`, cross-entropy), and the two of a condition are compared with the true picture y by the energy score (Gneiting
     and Raftery 2007), ½|x - y| + ½|x' - y| - ½|x - x'|, on the latents and on the reader's features: it is least where drawings
     are distributed as true pictures are, so a drawing that only pleases the reader costs. Times within the steps are jittered,
@@ -205,18 +205,18 @@ class AlignLosses:
     """
 
     SHARES = (0.4, 0.0, 0.12, 0.48)
-    PAIRED, STEPS = 8, 6
+    STEPS = 6
     NOISE = 0.4  # largest standard deviation of the noise on a drawing that is read
     READ_WEIGHT, ENERGY_WEIGHT = 0.02, 0.3
 
-    def __init__(self, prior: PriorLosses) -> None:
-        self.prior, self.shares = prior, np.cumsum(self.SHARES)
+    def __init__(self, prior: PriorLosses, paired: int = 8) -> None:
+        self.prior, self.paired, self.shares = prior, paired, np.cumsum(self.SHARES)
 
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of one batch; `loss*` are summed."""
         prior = self.prior
         values = prior(rng, generator)
-        told = prior.draw_conditions(rng, self.PAIRED, self.shares)
+        told = prior.draw_conditions(rng, self.paired, self.shares)
         drawn = self.draw(tuple(torch.cat([c, c]) for c in told.condition), rng, generator)
         strength = self.NOISE * torch.rand(len(drawn), 1, 1, 1, generator=generator, device=drawn.device)
         noise = torch.randn(drawn.shape, generator=generator, device=drawn.device)

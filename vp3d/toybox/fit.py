@@ -36,13 +36,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast: `steps` updates at peak rate `lr`, EMA half-life as a share of the steps.
+    """How long and how fast: `steps` updates at peak rate `lr` of `batch` pictures, EMA half-life as a share of the steps.
 
     Parameters of two dimensions or more whose name fits the pattern `muon` are updated by Muon, all others by AdamW.
     """
 
     steps: int
     lr: float
+    batch: int = 64
     weight_decay: float = 0.01
     warmup: int = 100
     ema_share: float = 0.03

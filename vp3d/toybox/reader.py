@@ -90,7 +90,7 @@ def taught_reader(
         x0 = latents[index].to(device).float()
         strength = NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator, device=device)
         noisy = x0 + strength * torch.randn(x0.shape, generator=generator, device=device)
-        shares = noun_maps(pictures, index).to(device)
+        shares = noun_maps(pictures, index, device)
         with half_precision(x0.device):
             return {"loss_read": reader(noisy, shares, told[index].to(device))}
 

@@ -57,13 +57,13 @@ MANIFEST = ASSETS / "MANIFEST.json"
 EYE = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
 INSIDE = r"unet\.(?!conv_in|conv_out)|projection\.layers|eye\.vision_model\.encoder"  # matrices that Muon moves
 PLANS = {
-    "autoencoder": Plan(steps=6000, lr=2e-3, weight_decay=0.0),
+    "autoencoder": Plan(steps=6000, lr=2e-3, batch=32, weight_decay=0.0),
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
     "judge": Plan(steps=6000, lr=2e-3, weight_decay=0.05),
     "eye": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300, muon=INSIDE),
-    "prior": Plan(steps=6000, lr=1e-3, warmup=300, muon=INSIDE),
-    "adapter": Plan(steps=1500, lr=2e-3, warmup=30, muon=INSIDE),
-    "align": Plan(steps=800, lr=3e-4, warmup=50, muon=INSIDE),
+    "prior": Plan(steps=6000, lr=1e-3, batch=32, warmup=300, muon=INSIDE),
+    "adapter": Plan(steps=1500, lr=2e-3, batch=32, warmup=30, muon=INSIDE),
+    "align": Plan(steps=800, lr=3e-4, batch=16, warmup=50, muon=INSIDE),
 }
 PARTS = tuple(PLANS)
 LATENTS = "latents.safetensors"
@@ -78,8 +78,8 @@ def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -
         model.load_state_dict(load_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
-        index = rng.integers(len(pictures), size=32)
-        corners = rng.integers(0, 17, (32, 2)) + rng.integers(0, 17, (32, 2))
+        index = rng.integers(len(pictures), size=plan.batch)
+        corners = rng.integers(0, 17, (plan.batch, 2)) + rng.integers(0, 17, (plan.batch, 2))
         crops = np.stack([pictures.images[i, y : y + 32, x : x + 32] for i, (y, x) in zip(index, corners, strict=True)])
         target = (to_tensor(crops, device) * 2.0 - 1.0).contiguous(memory_format=torch.channels_last)
         latents = model.encoder(target)
@@ -128,7 +128,7 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     answers = torch.from_numpy(attribute_targets(pictures))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
-        index = rng.choice(len(pictures), 64, replace=False)
+        index = rng.choice(len(pictures), plan.batch, replace=False)
         views = [f", {pictures.view(i)}" if rng.random() < 0.4 else "" for i in index]
         specs = [pictures.specs[pictures.scene_of[i]] for i in index]
         texts = [caption(s) + v for s, v in zip(specs, views, strict=True)]
@@ -138,16 +138,16 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
         text = model.encode_text(models.tokenize(tokenizer, texts).to(device))
         scale = model.logit_scale.exp().clamp(max=100.0)
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-        wrong = torch.tensor([a == b for a, b in zip(texts[:64], texts[64:], strict=True)], device=device)
+        wrong = torch.tensor([a == b for a, b in zip(texts[: plan.batch], texts[plan.batch :], strict=True)], device=device)
         logits = logits.masked_fill(
-            torch.cat([torch.zeros(64, 64, device=device), torch.diag(wrong.float())], 1) > 0, -1e4
+            torch.cat([torch.zeros(plan.batch, plan.batch, device=device), torch.diag(wrong.float())], 1) > 0, -1e4
         )
-        right = torch.arange(64, device=device)
+        right = torch.arange(plan.batch, device=device)
         told, said = answers[index].to(device), spec_targets(specs).to(device)
         return {
             "loss_image_text": F.cross_entropy(logits, right),
-            "loss_text_image": F.cross_entropy(logits[:, :64].T, right),
-            "loss_attributes": aids["image"](image, told) + aids["text"](text[:64], said),
+            "loss_text_image": F.cross_entropy(logits[:, : plan.batch].T, right),
+            "loss_attributes": aids["image"](image, told) + aids["text"](text[: plan.batch], said),
             "top1": (logits.argmax(1) == right).float().mean(),
         }
 
@@ -167,7 +167,7 @@ def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     answers = torch.from_numpy(attribute_targets(pictures))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
-        index = rng.integers(len(pictures), size=64)
+        index = rng.integers(len(pictures), size=plan.batch)
         logits = judge(augment(to_tensor(pictures.images[index], device), rng, strength=1.0))
         told = answers[index].to(device)
         right = torch.stack([(logits[h].argmax(1) == told[:, i]) | (told[:, i] < 0) for i, h in enumerate(HEADS)])
@@ -193,9 +193,9 @@ def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     answers = torch.from_numpy(attribute_targets(pictures))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
-        index = rng.integers(len(pictures), size=64)
+        index = rng.integers(len(pictures), size=plan.batch)
         seen = models.see(eye, augment(to_tensor(pictures.images[index], device), rng, strength=0.25, most_shift=0))
-        shares, cells = noun_maps(pictures, index).to(device), models.patches(seen)[:, 1:]
+        shares, cells = noun_maps(pictures, index, device), models.patches(seen)[:, 1:]
         named = F.log_softmax(each(cells.mT.unflatten(2, shares.shape[2:])), 1)
         there = F.unfold(latents[index].to(device).float(), 2, stride=2).mT
         return {
@@ -305,7 +305,7 @@ def train_align(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     parts = new_prior_parts(tokenizer, trained=True)
     model = nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection", "eye")}).to(device)
-    losses = AlignLosses(prior_losses(model, tokenizer, pictures, plan, work.parent, device, batch=16))
+    losses = AlignLosses(prior_losses(model, tokenizer, pictures, plan, work.parent, device), max(plan.batch // 2, 1))
     begun = {k: p.detach().cpu().clone() for k, p in model.named_parameters()}
     use_ema(model, {k: torch.lerp(begun[k], v, 0.5) for k, v in fit("align", model, losses, plan, work).items()})
     if not process_rank():
@@ -320,7 +320,7 @@ def prior_losses(
     latents = first_process_first(lambda: encode_pictures(pictures, work / "prior" / LATENTS, device))
     answers = read_targets(pictures)
     reader = taught_reader(pictures, latents, answers, work / f"reader-{autoencoder_sum()[:8]}", device, plan.steps)
-    return PriorLosses(model, tokenizer, pictures, latents, answers, reader, **options)
+    return PriorLosses(model, tokenizer, pictures, latents, answers, reader, batch=plan.batch, **options)
 
 
 def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str, Any]:
@@ -425,6 +425,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of: {', '.join(PARTS)} (default: all, in order)")
     parser.add_argument("--more", type=int, metavar="STEPS", help="go on from the committed weights for STEPS steps")
     parser.add_argument("--steps", type=int, help="steps of a whole training; align goes on from the committed weights")
+    parser.add_argument("--batch", type=int, help="pictures a step and process (default: the part's own, for a CPU)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: the part's own, half of it with --more)")
     parser.add_argument("--chunks", type=int, default=4, help="chunks of 12,000 training pictures (default 4)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -436,7 +437,7 @@ def main(argv: list[str] | None = None) -> None:
     unknown = [p for p in options.parts if p not in PARTS]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
-    for name in ("more", "steps", "chunks", "threads"):
+    for name in ("more", "steps", "batch", "chunks", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} takes a whole number of 1 or more")
     if options.lr is not None and not 0.0 < options.lr < 1.0:
@@ -462,7 +463,7 @@ def main(argv: list[str] | None = None) -> None:
             plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1, warmup=warmup)
         elif options.steps:
             plan = replace(plan, steps=options.steps)
-        plan = replace(plan, lr=options.lr or plan.lr)
+        plan = replace(plan, lr=options.lr or plan.lr, batch=options.batch or plan.batch)
         first_process_first(partial(take_up, work / part, options.more, options.fresh))
         TRAINERS[part](pictures, plan, work / part, device)
         if torch.distributed.is_initialized():  # the next part may read what process 0 has just written

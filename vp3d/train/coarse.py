@@ -61,7 +61,8 @@ def make_generators(seed: int) -> dict[str, torch.Generator]:
 class Coarse:
     """All that changes while the coarse stage is optimised, and the step that changes it.
 
-    `event(kind, **data)`, as `RunFolder.event`, is told when memory ran out; `march` finds samples and sums along rays.
+    `event(kind, **data)`, as `RunFolder.event`, is told when memory ran out; `march` finds samples and sums along rays;
+    `encode_less(views)`, as `Prior.encode_less`, has the guidance go on with less memory and says how, or 0 if it cannot.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class Coarse:
         generators: dict[str, torch.Generator],
         event: Callable[..., None],
         march: March = DENSE,
+        encode_less: Callable[[int], int] = lambda views: 0,
     ) -> None:
         self.config = config
         self.render_config = config.render
         self.event = event
         self.march = march
+        self.encode_less = encode_less
         self.field = field
         self.guidance = guidance
         self.condition = condition
@@ -112,7 +115,7 @@ class Coarse:
             **self._regularisers(render, rays, weights),
         }
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        samples = torch.tensor(float(len(rays) * config.render.samples))
+        samples = torch.full_like(loss, float(len(rays) * config.render.samples))
         return {"loss": loss, **terms, **measured, "opacity": render.opacity.mean(), "samples": samples}
 
     def preview(self, camera: Camera, size: int) -> Render:
@@ -136,7 +139,18 @@ class Coarse:
         self.load_tensors(self.initial, regulariser_scale)
 
     def shrink(self) -> None:
-        """After memory ran out: half the samples at once, the occupancy grid as before the step, nothing kept on the device."""
+        """After memory ran out: fewer pictures encoded at once, and where it is one at a time, half the samples at once.
+
+        The occupancy grid is as before the step, and nothing is kept on the device.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.occupancy.load_state_dict(self.known)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        images = self.encode_less(self.config.optim.views)
+        if images:
+            self.event("out_of_memory", images=images)
+            return
         most = self.config.optim.views * self.config.render.resolution**2 * self.config.render.samples
         now = min(self.render_config.chunk, most)
         chunk = now // 2
@@ -145,10 +159,6 @@ class Coarse:
                 f"out of memory even with {now:,} samples at once; free memory on the device, or lower prior.max_batch, "
                 "optim.views or render.resolution, or set prior.dtype=float16"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.occupancy.load_state_dict(self.known)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         self._on_out_of_memory(chunk)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -190,7 +190,7 @@ def attempt(stage: Stage[Any], step: int, grad_clip: float) -> tuple[dict[str, f
     try:
         terms = stage.step(step)
         problem = differentiate(stage, terms, grad_clip)
-        return {name: float(value.detach()) for name, value in terms.items()}, problem
+        return dict(zip(terms, torch.stack([value.detach().float() for value in terms.values()]).tolist(), strict=True)), problem
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -199,9 +199,9 @@ def attempt(stage: Stage[Any], step: int, grad_clip: float) -> tuple[dict[str, f
 
 def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> str:
     """Leave the clipped gradient of `terms["loss"]` (scalar, any range) in the parameters; "" or what was not finite."""
-    wrong = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
-    if wrong:
-        return "the loss: " + ", ".join(wrong)
+    finite = torch.stack([torch.isfinite(value).all() for value in terms.values()]).tolist()  # asks the device once
+    if not all(finite):
+        return "the loss: " + ", ".join(name for name, fine in zip(terms, finite, strict=True) if not fine)
     stage.optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters_of(stage), grad_clip or torch.inf)
@@ -211,7 +211,8 @@ def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float)
 def apply(stage: Stage[Any]) -> str:
     """Step the optimiser; "" or what was not finite afterwards."""
     stage.optimizer.step()
-    return "" if all(bool(torch.isfinite(p).all()) for p in parameters_of(stage)) else "the parameters"
+    finite = torch.stack([torch.isfinite(p).all() for p in parameters_of(stage)]).all()
+    return "" if bool(finite) else "the parameters"
 
 
 def parameters_of(stage: Stage[Any]) -> list[Tensor]:

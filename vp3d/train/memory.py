@@ -26,6 +26,7 @@ class Profile:
     memory_gb: float
     samples: int  # field samples, the cap of render.chunk
     images: int  # the cap of prior.max_batch
+    pictures: int  # the cap of prior.vae_batch
     offload_encoders: bool  # whether text and image encoders must wait on the CPU
 
     @property
@@ -35,11 +36,11 @@ class Profile:
 
 
 PROFILES = (  # by memory; the first is for less than 8 GB
-    Profile(0.0, 2**17, 2, True),
-    Profile(8.0, 2**18, 4, True),
-    Profile(12.0, 2**19, 8, False),
-    Profile(16.0, 2**20, 16, False),
-    Profile(24.0, 2**21, 64, False),
+    Profile(0.0, 2**17, 2, 1, True),
+    Profile(8.0, 2**18, 4, 1, True),
+    Profile(12.0, 2**19, 8, 1, False),
+    Profile(16.0, 2**20, 16, 4, False),
+    Profile(24.0, 2**21, 64, 64, False),
 )
 
 
@@ -54,15 +55,14 @@ def fit_to_memory(config: Config, free_gb: float) -> tuple[Config, Profile]:
     The copy is for building a run's parts; what is stored and compared on resume is the configuration as it was asked for.
     """
     profile = profile_for(config.cuda.memory_gb or free_gb)
-    drawing = config.visual_prompt.prior
-    visual_prompt = dataclasses.replace(
-        config.visual_prompt, prior=dataclasses.replace(drawing, max_batch=min(drawing.max_batch, profile.images))
+    drawing, prior = (
+        dataclasses.replace(
+            asked, max_batch=min(asked.max_batch, profile.images), vae_batch=min(asked.vae_batch, profile.pictures)
+        )
+        for asked in (config.visual_prompt.prior, config.prior)
     )
-    prior = dataclasses.replace(
-        config.prior,
-        max_batch=min(config.prior.max_batch, profile.images),
-        offload_encoders=config.prior.offload_encoders or profile.offload_encoders,
-    )
+    visual_prompt = dataclasses.replace(config.visual_prompt, prior=drawing)
+    prior = dataclasses.replace(prior, offload_encoders=prior.offload_encoders or profile.offload_encoders)
     render = dataclasses.replace(config.render, chunk=min(config.render.chunk, profile.samples))
     return dataclasses.replace(config, prior=prior, visual_prompt=visual_prompt, render=render), profile
 
