@@ -269,7 +269,7 @@ def teller(run: RunFolder) -> Callable[..., None]:
         if kind == "warning":
             say(f"warning: {data['message']}")
         if kind == "out_of_memory":
-            at_once = f"{data['images']} pictures" if "images" in data else f"{data['chunk']:,} samples"
+            at_once = f"{data['images']} picture(s)" if "images" in data else f"{data['chunk']:,} samples"
             say(f"out of memory: going on with {at_once} at once")
 
     return tell

@@ -165,6 +165,32 @@ def test_a_compiler_that_does_not_work_is_found_at_load(config: PriorConfig, mon
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("vae_dtype", ["float32", "float16"])
+def test_encoding_in_parts_gives_the_same_latents_and_gradients(config: PriorConfig, vae_dtype: str) -> None:
+    """In float16, too, where the gradient is scaled on its way through the network that is run once more."""
+    whole, parts = (load_prior(dataclasses.replace(config, vae_dtype=vae_dtype, vae_batch=n)) for n in (64, 1))
+    calls: list[int] = []
+    parts.vae.encoder.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    found = []
+    for prior in (whole, parts):
+        rgb = torch.cat([RGB, RGB.flip(-1)[:1]]).requires_grad_()
+        latents = prior.encode_images(rgb)
+        (grad,) = torch.autograd.grad(latents.square().mean(), rgb)
+        found.append((latents.detach(), grad))
+    assert calls == [1] * 6  # once more each, backward
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.any() and (ours - theirs).abs().max() <= 1e-2 * theirs.abs().max()
+    drawn = [prior.decode(found[0][0]) for prior in (whole, parts)]
+    assert (drawn[0] - drawn[1]).abs().max() < 1e-2
+
+
+def test_fewer_pictures_at_once_after_memory_ran_out(config: PriorConfig) -> None:
+    prior = load_prior(config)
+    assert [prior.encode_less(5), prior.vae_batch] == [2, 2]
+    assert [prior.encode_less(5), prior.vae_batch] == [1, 1]
+    assert [prior.encode_less(5), prior.vae_batch] == [0, 1]
+
+
 def test_variants_of_the_weight_files(tmp_path: Path) -> None:
     save_pipeline(tmp_path / "pipeline", variant="fp16")
     assert not (tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").exists()

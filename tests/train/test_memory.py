@@ -41,7 +41,7 @@ def test_profile_by_free_memory(free: float, expected: float) -> None:
 def test_more_memory_never_means_less() -> None:
     for small, large in zip(PROFILES, PROFILES[1:], strict=False):
         assert small.memory_gb < large.memory_gb and small.samples < large.samples and small.images < large.images
-        assert small.offload_encoders >= large.offload_encoders
+        assert small.pictures <= large.pictures and small.offload_encoders >= large.offload_encoders
 
 
 def test_fitting_caps_and_never_raises_and_leaves_the_request_alone() -> None:
@@ -51,6 +51,7 @@ def test_fitting_caps_and_never_raises_and_leaves_the_request_alone() -> None:
     fitted, profile = fit_to_memory(config, 7.5)
     assert profile.memory_gb == 8.0 and fitted.render.chunk == 2**18 and fitted.prior.offload_encoders
     assert fitted.prior.max_batch == 3 and fitted.visual_prompt.prior.max_batch == 4
+    assert fitted.prior.vae_batch == fitted.visual_prompt.prior.vae_batch == 1 and config.prior.vae_batch == 64
     assert dataclasses.asdict(config) == before
     config.cuda.memory_gb = 24.0
     fitted, profile = fit_to_memory(config, 7.5)
@@ -109,10 +110,13 @@ class OutOfMemory:
         raise self.error
 
 
-def run_with(config: Config, guidance: Callable[..., Terms]) -> tuple[RunFolder, dict[str, Tensor], Coarse]:
+def run_with(
+    config: Config, guidance: Callable[..., Terms], encode_less: Callable[[int], int] = lambda views: 0
+) -> tuple[RunFolder, dict[str, Tensor], Coarse]:
     run = RunFolder.create(config)
     field = build_field(config.field, make_generator(config.seed, "field"))
-    stage = Coarse(config, field, guidance, NOTHING, {}, make_generators(config.seed), pipeline.teller(run))
+    tell = pipeline.teller(run)
+    stage = Coarse(config, field, guidance, NOTHING, {}, make_generators(config.seed), tell, encode_less=encode_less)
     loop.run(stage, config, run, threading.Event())
     found = loop.load_checkpoint(run)
     assert found is not None
@@ -133,6 +137,18 @@ def test_out_of_memory_halves_once_and_the_run_is_the_same(
     assert (output.out + output.err).count("out of memory: going on with 3,072 samples at once") == 1
     assert not run.events("bad_step") and found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)  # occupancy and random numbers too
+
+
+def test_pictures_are_encoded_in_fewer_before_samples_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    _, expected, _ = run_with(small_config(tmp_path / "a"), towards_red)
+    left = [1, 0]
+    run, found, stage = run_with(small_config(tmp_path / "b"), OutOfMemory(range(2, 4), True), lambda views: left.pop(0))
+    told = [(event.get("images"), event.get("chunk")) for event in run.events("out_of_memory")]
+    assert told == [(1, None), (None, 3072)] and stage.render_config.chunk == 3072 and not left
+    output = capsys.readouterr()
+    assert "out of memory: going on with 1 picture(s) at once" in output.out + output.err
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_smaller_chunks_of_the_torch_route_give_the_same_run_but_for_rounding(tmp_path: Path) -> None:

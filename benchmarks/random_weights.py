@@ -1,0 +1,240 @@
+"""Folders in the published layouts with random weights, at the published sizes (`FULL`) or small (`TINY`): nothing is fetched.
+
+`write_folders` writes a pipeline of Stable Diffusion 1.5 or SDXL, the base IP-Adapter with its ViT-H/14, ImageReward, DINOv2-base
+and TAESD, in float16, each at once whole.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import sds_step
+from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
+from vp3d.config import PriorConfig, locate
+from vp3d.diffusion.prior import CLIP_MEAN, CLIP_STD
+from vp3d.rewards.blip import BlipSizes
+from vp3d.rewards.imagereward import VOCABULARY, WEIGHTS, ImageRewardNet
+from vp3d.run_folder import write_json
+
+import diffusers  # isort: skip
+import transformers  # isort: skip
+from safetensors.torch import save_file  # isort: skip
+
+CLIP_L = {  # text_encoder/config.json of both
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+    "vocab_size": 49408,
+}
+BIG_G = {  # text_encoder_2/config.json of SDXL
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+    "vocab_size": 49408,
+}
+SDXL_UNET = {  # unet/config.json of SDXL base
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "layers_per_block": 2,
+    "sample_size": 128,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SDXL_VAE = {"scaling_factor": 0.13025, "sample_size": 1024}  # what differs; force_upcast is the default
+VIT_H = {  # models/image_encoder/config.json of h94/IP-Adapter
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": sds_step.IMAGE_WIDTH,
+    "hidden_act": "gelu",
+}
+DINO = {  # config.json of facebook/dinov2-base
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 518,
+    "patch_size": 14,
+}
+TAESD: dict[str, Any] = {}  # config.json of madebyollin/taesd is diffusers' default
+NARROW = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY_TEXT = CLIP_L | NARROW | {"projection_dim": 64, "vocab_size": 512}
+TINY_LAYERS = {"transformer_layers_per_block": (1, 1, 2), "attention_head_dim": (2, 4, 4), "cross_attention_dim": 128}
+TINY_ADDED = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64 + 6 * 8}
+ADAPTERS = {  # h94/IP-Adapter: where the base adapter for the ViT-H lies
+    "sd15": "models/ip-adapter_sd15.safetensors",
+    "sdxl": "sdxl_models/ip-adapter_sdxl_vit-h.safetensors",
+}
+ENCODER_FOLDER = "models/image_encoder"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALL_VAES = ("taesd", "taesdxl")  # of the same sizes
+BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class PriorSizes:
+    """Keyword arguments of a pipeline's classes."""
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    texts: tuple[dict[str, Any], ...]  # one CLIP text encoder, or SDXL's two
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Keyword arguments of everything that is written."""
+
+    priors: dict[str, PriorSizes]
+    vision: dict[str, Any]
+    dino: dict[str, Any]
+    taesd: dict[str, Any]
+    blip: BlipSizes
+
+
+FULL = Sizes(
+    {
+        "sd15": PriorSizes(sds_step.UNET, sds_step.VAE, (CLIP_L,)),
+        "sdxl": PriorSizes(SDXL_UNET, sds_step.VAE | SDXL_VAE, (CLIP_L, BIG_G)),
+    },
+    VIT_H,
+    DINO,
+    TAESD,
+    BlipSizes(),
+)
+TINY = Sizes(
+    {
+        "sd15": PriorSizes(sds_step.TINY_UNET, sds_step.TINY_VAE, (TINY_TEXT,)),
+        "sdxl": PriorSizes(
+            SDXL_UNET | {"block_out_channels": (32, 64, 64)} | TINY_LAYERS | TINY_ADDED,
+            sds_step.TINY_VAE | SDXL_VAE,
+            (TINY_TEXT, TINY_TEXT),
+        ),
+    },
+    VIT_H | NARROW | {"patch_size": 32},
+    DINO | {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    TAESD | {"encoder_block_out_channels": (16,) * 4, "decoder_block_out_channels": (16,) * 4},
+    BlipSizes(224, 32, 128, 2, 64, 2, 128, 512, 64),
+)
+
+
+def new_unet(sizes: PriorSizes) -> Any:
+    """The denoiser, on the default device."""
+    return diffusers.UNet2DConditionModel(**sizes.unet)
+
+
+def new_tower(sizes: Sizes) -> Any:
+    """The IP-Adapter's image encoder, on the default device."""
+    return transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**sizes.vision))
+
+
+def new_texts(sizes: PriorSizes, tokenizer: Any) -> list[Any]:
+    """The text encoders, on the default device; `tokenizer` says where a prompt ends."""
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    configs = [transformers.CLIPTextConfig(**text, **ends, max_position_embeddings=sds_step.TOKENS) for text in sizes.texts]
+    kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
+    return [kind(config) for kind, config in zip(kinds, configs, strict=False)]
+
+
+def write_prior(sizes: PriorSizes, folder: Path, adapter: Path, device: torch.device) -> None:
+    """A diffusers pipeline into `folder`, and the IP-Adapter for its denoiser into the file `adapter`."""
+    place = locate(PriorConfig().path) / "tokenizer"
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(place, model_max_length=sds_step.TOKENS)
+    with torch.device(device):
+        unet = new_unet(sizes).half()
+        vae = diffusers.AutoencoderKL(**sizes.vae).half()
+        texts = [text.half() for text in new_texts(sizes, tokenizer)]
+    parts = {"unet": unet, "vae": vae, "text_encoder": texts[0], "tokenizer": tokenizer, "feature_extractor": None}
+    parts |= {"scheduler": diffusers.DDIMScheduler(**sds_step.SCHEDULE), "image_encoder": None}
+    if len(texts) == 1:
+        pipe = diffusers.StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+    else:
+        second = {"text_encoder_2": texts[1], "tokenizer_2": tokenizer, "add_watermarker": False}
+        pipe = diffusers.StableDiffusionXLPipeline(**parts, **second)
+    pipe.save_pretrained(folder)
+    halves = sds_step.adapter_weights(unet)
+    save_tensors({f"{half}.{key}": value for half, found in halves.items() for key, value in found.items()}, adapter)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file of float16 tensors (any shape and range)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.detach().half().cpu().contiguous() for key, value in tensors.items()}, path)
+
+
+def write_imagereward(sizes: BlipSizes, folder: Path, device: torch.device) -> None:
+    """ImageReward as `models fetch imagereward` puts it; its vocabulary knows no word, so each of a prompt is one [UNK]."""
+    with torch.device(device):
+        net = ImageRewardNet(sizes)
+    save_tensors(net.state_dict(), folder / WEIGHTS)
+    words = [*BERT, *(f"[unused{i}]" for i in range(sizes.vocabulary - 2 - len(BERT)))]
+    (folder / VOCABULARY).write_text("\n".join(words) + "\n", encoding="utf-8")
+
+
+def write_tower(model: Any, folder: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """A vision transformer of transformers with its preprocessor: 224 pixels, channel means and deviations in [0, 1]."""
+    model.half().save_pretrained(folder)
+    settings = {"crop_size": {"height": 224, "width": 224}, "image_mean": mean, "image_std": std}
+    write_json(folder / "preprocessor_config.json", settings)
+
+
+def write_folders(work: Path, model: str, sizes: Sizes, device: torch.device) -> None:
+    """All that `model` needs under `work`; what is there stays. A folder is named once it is whole."""
+    adapter = work / "ip_adapter"
+
+    def vision(folder: Path) -> None:
+        with torch.device(device):
+            write_tower(new_tower(sizes), folder, CLIP_MEAN, CLIP_STD)
+
+    def dino(folder: Path) -> None:
+        with torch.device(device):
+            tower = transformers.Dinov2Model(transformers.Dinov2Config(**sizes.dino))
+        write_tower(tower, folder, IMAGENET_MEAN, IMAGENET_STD)
+
+    def taesd(folder: Path) -> None:
+        with torch.device(device):
+            diffusers.AutoencoderTiny(**sizes.taesd).half().save_pretrained(folder)
+
+    writers: dict[Path, Callable[[Path], None]] = {
+        work / model: lambda folder: write_prior(sizes.priors[model], folder, adapter / ADAPTERS[model], device),
+        adapter / ENCODER_FOLDER: vision,
+        work / "imagereward": lambda folder: write_imagereward(sizes.blip, folder, device),
+        work / "dinov2-base": dino,
+        work / "taesd": taesd,
+    }
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    for folder, write in writers.items():
+        if folder.is_dir():
+            continue
+        sys.stderr.write(f"writing {folder}\n")
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write(part)
+        part.rename(folder)
+        gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the processes that follow shall have it all
