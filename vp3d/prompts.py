@@ -40,6 +40,7 @@ MAX_WORDS_VOCABULARY = 20  # the longest sentence of a small grammar, unless its
 ARTICLES = frozenset({"a", "an"})
 RELATIONS = (["on"], ["next", "to"])
 OPEN_WORLD = "for the open world use --config configs/sd15.yaml"
+_JOINT = re.compile(r"\s+(?:next to|beside|on|with|and)\s+")  # between the phrases of a prompt
 _VIEW = re.compile(rf"[\s,]*\b(?:{'|'.join(SECTORS)})(?:{ABOVE})?\s*$")
 
 
@@ -80,6 +81,12 @@ def negative_prompts(negative_prompt: str, count: int) -> list[str]:
 def strip_view(prompt: str) -> str:
     """The normalised prompt without view words at its end."""
     return _VIEW.sub("", normalize_prompt(prompt))
+
+
+def phrases(prompt: str) -> list[str]:
+    """What a prompt is put together from, "a red car" and "a white house"; nothing where it is one phrase."""
+    found = [part for part in _JOINT.split(strip_view(prompt)) if part.strip()]
+    return found if len(found) > 1 else []
 
 
 def normalize_prompt(prompt: str) -> str:

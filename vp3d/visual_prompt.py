@@ -11,6 +11,7 @@ run folder is exactly what is used (8 bits a channel), so a resumed run reads th
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +24,12 @@ from torch import Tensor
 from vp3d.config import Config, expand
 from vp3d.cutout import border_flood, is_usable, on_ground, read_picture, square_up, steadiness
 from vp3d.errors import UserError
-from vp3d.prompts import strip_view, with_view
+from vp3d.prompts import phrases, strip_view, with_view
 from vp3d.rewards.text_image import TextImage
 from vp3d.run_folder import RunFolder, atomic_write, write_json
 from vp3d.sheet import contact_sheet
 
+ALONE = 0.5  # how much of what a prompt's phrases score alone is taken off its own score, to choose
 RAGGED = 0.03  # a drawn picture whose cut-out is less steady than the steadiest by more than this is not chosen
 PLAIN = "give a picture of one object with a transparent or plain background"
 
@@ -54,7 +56,7 @@ class VisualPrompt:
     mask       [1, 1, H, W] in [0, 1], soft over one pixel
     candidates [N, 3, H, W] in [0, 1], as drawn (or the user's one picture, squared)
     scores     N text-image rewards of the cut-outs; None where the object could not be cut out
-    chosen     index of the best among those that are cut out cleanly (`cutout.steadiness`)
+    chosen     index of the best (`_standing`) among those that are cut out cleanly (`cutout.steadiness`)
     """
 
     rgb: Tensor
@@ -75,6 +77,7 @@ def make_visual_prompt(
     candidates, masks = _as_stored(candidates), _as_stored(masks)
     cutouts = on_ground(candidates, masks, config.visual_prompt.ground)
     scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
+    standing = _standing(judge, cutouts, scores, prompt, config.visual_prompt.view)
     steady = [1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance) for rgb in candidates]
     usable = {n: score for n, score in enumerate(scores) if score is not None}
     if not usable:
@@ -86,7 +89,7 @@ def make_visual_prompt(
             "with --image"
         )
     clean = [n for n in usable if steady[n] >= max(steady[m] for m in usable) - RAGGED]
-    chosen = max(clean, key=usable.__getitem__)
+    chosen = max(clean, key=standing.__getitem__)
     found = VisualPrompt(
         _as_stored(cutouts[chosen : chosen + 1]), masks[chosen : chosen + 1], candidates, scores, chosen
     )
@@ -151,6 +154,19 @@ def _score(judge: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> lis
     """The text-image reward of each cut-out `[N, 3, H, W]` in [0, 1]; None where its mask is empty or covers everything."""
     rewards = judge.score(cutouts.to(judge.device), judge.target([prompt]))
     return [float(r) if is_usable(mask) else None for r, mask in zip(rewards, masks, strict=True)]
+
+
+@torch.no_grad()
+def _standing(judge: TextImage, cutouts: Tensor, scores: list[float | None], prompt: str, view: str) -> list[float]:
+    """By what the cut-outs `[N, 3, H, W]` in [0, 1] are chosen: `scores`, less `ALONE` of the mean score of the prompt's phrases.
+
+    A picture that lacks one of two things likes the phrase of the other nearly as well as the whole prompt, and its score
+    alone did no better than chance.
+    """
+    parts = [with_view(part, view) for part in phrases(prompt)]
+    alone = [judge.score(cutouts.to(judge.device), judge.target([part])).tolist() for part in parts]
+    taken = [ALONE * sum(column) / len(parts) for column in zip(*alone, strict=True)] if parts else [0.0] * len(scores)
+    return [(-math.inf if score is None else score) - off for score, off in zip(scores, taken, strict=True)]
 
 
 def _keep(
