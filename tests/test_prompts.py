@@ -21,6 +21,7 @@ from vp3d.prompts import (
     is_in_grammar,
     load_vocabulary,
     normalize_prompt,
+    phrases,
     strip_view,
     view_prompt,
     view_prompts,
@@ -131,6 +132,21 @@ def test_with_view_empty_adds_nothing() -> None:
 def test_normalize(written: str, meant: str) -> None:
     assert normalize_prompt(written) == meant
     assert normalize_prompt(meant) == meant
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red car next to a white house", ["a red car", "a white house"]),
+        ("a green cactus on an orange cube, back view", ["a green cactus", "an orange cube"]),
+        ("a knight with a sword and a shield", ["a knight", "a sword", "a shield"]),
+        ("a red sphere", []),
+        ("a lion standing", []),
+        ("with", []),
+    ],
+)
+def test_phrases(prompt: str, expected: list[str]) -> None:
+    assert phrases(prompt) == expected
 
 
 def test_negative_prompts() -> None:

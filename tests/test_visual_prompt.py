@@ -94,6 +94,35 @@ def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipText, tmp_path: Pa
     assert folder.events("visual_prompt")[0]["chosen"] == found.chosen
 
 
+class BoxPrior:
+    """Draws two boxes side by side, then a box alone."""
+
+    def sample(self, prompts: list[str], *_: object, **__: object) -> Tensor:
+        drawn = torch.full((2, 3, SIDE, SIDE), 0.8)
+        drawn[:, :, 12:20, 6:14] = drawn[:1, :, 12:20, 18:26] = 0.1
+        return drawn
+
+
+class OneAlone:
+    """A judge that gives a box alone more than two for the whole prompt, and much more for the phrase of that box."""
+
+    device = torch.device("cpu")
+    SCORES = {"a cone next to a ball": (0.60, 0.62), "a cone": (0.50, 0.70), "a ball": (0.50, 0.40)}  # for two boxes, for one
+
+    def target(self, prompts: list[str]) -> Tensor:
+        return torch.tensor([self.SCORES[prompt.removesuffix(", front view")] for prompt in prompts])
+
+    def score(self, rgb: Tensor, target: Tensor) -> Tensor:
+        return target[0][((rgb < 0.5).float().mean((1, 2, 3)) < 0.1).long()]
+
+
+def test_a_picture_of_one_of_two_things_is_not_chosen(tmp_path: Path) -> None:
+    config, folder = run(tmp_path, prompt="a cone next to a ball", candidates=2)
+    generator = torch.Generator().manual_seed(0)
+    found = make_visual_prompt(BoxPrior(), OneAlone(), config.prompt, config, folder, generator)
+    assert found.scores == pytest.approx([0.60, 0.62]) and found.chosen == 0
+
+
 def test_is_read_back_bit_for_bit(clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(tmp_path)
     made = make(DiscPrior(flat=2), clip, config, folder)
