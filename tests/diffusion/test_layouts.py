@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.random_weights import SDXL_UNET
+from benchmarks.sds_step import UNET
 from tests.tiny_models import autoencoder, scheduler, tokenizer
 from vp3d.config import PriorConfig
 from vp3d.diffusion.image_prompt import GatedImageAttention, ImageEncoder
@@ -25,30 +27,7 @@ import transformers  # isort: skip
 
 Shapes = dict[str, tuple[int, ...]]
 
-SD15 = {
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "layers_per_block": 2,
-    "sample_size": 64,
-}
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "layers_per_block": 2,
-    "sample_size": 128,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-UNETS = {"sd15": SD15, "sdxl": SDXL}
+UNETS = {"sd15": UNET, "sdxl": SDXL_UNET}
 # tensors and parameters of the published UNets; width, attended blocks and layers in each in the order down, up, mid
 SIZES = {"sd15": (686, 859_520_964), "sdxl": (1680, 2_567_463_684)}
 CROSSING = {
