@@ -107,7 +107,7 @@ class OneAlone:
     """A judge that gives a box alone more than two for the whole prompt, and much more for the phrase of that box."""
 
     device = torch.device("cpu")
-    SCORES = {"a cone next to a ball": (0.60, 0.62), "a cone": (0.50, 0.70), "a ball": (0.50, 0.40)}  # for two boxes, for one
+    SCORES = {"a cone next to a ball": (0.60, 0.62), "a cone": (0.40, 0.80), "a ball": (0.40, 0.40)}  # for two boxes, for one
 
     def target(self, prompts: list[str]) -> Tensor:
         return torch.tensor([self.SCORES[prompt.removesuffix(", front view")] for prompt in prompts])

@@ -29,7 +29,7 @@ from vp3d.rewards.text_image import TextImage
 from vp3d.run_folder import RunFolder, atomic_write, write_json
 from vp3d.sheet import contact_sheet
 
-ALONE = 0.5  # how much of what a prompt's phrases score alone is taken off its own score, to choose
+ALONE = 0.25  # how much of what a prompt's phrases score alone is taken off its own score, to choose
 RAGGED = 0.03  # a drawn picture whose cut-out is less steady than the steadiest by more than this is not chosen
 PLAIN = "give a picture of one object with a transparent or plain background"
 
@@ -160,8 +160,7 @@ def _score(judge: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> lis
 def _standing(judge: TextImage, cutouts: Tensor, scores: list[float | None], prompt: str, view: str) -> list[float]:
     """By what the cut-outs `[N, 3, H, W]` in [0, 1] are chosen: `scores`, less `ALONE` of the mean score of the prompt's phrases.
 
-    A picture that lacks one of two things likes the phrase of the other nearly as well as the whole prompt, and its score
-    alone did no better than chance.
+    A picture that lacks one of two things scores nearly as well as one of both, and better for the phrase of the one it has.
     """
     parts = [with_view(part, view) for part in phrases(prompt)]
     alone = [judge.score(cutouts.to(judge.device), judge.target([part])).tolist() for part in parts]
