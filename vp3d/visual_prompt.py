@@ -11,7 +11,6 @@ run folder is exactly what is used (8 bits a channel), so a resumed run reads th
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +55,7 @@ class VisualPrompt:
     mask       [1, 1, H, W] in [0, 1], soft over one pixel
     candidates [N, 3, H, W] in [0, 1], as drawn (or the user's one picture, squared)
     scores     N text-image rewards of the cut-outs; None where the object could not be cut out
-    chosen     index of the best (`_standing`) among those that are cut out cleanly (`cutout.steadiness`)
+    chosen     index of the best, by reward less `ALONE` of `_alone`, among those that are cut out cleanly (`cutout.steadiness`)
     """
 
     rgb: Tensor
@@ -77,7 +76,6 @@ def make_visual_prompt(
     candidates, masks = _as_stored(candidates), _as_stored(masks)
     cutouts = on_ground(candidates, masks, config.visual_prompt.ground)
     scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
-    standing = _standing(judge, cutouts, scores, prompt, config.visual_prompt.view)
     steady = [1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance) for rgb in candidates]
     usable = {n: score for n, score in enumerate(scores) if score is not None}
     if not usable:
@@ -89,7 +87,8 @@ def make_visual_prompt(
             "with --image"
         )
     clean = [n for n in usable if steady[n] >= max(steady[m] for m in usable) - RAGGED]
-    chosen = max(clean, key=standing.__getitem__)
+    alone = _alone(judge, cutouts, prompt, config.visual_prompt.view)
+    chosen = max(clean, key=lambda n: usable[n] - ALONE * alone[n])
     found = VisualPrompt(
         _as_stored(cutouts[chosen : chosen + 1]), masks[chosen : chosen + 1], candidates, scores, chosen
     )
@@ -157,15 +156,16 @@ def _score(judge: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> lis
 
 
 @torch.no_grad()
-def _standing(judge: TextImage, cutouts: Tensor, scores: list[float | None], prompt: str, view: str) -> list[float]:
-    """By what the cut-outs `[N, 3, H, W]` in [0, 1] are chosen: `scores`, less `ALONE` of the mean score of the prompt's phrases.
+def _alone(judge: TextImage, cutouts: Tensor, prompt: str, view: str) -> list[float]:
+    """The mean reward of each cut-out `[N, 3, H, W]` in [0, 1] for the prompt's phrases alone; 0 where it is one phrase.
 
     A picture that lacks one of two things scores nearly as well as one of both, and better for the phrase of the one it has.
     """
     parts = [with_view(part, view) for part in phrases(prompt)]
-    alone = [judge.score(cutouts.to(judge.device), judge.target([part])).tolist() for part in parts]
-    taken = [ALONE * sum(column) / len(parts) for column in zip(*alone, strict=True)] if parts else [0.0] * len(scores)
-    return [(-math.inf if score is None else score) - off for score, off in zip(scores, taken, strict=True)]
+    if not parts:
+        return [0.0] * len(cutouts)
+    seen = cutouts.to(judge.device)
+    return torch.stack([judge.score(seen, judge.target([part])) for part in parts]).mean(0).tolist()
 
 
 def _keep(
