@@ -127,16 +127,23 @@ def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict
 
 
 def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    """For each arm: statistics of every figure, the difference from the first arm, and the count of failures."""
+    """For each arm: statistics of every figure, the difference from the first arm, that of "all" by prompt set, the failures."""
     base = next(iter(records.values()))
+    sets = list(dict.fromkeys(record["set"] for record in base))
     return {
         arm: {
             "figures": {name: statistics(found, name) for name in FIGURES},
             "against_first": {name: difference(found, base, name) for name in FIGURES},
+            "by_set": {name: difference(of_set(found, name), of_set(base, name), "all") for name in sets},
             "failures": sum(bool(record["failure"]) for record in found),
         }
         for arm, found in records.items()
     }
+
+
+def of_set(records: Sequence[Record], name: str) -> list[Record]:
+    """Those of the prompt set `name`, in their order."""
+    return [record for record in records if record["set"] == name]
 
 
 def markdown(told: Mapping[str, Any], title: str, facts: Mapping[str, Any], prompts: int) -> str:
@@ -153,7 +160,11 @@ def markdown(told: Mapping[str, Any], title: str, facts: Mapping[str, Any], prom
             cells = [_cell(found[part][name], name, part) for name in shown]
             lines.append(f"| {arm} | {' | '.join(cells)} | {found['failures']} |")
         lines.append("")
-    return "\n".join(lines)
+    sets = list(next(iter(told.values()))["by_set"])
+    lines += ["That of all attributes by prompt set.", "", f"| arm | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+    for arm, found in told.items():
+        lines.append(f"| {arm} | {' | '.join(_cell(found['by_set'][name], 'all', 'by_set') for name in sets)} |")
+    return "\n".join([*lines, ""])
 
 
 def _cell(found: Mapping[str, float] | None, name: str, part: str) -> str:

@@ -20,8 +20,8 @@ from vp3d.toybox.scenes import parse_caption
 from vp3d.toybox.truth import lit, true_mesh
 
 
-def records(*values: tuple[str, float | None], failure: str = "") -> list[dict]:
-    return [{"prompt": prompt, "figures": {"all": value}, "failure": failure} for prompt, value in values]
+def records(*values: tuple[str, float | None], failure: str = "", of: str = "single") -> list[dict]:
+    return [{"set": of, "prompt": prompt, "figures": {"all": value}, "failure": failure} for prompt, value in values]
 
 
 def test_the_first_arm_is_plain_sds_as_the_config_file_has_it() -> None:
@@ -44,6 +44,14 @@ def test_the_page_tells_every_arm_and_its_failures() -> None:
     assert "| VP3D | +50 points [+50, +50] | 2 |" in page and "IoU" not in page
 
 
+def test_the_page_tells_the_difference_by_prompt_set() -> None:
+    base = [*records(("a", 0.25), ("b", 0.5)), *records(("c", 1.0), of="relation")]
+    arm = [*records(("a", 0.5), ("b", 1.0)), *records(("c", 0.75), of="relation")]
+    page = markdown(compare({"SDS": base, "VP3D": arm}), "Ablation", {}, 3)
+    assert "| arm | single | relation |" in page
+    assert "| VP3D | +38 points [+25, +50] | -25 points [-25, -25] |" in page
+
+
 @pytest.mark.parametrize("arms", [ARMS, SWEEP])
 def test_arms_are_valid_and_differ(arms: dict[str, tuple[str, ...]]) -> None:
     configs = [load_config("draft", [], list(overrides)) for overrides in arms.values()]
@@ -63,7 +71,7 @@ def test_some_arms_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     def run_arm(name: str, overrides: Sequence[str], *_: object) -> list[dict]:
         made.append(name)
         faces = {"all": 0.5, "two_faced": 1.0}
-        return [{"prompt": "a", "figures": faces, "failure": ""}, *records(("b", 0.5), ("c", 0.5))]
+        return [{"set": "single", "prompt": "a", "figures": faces, "failure": ""}, *records(("b", 0.5), ("c", 0.5))]
 
     monkeypatch.setattr(ablation, "run_arm", run_arm)
     main(["--work", str(tmp_path), "--arms", "VP3D", "VP-SDS"])

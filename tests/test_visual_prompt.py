@@ -121,6 +121,7 @@ def test_a_picture_of_one_of_two_things_is_not_chosen(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     found = make_visual_prompt(BoxPrior(), OneAlone(), config.prompt, config, folder, generator)
     assert found.scores == pytest.approx([0.60, 0.62]) and found.chosen == 0
+    assert json.loads((folder.visual_prompt / "scores.json").read_text())["alone"] == pytest.approx([0.40, 0.60])
 
 
 def test_is_read_back_bit_for_bit(clip: ClipText, tmp_path: Path) -> None:

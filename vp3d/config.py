@@ -90,7 +90,7 @@ class PriorConfig:
 class VisualPromptConfig:
     """How the visual prompt is drawn, chosen and cut out."""
 
-    candidates: Annotated[int, Range(1, 64)] = 8  # images drawn; that which the text-image reward finds nearest is used
+    candidates: Annotated[int, Range(1, 64)] = 8  # images drawn; one is chosen by the text-image reward
     steps: Annotated[int, Range(1, 1000)] = 30  # denoising steps
     guidance_scale: Annotated[float, Range(0, 200)] = 2.0  # classifier-free guidance; 1 is plain conditioning
     view: str = "front view"  # view words added to the prompt while drawing

@@ -92,7 +92,7 @@ def make_visual_prompt(
     found = VisualPrompt(
         _as_stored(cutouts[chosen : chosen + 1]), masks[chosen : chosen + 1], candidates, scores, chosen
     )
-    cut: dict[str, list[Any]] = {"steadiness": steady, "ragged": sorted(set(usable) - set(clean))}
+    cut: dict[str, list[Any]] = {"alone": alone, "steadiness": steady, "ragged": sorted(set(usable) - set(clean))}
     _keep(found, cutouts, cut, prompt, config, run_folder)
     return found
 
