@@ -45,6 +45,7 @@ NO_REWARDS = ("rewards.text_image.weight=0", "rewards.image_image.weight=0")
 ONE_STEP = (  # as DreamFusion estimates; what configs/sds.yaml says
     "guidance.denoise_steps=1",
     "guidance.space=latents",
+    "guidance.estimate_every=1",
     "guidance.weight=1",
     "guidance.weighting=sigma2",
     "guidance.t_min=0.02",

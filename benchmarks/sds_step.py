@@ -146,7 +146,7 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
 
     def guide() -> None:
         rgb.grad = None
-        guidance(rgb, camera, condition, PROGRESS, generator)["sds"].backward()
+        guidance(rgb, camera, condition, PROGRESS, generator)[0]["sds"].backward()
 
     def encode() -> None:
         rgb.grad = None
@@ -173,7 +173,8 @@ def training_step(
     guidance: Guidance, condition: Condition, config: Config, batch: int, device: torch.device
 ) -> Callable[[], None]:
     """The product's step on a field of its own, `batch` views at PROGRESS; the occupancy grid has been updated once."""
-    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, views=batch))
+    every = dataclasses.replace(config.guidance, estimate_every=1)  # a step without an estimate is not what this is about
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, views=batch), guidance=every)
     field, march = pipeline.make_field(config, device), pipeline.choose_march(config, device)
     stage = Coarse(config, field, guidance, condition, {}, make_generators(config.seed), ignore, march)
     stage.occupancy.update(field, stage.generators["jitter"])

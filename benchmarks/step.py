@@ -42,6 +42,7 @@ from torch import Tensor
 from benchmarks.timing import Bench, ms, new_parser, prepare, run, tell
 from vp3d import pipeline
 from vp3d.config import PRESETS, Config, load_config
+from vp3d.errors import UserError
 from vp3d.render import volume, volume_numba
 from vp3d.run_folder import RunFolder
 from vp3d.toybox.images import render_spec
@@ -207,6 +208,15 @@ def measure(config: Config, bench: Bench, steps: int) -> list[Step]:
     return clock.steps[1 + bench.warmup :]
 
 
+def per_estimate(steps: list[Step], every: int) -> list[Step]:
+    """Means over each `every` steps in a row, the steps of one estimate wherever they begin; what is over is left out."""
+    rows = [steps[i : i + every] for i in range(0, len(steps) - every + 1, every)]
+    return [
+        {part: {way: statistics.fmean(step[part][way] for step in row) for way in ("forward", "backward")} for part in PARTS}
+        for row in rows
+    ]
+
+
 def summarise(steps: list[Step]) -> dict[str, dict[str, float]]:
     """For each part, and "step" for all of them: median seconds forward, backward and both, and the share of all time."""
     whole = sum(seconds for step in steps for ways in step.values() for seconds in ways.values())
@@ -230,7 +240,10 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(options.preset, options.config, options.overrides)
     config.prompt = config.prompt or PROMPT
     planned, steps = config.optim.steps, options.repeats
-    found = measure(config, bench, steps)
+    every = config.guidance.estimate_every
+    if steps < every:
+        raise UserError(f"--steps {steps} is less than guidance.estimate_every={every}: an estimate is not seen in every step")
+    found = per_estimate(measure(config, bench, steps), every)
     told = summarise(found)
     rows = [
         [name, *(ms(part[way]) for way in ("forward", "backward", "both")), f"{100.0 * part['share']:.1f} %"]
@@ -238,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     minutes = planned * told["step"]["mean"] / 60.0
     notes = [
+        *([f"An estimate serves {every} steps: each figure is the mean over as many."] if every > 1 else []),
         f"The mean step takes {told['step']['mean']:.3f} s, so the {planned} of {options.preset} take {minutes:.1f} min.",
         "Medians of single columns do not add up; shares are of all time and do.",
     ]

@@ -112,12 +112,21 @@ def test_shares_are_of_all_time_and_medians_of_steps() -> None:
     assert told["step"]["both"] == 4.0 and told["step"]["mean"] == pytest.approx(20.0 / 3.0)
 
 
+def test_steps_of_one_estimate_are_averaged() -> None:
+    steps = [{part: {"forward": float(i), "backward": 1.0} for part in step.PARTS} for i in range(7)]
+    found = step.per_estimate(steps, 3)
+    assert [one["field"]["forward"] for one in found] == [1.0, 4.0] and found[0]["rest"] == {"forward": 1.0, "backward": 1.0}
+    assert step.per_estimate(steps, 1) == steps
+    with pytest.raises(UserError, match="--steps 1 is less than guidance.estimate_every=2"):
+        step.main(["--steps", "1"])
+
+
 def test_the_products_step_is_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     apply, backward = loop.apply, torch.Tensor.backward
     sizes = ["render.resolution=12", "render.samples=8", "field.resolution=12", "optim.views=1", "loss.orientation=0.01"]
-    sizes += ["guidance.space=latents"]
+    sizes += ["guidance.space=latents", "guidance.estimate_every=2"]
     sizes += ["rewards.text_image.begin=0", "rewards.image_image.begin=0", "rewards.image_image.gate.floor=1"]
-    step.main(["--preset", "draft", "--steps", "2", *QUICK, "--write", str(tmp_path / "step.json"), *sizes])
+    step.main(["--preset", "draft", "--steps", "5", *QUICK, "--write", str(tmp_path / "step.json"), *sizes])
     assert loop.apply is apply and torch.Tensor.backward is backward
     found = read(tmp_path / "step.json")["results"]
     assert len(found["steps"]) == 2
@@ -275,9 +284,9 @@ def test_the_training_step_of_the_benchmark_is_the_products(monkeypatch: pytest.
     config = load_config(None, [ROOT / "configs" / "sd15.yaml"], [*sds_step.TINY_FIELD, "render.resolution=8"])
     seen: list[tuple[int, ...]] = []
 
-    def guidance(rgb: torch.Tensor, *_: object) -> dict[str, torch.Tensor]:
+    def guidance(rgb: torch.Tensor, *_: object) -> tuple[dict[str, torch.Tensor], None]:
         seen.append(tuple(rgb.shape))
-        return {"sds": rgb.square().mean()}
+        return {"sds": rgb.square().mean()}, None
 
     fields = []
     real = pipeline.make_field
@@ -288,7 +297,7 @@ def test_the_training_step_of_the_benchmark_is_the_products(monkeypatch: pytest.
     assert seen == [(3, 3, 8, 8)] and config.optim.views != 3
     assert any(not torch.equal(value, before[name]) for name, value in fields[0].state_dict().items())
     with pytest.raises(UserError, match="a step is not finite"):
-        sds_step.training_step(lambda rgb, *_: {"sds": rgb.sum() * math.nan}, None, config, 1, CPU)()
+        sds_step.training_step(lambda rgb, *_: ({"sds": rgb.sum() * math.nan}, None), None, config, 1, CPU)()
 
 
 def test_a_size_that_does_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

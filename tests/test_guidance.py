@@ -60,7 +60,7 @@ def loss_and_grad(
     prior: Prior, config: GuidanceConfig, condition: Condition, progress: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     rgb = RGB.clone().requires_grad_()
-    losses = Guidance(prior, config)(rgb, CAMERA, condition, progress, seeded())
+    losses, _ = Guidance(prior, config)(rgb, CAMERA, condition, progress, seeded())
     assert list(losses) == ["sds"] and losses["sds"].shape == ()
     return losses["sds"].detach(), torch.autograd.grad(losses["sds"], rgb)[0]
 
@@ -219,16 +219,35 @@ def test_in_pixels_each_view_is_pulled_to_its_decoded_estimate(
         expected.append(share * (rgb[i] - target).detach())
     grad = torch.stack(expected)
     for normalize, count in (("sum", 3), ("mean", rgb.numel())):
-        told = Guidance(prior, dataclasses.replace(config, normalize=normalize))(rgb, CAMERA, condition, 0.0, seeded())
+        told, _ = Guidance(prior, dataclasses.replace(config, normalize=normalize))(rgb, CAMERA, condition, 0.0, seeded())
         found = count * torch.autograd.grad(told["sds"], rgb)[0]
         torch.testing.assert_close(found, grad, atol=1e-3 * float(grad.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("space", ["latents", "pixels"])
+def test_a_pull_acts_on_the_views_as_they_are_by_then(
+    prior: Prior, condition: Condition, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guidance = Guidance(prior, dataclasses.replace(HALF, space=space, normalize="sum"))
+    rgb = RGB.clone().requires_grad_()
+    losses, pull = guidance(rgb, CAMERA, condition, 0.0, seeded())
+    (first,) = torch.autograd.grad(losses["sds"], rgb)
+    monkeypatch.setattr(prior, "predict_branches", None)  # the denoiser is not asked again
+    (again,) = torch.autograd.grad(guidance.again(rgb, pull)["sds"], rgb)
+    torch.testing.assert_close(again, first, atol=1e-4 * float(first.abs().max()), rtol=1e-3)
+    moved = (1.0 - RGB).requires_grad_()
+    seen = prior.encode_images(moved) if space == "latents" else moved
+    by_hand = pull.weight[:, None, None, None] * (seen - pull.target)
+    (expected,) = torch.autograd.grad(seen, moved, by_hand.detach() / len(RGB))
+    (found,) = torch.autograd.grad(guidance.again(moved, pull)["sds"], moved)
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
 
 
 def test_same_generator_same_result(prior: Prior, condition: Condition) -> None:
     first, again = loss_and_grad(prior, HALF, condition), loss_and_grad(prior, HALF, condition)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     state = torch.get_rng_state()
-    other = Guidance(prior, HALF)(RGB, CAMERA, condition, 0.0, seeded(12))["sds"]
+    other = Guidance(prior, HALF)(RGB, CAMERA, condition, 0.0, seeded(12))[0]["sds"]
     assert torch.equal(state, torch.get_rng_state()) and not torch.equal(other, first[0])
 
 

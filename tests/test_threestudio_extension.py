@@ -109,7 +109,7 @@ def test_guidance_is_vp3d_to_the_last_bit(threestudio: ModuleType, settings: dic
     views = RGB.clone().permute(0, 3, 1, 2).requires_grad_()
     condition = build_condition(prior, PROMPT, "a blue cube", picture)
     noise = make_generators(tiny.seed)["noise"]
-    sds = Guidance(prior, tiny.guidance)(views, camera, condition, 0.5, noise)["sds"]
+    sds = Guidance(prior, tiny.guidance)(views, camera, condition, 0.5, noise)[0]["sds"]
     words = judges.text.target([f"{PROMPT}, back view", f"{PROMPT}, left side view from above"])
     azimuth, rewards = camera.azimuth_deg, tiny.rewards
     text, _ = reward_term(judges.text.score, views, words, azimuth, rewards.text_image, 0.5)

@@ -119,6 +119,7 @@ class GuidanceConfig:
     debias: str = ""  # a masked language model, placed as a prior: drops words that contradict a view; "" is off
     debias_words: str = ""  # the words it may drop, separated by spaces; "" is every word of the prompt
     space: Literal["latents", "pixels"] = "pixels"  # of the error: latents as SDS has it, or pixels of the decoded estimate
+    estimate_every: Annotated[int, Range(1, 100)] = 2  # steps of the field, from the same cameras, to one estimate of the prior
     weight: Weight = 30.0  # of the guidance; errors of pixels are smaller than those of latents
 
 

@@ -13,6 +13,8 @@ the clean latents x0 that e_hat stands for are decoded, and the views x pulled t
 
     grad_x = w(t) * alpha_t / sigma_t * (x - decode(x0))
 
+An estimate may serve several steps of the field: x0 stays, as a `Pull`, and the views as they are by then are pulled there
+(after Instruct-NeRF2NeRF, arXiv 2303.12789, whose edited pictures serve many steps; ours are drawn anew every few).
 Normalisation of the MSE: "sum" over elements divided by B (dreamfusion code's), or "mean" over all elements, smaller by the
 C * h * w of the latents or views; a loss weight means nothing without saying which. Each view has its own t (stratified, see
 `schedule.sample_t`) and its own noise.
@@ -89,6 +91,22 @@ class Estimate:
         return self.weight[:, None, None, None] * (self.e_hat - self.noise)
 
 
+@dataclass(frozen=True)
+class Pull:
+    """Where an estimate pulls B views, for the steps that it serves; no graph.
+
+    target [B, C, h, w] is x0 as latents, or as the views' rgb in [0, 1] where the error is one of pixels; weight [B] is
+    w(t) alpha / sigma.
+    """
+
+    target: Tensor
+    weight: Tensor
+
+    def grad(self, seen: Tensor) -> Tensor:
+        """weight * (seen - target) of latents or views as they are now, [B, C, h, w]; no graph."""
+        return self.weight[:, None, None, None] * (seen.detach() - self.target)
+
+
 def build_condition(
     prior: Prior, prompt: str, negative: str, visual_prompt: Tensor | None, debiased: Mapping[str, str] | None = None
 ) -> Condition:
@@ -125,19 +143,26 @@ class Guidance:
 
     def __call__(
         self, rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Pull]:
         """The unweighted losses {"sds": scalar} of B views rgb [B, 3, H, W] in [0, 1], composited over their background.
 
-        progress in [0, 1] drives the schedules of t and lambda; t and noise are drawn from `generator`.
+        progress in [0, 1] drives the schedules of t and lambda; t and noise are drawn from `generator`. With them comes where
+        the views are pulled, for `again`.
         """
         in_latents = self.config.space == "latents"
         with torch.set_grad_enabled(in_latents):
             latents = self.prior.encode_images(rgb)
         estimate = self.estimate(latents.detach(), camera, condition, progress, generator)
         if in_latents:
-            return {"sds": sds_loss(latents, estimate.grad, self.config.normalize)}
-        grad = estimate.x0_weight[:, None, None, None] * (rgb.detach() - self.picture(estimate.x0, rgb.shape[-2:]))
-        return {"sds": sds_loss(rgb, grad, self.config.normalize)}
+            pull = Pull(estimate.x0, estimate.x0_weight)
+            return {"sds": sds_loss(latents, estimate.grad, self.config.normalize)}, pull
+        pull = Pull(self.picture(estimate.x0, rgb.shape[-2:]), estimate.x0_weight)
+        return {"sds": sds_loss(rgb, pull.grad(rgb), self.config.normalize)}, pull
+
+    def again(self, rgb: Tensor, pull: Pull) -> dict[str, Tensor]:
+        """The losses of the same B views a step later, rgb [B, 3, H, W] in [0, 1], without asking the prior anew."""
+        seen = self.prior.encode_images(rgb) if self.config.space == "latents" else rgb
+        return {"sds": sds_loss(seen, pull.grad(seen), self.config.normalize)}
 
     @torch.no_grad()
     def picture(self, latents: Tensor, size: Sequence[int]) -> Tensor:

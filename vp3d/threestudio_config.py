@@ -307,6 +307,7 @@ def _read_guidance(source: _Source, layer: Layer, steps: int | None) -> None:
             _put(layer, "guidance.denoise_steps", 1)
             _put(layer, "guidance.weight", 1.0)
             _put(layer, "guidance.space", "latents")
+            _put(layer, "guidance.estimate_every", 1)
             _put(layer, "guidance.weighting", layer.get("guidance", {}).get("weighting", "sigma2"))
 
 

@@ -49,7 +49,7 @@ class ViewLosses:
         """
         losses: dict[str, Tensor] = {}
         if self.guidance is not None and self.condition is not None:
-            losses |= self.guidance(rgb, camera, self.condition, progress, self.noise)
+            losses |= self.guidance(rgb, camera, self.condition, progress, self.noise)[0]
         values = {}
         for name, reward in self.rewards.items():
             target = reward.target(camera)

@@ -208,7 +208,7 @@ def test_a_few_steps_of_distillation(kind: str, plus: bool, vae: str, prediction
     rgb = torch.full((2, 3, 24, 24), 0.5, requires_grad=True)
     optimiser = torch.optim.Adam([rgb], 0.02)
     for step in range(3):
-        loss = guidance(rgb, CAMERA, condition, step / 3, generator)["sds"]
+        loss = guidance(rgb, CAMERA, condition, step / 3, generator)[0]["sds"]
         optimiser.zero_grad()
         loss.backward()
         assert loss.isfinite() and rgb.grad.isfinite().all() and rgb.grad.abs().amax(dim=(1, 2, 3)).min() > 0

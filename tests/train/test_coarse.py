@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.train.towards_red import NOTHING, Terms, TowardsRed
 from vp3d.config import Config, Schedule
-from vp3d.diffusion.text import TextEmbedding
 from vp3d.errors import UserError
 from vp3d.fields.nerf import Field, build_field
-from vp3d.guidance import Condition
+from vp3d.guidance import Pull
 from vp3d.render.camera import ring
 from vp3d.run_folder import RunFolder
 from vp3d.train import checkpoint, loop
 from vp3d.train.coarse import Coarse, Reward, make_generator, make_generators
-from vp3d.types import Camera
 
-Terms = dict[str, Tensor]
-NOTHING = Condition({}, TextEmbedding(torch.zeros(1, 1, 1)))
 STOP = threading.Event()
 
 
@@ -42,31 +38,28 @@ def small_config(steps: int = 12) -> Config:
     return config
 
 
-def towards_red(rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator) -> Terms:
-    """A guidance that wants a reddish picture, with a little noise of its own; rgb [B, 3, H, W] in [0, 1]."""
-    noise = 0.05 * torch.randn(rgb.shape, generator=generator)
-    return {"sds": (rgb - torch.tensor([0.9, 0.3, 0.3])[None, :, None, None] + noise).square().mean()}
+class FailingAt(TowardsRed):
+    """`TowardsRed`, not a number at the steps in `calls`."""
+
+    def __init__(self, calls: range) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def again(self, rgb: Tensor, pull: Pull) -> Terms:
+        """The loss of views rgb [B, 3, H, W] in [0, 1]."""
+        terms = super().again(rgb, pull)
+        return {"sds": terms["sds"] * float("nan")} if self.used - 1 in self.calls else terms
 
 
-def failing_at(calls: range) -> Callable[..., Terms]:
-    """`towards_red`, not a number at the calls in `calls`."""
-    count = iter(range(10_000))
-
-    def guidance(*arguments: object) -> dict[str, Tensor]:
-        terms = towards_red(*arguments)  # type: ignore[arg-type]
-        return {"sds": terms["sds"] * float("nan")} if next(count) in calls else terms
-
-    return guidance
-
-
-def make_stage(config: Config, run: RunFolder, guidance: Callable[..., Terms] = towards_red) -> Coarse:
+def make_stage(config: Config, run: RunFolder, guidance: TowardsRed | None = None) -> Coarse:
     field = build_field(config.field, make_generator(config.seed, "field"))
     nothing = torch.zeros(1, 1, 1)
     redness = Reward(lambda rgb, target: (rgb[:, 0] - target).mean((1, 2)), lambda camera: nothing, config.rewards.text_image)
+    guidance = guidance or TowardsRed()
     return Coarse(config, field, guidance, NOTHING, {"text_image": redness}, make_generators(config.seed), run.event)
 
 
-def run_once(config: Config, folder: Path, guidance: Callable[..., Terms] = towards_red) -> tuple[RunFolder, loop.Outcome[Field]]:
+def run_once(config: Config, folder: Path, guidance: TowardsRed | None = None) -> tuple[RunFolder, loop.Outcome[Field]]:
     config.output_dir = str(folder)
     run = RunFolder.create(config)
     return run, loop.run(make_stage(config, run, guidance), config, run, STOP)
@@ -162,6 +155,28 @@ def test_loop_learns_and_keeps_its_files(tmp_path: Path) -> None:
     assert len(checkpoint.list_checkpoints(run.checkpoints)) == checkpoint.KEEP
 
 
+def test_an_estimate_serves_its_steps_from_the_same_views(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir, config.guidance.estimate_every = str(tmp_path), 3
+    config.render.background_min = 0.0
+    guidance = TowardsRed()
+    stage = make_stage(config, RunFolder.create(config), guidance)
+    views = []
+    for i in range(7):
+        stage.step(i)
+        views.append(stage.held)
+    assert (guidance.asked, guidance.used) == (3, 7)
+    first, second, over, other = views[0], views[1], views[2], views[3]
+    assert first and second and other and over is None and (first.left, second.left) == (2, 1)
+    assert first.camera is second.camera and first.grey is second.grey and first.pull is second.pull
+    assert not torch.equal(first.camera.azimuth_deg, other.camera.azimuth_deg) and not torch.equal(first.grey, other.grey)
+    kept = loop.clone(stage.tensors())
+    stage.restart(1.0)
+    assert stage.held is None and not any(name.startswith("held.") for name in stage.tensors())
+    stage.load_tensors(kept, 1.0)
+    assert stage.held is not None and same(kept, stage.tensors())
+
+
 def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     a, b = (final(run_once(small_config(), tmp_path)[0]) for _ in range(2))
     other = small_config()
@@ -169,9 +184,11 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     assert same(a, b) and not same(a, final(run_once(other, tmp_path)[0]))
 
 
-def test_resume_from_any_checkpoint_is_bit_for_bit(tmp_path: Path) -> None:
-    straight = final(run_once(small_config(), tmp_path)[0])
+@pytest.mark.parametrize("every", [1, 2, 3])  # steps an estimate; at 3, step 8 is in the midst of those of one
+def test_resume_from_any_checkpoint_is_bit_for_bit(tmp_path: Path, every: int) -> None:
     config = small_config()
+    config.guidance.estimate_every = every
+    straight = final(run_once(config, tmp_path)[0])
     run, _ = run_once(config, tmp_path)
     checkpoint.list_checkpoints(run.checkpoints)[-1].unlink()  # as if killed between step 8 and 12
     loop.run(make_stage(config, run), config, run, STOP)
@@ -201,7 +218,7 @@ def test_resume_refuses_another_configuration(tmp_path: Path) -> None:
 
 def test_nan_rolls_back_and_goes_on(tmp_path: Path) -> None:
     config = small_config(16)
-    run, outcome = run_once(config, tmp_path, failing_at(range(6, 8)))
+    run, outcome = run_once(config, tmp_path, FailingAt(range(6, 8)))
     assert outcome.steps == 16
     assert [event["step"] for event in run.events("bad_step")] == [6, 7]
     assert [event["rate_scale"] for event in run.events("rollback")] == [0.5, 0.25]
@@ -226,7 +243,7 @@ def test_nan_that_stays_stops_with_a_diagnosis(tmp_path: Path) -> None:
     config = small_config(30)
     config.optim.bad_steps = 4
     with pytest.raises(UserError, match=r"4 steps in a row.*the loss: .*sds.*step 8") as caught:
-        run_once(config, tmp_path, failing_at(range(5, 1000)))
+        run_once(config, tmp_path, FailingAt(range(5, 1000)))
     assert "\n" not in str(caught.value)
     (run_dir,) = tmp_path.iterdir()
     assert RunFolder.open(run_dir).events("failed")[-1]["message"] == str(caught.value)

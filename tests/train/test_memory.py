@@ -6,27 +6,22 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.train.towards_red import NOTHING, Terms, TowardsRed
 from vp3d import pipeline
 from vp3d.config import Config
-from vp3d.diffusion.text import TextEmbedding
 from vp3d.errors import UserError
 from vp3d.fields.nerf import build_field
-from vp3d.guidance import Condition
+from vp3d.guidance import Pull
 from vp3d.run_folder import RunFolder
 from vp3d.train import loop
 from vp3d.train.checkpoint import config_hash
 from vp3d.train.coarse import Coarse, make_generator, make_generators
 from vp3d.train.memory import GIB, PROFILES, fit_to_memory, free_memory_gb, profile_for
-from vp3d.types import Camera
-
-NOTHING = Condition({}, TextEmbedding(torch.zeros(1, 1, 1)))
-Terms = dict[str, Tensor]
 
 
 @pytest.mark.parametrize(
@@ -85,33 +80,30 @@ def small_config(folder: Path, kind: str = "grid") -> Config:
     return config
 
 
-def towards_red(rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator) -> Terms:
-    """A guidance that wants a reddish picture, with chance of its own; rgb [B, 3, H, W] in [0, 1]."""
-    noise = 0.05 * torch.randn(rgb.shape, generator=generator)
-    return {"sds": (rgb - torch.tensor([0.9, 0.3, 0.3])[None, :, None, None] + noise).square().mean()}
-
-
-class OutOfMemory:
-    """`towards_red` that runs out of memory at the given calls, while it computes or when it is differentiated."""
+class OutOfMemory(TowardsRed):
+    """`TowardsRed` that runs out of memory at the given calls, while it computes or when it is differentiated."""
 
     def __init__(self, calls: range, backward: bool, error: RuntimeError | None = None) -> None:
-        self.calls, self.backward, self.count = calls, backward, -1
+        super().__init__()
+        self.calls, self.backward = calls, backward
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    def __call__(self, rgb: Tensor, *rest: Any) -> Terms:
-        self.count += 1
-        if self.count in self.calls:
+    def again(self, rgb: Tensor, pull: Pull) -> Terms:
+        """The loss of views rgb [B, 3, H, W] in [0, 1], if memory does."""
+        terms = super().again(rgb, pull)
+        if self.used - 1 in self.calls:
             if not self.backward:
                 raise self.error
             rgb.register_hook(self.refuse)
-        return towards_red(rgb, *rest)
+        return terms
 
     def refuse(self, gradient: Tensor) -> Tensor:
+        """Run out of memory in the backward pass."""
         raise self.error
 
 
 def run_with(
-    config: Config, guidance: Callable[..., Terms], encode_less: Callable[[int], int] = lambda views: 0
+    config: Config, guidance: TowardsRed, encode_less: Callable[[int], int] = lambda views: 0
 ) -> tuple[RunFolder, dict[str, Tensor], Coarse]:
     run = RunFolder.create(config)
     field = build_field(config.field, make_generator(config.seed, "field"))
@@ -123,14 +115,15 @@ def run_with(
     return run, found.tensors, stage
 
 
+@pytest.mark.parametrize("step", [2, 3], ids=["estimating", "held"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_out_of_memory_halves_once_and_the_run_is_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], backward: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], backward: bool, step: int
 ) -> None:
     torch.set_num_threads(1)
-    _, expected, _ = run_with(small_config(tmp_path / "a"), towards_red)
+    _, expected, _ = run_with(small_config(tmp_path / "a"), TowardsRed())
     capsys.readouterr()
-    run, found, stage = run_with(small_config(tmp_path / "b"), OutOfMemory(range(2, 3), backward))
+    run, found, stage = run_with(small_config(tmp_path / "b"), OutOfMemory(range(step, step + 1), backward))
     assert [event["chunk"] for event in run.events("out_of_memory")] == [2 * 16 * 16 * 12 // 2]
     assert stage.render_config.chunk == 3072 and stage.config.render.chunk == 1_048_576
     output = capsys.readouterr()
@@ -141,7 +134,7 @@ def test_out_of_memory_halves_once_and_the_run_is_the_same(
 
 def test_pictures_are_encoded_in_fewer_before_samples_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
-    _, expected, _ = run_with(small_config(tmp_path / "a"), towards_red)
+    _, expected, _ = run_with(small_config(tmp_path / "a"), TowardsRed())
     left = [1, 0]
     run, found, stage = run_with(small_config(tmp_path / "b"), OutOfMemory(range(2, 4), True), lambda views: left.pop(0))
     told = [(event.get("images"), event.get("chunk")) for event in run.events("out_of_memory")]
@@ -153,7 +146,7 @@ def test_pictures_are_encoded_in_fewer_before_samples_are(tmp_path: Path, capsys
 
 def test_smaller_chunks_of_the_torch_route_give_the_same_run_but_for_rounding(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    _, expected, _ = run_with(small_config(tmp_path / "a", "hashgrid"), towards_red)
+    _, expected, _ = run_with(small_config(tmp_path / "a", "hashgrid"), TowardsRed())
     run, found, stage = run_with(small_config(tmp_path / "b", "hashgrid"), OutOfMemory(range(1, 2), True))
     assert stage.render_config.chunk == 3072 and len(run.events("out_of_memory")) == 1
     fields = [name for name in expected if name.startswith("field.")]

@@ -5,7 +5,8 @@ One file, written under a temporary name and renamed, is whole or absent whateve
 The JSON carries a SHA-256 of the tensors and of itself, so that a flipped bit is found as surely as a cut file; a damaged
 checkpoint is passed over for the one before it. No pickle anywhere.
 
-Tensor names: `field.*` (parameters and buffers), `optimizer.<parameter>.<slot>` (Adam), `occupancy.*`, `generator.<name>`.
+Tensor names: `field.*` (parameters and buffers), `optimizer.<parameter>.<slot>` (Adam), `occupancy.*`, `held.*` (views of an
+estimate that is still to serve), `generator.<name>`.
 """
 
 from __future__ import annotations

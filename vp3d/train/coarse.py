@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from vp3d.config import Config, RewardConfig
 from vp3d.errors import UserError
 from vp3d.fields.nerf import Field
-from vp3d.guidance import Condition
+from vp3d.guidance import Condition, Pull
 from vp3d.render.camera import camera_rays, sample_cameras
 from vp3d.render.volume import DENSE, March, OccupancyGrid, render_rays
 from vp3d.rewards import term
@@ -30,7 +31,19 @@ from vp3d.types import Camera, Rays, Render, to_images
 GENERATORS = ("camera", "background", "jitter", "noise")  # noise: the time-steps and noises of the guidance
 LEAST_CHUNK = 1024  # samples at once below which halving further is hopeless
 
-GuidanceCall = Callable[[Tensor, Camera, Condition, float, torch.Generator], dict[str, Tensor]]  # a `Guidance` or a wrapper
+
+class GuidanceCall(Protocol):
+    """What the stage asks of its guidance: a `Guidance` or a wrapper."""
+
+    def __call__(
+        self, rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Pull]:
+        """Unweighted losses of views rgb [B, 3, H, W] in [0, 1], and where they are pulled."""
+        ...
+
+    def again(self, rgb: Tensor, pull: Pull) -> dict[str, Tensor]:
+        """The losses of the same views a step later, rgb [B, 3, H, W] in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,30 @@ class Reward:
     target: Callable[[Camera], Tensor]  # the target of each view, [B, D] or [1, D]
     config: RewardConfig
     ground: float | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """The views of an estimate that serves more steps: their cameras, the greys [B] in [0, 1] behind them, and the pull."""
+
+    camera: Camera
+    grey: Tensor
+    pull: Pull
+    left: int  # steps it is still to serve
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it (any shape and range) by name, for a checkpoint."""
+        pull = {"target": self.pull.target, "weight": self.pull.weight}
+        return {**vars(self.camera), "grey": self.grey, **pull, "left": torch.tensor(self.left)}
+
+
+def held_from(tensors: Mapping[str, Tensor], device: torch.device) -> Held | None:
+    """Inverse of `Held.tensors` (any shape and range); None of nothing."""
+    if not tensors:
+        return None
+    here = {name: tensor.to(device) for name, tensor in tensors.items()}
+    camera = Camera(**{field.name: here[field.name] for field in dataclasses.fields(Camera)})
+    return Held(camera, here["grey"], Pull(here["target"], here["weight"]), int(here["left"]))
 
 
 def make_generator(seed: int, name: str) -> torch.Generator:
@@ -91,6 +128,7 @@ class Coarse:
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(field.parameter_groups(config.optim), eps=1.0e-15)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.occupancy = OccupancyGrid(config.render).to(self.device)
+        self.held: Held | None = None
         self.known = self._known()
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in field.named_parameters()}
         self.regulariser_scale = 1.0
@@ -103,14 +141,15 @@ class Coarse:
         self.known = self._known()
         if i % config.render.occupancy_every == 0:
             self.occupancy.update(self.field, self.generators["jitter"])
-        camera = sample_cameras(config.optim.views, config.camera, self.generators["camera"]).to(self.device)
-        background = self._background(len(camera))
+        camera, grey = self._views()
+        background = grey[:, None, None].expand(-1, size * size, 3).reshape(-1, 3)
         rays = camera_rays(camera, size, size)
         render = self._render(rays, self.generators["jitter"], want_normal=weights["orientation"] > 0.0)
         rgb = to_images(render.over(background), len(camera), size, size)
         rewards, measured = self._rewards(render, rgb, camera, progress)
+        guided = self._guide(rgb, camera, grey, progress)
         terms = {
-            **self.guidance(rgb, camera, self.condition, progress, self.generators["noise"]),
+            **guided,
             **rewards,
             **self._regularisers(render, rays, weights),
         }
@@ -144,7 +183,8 @@ class Coarse:
         The occupancy grid is as before the step, and nothing is kept on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        self.occupancy.load_state_dict(self.known)
+        self.occupancy.load_state_dict(part(self.known, "occupancy."))
+        self.held = held_from(part(self.known, "held."), self.device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         images = self.encode_less(self.config.optim.views)
@@ -165,8 +205,8 @@ class Coarse:
         """Every tensor that changes while training: field, Adam and occupancy grid (any shape and range), live."""
         return {
             **{f"field.{name}": tensor for name, tensor in self.field.state_dict().items()},
-            **{f"occupancy.{name}": tensor for name, tensor in self.occupancy.state_dict().items()},
             **adam_tensors(self.optimizer, self.names),
+            **self._beside(),
         }
 
     def load_tensors(self, tensors: dict[str, Tensor], regulariser_scale: float) -> None:
@@ -174,22 +214,41 @@ class Coarse:
         self.regulariser_scale = regulariser_scale
         self.field.load_state_dict(part(tensors, "field."))
         self.occupancy.load_state_dict(part(tensors, "occupancy."))
+        self.held = held_from(part(tensors, "held."), self.device)
         load_adam(self.optimizer, self.names, tensors)
 
-    def _background(self, views: int) -> Tensor:
-        """A random grey a view, `[views * pixels, 3]` in [background_min, background_max]."""
-        low, high, pixels = self.config.render.background_min, self.config.render.background_max, self.config.render.resolution**2
+    def _guide(self, rgb: Tensor, camera: Camera, grey: Tensor, progress: float) -> dict[str, Tensor]:
+        """The guidance's losses of views rgb `[B, 3, H, W]` over `grey` `[B]`, in [0, 1]: by the estimate held, or a new one."""
+        if self.held is None:
+            guided, pull = self.guidance(rgb, camera, self.condition, progress, self.generators["noise"])
+            left = self.config.guidance.estimate_every - 1
+        else:
+            guided, pull, left = self.guidance.again(rgb, self.held.pull), self.held.pull, self.held.left - 1
+        self.held = Held(camera, grey, pull, left) if left else None
+        return guided
+
+    def _views(self) -> tuple[Camera, Tensor]:
+        """The cameras of a step and a grey `[B]` in [background_min, background_max] behind each: those held, or random ones."""
+        if self.held is not None:
+            return self.held.camera, self.held.grey
+        views, low, high = self.config.optim.views, self.config.render.background_min, self.config.render.background_max
+        camera = sample_cameras(views, self.config.camera, self.generators["camera"])
         grey = low + (high - low) * torch.rand(views, generator=self.generators["background"])
-        return grey.to(self.device)[:, None, None].expand(views, pixels, 3).reshape(-1, 3)
+        return camera.to(self.device), grey.to(self.device)
 
     def _render(self, rays: Rays, jitter: torch.Generator | None, want_normal: bool = False) -> Render:
         """The field along `rays`; when memory runs out, smaller chunks from here on."""
         on_oom = self._on_out_of_memory
         return render_rays(self.field, rays, self.render_config, self.occupancy, jitter, want_normal, on_oom, self.march)
 
+    def _beside(self) -> dict[str, Tensor]:
+        """What a step changes without the optimiser (any shape and range), live: the occupancy grid and the views held."""
+        grid = {f"occupancy.{name}": tensor for name, tensor in self.occupancy.state_dict().items()}
+        return grid | ({f"held.{name}": tensor for name, tensor in self.held.tensors().items()} if self.held else {})
+
     def _known(self) -> dict[str, Tensor]:
-        """A copy of the occupancy grid's tensors (any shape and range)."""
-        return {name: tensor.clone() for name, tensor in self.occupancy.state_dict().items()}
+        """A copy of `_beside` (any shape and range)."""
+        return {name: tensor.clone() for name, tensor in self._beside().items()}
 
     def _on_out_of_memory(self, chunk: int) -> None:
         self.render_config = dataclasses.replace(self.render_config, chunk=chunk)
