@@ -64,6 +64,8 @@ SWEEP: dict[str, tuple[str, ...]] = {
     "default": (),
     "one step": ("guidance.guidance_scale=10", *ONE_STEP),
     "4 steps": ("guidance.denoise_steps=4",),
+    "an estimate at every step": ("guidance.estimate_every=1",),
+    "an estimate at every third step": ("guidance.estimate_every=3",),
     "guidance_scale 1": ("guidance.guidance_scale=1",),
     "guidance_scale 4": ("guidance.guidance_scale=4",),
     "error in latents": ("guidance.space=latents", "guidance.weight=1"),
