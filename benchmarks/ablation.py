@@ -226,8 +226,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--every, --seeds and --jobs take whole numbers of 1 or more")
     every_arm = SWEEP if options.sweep else ARMS
     arms = chosen(every_arm, options.arms)
-    for path in filter(None, (options.write, options.grid)):
-        check_output(path.parent)
+    for option, path in {"--write FILE": options.write, "--grid FILE": options.grid}.items():
+        if path:
+            check_output(path.parent, option)
     name = "sweep" if options.sweep else "ablation"
     options.work = options.work or ROOT / "outputs" / name
     tasks = matching(toybench.suite_tasks(options.subset, options.seeds), options.match)[:: options.every]

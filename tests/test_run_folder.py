@@ -23,6 +23,7 @@ from vp3d.run_folder import (
     RunFolder,
     atomic_write,
     changed_weights,
+    check_output,
     git_state,
     plain,
     sha256_file,
@@ -100,6 +101,8 @@ def test_unwritable_output_is_one_line(tmp_path: Path, place: str) -> None:
     place = place.replace("FILE", str(tmp_path / "FILE"))
     with pytest.raises(UserError, match=r"^cannot write [^\n]*output_dir=FOLDER$"):
         RunFolder.create(load_config(None, [], ["prompt=x", f"output_dir={place}"]))
+    with pytest.raises(UserError, match=r"^cannot write [^\n]*or choose another place with --write FILE$"):
+        check_output(Path(place), "--write FILE")
     with pytest.raises(UserError, match=r"^cannot write [^\n]*try again; `launch.py resume RUN` goes on with a run$"):
         write_text(Path(place) / "x.txt", "x")
 

@@ -47,7 +47,8 @@ except ImportError:  # Windows has no flock; two processes in one run folder are
     fcntl = None  # type: ignore[assignment]
 
 
-ELSEWHERE = "or choose another place with output_dir=FOLDER"  # of a run that is not begun yet
+ELSEWHERE = "or choose another place with "  # of what is not begun yet; the option that names the place follows
+HERE = "output_dir=FOLDER"
 
 
 @contextmanager
@@ -145,7 +146,7 @@ class RunFolder:
         """Make `<output_dir>/<time>-<slug>-s<seed>/` (then -2, -3, ... if taken) with config.yaml and manifest.json."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(config.prompt)}-s{config.seed}"
         run = cls(_claim(expand(config.output_dir), name))
-        with _disk_errors(run.path, ELSEWHERE):
+        with _disk_errors(run.path, ELSEWHERE + HERE):
             run.checkpoints.mkdir()
             run.visual_prompt.mkdir()
         write_json(run.path / "manifest.json", describe_run(config))
@@ -222,9 +223,9 @@ class RunFolder:
                     path.unlink(missing_ok=True)
 
 
-def check_output(folder: Path) -> None:
-    """Raise UserError unless runs can be written to `folder`, before any work is done; it is made if it is not there."""
-    with _disk_errors(folder, ELSEWHERE):
+def check_output(folder: Path, option: str = HERE) -> None:
+    """Raise UserError, which names the `option` to change, unless `folder` can be written to; it is made if it is not there."""
+    with _disk_errors(folder, ELSEWHERE + option):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -240,7 +241,7 @@ def _parse_event(line: str) -> dict[str, Any] | None:
 
 def _claim(parent: Path, name: str) -> Path:
     """Make the first free one of `name`, `name-2`, ... in `parent`; mkdir is atomic, so two runs cannot share one."""
-    with _disk_errors(parent / name, ELSEWHERE):
+    with _disk_errors(parent / name, ELSEWHERE + HERE):
         parent.mkdir(parents=True, exist_ok=True)
         for count in range(1, 1000):
             path = parent / (name if count == 1 else f"{name}-{count}")

@@ -59,7 +59,7 @@ def in_repository(path: Path) -> str:
 
 def keep_to(folder: Path, asked: Mapping[str, Any]) -> None:
     """Take `folder` for results of what is `asked` (with its "weights"); UserError, with what changed, if others lie there."""
-    check_output(folder)
+    check_output(folder, "--work FOLDER")
     path, asked = folder / SUITE, plain(dict(asked))
     if any(True for pattern in RESULTS for _ in folder.glob(pattern)):
         kept = _read(path)

@@ -443,9 +443,9 @@ def main(argv: list[str] | None = None) -> None:
     if options.lr is not None and not 0.0 < options.lr < 1.0:
         parser.error("--lr takes a number between 0 and 1")
     try:
-        check_output(options.data)
+        check_output(options.data, "--data FOLDER")
     except UserError as problem:
-        parser.error(f"--data: {problem}")
+        parser.error(str(problem))
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     work = options.data / "training"
