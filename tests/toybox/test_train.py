@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pyte
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="2"):
         train.main(["judge", "--data", str(tmp_path / "file" / "x")])
-    assert "--data: " in capsys.readouterr().err
+    assert "another place with --data FOLDER" in capsys.readouterr().err
 
 
 def test_latents_are_kept_added_to_and_made_anew_for_another_autoencoder(
