@@ -8,8 +8,8 @@ helps where that lies above 0.
 
 --arms makes only the arms that are named; the first of them is the one compared with. --match makes only some prompts:
 those that are right in every arm tell nothing but harm.
-Resumable: what is made lies under --work, one folder an arm. About half an hour for all arms of the
-ablation at `draft` on two cores (--jobs 2).
+Resumable: what is made lies under --work, one folder an arm. Half an hour to an hour for all arms
+of the ablation at `draft` on two cores (--jobs 2).
 --grid draws the assets: true object, visual prompt, first arm and last arm, each from two sides.
 """
 

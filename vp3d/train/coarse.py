@@ -129,6 +129,7 @@ class Coarse:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.occupancy = OccupancyGrid(config.render).to(self.device)
         self.held: Held | None = None
+        self.known_held: Held | None = None
         self.known = self._known()
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in field.named_parameters()}
         self.regulariser_scale = 1.0
@@ -138,7 +139,7 @@ class Coarse:
         """Scalars of step `i`: "loss" (with graph), each unweighted loss, each reward's mean, "opacity" in [0, 1]."""
         config, progress, size = self.config, i / self.config.optim.steps, self.config.render.resolution
         weights = self._weights(progress)
-        self.known = self._known()
+        self.known, self.known_held = self._known(), self.held
         if i % config.render.occupancy_every == 0:
             self.occupancy.update(self.field, self.generators["jitter"])
         camera, grey = self._views()
@@ -180,11 +181,11 @@ class Coarse:
     def shrink(self) -> None:
         """After memory ran out: fewer pictures encoded at once, and where it is one at a time, half the samples at once.
 
-        The occupancy grid is as before the step, and nothing is kept on the device.
+        The occupancy grid and the views held are as before the step, and nothing else is kept on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        self.occupancy.load_state_dict(part(self.known, "occupancy."))
-        self.held = held_from(part(self.known, "held."), self.device)
+        self.occupancy.load_state_dict(self.known)
+        self.held = self.known_held
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         images = self.encode_less(self.config.optim.views)
@@ -202,11 +203,12 @@ class Coarse:
         self._on_out_of_memory(chunk)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that changes while training: field, Adam and occupancy grid (any shape and range), live."""
+        """Every tensor that changes while training: field, occupancy grid, views held, Adam (any shape and range), live."""
         return {
             **{f"field.{name}": tensor for name, tensor in self.field.state_dict().items()},
+            **{f"occupancy.{name}": tensor for name, tensor in self.occupancy.state_dict().items()},
+            **({f"held.{name}": tensor for name, tensor in self.held.tensors().items()} if self.held else {}),
             **adam_tensors(self.optimizer, self.names),
-            **self._beside(),
         }
 
     def load_tensors(self, tensors: dict[str, Tensor], regulariser_scale: float) -> None:
@@ -241,14 +243,9 @@ class Coarse:
         on_oom = self._on_out_of_memory
         return render_rays(self.field, rays, self.render_config, self.occupancy, jitter, want_normal, on_oom, self.march)
 
-    def _beside(self) -> dict[str, Tensor]:
-        """What a step changes without the optimiser (any shape and range), live: the occupancy grid and the views held."""
-        grid = {f"occupancy.{name}": tensor for name, tensor in self.occupancy.state_dict().items()}
-        return grid | ({f"held.{name}": tensor for name, tensor in self.held.tensors().items()} if self.held else {})
-
     def _known(self) -> dict[str, Tensor]:
-        """A copy of `_beside` (any shape and range)."""
-        return {name: tensor.clone() for name, tensor in self._beside().items()}
+        """A copy of the occupancy grid's tensors (any shape and range)."""
+        return {name: tensor.clone() for name, tensor in self.occupancy.state_dict().items()}
 
     def _on_out_of_memory(self, chunk: int) -> None:
         self.render_config = dataclasses.replace(self.render_config, chunk=chunk)
