@@ -182,7 +182,7 @@ def training_step(
     number += number % config.render.occupancy_every == 0
 
     def step() -> None:
-        problem = differentiate(stage, stage.step(number), config.optim.grad_clip) or apply(stage)
+        problem = differentiate(stage, stage.step(number), config.optim.grad_clip)[1] or apply(stage)
         if problem:
             raise UserError(f"a step is not finite ({problem}): set prior.dtype or --dtype to float32")
 

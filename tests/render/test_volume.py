@@ -19,6 +19,7 @@ from vp3d.render.volume import (
     OccupancyGrid,
     box_interval,
     dense_ahead,
+    occupied_samples,
     ray_bins,
     render_rays,
     render_rays_reference,
@@ -301,12 +302,36 @@ class OutOfMemoryAbove(Formula):
 def test_chunks_do_not_change_the_picture_and_shrink_when_memory_runs_out() -> None:
     rays, chunks = mixed_rays(), []
     whole = render_rays(Formula(2.0), rays, CONFIG)
-    small = render_rays(Formula(2.0), rays, RenderConfig(samples=SAMPLES, chunk=7 * SAMPLES))
+    small = render_rays(Formula(2.0), rays, RenderConfig(samples=SAMPLES, chunk=SAMPLES))
     field = OutOfMemoryAbove(20 * SAMPLES, "CUDA out of memory. Tried to allocate 2 GiB")
     shrunk = render_rays(field, rays, RenderConfig(samples=SAMPLES, chunk=100 * SAMPLES), on_oom=chunks.append)
     for other in (small, shrunk):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs(whole), outputs(other), strict=True))
-    assert chunks == [50 * SAMPLES, 25 * SAMPLES][: len(chunks)] and chunks
+    seen = SAMPLES * int((ray_bins(rays, SAMPLES, None)[1] > 0).sum())  # rays that miss the cube have no samples
+    assert 40 * SAMPLES < seen < 100 * SAMPLES
+    assert chunks == [seen // 2, seen // 2 // SAMPLES * SAMPLES // 2]  # halves of what was tried, in whole rays
+
+
+def test_only_samples_in_occupied_cells_count_for_a_chunk() -> None:
+    rays, occupancy, asked = mixed_rays(), OccupancyGrid(CONFIG), []
+    occupancy.mask.fill_(False)
+    occupancy.mask[2:6, 2:6, 2:6] = True
+    field = rough_hash_field()
+    look = field.encode_torch
+    field.lookup = lambda x, tables: (asked.append(len(x)), look(x, tables))[1]
+    worth = len(occupied_samples(rays, *ray_bins(rays, SAMPLES, None), SAMPLES, occupancy))
+    assert 60 < worth < 0.2 * len(rays) * SAMPLES
+
+    def shown(chunk: int) -> list[Tensor]:
+        asked.clear()
+        render = render_rays(field, rays, RenderConfig(samples=SAMPLES, chunk=chunk), occupancy)
+        return [render.rgb, *gradients(field, render)]
+
+    whole = shown(worth)
+    assert asked == [worth]  # once, forward alone: nothing is evaluated again in the backward pass
+    parts = shown(worth // 3)
+    assert len(asked) > 6 and max(asked) <= worth // 3 and sum(asked) == 2 * worth
+    assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize("occupied", [False, True])

@@ -26,7 +26,7 @@ import torch
 
 from vp3d.batch import failure_of, make
 from vp3d.config import ROOT, Config, load_config
-from vp3d.console import say
+from vp3d.console import clock, say
 from vp3d.errors import UserError
 from vp3d.evaluate.claim import Place, keep_to, run_places, weights_of
 from vp3d.evaluate.report import time_spent
@@ -177,9 +177,11 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
     say(f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}")
     work = partial(_one, settings, judge, git_state(ROOT))
     done = map(work, missing) if jobs == 1 or len(missing) < 2 else _several(work, missing, settings.folder / "logs", jobs)
+    began = time.monotonic()
     for number, (key, record) in enumerate(done, 1):
         records[key] = record
-        say(f"{number}/{len(missing)} {record['prompt']}: {record['failure'] or 'judged'}")
+        left = (time.monotonic() - began) / number * (len(missing) - number)
+        say(f"{number}/{len(missing)} {record['prompt']}: {record['failure'] or 'judged'}, {clock(left)} left")
     return [kept for task in tasks if (kept := records[task.key]) is not None]
 
 

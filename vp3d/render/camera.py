@@ -80,7 +80,7 @@ def camera_rays(camera: Camera, height: int, width: int) -> Rays:
     x = (torch.arange(width, device=device) + 0.5 - 0.5 * width)[None, None, :, None]
     y = (torch.arange(height, device=device) + 0.5 - 0.5 * height)[None, :, None, None]
     directions = F.normalize(forward + (x / focal) * right - (y / focal) * up, dim=-1)
-    origins = camera_position(camera)[:, None, None, :].expand_as(directions)
+    origins = (-camera.distance[:, None, None, None] * forward).expand_as(directions)
     return Rays(origins.reshape(-1, 3), directions.reshape(-1, 3))
 
 

@@ -10,9 +10,10 @@ which is exact for constant density. Results are premultiplied by opacity (see v
 
 Three routes give the same numbers and gradients: `render_rays_reference` (a loop over samples; slow and clear), the torch
 route of `render_rays` (skips empty space, any field, any device) and, for a GridField on a CPU, compiled kernels
-(volume_numba.py), which the torch route is tested against. The torch route works in chunks of `RenderConfig.chunk` samples;
-more than one chunk is evaluated again in the backward pass (Chen et al. 2016, arXiv 1604.06174), so that the graph of one
-chunk is all that is held at a time. What finds the samples and sums along the rays is a `March`; another is in volume_cuda.py.
+(volume_numba.py), which the torch route is tested against. The torch route first finds the samples worth evaluating, then
+evaluates them in chunks of whole rays that hold at most `RenderConfig.chunk` of them; more than one chunk is evaluated again
+in the backward pass (Chen et al. 2016, arXiv 1604.06174), so that the graph of one chunk is all that is held at a time. What
+finds the samples and sums along the rays is a `March`; another is in volume_cuda.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,9 @@ from vp3d.types import Rays, Render, UserError
 
 OCCUPANCY_DECAY = 0.5  # what is remembered of a cell's opacity from one update to the next
 OCCUPANCY_PASSES = 2  # random points looked at in each cell an update
+LOOKED_THROUGH = 16  # places looked through at once for each sample evaluated at once: about 60 bytes against 0.6 to 2.5 KB
+
+Done = TypeVar("Done")
 
 
 def box_interval(rays: Rays) -> tuple[Tensor, Tensor]:
@@ -114,8 +118,8 @@ class OccupancyGrid(nn.Module):
 class March:
     """How the torch route walks along rays; samples are numbered flat, ray * S + i.
 
-    occupied: (rays [N], start [N], step [N], S, occupancy or None) -> ascending flat numbers [M], M >= 1, int64, of the
-        samples worth evaluating; where there is none, one stands in, so that the result still hangs on the field.
+    occupied: (rays [N], start [N], step [N], S, occupancy or None) -> ascending flat numbers [M], int64, of the samples worth
+        evaluating.
     ahead: (tau [M] >= 0, flat [M], counts [N], S) -> [M] >= 0, for each sample the sum of the thicknesses before it on its
         ray, differentiable; `counts` holds how many samples each ray has.
     """
@@ -132,8 +136,7 @@ def occupied_samples(rays: Rays, start: Tensor, step: Tensor, samples: int, occu
         t = start[:, None] + i * step[:, None]
         x = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
         keep = keep & occupancy.contains(x.reshape(-1, 3)).reshape(keep.shape)
-    flat = torch.nonzero(keep.reshape(-1)).squeeze(1)
-    return flat if len(flat) else flat.new_zeros(1)
+    return torch.nonzero(keep.reshape(-1)).squeeze(1)
 
 
 def dense_ahead(tau: Tensor, flat: Tensor, counts: Tensor, samples: int) -> Tensor:
@@ -189,23 +192,30 @@ def render_rays_torch(
     on_oom: Callable[[int], None] | None = None,
     march: March = DENSE,
 ) -> Render:
-    """The torch route of `render_rays` (unlit), for samples at start + i * step (`[N]` each), in chunks of rays."""
-    per_chunk = max(config.chunk // config.samples, 1)
-    parts, first = [], 0
+    """The torch route of `render_rays` (unlit), for samples at start + i * step (`[N]` each), in chunks of whole rays."""
+    chunk, found = config.chunk, None
+    while found is None and len(rays):
+        found = _attempt(partial(_find, rays, start, step, config.samples, occupancy, march, chunk), chunk > 1)
+        if found is None:
+            chunk = _less(chunk, len(rays) * config.samples // LOOKED_THROUGH, on_oom)
+    if found is None:
+        none = rays.origins.new_zeros(0)
+        return Render(none.reshape(0, 3), none, none, none.reshape(0, 3) if want_normal else None)
+    flat, counts = found
+    ends, parts, first, done = counts.cumsum(0), [], 0, 0
     while first < len(rays):
-        piece = slice(first, first + per_chunk)
-        arguments = (field, rays[piece], start[piece], step[piece], config.samples, occupancy, want_normal, march)
-        again = per_chunk < len(rays) and torch.is_grad_enabled()
-        work = partial(_composite_again if again else _composite, *arguments)
-        part = _attempt(work, per_chunk > 1)
+        last = max(int(torch.searchsorted(ends, done + chunk, right=True)), first + 1)
+        piece, until = slice(first, last), int(ends[last - 1])
+        ours = flat[done:until] - first * config.samples
+        arguments = (field, rays[piece], start[piece], step[piece], config.samples, ours, counts[piece], want_normal, march)
+        again = len(ours) < len(flat) and torch.is_grad_enabled()
+        part = _attempt(partial(_composite_again if again else _composite, *arguments), last - first > 1)
         if part is None:
-            per_chunk = per_chunk // 2
-            if on_oom is not None:
-                on_oom(per_chunk * config.samples)
+            chunk = _less(chunk, len(ours), on_oom)
             continue
         parts.append(part)
-        first += per_chunk
-    return _concatenate(parts, want_normal, rays)
+        first, done = last, until
+    return _concatenate(parts, want_normal)
 
 
 def render_rays_reference(
@@ -230,31 +240,46 @@ def render_rays_reference(
     return Render(rgb, opacity, depth, normal if want_normal else None)
 
 
+def _find(
+    rays: Rays, start: Tensor, step: Tensor, samples: int, occupancy: OccupancyGrid | None, march: March, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The flat numbers `[M]` of the samples worth evaluating and how many each ray has `[N]`; N >= 1.
+
+    Where there is none, one stands in, so that the result still hangs on the field: M >= 1.
+    """
+    rays_at_once = max(LOOKED_THROUGH * chunk // samples, 1)
+    found = []
+    with torch.no_grad():
+        for first in range(0, len(rays), rays_at_once):
+            piece = slice(first, first + rays_at_once)
+            found.append(march.occupied(rays[piece], start[piece], step[piece], samples, occupancy) + first * samples)
+        flat = torch.cat(found)
+        flat = flat if len(flat) else flat.new_zeros(1)
+        return flat, torch.bincount(flat // samples, minlength=len(rays))
+
+
 def _composite(
     field: Field,
     rays: Rays,
     start: Tensor,
     step: Tensor,
     samples: int,
-    occupancy: OccupancyGrid | None,
+    flat: Tensor,
+    counts: Tensor,
     want_normal: bool,
     march: March,
 ) -> Render:
-    """One chunk: gather the samples in occupied cells, evaluate the field on that flat list of M, composite per ray.
+    """One chunk: evaluate the field on the flat list of M samples, `counts` of each ray, and composite per ray.
 
     Colours stay flat and are summed per ray by segments (the list is in ray order), which is faster than index_add and has
     one fixed order of summation.
     """
-    n = len(rays)
-    with torch.no_grad():
-        flat = march.occupied(rays, start, step, samples, occupancy)
-        ray = flat // samples
-        counts = torch.bincount(ray, minlength=n)
-        hits = (step.index_select(0, ray) > 0).float()
-    t = start.index_select(0, ray) + (flat % samples) * step.index_select(0, ray)
+    ray = flat // samples
+    spacing = step.index_select(0, ray)
+    t = start.index_select(0, ray) + (flat % samples) * spacing
     x = rays.origins.index_select(0, ray) + t[:, None] * rays.directions.index_select(0, ray)
     sigma, albedo = field(x)
-    tau = sigma * step.index_select(0, ray) * hits
+    tau = sigma * spacing
     weight = -torch.exp(-march.ahead(tau, flat, counts, samples)) * torch.expm1(-tau)
     values = [albedo, torch.ones_like(t)[:, None], t[:, None]] + ([field.normal(x)] if want_normal else [])
     weighted = weight[:, None] * torch.cat(values, dim=-1)
@@ -268,7 +293,7 @@ def _composite_again(*arguments: Any) -> Render:
     return render
 
 
-def _attempt(work: Callable[[], Render], may_shrink: bool) -> Render | None:
+def _attempt(work: Callable[[], Done], may_shrink: bool) -> Done | None:
     """`work()`, or None when memory ran out and a smaller piece can be tried."""
     try:
         return work()
@@ -278,11 +303,16 @@ def _attempt(work: Callable[[], Render], may_shrink: bool) -> Render | None:
     return None
 
 
-def _concatenate(parts: list[Render], want_normal: bool, rays: Rays) -> Render:
-    """Chunks of rays put end to end; an empty Render for no rays."""
-    if not parts:
-        none = rays.origins.new_zeros(0)
-        return Render(none.reshape(0, 3), none, none, none.reshape(0, 3) if want_normal else None)
+def _less(chunk: int, used: int, on_oom: Callable[[int], None] | None) -> int:
+    """The samples at once after `used` of at most `chunk` were too many; `on_oom` is told."""
+    chunk = max(min(chunk, used) // 2, 1)
+    if on_oom is not None:
+        on_oom(chunk)
+    return chunk
+
+
+def _concatenate(parts: list[Render], want_normal: bool) -> Render:
+    """Chunks of rays put end to end."""
     normals = [part.normal for part in parts if part.normal is not None]
     return Render(
         torch.cat([part.rgb for part in parts]),

@@ -80,7 +80,7 @@ def occupied_by(traverse: Traverse) -> Callable[[Rays, Tensor, Tensor, int, Occu
         ray, middle = traverse(entry, stretched, cells, first, first + samples * unit, unit)
         number = (middle / unit - place.index_select(0, ray)).round().long().clamp(0, samples - 1)
         flat = hit.index_select(0, ray) * samples + number
-        return flat.unique() if len(flat) else flat.new_zeros(1)
+        return flat.unique()
 
     return occupied
 

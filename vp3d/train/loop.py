@@ -7,6 +7,7 @@ its generators, `LoopState`) is in a checkpoint, so a resumed run goes on bit fo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -188,31 +189,30 @@ def advance(loop: Loop) -> tuple[dict[str, float], str]:
 def attempt(stage: Stage[Any], step: int, grad_clip: float) -> tuple[dict[str, float], str] | None:
     """The numbers of a step, its gradients left in the parameters, and what was not finite; None when memory ran out."""
     try:
-        terms = stage.step(step)
-        problem = differentiate(stage, terms, grad_clip)
-        return dict(zip(terms, torch.stack([value.detach().float() for value in terms.values()]).tolist(), strict=True)), problem
+        return differentiate(stage, stage.step(step), grad_clip)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     return None
 
 
-def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> str:
-    """Leave the clipped gradient of `terms["loss"]` (scalar, any range) in the parameters; "" or what was not finite."""
-    finite = torch.stack([torch.isfinite(value).all() for value in terms.values()]).tolist()  # asks the device once
-    if not all(finite):
-        return "the loss: " + ", ".join(name for name, fine in zip(terms, finite, strict=True) if not fine)
+def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> tuple[dict[str, float], str]:
+    """Leave the clipped gradient of `terms["loss"]` in the parameters: the terms (scalars, any range); "" or what is wrong."""
+    values = torch.stack([value.detach().float() for value in terms.values()]).tolist()  # asks the device once
+    numbers = dict(zip(terms, values, strict=True))
+    if not all(map(math.isfinite, values)):
+        return numbers, "the loss: " + ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
     stage.optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters_of(stage), grad_clip or torch.inf)
-    return "" if bool(torch.isfinite(norm)) else "the gradient"
+    return numbers, "" if bool(torch.isfinite(norm)) else "the gradient"
 
 
 def apply(stage: Stage[Any]) -> str:
     """Step the optimiser; "" or what was not finite afterwards."""
     stage.optimizer.step()
-    finite = torch.stack([torch.isfinite(p).all() for p in parameters_of(stage)]).all()
-    return "" if bool(finite) else "the parameters"
+    largest = torch.nn.utils.get_total_norm([p.detach() for p in parameters_of(stage)], torch.inf)
+    return "" if bool(torch.isfinite(largest)) else "the parameters"
 
 
 def parameters_of(stage: Stage[Any]) -> list[Tensor]:
