@@ -218,6 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     told = summarise(curves, options.target)
     rows = [row_of(name, len(curves[name].step_s), found, told[next(iter(told))]) for name, found in told.items()]
     target = told[next(iter(told))]["target"]
+    if target is not None and any(curve.psnr[0][1] >= target for curve in curves.values()):
+        notes.append(f"{target:.1f} dB are there before the first step, so times to it say nothing: give more, or --target")
     length = f"{options.seconds:g} s" if options.seconds else f"{options.steps} steps"
     title = f"{options.caption}: {length}, {options.rays} rays x {options.samples} samples a step"
     header = ["arm", "steps", "ms a step (median)", "by the first", "held-out PSNR, dB", f"s to {target:.1f} dB", "by the first"]

@@ -212,7 +212,9 @@ def test_every_peer_learns_the_scene(
         assert arm["psnr"][-1][1] > arm["psnr"][0][1] + 2.0 and len(arm["step_s"]) == 24
         assert [steps for steps, _ in arm["psnr"]] == [0, 8, 16, 24]
     assert "grid-nerfacc is left out" in capsys.readouterr().out
-    peers.main(["--seconds", "0.2", "--arms", "ours", *sizes, *QUICK, "--looks", "2", "--write", str(tmp_path / "peers.json")])
+    short = ["--seconds", "0.2", "--arms", "ours", "--looks", "2", "--target", "1"]
+    peers.main([*short, *sizes, *QUICK, "--write", str(tmp_path / "peers.json")])
+    assert "1.0 dB are there before the first step" in capsys.readouterr().out
     ours = read(tmp_path / "peers.json")["results"]["ours"]
     assert sum(ours["step_s"]) >= 0.2 > sum(ours["step_s"][:-1]) and ours["psnr"][-1][0] == len(ours["step_s"])
 
