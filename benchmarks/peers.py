@@ -202,6 +202,10 @@ def main(argv: list[str] | None = None) -> None:
         if options.device == "cuda":
             raise UserError("benchmarks.peers compares on a CPU: leave --device out; benchmarks.render knows the GPU")
         bench = dataclasses.replace(bench, device=torch.device("cpu"))
+    try:
+        parse_caption(options.caption)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     config = CameraConfig()
     train = take_views(options.caption, options.views, options.size, 0.0, config)
     held_out = take_views(options.caption, options.held_out, options.size, HELD_OUT_DEG, config)

@@ -219,6 +219,11 @@ def test_every_peer_learns_the_scene(
     assert sum(ours["step_s"]) >= 0.2 > sum(ours["step_s"][:-1]) and ours["psnr"][-1][0] == len(ours["step_s"])
 
 
+def test_a_scene_outside_the_toybox_is_one_line() -> None:
+    with pytest.raises(UserError, match="not a toybox caption: 'nope'"):
+        peers.main(["nope"])
+
+
 def test_targets_are_the_pictures_from_those_cameras() -> None:
     views = peers.take_views("a red sphere", 2, 16, 0.0, CameraConfig())
     assert len(views.rays) == 2 * 16 * 16 and views.rgb.shape == (512, 3)

@@ -121,6 +121,8 @@ MISTAKES = [
     (["evaluate", "--assets", "/nowhere"], "not a folder"),
     (["evaluate", "--suite", "t3bench"], "needs --prompts FILE"),
     (["evaluate", "--suite", "t3bench", "--prompts", "/nowhere.txt"], "no prompt file"),
+    (["evaluate", "--suite", "t3bench", "--size", "200000", "--assets", "/nowhere"], "--size takes at most 4096 pixels"),
+    (["exprot", "outputs/run"], "put the prompt in quotes, or did you mean the verb export?"),
 ]
 
 
@@ -129,6 +131,14 @@ def test_mistakes_are_one_line_and_exit_2(words: list[str], part: str, capsys: p
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("vp3d: ") and err.count("\n") == 1 and part in err
+
+
+def test_closed_streams_change_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["--help"]) == 0
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["  "]) == 2
 
 
 def test_a_run_without_ffmpeg_does_not_begin(
@@ -268,14 +278,19 @@ def test_words_for_numbers() -> None:
 
 
 def test_doctor_sees_missing_tampered_and_whole_weights(tmp_path: Path) -> None:
-    config = load_config(None, [], [f"prior.manifest={tmp_path / 'MANIFEST.json'}"])
+    own = tmp_path / "own"
+    places = [f"prior.path={own}", "prior.ip_adapter=", f"rewards.clip={own}"]
+    config = load_config(None, [], [f"prior.manifest={tmp_path / 'MANIFEST.json'}", *places])
     assert doctor.check_weights(config).state == "BROKEN"
-    (tmp_path / "a.safetensors").write_bytes(b"abc")
-    entries = {"a.safetensors": file_entry(tmp_path / "a.safetensors")}
+    own.mkdir()
+    (own / "a.safetensors").write_bytes(b"abc")
+    entries = {"own/a.safetensors": file_entry(own / "a.safetensors")}
     write_json(tmp_path / "MANIFEST.json", {"files": entries, "licence": "Apache-2.0"})
     found = doctor.check_weights(config)
     assert (found.state, found.licence) == ("on", "Apache-2.0") and "1 files" in found.detail
-    (tmp_path / "a.safetensors").write_bytes(b"abd")
+    for others in (places[:1], places[2:], ["prior.vocabulary=nowhere.json"]):  # not covered, or not there
+        assert doctor.check_weights(load_config(None, [], others)).state == "BROKEN"
+    (own / "a.safetensors").write_bytes(b"abd")
     assert doctor.check_weights(config).state == "BROKEN"
 
 

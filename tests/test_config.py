@@ -184,6 +184,12 @@ def test_mistakes_are_one_clear_line(word: str, parts: list[str]) -> None:
         ("a: [", "not valid YAML"),
         ("3: 4", "unknown config key '3'"),
         ("seed: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("optim: &a\n  x: *a\n", "an anchor that holds itself"),
+        ("export: &a\n  formats: &b [glb, *b]\n", "an anchor that holds itself"),
+        ("seed: 1\nseed: 2\n", "'seed' stands there twice"),
+        ("optim: {steps: 10, views: 2, steps: 20}", "'steps' stands there twice"),
+        ('output_dir: "/tmp/a\\0b"', "holds a NUL character"),
+        ("export: {faces: 3}", "take 4 or more, or 0"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, part: str) -> None:

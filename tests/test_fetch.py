@@ -6,6 +6,8 @@ import io
 import re
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -306,11 +308,40 @@ def test_verify_finds_damage_and_fetch_mends_it(
         assert [path for path, _ in server.ranges] == ["pub/config.json"]  # what is sound is kept
 
 
+def test_mending_that_is_cut_off_leaves_no_damaged_file_behind(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(monkeypatch, str(write(tmp_path / "pub")))
+    folder = fetch.fetch("tiny", [])
+    spoilt = WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1])
+    (folder / "unet/model.safetensors").write_bytes(spoilt)
+
+    def cut_off(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_check_space", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            fetch.fetch("tiny", [])
+    assert not any(path.read_bytes() == spoilt for path in home.rglob("*.safetensors"))
+    check_whole(fetch.fetch("tiny", []))
+
+
+def test_room_that_a_fetch_took_already_is_not_asked_for_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = File("model.safetensors", size=1000)
+    monkeypatch.setitem(MODELS, "big", Model("", "", (Part((file,), ()),)))
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: SimpleNamespace(free=500))
+    assert "0.0 GB free" in refused("big")
+    (home / ".big.part" / "source").mkdir(parents=True)
+    (home / ".big.part" / "source" / "model.safetensors.partial").write_bytes(bytes(600))
+    assert "it has no source" in refused("big")
+
+
 def test_files_put_there_by_hand_are_taken_as_they_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(monkeypatch)
     write(home / "tiny", BODY | {"note.txt": b"ours\n"})
     assert find_weights("tiny", "prior.path") == (str(home / "tiny"), True)
-    assert "tiny" in fetch.verify([])
+    assert "not checked, as nothing says what it should be: config.json" in fetch.verify([])
     (home / "tiny" / "unet/model.safetensors").write_bytes(save({"w": np.zeros(5, np.float32)}))
     with pytest.raises(UserError, match="is not the published file"):
         fetch.verify([])

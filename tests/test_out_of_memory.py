@@ -8,9 +8,11 @@ from typing import NoReturn
 import pytest
 import torch
 
+from tests.tiny_run import tiny_config
 from vp3d import cli, pipeline
 from vp3d.errors import UserError
 from vp3d.out_of_memory import is_out_of_memory, told_out_of_memory
+from vp3d.run_folder import RunFolder
 
 
 def test_which_errors_are_about_memory() -> None:
@@ -24,6 +26,20 @@ def test_a_real_allocation_that_fails_is_told_and_others_are_not_touched() -> No
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="must match"), told_out_of_memory("trying", "use less"):
         torch.ones(2) + torch.ones(3)
+
+
+def test_a_second_face_that_cannot_be_looked_for_costs_neither_pictures_nor_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(pipeline, "seen_from", full)
+    config = tiny_config(tmp_path)
+    asset = pipeline.generate(config)
+    assert "warning: no Janus score: out of memory while looking for a second face" in capsys.readouterr().err
+    assert "views recognised" not in (asset.run_dir / "report.html").read_text(encoding="utf-8")
+    assert RunFolder.open(asset.run_dir).events("done") and (asset.run_dir / "preview.png").is_file()
 
 
 @pytest.mark.parametrize(("stage", "doing"), [("load_prior", "loading the models"), ("make_visual_prompt", "making the visual")])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -148,6 +148,26 @@ def test_runs_of_the_same_second_get_folders_of_their_own(config: Config, monkey
     monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
     made = [RunFolder.create(config).path.name for _ in range(3)]
     assert made == [f"20260101-000000-a-red-ball-on-a-b-s3{end}" for end in ("", "-2", "-3")]
+
+
+def test_events_that_are_none_are_left_out(config: Config) -> None:
+    run = RunFolder.create(config)
+    run.event("step", step=1)
+    with run.events_file.open("a") as log:
+        log.write('{"time": null, "kind": "step", "step": 3}\n{"time": 1, "kind": "step", "step": [1]}\n{"kind": "done"}\n')
+    assert [event["step"] for event in run.events()] == [1]
+
+
+def test_a_config_that_was_cut_short_is_not_written_anew(config: Config) -> None:
+    run = RunFolder.create(config)
+    whole = (run.path / "config.yaml").read_text()
+    run.keep_export(replace(config.export, faces=123))
+    assert run.config().export.faces == 123
+    for cut in ("", whole[: whole.index("export:")]):
+        (run.path / "config.yaml").write_text(cut)
+        with pytest.raises(UserError, match="config.yaml is damaged, it lacks"):
+            run.keep_export(config.export)
+        assert (run.path / "config.yaml").read_text() == cut
 
 
 def test_events_round_trip_in_order(config: Config) -> None:

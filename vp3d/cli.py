@@ -8,6 +8,7 @@ line on stderr), 130 Ctrl-C that ended it at once.
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import re
 import sys
@@ -25,6 +26,7 @@ from vp3d.weights import pin_places
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PROMPT_LENGTH = 200  # characters
+LARGEST_VIEW = 4096  # pixels of a side that `evaluate --size` takes
 SUITES: dict[str, dict[str, Any]] = {  # the options that one suite of `evaluate` alone reads, with their defaults
     "toybench": {"subset": "all"},
     "t3bench": {"prompts": [], "scorer": "clip", "grader": "none", "endpoint": "", "endpoint_model": "", "size": 512},
@@ -117,6 +119,7 @@ class Verb:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()  # None where the caller closed it
     if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name need not be text
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
@@ -244,7 +247,9 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     overrides = [word for word in words if OVERRIDE.match(word)]
     prompts = [word for word in words if not OVERRIDE.match(word)]
     if len(prompts) > 1:
-        raise UserError(f"more than one prompt: {', '.join(map(repr, prompts))}; put the prompt in quotes")
+        near = difflib.get_close_matches(prompts[0].lower(), VERBS, 1)
+        meant = f"put the prompt in quotes, or did you mean the verb {near[0]}?" if near else "put the prompt in quotes"
+        raise UserError(f"more than one prompt: {', '.join(map(repr, prompts))}; {meant}")
     return (prompts[0] if prompts else None), overrides
 
 
@@ -374,6 +379,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     for name, least in (("seeds", 1), ("jobs", 1), ("size", 16)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} takes a whole number of {least} or more, not {getattr(arguments, name)}")
+    if arguments.size > LARGEST_VIEW:
+        raise UserError(f"--size takes at most {LARGEST_VIEW} pixels, not {arguments.size}")
     kind = arguments.assets.name if arguments.assets else arguments.preset
     folder = arguments.work or Path("outputs") / f"{arguments.suite}-{kind}"
     from vp3d.bench import command

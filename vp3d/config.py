@@ -285,6 +285,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+LEAST_FACES = 4  # triangles that close a surface
 ORDERED = (  # pairs of which the first may not be above the second
     ("camera.elevation_min_deg", "camera.elevation_max_deg"),
     ("render.background_min", "render.background_max"),
@@ -317,6 +318,8 @@ def build_config(preset: str | None, layers: list[dict[str, Any]]) -> Config:
         if get_value(config, low) > get_value(config, high):
             found = f"'{low}' ({get_value(config, low)}) is above '{high}' ({get_value(config, high)})"
             raise UserError(f"config key {found}")
+    if 0 < config.export.faces < LEAST_FACES:
+        raise UserError(f"config key 'export.faces': {config.export.faces} close no surface; take {LEAST_FACES} or more, or 0")
     check_noise_levels(config.guidance.t_min, config.guidance.t_max)
     return config
 

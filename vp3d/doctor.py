@@ -170,6 +170,7 @@ def check_ffmpeg() -> Check:
 def check_weights(config: Config) -> Check:
     """Whether the weights that the configuration names are there, and are the bytes their manifest promises if they have one."""
     from vp3d.manifest import read_entries, verify_files
+    from vp3d.prompts import load_vocabulary
     from vp3d.weights import find_weights
 
     priors = (config.prior, config.visual_prompt.prior)
@@ -181,6 +182,12 @@ def check_weights(config: Config) -> Check:
             details.append(f"{len(read_entries(manifest))} files under {manifest.parent} match {manifest.name}")
             licences.append(str(json.loads(manifest.read_text(encoding="utf-8")).get("licence", "not declared")))
         found = {place: find_weights(place, key)[1] for key, place in weight_places(config)}
+        for prior in (prior for prior in priors if prior.path and prior.manifest):  # as load_prior and load_clip do
+            judged = [config.rewards.clip] if prior is config.prior and config.rewards.clip in found else []
+            for place in filter(None, (prior.path, prior.vae, prior.ip_adapter, *judged)):
+                verify_files(locate(prior.manifest), locate(place))
+        for vocabulary in {prior.vocabulary for prior in priors if prior.path and prior.vocabulary}:
+            load_vocabulary(locate(vocabulary))
     except UserError as error:
         return Check("weights", "BROKEN", str(error))
     if not manifests:

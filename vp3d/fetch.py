@@ -64,10 +64,10 @@ def fetch(name: str, places: list[str]) -> Path:
             say(f"{name}: already in {folder}")
             return folder
         say(f"{name}: {bad[0]}; fetching what is damaged or missing anew")
+        _keep_sound(folder, model)
         shutil.rmtree(ready, ignore_errors=True)
         folder.rename(ready)
-        _keep_sound(ready, model)
-    _check_space(model, ready)
+    _check_space(model, ready, staging)
     say(f"{name}: {model.purpose}; licence: {model.licence}")
     for part in model.parts:
         missing = [file for file in part.files if file.path not in read_receipt(ready) or not (ready / file.path).is_file()]
@@ -264,24 +264,28 @@ def _folder_origin(base: Path, names: Callable[[File], list[str]]) -> Origin:
     return Origin(str(base), get, lambda path: (base / path).is_file())
 
 
-def _keep_sound(ready: Path, model: Model) -> None:
-    """Make the receipt of `ready` name only what is sound, so that the rest is fetched again."""
-    receipt, sound = read_receipt(ready), {}
+def _keep_sound(folder: Path, model: Model) -> None:
+    """Remove what is not sound from `folder` and its receipt, so that it is fetched again, whenever this is cut off."""
+    receipt, sound = read_receipt(folder), {}
     for file in model.files:
-        target, entry = ready / file.path, receipt.get(file.path)
+        target, entry = folder / file.path, receipt.get(file.path)
         if target.is_file():
             digest = sha256_file(target)
             expected = file.sha256 or (entry["sha256"] if entry else "")
             if digest == expected:
                 source = entry["source"] if entry else "found in place"
                 sound[file.path] = {"source": source, "size": target.stat().st_size, "sha256": digest}
-    write_json(ready / RECEIPT, {"files": sound})
+            elif expected:
+                target.unlink()
+    write_json(folder / RECEIPT, {"files": sound})
 
 
-def _check_space(model: Model, ready: Path) -> None:
+def _check_space(model: Model, ready: Path, staging: Path) -> None:
+    """UserError where what is neither in `ready` nor already on its way in `staging` does not fit on the disk."""
     ready.mkdir(parents=True, exist_ok=True)
     present = read_receipt(ready)
-    needed = sum(file.size for file in model.files if file.path not in present)
+    begun = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+    needed = sum(file.size for file in model.files if file.path not in present) - begun
     free = shutil.disk_usage(ready).free
     if needed > free:
         raise UserError(
@@ -319,7 +323,16 @@ def verify(names: list[str]) -> str:
         raise UserError(f"{details}. To mend it: {FETCH} {' '.join(broken)}")
     if not chosen:
         return f"nothing is fetched yet in {models_folder()}; `python launch.py models list` shows what there is\n"
-    return "".join(f"{name}: {len(read_receipt(models_folder() / name))} files as published\n" for name in chosen)
+    return "".join(_found_sound(name) for name in chosen)
+
+
+def _found_sound(name: str) -> str:
+    """A line on a model without faults: what was checked, and what could not be."""
+    receipt = read_receipt(models_folder() / name)
+    known = {*receipt, *(file.path for file in MODELS[name].files if file.sha256)}
+    unknown = [file.path for file in MODELS[name].files if file.path not in known]
+    told = f"; not checked, as nothing says what it should be: {', '.join(unknown)}" if unknown else ""
+    return f"{name}: {len(known)} files as published{told}\n"
 
 
 def listing(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from vp3d.errors import UserError
+from vp3d.errors import Hindered
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -24,10 +24,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def told_out_of_memory(doing: str, advice: str) -> Iterator[None]:
-    """Around what cannot go on with less (a `with`, or a decorator): memory that runs out there is a UserError in one line."""
+    """Around what cannot go on with less (a `with`, or a decorator): memory that runs out there is `Hindered`, in one line."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"out of memory while {doing}: {advice}") from error
+        raise Hindered(f"out of memory while {doing}: {advice}") from error

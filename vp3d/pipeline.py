@@ -21,7 +21,7 @@ from vp3d.config import Config, CudaConfig, ExportConfig, expand, locate, weight
 from vp3d.console import Progress, StopFlag, say
 from vp3d.diffusion.debias import debiased_prompts
 from vp3d.diffusion.prior import Prior, load_prior
-from vp3d.errors import UserError
+from vp3d.errors import Hindered, UserError
 from vp3d.evaluate.report import write_report
 from vp3d.evaluate.seen_from import seen_from
 from vp3d.evaluate.views import VIEWS, require_ffmpeg, ring_frames, write_preview, write_turntable
@@ -92,7 +92,10 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
         with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
             outcome = loop.run(stage, config, run, stop, bar.show, say)
         asset = export_field(outcome.result, config, run, device)
-        look_around(asset, models.prior, config, run)
+        try:
+            look_around(asset, models.prior, config, run)
+        except Hindered as trouble:  # the asset is there: it gets its pictures and its report all the same
+            teller(run)("warning", message=f"no Janus score: {trouble}")
         present(asset, config, run)
         run.event("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
     if outcome.stopped:
@@ -214,9 +217,9 @@ def load_models(config: Config, device: torch.device) -> Models:
     return Models(prior, judges, debiased)
 
 
-def tell_fewer_images(count: int) -> None:
-    """Say that memory ran out in the denoiser, and what it goes on with."""
-    say(f"out of memory: going on with {count:,} images in one call of the denoiser")
+def tell_fewer_images(count: int, network: str) -> None:
+    """Say that memory ran out in a network of the prior, and what it goes on with."""
+    say(f"out of memory: going on with {count:,} images in one call of the {network}")
 
 
 @told_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
@@ -242,6 +245,7 @@ def drawing_prior(config: Config, models: Models, device: torch.device) -> Prior
         raise UserError(f"visual_prompt.prior: {error}") from error
 
 
+@told_out_of_memory("encoding the prompt", LESS_FOR_MODELS)
 def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, run: RunFolder, device: torch.device) -> Coarse:
     """The coarse stage: field, guidance, condition, rewards and generators."""
     condition = find_condition(config, models, visual_prompt)

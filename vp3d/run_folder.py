@@ -24,14 +24,15 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vp3d import __version__
 from vp3d.config import ROOT, Config, ExportConfig, expand, load_config, locate, save_config, weight_places
-from vp3d.errors import UserError
+from vp3d.errors import Hindered, UserError
+from vp3d.strict import read_file
 from vp3d.weights import MODELS, models_folder, read_receipt
 
 VERSIONED = (  # what shapes the bytes of a run
@@ -59,7 +60,7 @@ def _disk_errors(path: Path, otherwise: str = "try again; `launch.py resume RUN`
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "check the path and its permissions"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice}, {otherwise}") from error
+        raise Hindered(f"cannot write {path}: {error.strerror or error}; {advice}, {otherwise}") from error
 
 
 @contextmanager
@@ -173,7 +174,14 @@ class RunFolder:
         return load_config(None, [self.path / "config.yaml"], [])
 
     def keep_export(self, export: ExportConfig) -> None:
-        """Note in config.yaml the export settings the run's files were made with; the rest of it stays."""
+        """Note in config.yaml the export settings the run's files were made with; the rest of it stays.
+
+        A file that was cut short is left alone, with a UserError: written anew, it would hold defaults for what is lost.
+        """
+        there = read_file(self.path / "config.yaml")
+        lost = next((field.name for field in fields(Config) if field.name not in there), None)
+        if lost is not None:
+            raise UserError(f"{self.path / 'config.yaml'} is damaged, it lacks '{lost}': restore it, or start a new run")
         save_config(replace(self.config(), export=export), self.path / "config.yaml")
 
     def noted_weights(self) -> dict[str, str]:
@@ -203,7 +211,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; a second process gets a UserError. The system frees it if the process dies."""
+        """Hold the run for this process; a second process is `Hindered`. The system frees it if the process dies."""
         with _disk_errors(self.path / ".lock"):
             stream = (self.path / ".lock").open("a+")
         with stream:
@@ -211,7 +219,7 @@ class RunFolder:
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise UserError(f"{self.path} is in use by another process; wait for it or stop it first") from None
+                    raise Hindered(f"{self.path} is in use by another process; wait for it or stop it first") from None
             self._sweep()
             yield
 
@@ -236,7 +244,8 @@ def _parse_event(line: str) -> dict[str, Any] | None:
         event = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return event if isinstance(event, dict) and "kind" in event else None
+    whole = isinstance(event, dict) and "kind" in event and isinstance(event.get("time"), int | float)
+    return event if whole and isinstance(event.get("step", 0), int) else None
 
 
 def _claim(parent: Path, name: str) -> Path:

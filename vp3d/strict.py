@@ -35,7 +35,15 @@ class _Words(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number; YAML 1.1 wants 1.0e-3 and would make it text."""
+    """SafeLoader that reads 1e-3 as a number, for which YAML 1.1 wants 1.0e-3, and refuses a key that stands there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class Dumper(yaml.SafeDumper):
@@ -57,7 +65,15 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict | None):
         raise UserError(f"config file {path} must hold `key: value` lines, not a {type(tree).__name__}")
+    if _holds_itself(tree, ()):
+        raise UserError(f"config file {path} has an anchor that holds itself: write its values out")
     return tree or {}
+
+
+def _holds_itself(node: Any, above: tuple[int, ...]) -> bool:
+    """Whether a mapping or list of a YAML tree is among its own parts."""
+    parts = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    return id(node) in above or any(_holds_itself(part, (*above, id(node))) for part in parts)
 
 
 def read_override(text: str) -> dict[str, Any]:
@@ -174,6 +190,8 @@ def _convert_scalar(value: Any, kind: Any, key: str, limits: Range | None) -> An
     if type(value) is not kind:
         wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise UserError(f"config key '{key}': {value!r} is not {wanted}")
+    if kind is str and "\0" in value:
+        raise UserError(f"config key '{key}': {value!r} holds a NUL character")
     if kind is float and not math.isfinite(value):
         raise UserError(f"config key '{key}': {value!r} is not a finite number")
     if limits and not limits.low <= value <= limits.high:

@@ -20,14 +20,26 @@ from vp3d.batch import failure_of, is_finished, make
 from vp3d.bench import runner, t3, toybench
 from vp3d.bench.command import finish
 from vp3d.bench.page import turntable, write_turn
-from vp3d.bench.runner import Found, Record, Settings, Task, asset_task, claim, find_assets, find_mesh, run_tasks
+from vp3d.bench.runner import (
+    Found,
+    Record,
+    Settings,
+    Task,
+    asset_task,
+    claim,
+    find_assets,
+    find_mesh,
+    key_of,
+    run_tasks,
+)
 from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, legend, rows_of, statistics, summarise, text_table
 from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
 from vp3d.config import ROOT
-from vp3d.errors import UserError
+from vp3d.errors import Hindered, UserError
 from vp3d.evaluate.suites import read_suite
 from vp3d.export.surface import EmptyMesh
 from vp3d.export.writers import write_glb
+from vp3d.out_of_memory import told_out_of_memory
 from vp3d.run_folder import RunFolder, git_state
 from vp3d.toybox.scenes import NOUNS, caption, parse_caption, uses_held_out
 from vp3d.toybox.truth import lit, true_mesh
@@ -69,6 +81,32 @@ def test_a_finished_result_is_not_made_again_and_a_damaged_one_is(tmp_path: Path
     settings.result(tasks[1]).write_text('{"figures": ')
     assert [record["seed"] for record in run_tasks(tasks, settings, note)] == [0, 1, 2]
     assert asked.read_text().split() == ["k0", "k1", "k1", "k2"]
+
+
+def test_a_result_of_another_prompt_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    settings, asked = Settings(tmp_path), tmp_path / "asked.txt"
+    long = "a fluffy orange cat lying on its back in a"  # file names hold no more of a prompt
+    for place in ("patch of sunlight", "dark cellar", "dark cellar"):
+        prompt = f"{long} {place}"
+        (record,) = run_tasks([Task("s", prompt, 0, key_of(3, prompt, 0), source="x.glb")], settings, note)
+        assert record["prompt"] == prompt
+    assert len(asked.read_text().split()) == 2 and len(list((tmp_path / "results").iterdir())) == 1
+
+
+@pytest.mark.parametrize("trouble", [torch.OutOfMemoryError("CUDA out of memory"), BlockingIOError("in use")])
+def test_what_only_hinders_is_no_failure_of_the_asset(
+    trouble: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hindered(*_: object) -> None:
+        with told_out_of_memory("exporting", "lower export.grid"):
+            if isinstance(trouble, BlockingIOError):
+                raise Hindered("the run is in use by another process")
+            raise trouble
+
+    monkeypatch.setattr(runner, "make", hindered)
+    settings, task = Settings(tmp_path), Task("s", "a red sphere", 0, "k")
+    with pytest.raises(UserError, match="out of memory while exporting: lower export.grid|in use by another process"):
+        find_mesh(settings, task)
 
 
 @pytest.mark.slow

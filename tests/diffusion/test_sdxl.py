@@ -167,8 +167,8 @@ def test_a_capped_batch_changes_nothing(priors: dict[str, Prior], configs: dict[
 
 def test_memory_that_runs_out_in_the_denoiser_halves_its_calls(configs: dict[str, PriorConfig], priors: dict[str, Prior]) -> None:
     """A device that holds three images: six are tried, then three at a time for good; one that holds none is told as it is."""
-    told: list[int] = []
-    small = load_prior(configs["sdxl"], on_oom=told.append)
+    told: list[tuple[int, str]] = []
+    small = load_prior(configs["sdxl"], on_oom=lambda *what: told.append(what))
     limit, sizes = 3, []
 
     def refuse(_: object, args: tuple[torch.Tensor, ...]) -> None:
@@ -180,10 +180,28 @@ def test_memory_that_runs_out_in_the_denoiser_halves_its_calls(configs: dict[str
     image = small.embed_visual_prompt(PICTURE)
     drawn = [p.sample([*PROMPTS, "c"], "", 2, 2.0, torch.Generator().manual_seed(1), image, 0.4) for p in (priors["sdxl"], small)]
     torch.testing.assert_close(*drawn, atol=1e-5, rtol=1e-4)
-    assert sizes == [3, 3, 3, 3] and told == [3] and small.max_batch == 3
+    assert sizes == [3, 3, 3, 3] and told == [(3, "denoiser")] and small.max_batch == 3
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         small.sample(["a"], "", 1, 1.0, torch.Generator())
+
+
+def test_memory_that_runs_out_where_pictures_are_decoded_halves_them(configs: dict[str, PriorConfig]) -> None:
+    told: list[tuple[int, str]] = []
+    prior, limit = load_prior(configs["sdxl"], on_oom=lambda *what: told.append(what)), 1
+    latents = prior.noise(5, torch.Generator().manual_seed(0))
+    expected = prior.decode(latents)
+
+    def refuse(_: object, args: tuple[torch.Tensor, ...]) -> None:
+        if len(args[0]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    prior.vae.decoder.register_forward_pre_hook(refuse)
+    torch.testing.assert_close(prior.decode(latents), expected, atol=1e-5, rtol=1e-4)
+    assert told == [(2, "autoencoder"), (1, "autoencoder")] and prior.vae_batch == 1
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        prior.decode(latents)
 
 
 CAMERA = Camera(torch.tensor([0.0, 130.0]), torch.tensor([0.0, 30.0]), torch.full((2,), 2.9), torch.full((2,), 40.0))

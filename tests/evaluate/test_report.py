@@ -12,7 +12,7 @@ from PIL import Image
 
 from vp3d.config import load_config
 from vp3d.evaluate.plots import curves, grouped, plot_svgs, write_plots
-from vp3d.evaluate.report import time_spent, write_report
+from vp3d.evaluate.report import facts, seen, time_spent, write_report
 from vp3d.evaluate.viewer import DISTANCE, first_view, viewer_page
 from vp3d.evaluate.views import ring_frames, write_turntable
 from vp3d.export.writers import write_glb
@@ -149,6 +149,16 @@ def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
     assert plots == {"Rewards": ["x"], "Opacity": ["opacity"], "Losses": ["sparsity"]}, "no raw SDS"
     assert plot_svgs(events) == plot_svgs(events) and all("currentColor" in svg for svg in plot_svgs(events).values())
     assert not write_plots([], tmp_path / "plots.png") and not (tmp_path / "plots.png").exists()
+
+
+def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
+    config = load_config(None, [], ["optim.steps=400"])
+    events = [{"kind": "step", "step": 150}, {"kind": "restart", "step": 152}, {"kind": "step", "step": 5}]
+    assert facts(config, [])["steps"] == "0 of 400" and facts(config, events)["steps"] == "5 of 400"
+    stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
+    assert facts(config, stopped)["steps"] == "8 of 400" and not seen(stopped)
+    looked = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
+    assert seen(looked)["janus"] == 0.5 and not seen([*looked, {"kind": "export"}])  # exported anew: another mesh
 
 
 def test_time_leaves_pauses_out() -> None:

@@ -45,6 +45,7 @@ def test_fitting_caps_and_never_raises_and_leaves_the_request_alone() -> None:
     before = dataclasses.asdict(config)
     fitted, profile = fit_to_memory(config, 7.5)
     assert profile.memory_gb == 8.0 and fitted.render.chunk == 2**18 and fitted.prior.offload_encoders
+    assert fitted.visual_prompt.prior.offload_encoders and not config.prior.offload_encoders
     assert fitted.prior.max_batch == 3 and fitted.visual_prompt.prior.max_batch == 4
     assert fitted.prior.vae_batch == fitted.visual_prompt.prior.vae_batch == 1 and config.prior.vae_batch == 64
     assert dataclasses.asdict(config) == before

@@ -27,7 +27,7 @@ import torch
 from vp3d.batch import failure_of, make
 from vp3d.config import ROOT, Config, load_config
 from vp3d.console import clock, say
-from vp3d.errors import UserError
+from vp3d.errors import Hindered, UserError
 from vp3d.evaluate.claim import Place, keep_to, run_places, weights_of
 from vp3d.evaluate.report import time_spent
 from vp3d.export.writers import SUFFIXES, fit_to_cube, read_mesh
@@ -90,7 +90,10 @@ def key_of(number: int, prompt: str, seed: int) -> str:
 
 
 def find_mesh(settings: Settings, task: Task) -> Found:
-    """Make the task's asset, or read it from its source; a mistake or a collapse is a failure with its reason, not an end."""
+    """Make the task's asset, or read it from its source; a mistake or a collapse is a failure with its reason, not an end.
+
+    What only hinders, as too little memory, says nothing of the asset: it is raised.
+    """
     work = settings.folder / "runs" / task.key
     try:
         if not task.source:
@@ -101,6 +104,8 @@ def find_mesh(settings: Settings, task: Task) -> Found:
             return Found(fit_to_cube(read_mesh(source)))
         run = RunFolder(source)
         return Found(fit_to_cube(read_mesh(exported(run))), folder=source, seconds=time_spent(run.events()) or None)
+    except Hindered:
+        raise
     except UserError as error:
         return Found(None, failure_of(error, work), str(error))
 
@@ -154,18 +159,19 @@ def claim(settings: Settings, suite: Mapping[str, Any], judges: Iterable[Place])
     keep_to(settings.folder, {**suite, "config": config, "weights": weights_of([*made, *judges])})
 
 
-def read_record(path: Path) -> Record | None:
-    """A finished record, or None where there is none or it is damaged."""
+def read_record(settings: Settings, task: Task) -> Record | None:
+    """The finished record of a task, or None where there is none, it is damaged, or it is another prompt's of the same name."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(settings.result(task).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and "figures" in record else None
+    mine = isinstance(record, dict) and (record.get("prompt"), record.get("seed")) == (task.prompt, task.seed)
+    return record if mine and "figures" in record else None
 
 
 def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int = 1) -> list[Record]:
     """The record of every task, in order; what is not there yet is made and judged by `judge` in up to `jobs` processes."""
-    records: dict[str, Record | None] = {task.key: read_record(settings.result(task)) for task in tasks}
+    records: dict[str, Record | None] = {task.key: read_record(settings, task) for task in tasks}
     missing = [task for task in tasks if records[task.key] is None]
     to_make = [task for task in missing if not task.source]
     for task in to_make:
@@ -174,6 +180,7 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
         device = resolve_device(settings.config().backend)
         config = fit_to_device(settings.config(), device)
         drawing_prior(config, load_models(config, device), device)
+        torch.cuda.empty_cache()  # of what was loaded to see whether it loads: the device is for those who make the assets
     say(f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}")
     work = partial(_one, settings, judge, git_state(ROOT))
     done = map(work, missing) if jobs == 1 or len(missing) < 2 else _several(work, missing, settings.folder / "logs", jobs)
@@ -181,7 +188,8 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
     for number, (key, record) in enumerate(done, 1):
         records[key] = record
         left = (time.monotonic() - began) / number * (len(missing) - number)
-        say(f"{number}/{len(missing)} {record['prompt']}: {record['failure'] or 'judged'}, {clock(left)} left")
+        told = f"{record['failure']} ({record['reason']})" if record["failure"] else "judged"
+        say(f"{number}/{len(missing)} {record['prompt']}: {told}, {clock(left)} left")
     return [kept for task in tasks if (kept := records[task.key]) is not None]
 
 

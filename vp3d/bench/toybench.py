@@ -56,7 +56,7 @@ SOLID = 0.55  # share of the cube [-1, 1]^3 that no object of this world comes n
 SIZE, SHOWN, SHOWN_VIEWS = 128, 96, 8  # pixels of a judged and of a shown view, shown views
 POSE: tuple[str, ...] = ("yaw_deg", "scale", "shift", "light", "volume")  # of the figures, what is no quality
 JUDGES = tuple((str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip"))  # weights that a result depends on
-NOTHING = {"all": 0.0, "objects": 0.0, "colors": 0.0, "r_precision": 0.0, "iou": 0.0, "fscore": 0.0}
+NOTHING = {"all": 0.0, "objects": 0.0, "colors": 0.0, "r_precision": 0.0, "iou": 0.0, "fscore": 0.0, "view_agreement": 0.0}
 
 FIGURES = {
     "all": Figure("all attributes"),

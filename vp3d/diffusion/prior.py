@@ -58,7 +58,7 @@ class Prior:
         image_encoder: ImageEncoder | None,
         config: PriorConfig,
         device: torch.device | str,
-        on_oom: Callable[[int], None] | None = None,
+        on_oom: Callable[[int, str], None] | None = None,
     ) -> None:
         self.device, self.dtype, self.on_oom = torch.device(device), pipe.unet.dtype, on_oom
         self.unet, self.vae, self.image_encoder = pipe.unet, pipe.vae, image_encoder
@@ -125,7 +125,17 @@ class Prior:
 
     def decode(self, latents: Tensor) -> Tensor:
         """rgb [B, 3, H, W] in [0, 1] of latents [B, 4, h, w]; differentiable, clipped at the ends of the range."""
-        return torch.cat([autoencoder.decode(self.vae, part) for part in latents.split(self.vae_batch)])
+        pictures: list[Tensor] = []
+        start = 0
+        while start < len(latents):
+            part = latents[start : start + self.vae_batch]
+            picture = self._decode(part)
+            if picture is None:
+                self._told(self.encode_less(len(part)), "autoencoder")
+                continue
+            pictures.append(picture)
+            start += len(part)
+        return torch.cat(pictures)
 
     @torch.no_grad()
     def embed_visual_prompt(self, rgb: Tensor) -> Tensor:
@@ -242,10 +252,23 @@ class Prior:
     def _shrink(self, tried: int) -> None:
         """After `tried` images were too many for one call: half of them from here on."""
         self.max_batch = tried // 2
+        self._told(self.max_batch, "denoiser")
+
+    def _decode(self, latents: Tensor) -> Tensor | None:
+        """`decode` of latents [B, 4, h, w] in one call; None when memory ran out and fewer can be tried."""
+        try:
+            return autoencoder.decode(self.vae, latents)
+        except (RuntimeError, MemoryError) as error:
+            if len(latents) == 1 or not is_out_of_memory(error):
+                raise
+        return None
+
+    def _told(self, count: int, network: str) -> None:
+        """Give back what the failed call held, and tell that `network` goes on with `count` images in one call."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.on_oom is not None:
-            self.on_oom(self.max_batch)
+            self.on_oom(count, network)
 
     @contextmanager
     def _here(self, modules: list[nn.Module]) -> Iterator[None]:
@@ -261,11 +284,12 @@ class Prior:
 
 
 def load_prior(
-    config: PriorConfig, device: torch.device | str = "cpu", on_oom: Callable[[int], None] | None = None
+    config: PriorConfig, device: torch.device | str = "cpu", on_oom: Callable[[int, str], None] | None = None
 ) -> Prior:
     """Read, check and freeze the pipeline and IP-Adapter that `config` names; UserError for anything missing or unfit.
 
-    When memory runs out in the denoiser, work goes on with half the images in a call; `on_oom` is told how many that are.
+    When memory runs out in the denoiser, or where pictures are decoded, work goes on with half the images in a call; `on_oom` is
+    told how many that are, and of which network.
     """
     if config.manifest:
         for place in filter(None, (config.path, config.vae, config.ip_adapter)):

@@ -33,6 +33,7 @@ VIEW_SIZE = 288  # pixels of a side of each of the eight views
 LAST = 10  # logged steps that the final reward is the mean of
 FIGURES = {"iou": ("silhouette IoU", "{:.3f}"), "psnr": ("PSNR", "{:.1f} dB"), "psnr_object": ("PSNR on the object", "{:.1f} dB")}
 VIDEOS = {".mp4": "video/mp4", ".gif": "image/gif"}
+COUNTED = ("step", "checkpoint", "stopped")  # kinds of events that say at which step a run is
 NOTED = ("warning", "restart", "bad_step", "out_of_memory", "stopped", "resume")  # kinds of events a reader should know of
 
 
@@ -58,7 +59,7 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
 def facts(config: Config, events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What belongs under the title: seed, preset, steps, time, and the picture it was styled after."""
     seconds = time_spent(events)
-    steps = max((int(event["step"]) for event in events if event.get("kind") == "step"), default=0)
+    steps = next((int(event["step"]) for event in reversed(events) if event.get("kind") in COUNTED), 0)
     told = {"seed": str(config.seed), "preset": config.preset, "steps": f"{steps} of {config.optim.steps}"}
     if seconds > 0:
         told["time"] = f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
@@ -105,8 +106,9 @@ def video(folder: Path) -> str:
 
 
 def seen(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What the prior took the views for when it was last asked; nothing where it was not."""
-    return next((event for event in reversed(events) if event.get("kind") == "views"), {})
+    """What the prior took the views of the last export for; nothing where it was not asked."""
+    last: Mapping[str, Any] = next((event for event in reversed(events) if event.get("kind") in ("views", "export")), {})
+    return last if last.get("kind") == "views" else {}
 
 
 def main_figures(asset: Asset, events: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -37,6 +37,7 @@ from vp3d.types import Rays, Render, UserError
 
 OCCUPANCY_DECAY = 0.5  # what is remembered of a cell's opacity from one update to the next
 OCCUPANCY_PASSES = 2  # random points looked at in each cell an update
+CELLS_AT_ONCE = 2**18  # cells of an occupancy grid whose density is asked for in one call
 LOOKED_THROUGH = 16  # places looked through at once for each sample evaluated at once: about 60 bytes against 0.6 to 2.5 KB
 
 Done = TypeVar("Done")
@@ -96,7 +97,8 @@ class OccupancyGrid(nn.Module):
         level = self.level * OCCUPANCY_DECAY
         for _ in range(OCCUPANCY_PASSES):
             inside = torch.rand(corner.shape, generator=generator, device=generator.device).to(device)
-            sigma = field.density((corner + inside) * (2.0 / side) - 1.0)
+            points = (corner + inside) * (2.0 / side) - 1.0
+            sigma = torch.cat([field.density(part) for part in points.split(CELLS_AT_ONCE)])
             level = torch.maximum(level, -torch.expm1(-sigma * self.step).reshape(level.shape))
         self.level.copy_(level)
         full = (level > self.threshold).float()[None, None]

@@ -28,6 +28,7 @@ from vp3d.evaluate.suites import JUDGE_GROUND, check_view
 from vp3d.evaluate.views import AZIMUTHS, ELEVATION_DEG
 from vp3d.prompts import SECTORS
 from vp3d.rewards.encoders import load_clip
+from vp3d.run_folder import check_output
 from vp3d.toybox.data import HEADS, attribute_targets, attributes, draw_specs, heldout_pictures, to_tensor
 from vp3d.toybox.images import GROUNDS, render_spec
 from vp3d.toybox.save import save_manifest
@@ -187,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.count < 1:
         parser.error("--count takes a whole number of 1 or more")
     if options.sheets:
-        options.sheets.mkdir(parents=True, exist_ok=True)
+        check_output(options.sheets, "--sheets FOLDER")
 
     def drawing(pairs: bool, by_image: bool, name: str) -> Callable[[int], Figure]:
         return lambda n: measure_drawing(n, pairs, by_image, options.sheets and options.sheets / f"{name}.png")

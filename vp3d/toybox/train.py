@@ -437,6 +437,8 @@ def main(argv: list[str] | None = None) -> None:
     unknown = [p for p in options.parts if p not in PARTS]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    if options.more is not None and options.steps is not None:
+        parser.error("--more and --steps: give one of them")
     for name in ("more", "steps", "batch", "chunks", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} takes a whole number of 1 or more")

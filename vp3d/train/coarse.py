@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vp3d.config import Config, RewardConfig
-from vp3d.errors import UserError
+from vp3d.errors import Hindered
 from vp3d.fields.nerf import Field
 from vp3d.guidance import Condition, Pull
 from vp3d.render.camera import camera_rays, sample_cameras
@@ -196,7 +196,7 @@ class Coarse:
         now = min(self.render_config.chunk, most)
         chunk = now // 2
         if chunk < LEAST_CHUNK:
-            raise UserError(
+            raise Hindered(
                 f"out of memory even with {now:,} samples at once; free memory on the device, or lower prior.max_batch, "
                 "optim.views or render.resolution, or set prior.dtype=float16"
             )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vp3d.config import CameraConfig, Config
 from vp3d.errors import UserError
-from vp3d.out_of_memory import is_out_of_memory
+from vp3d.out_of_memory import is_out_of_memory, told_out_of_memory
 from vp3d.render.camera import ring
 from vp3d.run_folder import RunFolder, atomic_write
 from vp3d.train import checkpoint
@@ -208,6 +208,7 @@ def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float)
     return numbers, "" if bool(torch.isfinite(norm)) else "the gradient"
 
 
+@told_out_of_memory("updating the field", "free memory on the device, or lower field.resolution or field.log2_table")
 def apply(stage: Stage[Any]) -> str:
     """Step the optimiser; "" or what was not finite afterwards."""
     stage.optimizer.step()

@@ -59,12 +59,14 @@ def fit_to_memory(config: Config, free_gb: float) -> tuple[Config, Profile]:
     profile = profile_for(config.cuda.memory_gb or free_gb)
     drawing, prior = (
         dataclasses.replace(
-            asked, max_batch=min(asked.max_batch, profile.images), vae_batch=min(asked.vae_batch, profile.pictures)
+            asked,
+            max_batch=min(asked.max_batch, profile.images),
+            vae_batch=min(asked.vae_batch, profile.pictures),
+            offload_encoders=asked.offload_encoders or profile.offload_encoders,
         )
         for asked in (config.visual_prompt.prior, config.prior)
     )
     visual_prompt = dataclasses.replace(config.visual_prompt, prior=drawing)
-    prior = dataclasses.replace(prior, offload_encoders=prior.offload_encoders or profile.offload_encoders)
     render = dataclasses.replace(config.render, chunk=min(config.render.chunk, profile.samples))
     return dataclasses.replace(config, prior=prior, visual_prompt=visual_prompt, render=render), profile
 
