@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny_run import tiny_config
 from vp3d import cli, pipeline
-from vp3d.errors import UserError
+from vp3d.errors import Hindered
 from vp3d.out_of_memory import is_out_of_memory, told_out_of_memory
 from vp3d.run_folder import RunFolder
 
@@ -22,7 +22,7 @@ def test_which_errors_are_about_memory() -> None:
 
 
 def test_a_real_allocation_that_fails_is_told_and_others_are_not_touched() -> None:
-    with pytest.raises(UserError, match="^out of memory while trying: use less$"), told_out_of_memory("trying", "use less"):
+    with pytest.raises(Hindered, match="^out of memory while trying: use less$"), told_out_of_memory("trying", "use less"):
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="must match"), told_out_of_memory("trying", "use less"):
         torch.ones(2) + torch.ones(3)

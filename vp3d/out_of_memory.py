@@ -6,12 +6,15 @@ smaller pieces ends in one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from vp3d.errors import Hindered
+
+Done = TypeVar("Done")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -20,6 +23,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "out of memory" in text or "allocate memory" in text
+
+
+def attempt(work: Callable[[], Done], may_shrink: bool) -> Done | None:
+    """`work()`, or None when memory ran out and a smaller piece can be tried."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not (may_shrink and is_out_of_memory(error)):
+            raise
+    return None
 
 
 @contextmanager

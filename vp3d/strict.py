@@ -37,6 +37,10 @@ class _Words(str):
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, for which YAML 1.1 wants 1.0e-3, and refuses a key that stands there twice."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node, its parts first: an anchor that holds itself is an error then, not a tree without end."""
+        return super().construct_object(node, True)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -65,15 +69,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict | None):
         raise UserError(f"config file {path} must hold `key: value` lines, not a {type(tree).__name__}")
-    if _holds_itself(tree, ()):
-        raise UserError(f"config file {path} has an anchor that holds itself: write its values out")
     return tree or {}
-
-
-def _holds_itself(node: Any, above: tuple[int, ...]) -> bool:
-    """Whether a mapping or list of a YAML tree is among its own parts."""
-    parts = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
-    return id(node) in above or any(_holds_itself(part, (*above, id(node))) for part in parts)
 
 
 def read_override(text: str) -> dict[str, Any]:

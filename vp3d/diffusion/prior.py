@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from vp3d.diffusion.image_prompt import ImageEncoder, install_gates, pool_image,
 from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, ddim_timesteps, epsilon_from_output
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.manifest import verify_files
-from vp3d.out_of_memory import is_out_of_memory
+from vp3d.out_of_memory import attempt
 from vp3d.types import UserError
 from vp3d.weights import find_weights, read_whole
 
@@ -129,7 +130,7 @@ class Prior:
         start = 0
         while start < len(latents):
             part = latents[start : start + self.vae_batch]
-            picture = self._decode(part)
+            picture = attempt(partial(autoencoder.decode, self.vae, part), len(part) > 1)
             if picture is None:
                 self._told(self.encode_less(len(part)), "autoencoder")
                 continue
@@ -241,27 +242,12 @@ class Prior:
         if part.pooled is not None:
             added = {"text_embeds": part.pooled.to(self.dtype), "time_ids": self.time_ids.expand(len(part), -1)}
         call = {"encoder_hidden_states": condition, "added_cond_kwargs": added}
-        try:
-            output: Tensor = self.unet(latents_t[rows].to(self.dtype), t[rows], **call).sample.float()
-            return output
-        except (RuntimeError, MemoryError) as error:
-            if len(part) == 1 or not is_out_of_memory(error):
-                raise
-        return None
+        return attempt(lambda: self.unet(latents_t[rows].to(self.dtype), t[rows], **call).sample.float(), len(part) > 1)
 
     def _shrink(self, tried: int) -> None:
         """After `tried` images were too many for one call: half of them from here on."""
         self.max_batch = tried // 2
         self._told(self.max_batch, "denoiser")
-
-    def _decode(self, latents: Tensor) -> Tensor | None:
-        """`decode` of latents [B, 4, h, w] in one call; None when memory ran out and fewer can be tried."""
-        try:
-            return autoencoder.decode(self.vae, latents)
-        except (RuntimeError, MemoryError) as error:
-            if len(latents) == 1 or not is_out_of_memory(error):
-                raise
-        return None
 
     def _told(self, count: int, network: str) -> None:
         """Give back what the failed call held, and tell that `network` goes on with `count` images in one call."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from vp3d.config import RenderConfig
 from vp3d.fields.base import Field
 from vp3d.fields.grid import GridField
-from vp3d.out_of_memory import is_out_of_memory
+from vp3d.out_of_memory import attempt
 from vp3d.render.shade import shade_render
 from vp3d.types import Rays, Render, UserError
 
@@ -39,8 +39,6 @@ OCCUPANCY_DECAY = 0.5  # what is remembered of a cell's opacity from one update 
 OCCUPANCY_PASSES = 2  # random points looked at in each cell an update
 CELLS_AT_ONCE = 2**18  # cells of an occupancy grid whose density is asked for in one call
 LOOKED_THROUGH = 16  # places looked through at once for each sample evaluated at once: about 60 bytes against 0.6 to 2.5 KB
-
-Done = TypeVar("Done")
 
 
 def box_interval(rays: Rays) -> tuple[Tensor, Tensor]:
@@ -197,7 +195,7 @@ def render_rays_torch(
     """The torch route of `render_rays` (unlit), for samples at start + i * step (`[N]` each), in chunks of whole rays."""
     chunk, found = config.chunk, None
     while found is None and len(rays):
-        found = _attempt(partial(_find, rays, start, step, config.samples, occupancy, march, chunk), chunk > 1)
+        found = attempt(partial(_find, rays, start, step, config.samples, occupancy, march, chunk), chunk > 1)
         if found is None:
             chunk = _less(chunk, len(rays) * config.samples // LOOKED_THROUGH, on_oom)
     if found is None:
@@ -211,7 +209,7 @@ def render_rays_torch(
         ours = flat[done:until] - first * config.samples
         arguments = (field, rays[piece], start[piece], step[piece], config.samples, ours, counts[piece], want_normal, march)
         again = len(ours) < len(flat) and torch.is_grad_enabled()
-        part = _attempt(partial(_composite_again if again else _composite, *arguments), last - first > 1)
+        part = attempt(partial(_composite_again if again else _composite, *arguments), last - first > 1)
         if part is None:
             chunk = _less(chunk, len(ours), on_oom)
             continue
@@ -293,16 +291,6 @@ def _composite_again(*arguments: Any) -> Render:
     """`_composite` that keeps nothing for the backward pass and is evaluated again there; nothing in it draws by chance."""
     render: Render = checkpoint(_composite, *arguments, use_reentrant=False, preserve_rng_state=False)
     return render
-
-
-def _attempt(work: Callable[[], Done], may_shrink: bool) -> Done | None:
-    """`work()`, or None when memory ran out and a smaller piece can be tried."""
-    try:
-        return work()
-    except (RuntimeError, MemoryError) as error:
-        if not (may_shrink and is_out_of_memory(error)):
-            raise
-    return None
 
 
 def _less(chunk: int, used: int, on_oom: Callable[[int], None] | None) -> int:

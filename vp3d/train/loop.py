@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vp3d.config import CameraConfig, Config
 from vp3d.errors import UserError
-from vp3d.out_of_memory import is_out_of_memory, told_out_of_memory
+from vp3d.out_of_memory import attempt, told_out_of_memory
 from vp3d.render.camera import ring
 from vp3d.run_folder import RunFolder, atomic_write
 from vp3d.train import checkpoint
@@ -176,24 +176,14 @@ def advance(loop: Loop) -> tuple[dict[str, float], str]:
     When memory runs out, forward or backward, the stage shrinks and the step is done once more from the same random
     numbers, for as long as it can shrink. Nothing of the failed attempt is left: its graph goes with `attempt`'s frame.
     """
-    stage = loop.stage
+    stage, step, grad_clip = loop.stage, loop.state.step, loop.config.optim.grad_clip
     chance = {name: generator.get_state() for name, generator in stage.generators.items()}
-    while (done := attempt(stage, loop.state.step, loop.config.optim.grad_clip)) is None:
+    while (done := attempt(lambda: differentiate(stage, stage.step(step), grad_clip), may_shrink=True)) is None:
         stage.shrink()
         for name, generator in stage.generators.items():
             generator.set_state(chance[name])
     numbers, problem = done
     return numbers, problem or apply(stage)
-
-
-def attempt(stage: Stage[Any], step: int, grad_clip: float) -> tuple[dict[str, float], str] | None:
-    """The numbers of a step, its gradients left in the parameters, and what was not finite; None when memory ran out."""
-    try:
-        return differentiate(stage, stage.step(step), grad_clip)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    return None
 
 
 def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> tuple[dict[str, float], str]:
