@@ -33,7 +33,8 @@ pipeline.generate(load_config(None, [Path(sys.argv[1])], []))
 
 @pytest.fixture
 def straight(finished_run: Asset) -> Path:
-    """The folder of a run that nothing interrupted."""
+    """The folder of a run that nothing interrupted; it had one thread, so those compared with it must, whatever ran before."""
+    torch.set_num_threads(1)
     return finished_run.run_dir
 
 
