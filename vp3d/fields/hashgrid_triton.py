@@ -81,6 +81,7 @@ def _forward(
     count: tl.tensor,
     SIZE: tl.constexpr,
     FEATURES: tl.constexpr,
+    COLUMNS: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -91,13 +92,14 @@ def _forward(
     y, v, _ = _axis(x_ptr, point, alive, resolution, 1)
     z, w, _ = _axis(x_ptr, point, alive, resolution, 2)
     table = table_ptr + level.to(tl.int64) * SIZE * FEATURES
-    out = out_ptr + (point * LEVELS + level) * FEATURES
-    for feature in tl.static_range(FEATURES):
-        total = tl.zeros([BLOCK], dtype=tl.float32)
-        for corner in tl.static_range(8):
-            row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
-            total += a * b * c * tl.load(table + row * FEATURES + feature, mask=alive, other=0.0).to(tl.float32)
-        tl.store(out + feature, total, mask=alive)
+    feature = tl.arange(0, COLUMNS)[None, :]
+    there = alive[:, None] & (feature < FEATURES)
+    total = tl.zeros([BLOCK, COLUMNS], dtype=tl.float32)
+    for corner in tl.static_range(8):
+        row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
+        found = tl.load(table + row[:, None] * FEATURES + feature, mask=there, other=0.0).to(tl.float32)
+        total += (a * b * c)[:, None] * found
+    tl.store(out_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature, total, mask=there)
 
 
 @triton.jit
@@ -111,6 +113,7 @@ def _backward(
     count: tl.tensor,
     SIZE: tl.constexpr,
     FEATURES: tl.constexpr,
+    COLUMNS: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
     WANT_X: tl.constexpr,
@@ -122,20 +125,21 @@ def _backward(
     y, v, free_y = _axis(x_ptr, point, alive, resolution, 1)
     z, w, free_z = _axis(x_ptr, point, alive, resolution, 2)
     offset = level.to(tl.int64) * SIZE * FEATURES
+    feature = tl.arange(0, COLUMNS)[None, :]
+    there = alive[:, None] & (feature < FEATURES)
+    grad = tl.load(grad_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature, mask=there, other=0.0)
     by_x = tl.zeros([BLOCK], dtype=tl.float32)
     by_y = tl.zeros([BLOCK], dtype=tl.float32)
     by_z = tl.zeros([BLOCK], dtype=tl.float32)
-    for feature in tl.static_range(FEATURES):
-        grad = tl.load(grad_ptr + (point * LEVELS + level) * FEATURES + feature, mask=alive, other=0.0)
-        for corner in tl.static_range(8):
-            row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
-            entry = offset + row * FEATURES + feature
-            tl.atomic_add(grad_table_ptr + entry, a * b * c * grad, mask=alive, sem="relaxed")
-            if WANT_X:
-                value = grad * tl.load(table_ptr + entry, mask=alive, other=0.0).to(tl.float32)
-                by_x += (2 * (corner & 1) - 1) * b * c * value
-                by_y += (2 * ((corner >> 1) & 1) - 1) * a * c * value
-                by_z += (2 * (corner >> 2) - 1) * a * b * value
+    for corner in tl.static_range(8):
+        row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
+        entry = offset + row[:, None] * FEATURES + feature
+        tl.atomic_add(grad_table_ptr + entry, (a * b * c)[:, None] * grad, mask=there, sem="relaxed")
+        if WANT_X:
+            value = tl.sum(grad * tl.load(table_ptr + entry, mask=there, other=0.0).to(tl.float32), axis=1)
+            by_x += (2 * (corner & 1) - 1) * b * c * value
+            by_y += (2 * ((corner >> 1) & 1) - 1) * a * c * value
+            by_z += (2 * (corner >> 2) - 1) * a * b * value
     if WANT_X:
         scale = 0.5 * resolution
         tl.atomic_add(grad_x_ptr + 3 * point, scale * free_x * by_x, mask=alive, sem="relaxed")
@@ -162,7 +166,8 @@ class Encode(torch.autograd.Function):
         out = torch.empty(len(x), levels * features, dtype=torch.float32, device=x.device)
         if len(x):
             grid = (triton.cdiv(len(x), BLOCK), levels)
-            _launch(_forward, grid, x, read, resolutions, out, len(x), size, features, levels, BLOCK)
+            columns = triton.next_power_of_2(features)
+            _launch(_forward, grid, x, read, resolutions, out, len(x), size, features, columns, levels, BLOCK)
         ctx.save_for_backward(x, read, resolutions)
         return out
 
@@ -178,7 +183,7 @@ class Encode(torch.autograd.Function):
         if len(x):
             grid = (triton.cdiv(len(x), BLOCK), levels)
             arguments = (x, read, resolutions, grad.contiguous(), grad_table, grad_x, len(x))
-            _launch(_backward, grid, *arguments, size, features, levels, BLOCK, want_x)
+            _launch(_backward, grid, *arguments, size, features, triton.next_power_of_2(features), levels, BLOCK, want_x)
         return grad_x if want_x else None, grad_table if ctx.needs_input_grad[1] else None, None, None
 
 
