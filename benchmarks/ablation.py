@@ -30,6 +30,7 @@ from vp3d.bench import toybench
 from vp3d.bench.runner import Record, Settings, Task, claim, find_mesh, run_tasks
 from vp3d.bench.summary import cell, circumstances, legend, statistics
 from vp3d.config import PRESETS, ROOT
+from vp3d.console import Parser, run_program
 from vp3d.errors import UserError
 from vp3d.evaluate.metrics import bootstrap_interval
 from vp3d.evaluate.suites import resized
@@ -207,7 +208,7 @@ def side_by_side(rgb: Tensor, label: str) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     """Run every arm, print the table and write it as JSON and Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m benchmarks.ablation", description=__doc__.split("\n\n")[0])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every arm")
     parser.add_argument("--sweep", action="store_true", help="settings of the default run instead of the paper's parts")
     parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help="only these, the first is compared with (all)")
@@ -248,8 +249,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.stderr.write(f"ablation: {' '.join(str(problem).split())}\n")
-        sys.exit(2)
+    run_program("ablation", main)

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.textbook import TextbookField
-from benchmarks.timing import Bench, ms, new_parser, positive, prepare, run, tell, times
+from benchmarks.timing import Bench, ms, new_parser, positive, prepare, tell, times
 from vp3d.config import CameraConfig, FieldConfig
+from vp3d.console import run_program
 from vp3d.fields.base import Field
 from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField, level_resolutions
@@ -173,4 +174,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program("encodings", main)

@@ -49,9 +49,10 @@ from benchmarks.random_weights import (
     new_unet,
     write_folders,
 )
-from benchmarks.timing import Bench, new_parser, prepare, run, tell
+from benchmarks.timing import Bench, new_parser, prepare, tell
 from vp3d import pipeline, torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
 from vp3d.config import ROOT, Config, load_config, save_config
+from vp3d.console import run_program
 from vp3d.errors import UserError
 from vp3d.export.surface import EmptyMesh
 from vp3d.out_of_memory import is_out_of_memory
@@ -371,4 +372,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program("full_size", main)

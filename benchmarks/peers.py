@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.textbook import TextbookField, composite, composite_nerfacc, squared_error
-from benchmarks.timing import Bench, find_nerfacc, ms, new_parser, positive, prepare, run, tell, times
+from benchmarks.timing import Bench, find_nerfacc, ms, new_parser, positive, prepare, tell, times
 from vp3d.config import CameraConfig, FieldConfig, OptimConfig, RenderConfig
+from vp3d.console import run_program
 from vp3d.errors import UserError
 from vp3d.fields.nerf import Field, build_field
 from vp3d.render.camera import camera_rays, orbit
@@ -249,4 +250,4 @@ def row_of(name: str, steps: int, found: dict[str, float | None], first: dict[st
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program("peers", main)

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.textbook import composite, composite_nerfacc
-from benchmarks.timing import Bench, find_nerfacc, ms, new_parser, positive, prepare, run, tell, times
+from benchmarks.timing import Bench, find_nerfacc, ms, new_parser, positive, prepare, tell, times
 from vp3d.config import CameraConfig, FieldConfig, RenderConfig
+from vp3d.console import run_program
 from vp3d.errors import UserError
 from vp3d.fields.base import Field, lattice
 from vp3d.fields.grid import GridField
@@ -184,4 +185,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program("render", main)

@@ -5,6 +5,8 @@ resolution of the prior, side of the rendered views, and number of them:
 
     floor     the denoiser's own forward passes alone: the very calls that a step makes, without anything around them
     guidance  the product's `Guidance` on views with a visual prompt, and its backward pass to their pixels
+    counted   the floating-point operations of the guidance's products and convolutions by those of the floor: its time by the
+              floor if each went as fast as the denoiser's
     step      the product's training step: the field rendered, guidance, regularisers, backward to the field, Adam; no rewards,
               as their models are others, and between two updates of the occupancy grid
     encoder   the autoencoder from pixels to latents, forward and backward
@@ -25,10 +27,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import MIB, Bench, ms, new_parser, positive, prepare, run, tell
+from benchmarks.timing import MIB, Bench, ms, new_parser, positive, prepare, tell
 from vp3d import pipeline, torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
 from vp3d.config import ROOT, CameraConfig, Config, PriorConfig, load_config, locate
+from vp3d.console import run_program
 from vp3d.diffusion.image_prompt import ImageEncoder
 from vp3d.diffusion.prior import CLIP_MEAN, CLIP_STD, Prior, take_adapter
 from vp3d.diffusion.text import TextEmbedding
@@ -154,7 +158,7 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
 
     calls: list[tuple[Any, Any]] = []
     hook = prior.unet.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
-    guide()
+    all_operations = operations(guide)
     hook.remove()
     step = training_step(guidance, condition, config, batch, bench.device)
 
@@ -166,7 +170,15 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
     works = {"floor": floor, "guidance": guide, "step": step, "encoder": encode}
     found = {name: bench.seconds(work) for name, work in works.items()}
     images = sum(len(args[0]) for args, _ in calls)
-    return {**found, "calls": len(calls), "images": images, "peak_bytes": bench.peak_bytes(step)}
+    counts = {"operations": all_operations, "floor_operations": operations(floor)}
+    return {**found, **counts, "calls": len(calls), "images": images, "peak_bytes": bench.peak_bytes(step)}
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Floating-point operations in the matrix products, convolutions and attention of a call of `work`."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def training_step(
@@ -207,10 +219,10 @@ def row_of(found: dict[str, Any]) -> list[str]:
     """A row of the table."""
     head = [f"{found['resolution']}", f"{found['render']}", f"{found['batch']}"]
     if "step" not in found:
-        return [*head, "out of memory", *[""] * 8]
+        return [*head, "out of memory", *[""] * 9]
     floor = found["floor"]
     calls = f"{found['calls']} x {found['images'] // found['calls']}"
-    parts = [ms(floor)]
+    parts = [ms(floor), f"{found['operations'] / found['floor_operations']:.2f} x"]
     for name in ("guidance", "step"):
         parts += [ms(found[name]), f"{found[name] / floor:.2f} x"]
     share = f"{100.0 * floor / found['step']:.0f} %"
@@ -256,11 +268,11 @@ def main(argv: list[str] | None = None) -> None:
     parameters = sum(p.numel() for p in pipe.unet.parameters()) / 1e6
     kind = f"SD 1.5{' in tiny' if tiny else ''}{' with TAESD' if config.prior.vae else ''}"
     title = f"{kind}, denoiser of {parameters:.1f} M parameters, {dtype}".replace("torch.", "")
-    header = ["prior", "view", "views", "calls x images", "floor, ms", "guidance, ms", "by floor", "step, ms", "by floor"]
-    header += ["denoiser", "encoder, ms", "memory, MiB"]
+    header = ["prior", "view", "views", "calls x images", "floor, ms", "counted", "guidance, ms", "by floor"]
+    header += ["step, ms", "by floor", "denoiser", "encoder, ms", "memory, MiB"]
     results = {"tiny": tiny, "dtype": str(dtype), "denoiser_parameters_m": parameters, "sizes": records}
     tell(options, bench, "sds_step", title, header, [row_of(found) for found in records], results, notes)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program("sds_step", main)

@@ -39,9 +39,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.timing import Bench, ms, new_parser, prepare, run, tell
+from benchmarks.timing import Bench, ms, new_parser, prepare, tell
 from vp3d import pipeline
 from vp3d.config import PRESETS, Config, load_config
+from vp3d.console import run_program
 from vp3d.errors import UserError
 from vp3d.render import volume, volume_numba
 from vp3d.run_folder import RunFolder
@@ -262,4 +263,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program("step", main)

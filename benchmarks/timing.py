@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vp3d.bench.summary import circumstances, text_table
 from vp3d.config import ROOT
+from vp3d.console import Parser
 from vp3d.errors import UserError
 from vp3d.pipeline import resolve_device
 from vp3d.run_folder import write_json
@@ -103,12 +104,12 @@ def _resident_growth(work: Callable[[], object]) -> int:
     return max(seen) - before
 
 
-def new_parser(name: str, doc: str, repeats: int = 5, warmup: int = 2, count: str = "repeats") -> argparse.ArgumentParser:
+def new_parser(name: str, doc: str, repeats: int = 5, warmup: int = 2, count: str = "repeats") -> Parser:
     """A parser for `python -m benchmarks.NAME` that shows the module's words, with the options every benchmark has.
 
     `count` is the word for what the median is of.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m benchmarks.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     counted = f"{count} the median is of ({repeats})"
@@ -200,12 +201,3 @@ def find_nerfacc() -> tuple[ModuleType | None, str]:
     except (ImportError, OSError, RuntimeError) as error:
         return None, f"nerfacc does not import here ({' '.join(str(error).split())}): pip install nerfacc"
     return nerfacc, ""
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call `main` as a program: what the user did wrong is one line and exit code 2."""
-    try:
-        main()
-    except UserError as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(2)

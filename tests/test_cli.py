@@ -51,6 +51,20 @@ def test_places_below_the_current_folder_are_kept_absolute(tmp_path: Path, monke
     assert config.prior.vocabulary == Config().prior.vocabulary  # the repository's
 
 
+def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = console.Parser("python -m one")
+    parser.add_argument("--every", type=int)
+    wrong = {"--every=x": "argument --every: invalid int value: 'x'", "--evry": "unrecognized arguments: --evry"}
+    for word, told in wrong.items():
+        with pytest.raises(SystemExit) as ended:
+            console.run_program("one", lambda word=word: parser.parse_args([word]))  # type: ignore[misc]
+        assert ended.value.code == 2 and capsys.readouterr().err == f"one: {told}; see `python -m one --help`\n"
+    with pytest.raises(SystemExit) as ended:
+        console.run_program("one", lambda: signal.raise_signal(signal.SIGINT))
+    assert ended.value.code == 130 and capsys.readouterr().err.count("\n") == 1
+    console.run_program("one", lambda: None)
+
+
 def test_options_files_and_words_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\noptim: {steps: 5, views: 2}\n")
     config = config_of(

@@ -16,10 +16,11 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from vp3d import __version__
 from vp3d.config import PRESETS, Config, build_config, expand, load_config, locate
+from vp3d.console import Parser
 from vp3d.errors import UserError
 from vp3d.threestudio_config import read_layers
 from vp3d.weights import pin_places
@@ -97,14 +98,6 @@ examples:
   launch.py evaluate --assets my_meshes
   launch.py evaluate --suite t3bench --prompts prompt_single.txt --scorer imagereward --config configs/sd15.yaml
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that reports a mistake like any other: as a UserError."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and exiting."""
-        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 @dataclass(frozen=True)

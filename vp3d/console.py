@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: status lines, one progress display, and Ctrl-C.
+"""What the user sees: status lines, one progress display, what Ctrl-C does, and one line for a mistake.
 
 Everything goes to stderr, so stdout holds results only. On a terminal the display is one live line (rich), elsewhere
 one plain line every few seconds. It is a view of the same numbers the event log gets and keeps none of its own.
@@ -6,20 +6,44 @@ one plain line every few seconds. It is a view of the same numbers the event log
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vp3d.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_EVERY_S = 5.0  # seconds between lines where there is no terminal
 SHOWN = ("opacity", "samples_per_s")  # besides these, every value whose name starts with "reward"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports a mistake like any other: as a UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def run_program(name: str, main: Callable[[], None]) -> None:
+    """Call the `main` of a module that is run by itself: a mistake is one line on stderr and exit code 2, Ctrl-C 130."""
+    try:
+        main()
+    except (UserError, OSError) as problem:  # OSError: files that are not there, or places that cannot be written
+        sys.stderr.write(f"{name}: {' '.join(str(problem).split())}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: interrupted; the same command goes on with what is kept\n")
+        sys.exit(130)
 
 
 @lru_cache(maxsize=1)

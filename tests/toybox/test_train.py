@@ -99,17 +99,15 @@ def test_whitening_gives_the_latents_the_asked_statistics() -> None:
     assert inner < 0.05 * before.std()  # only the soft clamp and the border differ
 
 
-def test_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
+def test_unknown_part_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown part 'vae'; .* --help`"):
         train.main(["vae"])
-    assert "unknown part 'vae'" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(UserError, match="another place with --data FOLDER"):
         train.main(["judge", "--data", str(tmp_path / "file" / "x")])
-    assert "another place with --data FOLDER" in capsys.readouterr().err
 
 
 def test_latents_are_kept_added_to_and_made_anew_for_another_autoencoder(
@@ -186,19 +184,17 @@ def test_thumbnails_show_the_object_and_not_the_ground() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["eye", "--more", "-5"], ["--steps", "0"], ["--chunks", "0"], ["--threads", "0"]])
-def test_counts_below_one_are_refused_before_anything_is_made(
-    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
+def test_counts_below_one_are_refused_before_anything_is_made(tmp_path: Path, arguments: list[str]) -> None:
+    with pytest.raises(UserError, match="takes a whole number of 1 or more"):
         train.main([*arguments, "--data", str(tmp_path / "data")])
-    assert "takes a whole number of 1 or more" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("rate", ["0", "nan", "1.5", "-1e-3"])
-def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: str) -> None:
+    with pytest.raises(UserError, match="--lr takes a number between 0 and 1"):
         train.main(["prior", f"--lr={rate}", "--data", str(tmp_path / "data")])
-    assert "--lr takes a number between 0 and 1" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +214,7 @@ def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(tmp_path: Path
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("problem", [UserError("damaged"), FileNotFoundError(2, "No such file or directory", "vae")])
 def test_what_is_missing_is_one_line_and_no_traceback(
-    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise problem
@@ -228,4 +224,4 @@ def test_what_is_missing_is_one_line_and_no_traceback(
     monkeypatch.setattr(sys, "argv", ["train", "autoencoder", "--data", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("vp3d.toybox.train", run_name="__main__")
-    assert caught.value.code == str(problem)
+    assert caught.value.code == 2 and capsys.readouterr().err == f"train: {problem}\n"

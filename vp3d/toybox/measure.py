@@ -8,7 +8,6 @@ a view that looks the same: a table's back is its front).
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.config import PriorConfig, VisualPromptConfig
-from vp3d.console import say
+from vp3d.console import Parser, run_program, say
 from vp3d.diffusion.prior import Prior, load_prior
-from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
 from vp3d.evaluate.seen_from import judge_errors, seen_from
 from vp3d.evaluate.suites import JUDGE_GROUND, check_view
@@ -176,7 +174,7 @@ def write_sheet(rgb: Tensor, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write the figures to MANIFEST.json."""
-    parser = argparse.ArgumentParser(prog="python -m vp3d.toybox.measure", description=__doc__)
+    parser = Parser(prog="python -m vp3d.toybox.measure", description=__doc__)
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"any of: {', '.join(GOALS)} (default: all)")
     parser.add_argument("--count", type=int, default=512, help="held-out captions for each figure (default 512)")
     parser.add_argument("--sheets", type=Path, help="folder for a contact sheet of what was drawn")
@@ -220,7 +218,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.exit(f"{problem}")
+    run_program("measure", main)

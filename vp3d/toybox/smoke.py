@@ -19,6 +19,7 @@ from PIL import Image
 
 from vp3d.batch import make
 from vp3d.config import load_config
+from vp3d.console import Parser, run_program
 from vp3d.errors import UserError
 from vp3d.evaluate.claim import keep_to, run_places, weights_of
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
@@ -149,7 +150,7 @@ def style_row(picture: np.ndarray, *meshes: Mesh) -> list[Image.Image]:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one of the two."""
-    parser = argparse.ArgumentParser(prog="python -m vp3d.toybox.smoke", description=__doc__.split("\n\n")[1])
+    parser = Parser(prog="python -m vp3d.toybox.smoke", description=__doc__.split("\n\n")[1])
     parser.add_argument("what", choices=["suite", "stylized"])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides")
     parser.add_argument("--preset", default="draft", help="draft, standard or high (default draft)")
@@ -165,8 +166,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as problem:
-        sys.stderr.write(f"smoke: {' '.join(str(problem).split())}\n")
-        sys.exit(2)
+    run_program("smoke", main)

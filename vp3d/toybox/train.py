@@ -12,7 +12,6 @@ Frames, grounds and cameras of the pictures: `vp3d.toybox.data`.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from dataclasses import replace
@@ -27,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vp3d.console import say
+from vp3d.console import Parser, run_program, say
 from vp3d.diffusion.image_prompt import POOLED
 from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, save_judge
@@ -421,7 +420,7 @@ TRAINERS |= {"eye": train_eye, "prior": train_prior, "align": train_align, "adap
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train the parts it names."""
-    parser = argparse.ArgumentParser(prog="python -m vp3d.toybox.train", description=__doc__.split("\n\n")[1])
+    parser = Parser(prog="python -m vp3d.toybox.train", description=__doc__.split("\n\n")[1])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of: {', '.join(PARTS)} (default: all, in order)")
     parser.add_argument("--more", type=int, metavar="STEPS", help="go on from the committed weights for STEPS steps")
     parser.add_argument("--steps", type=int, help="steps of a whole training; align goes on from the committed weights")
@@ -476,7 +475,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as problem:  # OSError: committed weights that are not there
-        sys.exit(f"{problem}")
+    run_program("train", main)
