@@ -65,6 +65,18 @@ def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(capsys: pyte
     console.run_program("one", lambda: None)
 
 
+def test_a_scale_that_is_not_read_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {
+        "guidance.text_scale=3": "vp3d: guidance.text_scale changes nothing here: it is read with guidance.mode=split alone\n",
+        "guidance.guidance_scale=3": "",
+    }
+    for word, line in told.items():
+        config_of("a mug", word)
+        assert capsys.readouterr().err == line
+    config_of("a mug", *told, "guidance.mode=split")
+    assert capsys.readouterr().err == told["guidance.text_scale=3"].replace("text", "guidance").replace("split", "joint")
+
+
 def test_options_files_and_words_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\noptim: {steps: 5, views: 2}\n")
     config = config_of(

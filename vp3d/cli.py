@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vp3d import __version__
-from vp3d.config import PRESETS, Config, build_config, expand, load_config, locate
+from vp3d.config import PRESETS, Config, build_config, expand, idle_settings, load_config, locate
 from vp3d.console import Parser
 from vp3d.errors import UserError
 from vp3d.threestudio_config import read_layers
@@ -292,10 +292,10 @@ def config_of(arguments: argparse.Namespace) -> Config:
 
 
 def read_config(preset: str | None, files: list[Path], overrides: list[str]) -> Config:
-    """`load_config`, and on stderr a line for each group of keys in threestudio's files that was left out or changed."""
+    """`load_config`; on stderr a line for each idle setting and each group of threestudio's keys that was left out or changed."""
     found = read_layers(files, overrides)
     config = build_config(preset, found.layers)
-    for note in found.notes:
+    for note in [*found.notes, *idle_settings(config)]:
         sys.stderr.write(f"vp3d: {note}\n")
     return config
 

@@ -324,6 +324,13 @@ def build_config(preset: str | None, layers: list[dict[str, Any]]) -> Config:
     return config
 
 
+def idle_settings(config: Config) -> list[str]:
+    """A line for each scale of the guidance that was changed and is not read in its mode."""
+    other, names = ("split", ("text_scale", "image_scale")) if config.guidance.mode == "joint" else ("joint", ("guidance_scale",))
+    changed = [name for name in names if getattr(config.guidance, name) != getattr(GuidanceConfig(), name)]
+    return [f"guidance.{name} changes nothing here: it is read with guidance.mode={other} alone" for name in changed]
+
+
 def check_noise_levels(low: Schedule, high: Schedule) -> None:
     """Refuse noise levels that cross anywhere in a run; both are linear between the places looked at."""
     corners = [0.0, 1.0, low.from_, low.to, high.from_, high.to]

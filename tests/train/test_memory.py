@@ -76,7 +76,7 @@ def small_config(folder: Path, kind: str = "grid") -> Config:
     config.field.kind = kind  # type: ignore[assignment]
     config.field.resolution, config.field.levels, config.field.log2_table = 12, 2, 10
     config.render.resolution, config.render.samples, config.render.occupancy_resolution = 16, 12, 8
-    config.render.occupancy_every = 2
+    config.render.occupancy_every, config.render.occupancy_threshold, config.render.bound_radius = 2, 0.0, 2.0  # no cell is empty
     config.optim.steps, config.optim.views, config.optim.checkpoint_every, config.optim.preview_every = 6, 2, 3, 50
     return config
 
@@ -152,6 +152,19 @@ def test_smaller_chunks_of_the_torch_route_give_the_same_run_but_for_rounding(tm
     assert stage.render_config.chunk == 3072 and len(run.events("out_of_memory")) == 1
     fields = [name for name in expected if name.startswith("field.")]
     assert fields and all((found[name] - expected[name]).abs().max() < 5e-3 for name in fields)
+
+
+def test_what_is_halved_is_what_is_evaluated(tmp_path: Path) -> None:
+    """Where a quarter of the cells hold matter, the first half is that of a quarter of all places on the rays."""
+    config = small_config(tmp_path)
+    config.render.resolution = 32
+    field = build_field(config.field, make_generator(5, "field"))
+    stage = Coarse(config, field, TowardsRed(), NOTHING, {}, {}, lambda *_, **__: None)
+    stage.occupancy.mask[:2], stage.occupancy.mask[2:] = True, False
+    stage.known = stage._known()
+    stage.occupancy.mask.fill_(True)  # by the step that failed
+    stage.shrink()
+    assert stage.render_config.chunk == 2 * 32 * 32 * 12 // 4 // 2
 
 
 def test_memory_that_never_suffices_ends_in_one_clear_line(tmp_path: Path) -> None:

@@ -192,8 +192,8 @@ class Coarse:
         if images:
             self.event("out_of_memory", images=images)
             return
-        most = self.config.optim.views * self.config.render.resolution**2 * self.config.render.samples
-        now = min(self.render_config.chunk, most)
+        places = self.config.optim.views * self.config.render.resolution**2 * self.config.render.samples
+        now = min(self.render_config.chunk, math.ceil(places * self.occupancy.share()))  # about as many are evaluated
         chunk = now // 2
         if chunk < LEAST_CHUNK:
             raise Hindered(
