@@ -83,7 +83,7 @@ class PriorConfig:
     vae_batch: Annotated[int, Range(1, 4096)] = 64  # images in one call of the autoencoder; more are cut, and encoded twice
     offload_encoders: bool = False  # text and image encoders wait on the CPU while they are not used
     channels_last: bool = False  # memory layout of denoiser and autoencoder; often faster on a GPU in half precision
-    compile: bool = False  # torch.compile the denoiser: slow first steps, then faster; needs a working compiler
+    compile: bool = False  # denoiser and encoder of views: slow first steps, then faster; needs a compiler
 
 
 @dataclass

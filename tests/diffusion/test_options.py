@@ -144,15 +144,24 @@ def test_encoders_come_to_the_device_only_while_they_are_used(config: PriorConfi
 
 
 @pytest.mark.slow
-def test_compiled_denoiser_gives_the_same(config: PriorConfig, prior: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced whole by dynamo, without breaks; the code generator behind it is left out for time."""
+def test_compiled_networks_give_the_same(config: PriorConfig, prior: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced whole by dynamo, without breaks, forward and backward; the code generator behind it is left out for time."""
     torch.compiler.reset()
     calls: list[object] = []
     monkeypatch.setattr("vp3d.diffusion.prior._check_compiler", calls.append)
     compiled = load_prior(dataclasses.replace(config, compile=True))
-    assert calls == [torch.device("cpu")] and compiled.unet._compiled_call_impl is not None
-    compiled.unet.compile(backend="eager", fullgraph=True)
+    assert calls == [torch.device("cpu")]
+    for network in (compiled.unet, compiled.vae.encoder):
+        assert network._compiled_call_impl is not None
+        network.compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(predict(compiled), predict(prior), atol=1e-6, rtol=1e-5)
+    encoded = []
+    for found in (compiled, prior):
+        rgb = RGB.clone().requires_grad_()
+        latents = found.encode_images(rgb)
+        encoded.append((latents.detach(), *torch.autograd.grad(latents.square().sum(), rgb)))
+    for ours, theirs in zip(*encoded, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     torch.compiler.reset()
 
 

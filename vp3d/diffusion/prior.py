@@ -85,6 +85,12 @@ class Prior:
         with torch.no_grad(), self._here(self._image_towers):
             self.null_image = None if image_encoder is None else image_encoder.null_tokens()  # [1, T, C]
 
+    def compile(self) -> None:
+        """Have torch.compile make its own code of the denoiser and of what views are encoded by, at their first call."""
+        _check_compiler(self.device)
+        self.unet.compile()
+        self.vae.encoder.compile()
+
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> TextEmbedding:
         """The encoded prompts (B of them); UserError for one that does not fit."""
@@ -295,8 +301,7 @@ def load_prior(
         pipe.unet.to(torch.bfloat16)
     prior = Prior(pipe, encoder, config, device, on_oom)
     if config.compile:
-        _check_compiler(prior.device)
-        prior.unet.compile()
+        prior.compile()
     return prior
 
 
