@@ -13,8 +13,8 @@ resolution of the prior, side of the rendered views, and number of them:
     memory    the most in use during a step: of the device, weights included; on a CPU what came on top of what was there
 
 With the default guidance a batch of B views is one call of the denoiser with 2 B images. All settings are those of
-configs/sd15.yaml and may be changed, as by guidance.perp_neg=1 (four branches), prior.max_batch=2, prior.compile=true or cuda.encoder=torch.
-prior.vae, whatever it names, stands for TAESD, the small autoencoder, in its published sizes.
+configs/sd15.yaml and may be changed, as by guidance.perp_neg=1 (four branches), prior.max_batch=2, prior.compile=true or
+cuda.encoder=torch. prior.vae, whatever it names, stands for TAESD, the small autoencoder, in its published sizes.
 On a CPU the default is --tiny, the same blocks in a fraction of the width: for trying the program out.
 """
 
