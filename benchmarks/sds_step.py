@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.timing import MIB, Bench, ms, new_parser, positive, prepare, tell
 from vp3d import pipeline, torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
@@ -176,9 +176,16 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
 
 def operations(work: Callable[[], object]) -> int:
     """Floating-point operations in the matrix products, convolutions and attention of a call of `work`."""
-    with FlopCounterMode(display=False) as counter:
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # of which the counter does not know by itself
+    counter = FlopCounterMode(display=False, custom_mapping={attention: flops_of_attention})
+    with torch.compiler.set_stance("force_eager"), counter:  # what is first called under a counter would never be compiled
         work()
     return counter.get_total_flops()
+
+
+def flops_of_attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Operations of softmax(q k^T) v for shapes [B, H, L, E], [B, H, S, E] and [B, H, S, V]."""
+    return sdpa_flop_count(query, key, value)
 
 
 def training_step(

@@ -195,9 +195,15 @@ def times(seconds: float | None, base: float | None) -> str:
 
 
 def find_nerfacc() -> tuple[ModuleType | None, str]:
-    """The nerfacc package and "", or None and why not. Its batched functions are plain torch and build nothing."""
+    """The nerfacc package and "", or None and why not.
+
+    The batched functions of its releases are plain torch and build nothing; later ones may want to, so one is tried.
+    """
     try:
         import nerfacc
-    except (ImportError, OSError, RuntimeError) as error:
-        return None, f"nerfacc does not import here ({' '.join(str(error).split())}): pip install nerfacc"
+
+        sigma = torch.ones(1, 2)
+        nerfacc.rendering(sigma - 1.0, sigma, rgb_sigma_fn=lambda *_: (torch.ones(1, 2, 3), sigma))
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        return None, f"nerfacc does not work here ({' '.join(str(error).split())[:200]}): pip install nerfacc"
     return nerfacc, ""

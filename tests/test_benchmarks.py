@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import types
 from pathlib import Path
 
@@ -200,6 +201,18 @@ def test_time_to_target_is_the_time_of_the_steps_before() -> None:
     assert peers.summarise({"ours": ours, "textbook": peer}, 16.5)["textbook"]["to_target_s"] is None
 
 
+def test_a_nerfacc_that_wants_to_build_kernels_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its later versions do at the first call, even on a CPU."""
+
+    def rendering(*_: object, **__: object) -> None:
+        raise OSError("CUDA_HOME environment variable is not set")
+
+    monkeypatch.setitem(sys.modules, "nerfacc", types.SimpleNamespace(rendering=rendering))
+    assert timing.find_nerfacc()[1].startswith("nerfacc does not work here (CUDA_HOME environment variable is not set)")
+    monkeypatch.setattr(sys.modules["nerfacc"], "rendering", lambda *_, **__: ())
+    assert timing.find_nerfacc() == (sys.modules["nerfacc"], "")
+
+
 def test_every_peer_learns_the_scene(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +285,22 @@ def test_operations_are_those_of_products_and_their_gradients() -> None:
     a, b = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7)
     assert sds_step.operations(lambda: (a.detach() @ b).exp()) == 2 * 3 * 5 * 7
     assert sds_step.operations(lambda: (a @ b).sum().backward()) == 2 * (2 * 3 * 5 * 7)
+
+
+def test_counting_operations_does_not_keep_a_network_from_being_compiled() -> None:
+    torch.compiler.reset()
+    field, traced = TextbookField(FieldConfig(levels=1, log2_table=8), torch.Generator().manual_seed(0)), []
+    field.compile(backend=lambda graph, _: traced.append(graph) or graph.forward)
+    assert sds_step.operations(lambda: field(torch.zeros(3, 3))) > 0 and not traced
+    field(torch.zeros(3, 3))
+    assert traced
+    torch.compiler.reset()
+
+
+def test_attention_counts_on_a_cpu_as_well() -> None:
+    heads = torch.randn(2, 4, 16, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert sds_step.operations(lambda: attend(heads, heads, heads)) == 2 * (2 * 4 * 16 * 16 * 8) * 2
 
 
 def test_sds_step_runs_the_guidance_and_its_calls_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,14 +111,28 @@ def test_every_place_of_a_run_is_known(tmp_path: Path, monkeypatch: pytest.Monke
     config.image = "style.png"  # nothing is drawn
     assert [key for key, _ in weight_places(config)] == [key for key, _ in places if not key.startswith("visual_prompt")]
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
-    for _, name in places[:3] + places[4:6]:
+    names = [name for _, name in places[:3] + places[4:6]]
+    for number, name in enumerate(names):  # one command fetches all that is left
         found = doctor.check_weights(config)
-        assert found.state == "BROKEN" and found.detail.endswith(f"models fetch {name}")
+        assert found.state == "BROKEN" and found.detail.endswith(f" models fetch {' '.join(names[number:])}")
         for file in missing_files(name, tmp_path / name):
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / file).touch()
     found = doctor.check_weights(config)
     assert found.state == "off" and found.detail.endswith("from the hub when needed: owner/bert")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_all_that_is_not_fetched_is_told_before_anything_is_loaded(
+    resumed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short(tiny_config(tmp_path))
+    run = pipeline.generate(config).run_dir if resumed else None
+    config.prior.ip_adapter, config.rewards.image_model, config.rewards.dinov2 = "ip-adapter-sd15", "dinov2", "dinov2-base"
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "nothing"))
+    monkeypatch.setattr(pipeline, "load_models", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(UserError, match="models fetch ip-adapter-sd15 dinov2-base$"):
+        pipeline.generate(config, run)
 
 
 def test_a_suite_loads_the_drawing_prior_before_it_makes_anything(tmp_path: Path) -> None:

@@ -18,6 +18,10 @@ from vp3d.run_folder import RunFolder
 def test_which_errors_are_about_memory() -> None:
     for error in (MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
         assert is_out_of_memory(error)
+    libraries = ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `f`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    searches = ("GET was unable to find an engine to execute this computation", "Unable to find a valid cuDNN algorithm to run")
+    assert all(is_out_of_memory(RuntimeError(words)) for words in (*libraries, *searches))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
     assert not is_out_of_memory(RuntimeError("size mismatch"))
 
 

@@ -183,8 +183,26 @@ def test_a_ragged_cut_out_is_not_chosen_whatever_its_reward(clip: ClipText, tmp_
     assert found.chosen == max(rest, key=rest.__getitem__)
 
 
+def test_scenes_are_not_taken_for_objects(clip: ClipText, tmp_path: Path) -> None:
+    """Soft hills of colour up to the border: something can be cut out, but what depends on the limits."""
+
+    class ScenePrior(DiscPrior):
+        def sample(self, prompts: list[str], *_: object, generator: torch.Generator, **__: object) -> Tensor:
+            coarse = 0.3 + 0.4 * torch.rand(len(prompts), 3, 5, 5, generator=generator)
+            return torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic")
+
+    config, folder = run(tmp_path / "scenes", candidates=4)
+    with pytest.raises(UserError, match="none of the 4 drawn .* a lower visual_prompt.steadiness=X, or give a picture"):
+        make(ScenePrior(), clip, config, folder)
+    assert (folder.visual_prompt / "sheet.png").is_file() and not (folder.visual_prompt / "scores.json").exists()
+    config, folder = run(tmp_path / "anyway", candidates=4, steadiness=0.0)
+    make(ScenePrior(), clip, config, folder)
+    notes = json.loads((folder.visual_prompt / "scores.json").read_text())
+    assert any(score is not None for score in notes["scores"]) and max(notes["steadiness"]) < 0.8
+
+
 def test_a_real_diffusion_pipeline_draws(tiny_prior: Prior, clip: ClipText, tmp_path: Path) -> None:
-    config, folder = run(tmp_path, candidates=2, steps=2, cutout_tolerance=0.02)
+    config, folder = run(tmp_path, candidates=2, steps=2, cutout_tolerance=0.02, steadiness=0.0)
     found = make(tiny_prior, clip, config, folder)
     assert found.candidates.shape == (2, 3, SIDE, SIDE) and bool(torch.isfinite(found.rgb).all())
     assert found.scores[found.chosen] == max(s for s in found.scores if s is not None)

@@ -36,6 +36,7 @@ def tiny_config(root: Path, kind: str = "sd", plus: bool = False) -> Config:
     config.render.occupancy_every = 3
     config.optim.steps, config.optim.views, config.optim.checkpoint_every, config.optim.preview_every = 12, 2, 2, 4
     config.visual_prompt.candidates, config.visual_prompt.steps = 2, 2
+    config.visual_prompt.steadiness = 0.0  # networks of random weights draw no objects
     config.export.grid, config.export.faces, config.export.texture_size = 24, 400, 32
     config.export.turntable_frames, config.export.turntable_size = 4, 32
     return config

@@ -96,6 +96,7 @@ class VisualPromptConfig:
     view: str = "front view"  # view words added to the prompt while drawing
     ground: Share = 0.7  # grey level of the neutral ground it is put on before it is encoded, [0, 1]
     cutout_tolerance: Share = 0.12  # colour distance to the border colour that still counts as background, [0, 1]
+    steadiness: Share = 0.8  # IoU of cut-outs by tighter and by wider limits, below which a drawn one is a scene, not an object
     prior: PriorConfig = field(default_factory=lambda: PriorConfig("", "", manifest="", vocabulary=""))  # draws; "" for the same
 
 

@@ -171,7 +171,7 @@ def check_weights(config: Config) -> Check:
     """Whether the weights that the configuration names are there, and are the bytes their manifest promises if they have one."""
     from vp3d.manifest import read_entries, verify_files
     from vp3d.prompts import load_vocabulary
-    from vp3d.weights import find_weights
+    from vp3d.weights import check_fetched, find_weights
 
     priors = (config.prior, config.visual_prompt.prior)
     manifests = [locate(name) for name in dict.fromkeys(prior.manifest for prior in priors) if name]
@@ -181,6 +181,7 @@ def check_weights(config: Config) -> Check:
             verify_files(manifest, manifest.parent)
             details.append(f"{len(read_entries(manifest))} files under {manifest.parent} match {manifest.name}")
             licences.append(str(json.loads(manifest.read_text(encoding="utf-8")).get("licence", "not declared")))
+        check_fetched(weight_places(config))
         found = {place: find_weights(place, key)[1] for key, place in weight_places(config)}
         for prior in (prior for prior in priors if prior.path and prior.manifest):  # as load_prior and load_clip do
             judged = [config.rewards.clip] if prior is config.prior and config.rewards.clip in found else []

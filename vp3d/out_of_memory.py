@@ -15,6 +15,13 @@ import torch
 from vp3d.errors import Hindered
 
 Done = TypeVar("Done")
+TOLD = (  # by errors that are no OutOfMemoryError: torch's on a CPU, and its libraries' where their workspace does not fit
+    "out of memory",
+    "allocate memory",
+    "_status_alloc_failed",
+    "unable to find an engine to execute this computation",
+    "unable to find a valid cudnn algorithm",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -22,7 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return "out of memory" in text or "allocate memory" in text
+    return any(words in text for words in TOLD)
 
 
 def attempt(work: Callable[[], Done], may_shrink: bool) -> Done | None:

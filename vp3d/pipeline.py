@@ -51,7 +51,7 @@ from vp3d.train.coarse import Coarse, Reward, make_generator, make_generators, p
 from vp3d.train.memory import fit_to_memory, free_memory_gb
 from vp3d.types import Asset, Camera, to_images
 from vp3d.visual_prompt import VisualPrompt, load_visual_prompt, make_visual_prompt, read_reference
-from vp3d.weights import find_weights
+from vp3d.weights import check_fetched, find_weights
 
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
@@ -173,8 +173,10 @@ def check_request(config: Config, new: bool) -> None:
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         check_prompt(config.prompt, vocabulary)
         check_negative_prompt(config.negative_prompt, vocabulary)
-    for key, place in weight_places(config):
-        if new and key.startswith("visual_prompt."):  # loaded late, when there is something to draw
+    places = [(key, place) for key, place in weight_places(config) if new or not key.startswith("visual_prompt.")]
+    check_fetched(places)
+    for key, place in places:
+        if key.startswith("visual_prompt."):  # loaded late, when there is something to draw
             find_weights(place, key)
     check_video(config.export)
     if config.image and new:

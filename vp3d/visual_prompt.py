@@ -78,15 +78,16 @@ def make_visual_prompt(
     scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
     steady = [1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance) for rgb in candidates]
     usable = {n: score for n, score in enumerate(scores) if score is not None}
-    if not usable:
+    least = max(config.visual_prompt.steadiness, max((steady[n] for n in usable), default=0.0) - RAGGED)
+    clean = [n for n in usable if steady[n] >= least]
+    if not clean:
         sheet = run_folder.visual_prompt / "sheet.png"
         _write_png(contact_sheet(candidates, cutouts, ["no cut-out"] * len(scores), -1), sheet)
         raise UserError(
             f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground (see {sheet}); "
-            "try another seed=N, more visual_prompt.candidates=N or another visual_prompt.cutout_tolerance=X, or give a picture "
-            "with --image"
+            "try another seed=N, more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X or a lower "
+            "visual_prompt.steadiness=X, or give a picture with --image"
         )
-    clean = [n for n in usable if steady[n] >= max(steady[m] for m in usable) - RAGGED]
     alone = _alone(judge, cutouts, prompt, config.visual_prompt.view)
     chosen = max(clean, key=lambda n: usable[n] - ALONE * alone[n])
     found = VisualPrompt(

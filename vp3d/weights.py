@@ -16,6 +16,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -357,12 +358,8 @@ def find_weights(place: str, key: str) -> tuple[str, bool]:
     A name of the table is its fetched folder, or a UserError with the command that fetches it. Then nothing is ever fetched.
     """
     if place in MODELS:
-        folder = models_folder() / place
-        missing = missing_files(place, folder)
-        if missing:
-            what = "is not fetched" if not folder.is_dir() else f"lacks {missing[0]}"
-            raise UserError(f"{key}: the model '{place}' {what}; run: {FETCH} {place}")
-        return str(folder), True
+        check_fetched([(key, place)])
+        return str(models_folder() / place), True
     folder = locate(place)
     if folder.is_dir():
         return str(folder), True
@@ -373,6 +370,21 @@ def find_weights(place: str, key: str) -> tuple[str, bool]:
     raise UserError(
         f"{key} {place} is not a folder: give a folder, a hub id such as owner/name, or a name of `launch.py models list`"
     )
+
+
+def check_fetched(places: Iterable[tuple[str, str]]) -> None:
+    """UserError with one command that fetches every name of the table among the `places` (config key, place) that lacks files."""
+    lacking = {place: (key, _lack(place)) for key, place in places if place in MODELS and _lack(place)}
+    if lacking:
+        told = "; ".join(f"{key}: the model '{place}' {what}" for place, (key, what) in lacking.items())
+        raise UserError(f"{told}; run: {FETCH} {' '.join(lacking)}")
+
+
+def _lack(name: str) -> str:
+    """What is wrong with the folder of a model of the table; "" where every file is there."""
+    folder = models_folder() / name
+    missing = missing_files(name, folder)
+    return "" if not missing else f"lacks {missing[0]}" if folder.is_dir() else "is not fetched"
 
 
 def pin_places(config: Config) -> None:

@@ -80,10 +80,11 @@ def as_views(
 def build_losses(config: Config, device: torch.device) -> ViewLosses:
     """VP-SDS and the rewards, for `config.prompt`; the visual prompt and the settings are kept in a run folder of VP3D's."""
     pipeline.check_request(config, new=True)
-    models = pipeline.load_models(config, device)
+    fitted = pipeline.fit_to_device(config, device)
+    models = pipeline.load_models(fitted, device)
     run = RunFolder.create(config)
-    visual_prompt = pipeline.find_visual_prompt(config, models, run, device)
-    condition = pipeline.find_condition(config, models, visual_prompt)
+    visual_prompt = pipeline.find_visual_prompt(fitted, models, run, device)
+    condition = pipeline.find_condition(fitted, models, visual_prompt)
     rewards = active(pipeline.build_rewards(config, models.judges, visual_prompt.rgb.to(device)))
     return ViewLosses(Guidance(models.prior, config.guidance), condition, rewards, make_generator(config.seed, "noise"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -114,6 +115,19 @@ def test_the_names_in_the_published_file_are_read(bert: Path, tmp_path: Path) ->
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="cannot load the language model .*word_embeddings.weight"):
         debiased_prompts(PROMPT, str(tmp_path / "bert"))
+
+
+def test_code_in_the_folder_is_not_run_and_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_bert(tmp_path / "own", [*WORDS, *DIRECTIONS])
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nOwn = None\n")
+    for name, entry in (("config.json", "AutoModelForMaskedLM"), ("tokenizer_config.json", "AutoTokenizer")):
+        about = json.loads((folder / name).read_text())
+        about["auto_map"] = {"AutoConfig": "own.Own", entry: "own.Own"}
+        (folder / name).write_text(json.dumps(about | {"model_type": "own", "tokenizer_class": "Own"}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="cannot load the language model .* contains custom code"):
+        debiased_prompts(PROMPT, str(folder))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unfit_language_models_are_refused(bert: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_fitting_caps_and_never_raises_and_leaves_the_request_alone() -> None:
     assert dataclasses.asdict(config) == before
     config.cuda.memory_gb = 24.0
     fitted, profile = fit_to_memory(config, 7.5)
-    assert profile.memory_gb == 24.0 and fitted.render.chunk == 2**22 and not fitted.prior.offload_encoders
+    assert profile.memory_gb == 24.0 and fitted.render.chunk == 6 * 2**20 and not fitted.prior.offload_encoders
     assert config_hash(config) == config_hash(Config(**{**vars(config), "cuda": Config().cuda}))
 
 

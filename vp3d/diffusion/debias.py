@@ -78,9 +78,10 @@ def _load(place: str) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # it reports what a file has beyond this model, or lacks
     source, local = find_weights(place, "guidance.debias")
+    options = {"local_files_only": local, "trust_remote_code": False}  # False: no code of the folder's, and nobody is asked
     with readable(f"the language model {place}", "guidance.debias"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model = read_whole(transformers.AutoModelForMaskedLM, source, local_files_only=local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        model = read_whole(transformers.AutoModelForMaskedLM, source, **options)
     ids = tokenizer.convert_tokens_to_ids(list(DIRECTIONS))
     if tokenizer.mask_token is None or any(i is None or i == tokenizer.unk_token_id for i in ids):
         raise UserError(

@@ -54,7 +54,8 @@ class ClipTower(Tower):
         model = _read(transformers.CLIPModel, folder)
         super().__init__(model, folder, model.config.vision_config.image_size, device)
         self.scale = float(model.logit_scale.detach().exp())
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True) if text else None
+        options = {"local_files_only": True, "trust_remote_code": False}  # False: no code of the folder's, and nobody is asked
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options) if text else None
 
     def image(self, rgb: Tensor) -> Tensor:
         """Unit features `[B, D]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable with respect to rgb."""

@@ -42,7 +42,7 @@ PROFILES = (  # by memory; the first is for less than 8 GB
     Profile(8.0, 2**18, 4, 1, True),
     Profile(12.0, 2**19, 8, 1, False),
     Profile(16.0, 2**20, 16, 4, False),
-    Profile(24.0, 2**22, 64, 64, False),
+    Profile(24.0, 6 * 2**20, 64, 64, False),
 )
 
 
