@@ -80,7 +80,8 @@ def _plain(*paths: str) -> tuple[File, ...]:
 
 
 _CLIP_TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
-_IP_ADAPTER = "hf:h94/IP-Adapter@018e402774aeeddd60609b4ecdb7e298259dc729"
+_MIRROR = "https://modelscope.cn/models/AI-ModelScope"  # where the hub has no answer; not looked at by us, so hashes decide
+_IP_ADAPTER = ("hf:h94/IP-Adapter@018e402774aeeddd60609b4ecdb7e298259dc729", f"{_MIRROR}/IP-Adapter/resolve/master")
 _VIT_H = (  # the image encoder of every IP-Adapter here
     File("models/image_encoder/config.json"),
     File(
@@ -130,7 +131,10 @@ MODELS: dict[str, Model] = {
                         334_643_276,
                     ),
                 ),
-                ("hf:stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14",),
+                (
+                    "hf:stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+                    f"{_MIRROR}/stable-diffusion-v1-5/resolve/master",
+                ),
             ),
         ),
     ),
@@ -152,7 +156,7 @@ MODELS: dict[str, Model] = {
                         98_183_288,
                     ),
                 ),
-                (_IP_ADAPTER,),
+                _IP_ADAPTER,
             ),
         ),
     ),
@@ -192,7 +196,10 @@ MODELS: dict[str, Model] = {
                         "vae/diffusion_pytorch_model.fp16.safetensors",
                     ),
                 ),
-                ("hf:stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",),
+                (
+                    "hf:stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
+                    f"{_MIRROR}/stable-diffusion-xl-base-1.0/resolve/master",
+                ),
             ),
         ),
     ),
@@ -214,7 +221,7 @@ MODELS: dict[str, Model] = {
                         847_517_512,
                     ),
                 ),
-                (_IP_ADAPTER,),
+                _IP_ADAPTER,
             ),
         ),
     ),
