@@ -340,8 +340,8 @@ def test_doctor_names_what_a_configuration_lacks(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
-    code = cli.main(["doctor", "--config", "configs/sd15.yaml"])
-    assert code == 1 and re.search(r"^weights +BROKEN +prior.path.*models fetch sd15$", capsys.readouterr().out, re.M)
+    code, names = cli.main(["doctor", "--config", "configs/sd15.yaml"]), "sd15 ip-adapter-sd15 imagereward dinov2-base"
+    assert code == 1 and re.search(rf"^weights +BROKEN +prior.path.*models fetch {names}$", capsys.readouterr().out, re.M)
 
 
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import re
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -226,6 +225,23 @@ def test_a_publisher_with_a_pickle_only(monkeypatch: pytest.MonkeyPatch) -> None
     assert "`python launch.py models convert tiny tiny.pt`" in message and "https://example.org/tiny" in message
 
 
+@pytest.mark.parametrize("name", fetch.PROBES)
+def test_weights_of_another_model_are_not_taken(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The aesthetic head is called model.safetensors by its publisher, and so are its CLIP and many others."""
+    part = next(part for part in MODELS[name].parts if part.pickle)
+    (file,) = part.files
+    clip = write(tmp_path / "clip", {file.at_source: save({"vision_model.embeddings.class_embedding": np.ones(4, np.float32)})})
+    right = save({fetch.PROBES[name]: np.ones(4, np.float32)})
+    monkeypatch.setitem(MODELS, name, Model("", "", (Part(part.files, (), part.pickle),)))
+    message = refused(name, str(clip))
+    assert f"{clip}: {file.at_source} is another model's: it has no tensor {fetch.PROBES[name]}" in message
+    assert not (models_folder() / name).exists()
+    with Server(served("pub", {file.at_source: right})) as server:
+        folder = fetch.fetch(name, [str(clip), f"{server.url}/pub"])
+    assert (folder / file.path).read_bytes() == right
+    assert fetch.verify([name]) == f"{name}: 0 files as published, 1 as fetched (no published hash is known)\n"
+
+
 def test_from_folders_and_mirrors_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(monkeypatch, "http://127.0.0.1:9/never")
     check_whole(fetch.fetch("tiny", [str(tmp_path / "nothing"), str(write(tmp_path / "here"))]))
@@ -290,7 +306,7 @@ def test_verify_finds_damage_and_fetch_mends_it(
     with Server(served("pub")) as server:
         add(monkeypatch, f"{server.url}/pub")
         folder = fetch.fetch("tiny", [])
-        assert "tiny: 3 files as published" in fetch.verify([])
+        assert fetch.verify([]) == "tiny: 1 files as published, 2 as fetched (no published hash is known)\n"
         spoilt = bytearray(WEIGHTS)
         spoilt[-1] ^= 1
         (folder / "unet/model.safetensors").write_bytes(spoilt)
@@ -308,23 +324,153 @@ def test_verify_finds_damage_and_fetch_mends_it(
         assert [path for path, _ in server.ranges] == ["pub/config.json"]  # what is sound is kept
 
 
-def test_mending_that_is_cut_off_leaves_no_damaged_file_behind(
-    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add(monkeypatch, str(write(tmp_path / "pub")))
-    folder = fetch.fetch("tiny", [])
+def spoil(folder: Path) -> bytes:
+    """Another last bit in the weights; returns what they are then."""
     spoilt = WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1])
     (folder / "unet/model.safetensors").write_bytes(spoilt)
+    return spoilt
 
-    def cut_off(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
 
+def cut_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, calls: int) -> None:
+    """Ctrl-C before the call number `calls` of a function, from 0 on."""
+    real, count = getattr(owner, name), iter(range(1000))
+
+    def cut(*arguments: object, **named: object) -> object:
+        if next(count) >= calls:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, cut)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [
+        *((fetch, "_check_space", 0), (fetch, "_fetch_part", 0), (fetch, "_write_ours", 0), (fetch, "_mend", 0)),
+        *((fetch, "_clear", 0), (fetch, "copy_file", 0), (fetch, "copy_file", 1)),
+        *((fetch, "write_json", calls) for calls in range(4)),  # three receipts of what is ready, then that of the folder
+        *((Path, "replace", calls) for calls in range(7)),  # two copied, two made ready, three put into the folder
+    ],
+)
+def test_mending_that_is_cut_off_counts_no_damaged_file_as_whole(
+    owner: object, name: str, calls: int, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(monkeypatch, str(write(tmp_path / "pub")), known=False)
+    folder = fetch.fetch("tiny", [])
+    spoilt = spoil(folder)
+    (folder / "config.json").unlink()
+    fetch._write_receipt(folder, {path: entry for path, entry in read_receipt(folder).items() if path != "config.json"})
+    (folder / "note.txt").write_text("changed")
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_check_space", cut_off)
+        cut_at(patch, owner, name, calls)
         with pytest.raises(KeyboardInterrupt):
             fetch.fetch("tiny", [])
-    assert not any(path.read_bytes() == spoilt for path in home.rglob("*.safetensors"))
+    weights_now = (folder / "unet/model.safetensors").read_bytes()
+    assert weights_now in (spoilt, WEIGHTS)  # what is there is never taken away
+    assert ("unet/model.safetensors" in fetch.damage("tiny")) == (weights_now == spoilt)
+    assert not any(path.read_bytes() == spoilt for path in home.glob(".tiny.*/**/*.safetensors"))
     check_whole(fetch.fetch("tiny", []))
+    fetch.fetch("tiny", [])
+    check_whole(folder)
+
+
+def test_what_was_made_ready_before_mending_was_cut_off_is_not_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        folder = fetch.fetch("tiny", [])
+        spoil(folder)
+        with monkeypatch.context() as patch:
+            cut_at(patch, fetch, "_mend", 0)
+            with pytest.raises(KeyboardInterrupt):
+                fetch.fetch("tiny", [])
+        server.ranges.clear()
+        check_whole(fetch.fetch("tiny", []))
+        assert not server.ranges
+
+
+def test_a_source_that_fails_takes_nothing_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        folder = fetch.fetch("tiny", [])
+        spoilt = spoil(folder)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        server.status["pub/unet/model.safetensors"] = 404
+        assert "it has no such file" in refused("tiny")
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        assert before[folder / "unet/model.safetensors"] == spoilt
+        assert find_weights("tiny", "prior.path") == (str(home / "tiny"), True)
+        with pytest.raises(UserError, match="unet/model.safetensors is damaged or was changed"):
+            fetch.verify([])
+        server.status.clear()
+        check_whole(fetch.fetch("tiny", []))
+
+
+def test_weights_put_there_by_hand_are_never_replaced(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, str(write(tmp_path / "pub")))
+    tuned = BODY | {"unet/model.safetensors": save({"w": np.ones(50_000, np.float32)})}
+    folder = write(home / "tiny", tuned)
+    for lacks_another in (False, True):
+        message = refused("tiny")
+        assert message.startswith(f"{folder / 'unet/model.safetensors'}: not the published file, and put there by you")
+        assert "move it away" in message and "prior.path=./FOLDER" in message
+        assert (folder / "unet/model.safetensors").read_bytes() == tuned["unet/model.safetensors"]
+        assert [path.name for path in home.iterdir()] == ["tiny"]
+        if not lacks_another:
+            (folder / "config.json").unlink()
+    (folder / "unet/model.safetensors").rename(tmp_path / "tuned.safetensors")
+    check_whole(fetch.fetch("tiny", []))
+
+
+def test_what_is_sound_or_of_no_known_hash_stays_when_the_rest_is_fetched(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(served("pub")) as server:
+        add(monkeypatch, f"{server.url}/pub")
+        add(monkeypatch, f"{server.url}/pub", known=False, name="unknown")
+        own = b'{"a": "of my own"}'
+        write(home / "tiny", {"config.json": own})
+        write(home / "unknown", {"unet/model.safetensors": WEIGHTS, "note.txt": b"mine\n"})
+        fetch.fetch("tiny", [])
+        fetch.fetch("unknown", [])
+        assert [path for path, _ in server.ranges] == ["pub/unet/model.safetensors", "pub/config.json"]
+    assert (home / "tiny" / "config.json").read_bytes() == own and (home / "unknown" / "note.txt").read_text() == "mine\n"
+    assert read_receipt(home / "tiny").keys() == {"unet/model.safetensors", "note.txt"}
+    told = fetch.verify(["tiny", "unknown"]).splitlines()
+    unsure = "1 as fetched (no published hash is known); not checked, as nothing says what it should be"
+    assert told[0] == f"tiny: 1 files as published, {unsure}: config.json"
+    assert told[1] == f"unknown: 0 files as published, {unsure}: unet/model.safetensors"
+
+
+def test_a_file_that_the_table_no_longer_has_is_forgotten(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, str(write(tmp_path / "pub")))
+    folder = fetch.fetch("tiny", [])
+    (folder / "old.txt").write_text("old")
+    fetch.record(folder, "old.txt", "somewhere", sha(b"it was another"))
+    assert fetch.damage("tiny") == {"old.txt": "is damaged or was changed"}
+    check_whole(fetch.fetch("tiny", []))
+    assert not fetch.damage("tiny")
+
+
+def test_a_folder_that_is_a_link_to_another_disk_is_mended(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, str(write(tmp_path / "pub")))
+    folder = fetch.fetch("tiny", [])
+    spoil(folder)
+    disk = folder.rename(tmp_path / "disk")
+    folder.symlink_to(disk)
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if self.is_relative_to(home / ".tiny.new") and target.is_relative_to(folder):
+            raise OSError(18, "Invalid cross-device link")
+        return real(self, target)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_mend", full)
+        assert refused("tiny").startswith(f"cannot write {folder}: No space left on device; free some space")
+    check_whole(fetch.fetch("tiny", []))
+    assert folder.is_symlink() and (disk / "unet/model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_room_that_a_fetch_took_already_is_not_asked_for_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,6 +534,29 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "hf:stable-diffusion-v1-5/stable-diffusion-v1-5@" in capsys.readouterr().out
     assert main(["models", "verify", "tiny"]) == 0
     assert main(["models", "fetch"]) == 2 and main(["models", "convert", "tiny"]) == 2 and main(["models", "eat"]) == 2
+
+
+def test_one_model_that_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(monkeypatch, str(tmp_path / "nothing"), name="first")
+    add(monkeypatch, str(write(tmp_path / "here")), name="second")
+    add(monkeypatch, str(tmp_path / "here"), name="third")
+    assert main(["models", "fetch", "first", "second", "thrid", "third", "second"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "".join(f"{models_folder() / name}\n" for name in ("second", "third"))
+    for name in ("second", "third"):
+        check_whole(models_folder() / name)
+    last = told.err.splitlines()[-1]
+    reason = f"{tmp_path / 'nothing'}: there is no such folder. Give another source"
+    assert last.startswith(f"vp3d: cannot fetch 2 of 4 models. first: {reason}")
+    assert "; thrid: there is no model called 'thrid'; did you mean third?" in last
+    assert last.endswith(". The others are there: second, third")
+    assert main(["models", "fetch", "first", "thrid"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("vp3d: cannot fetch 2 of 2 models. first: ") and "others" not in last
+    assert main(["models", "fetch", "first"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("vp3d: cannot fetch first: ")
 
 
 def test_unavailable_is_one_line() -> None:

@@ -124,6 +124,74 @@ def test_the_token_is_for_the_hub_and_not_for_its_storage(online: None, monkeypa
         assert "is not the published file" in refused("second")  # by the hub's own hash
 
 
+class Addresses(dict[str, bytes]):
+    """The hub's answers for one file: the next address of its storage each time it is asked, the last one over and over."""
+
+    def __init__(self, path: str, addresses: list[str], digest: str) -> None:
+        super().__init__({path: b""})
+        self.addresses, self.digest = addresses, digest
+
+    def __getitem__(self, path: str) -> bytes:
+        address = self.addresses[0] if len(self.addresses) == 1 else self.addresses.pop(0)
+        about = {"Location": address, "X-Linked-Etag": f'"{self.digest}"', "X-Linked-Size": str(len(WEIGHTS))}
+        about |= {"X-Repo-Commit": COMMIT, "Content-Length": "0"}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in about.items())
+        return f"HTTP/1.1 302 Found\r\n{lines}\r\n".encode()
+
+
+class Expiring(dict[str, int]):
+    """Cuts after which the address is refused, as a signed one that has expired."""
+
+    def __init__(self, server: Server, status: int, cuts: dict[str, int]) -> None:
+        super().__init__(cuts)
+        self.server, self.status = server, status
+
+    def pop(self, key: str, default: int) -> int:
+        if key in self:
+            self.server.status[key] = self.status
+        return super().pop(key, default)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_address_that_expires_is_asked_for_anew(status: int, online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "owner/name/resolve/main/unet/model.safetensors"
+    with Server(dict.fromkeys(("old", "next", "last"), WEIGHTS)) as storage, Server(hub_files("owner/name")) as server:
+        addresses = [f"{storage.url}/{name}" for name in ("old", "next", "last")]
+        server.raw = Addresses(path, addresses, sha(WEIGHTS))
+        storage.cut = Expiring(storage, status, {"old": 70_000, "next": 120_000})
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        add(monkeypatch, "hf:owner/name@main", known=False)
+        check_whole(fetch.fetch("tiny", []))
+    again, further = "bytes=70000-", "bytes=120000-"
+    assert storage.ranges == [("old", ""), ("old", again), ("next", again), ("next", further), ("last", further)]
+
+
+def test_a_storage_that_refuses_every_address(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "owner/name/resolve/main/unet/model.safetensors"
+    with Server({"stored": WEIGHTS}) as storage, Server(hub_files("owner/name")) as server:
+        server.raw = Addresses(path, [f"{storage.url}/stored"], sha(WEIGHTS))
+        storage.cut = Expiring(storage, 403, {"stored": 70_000})
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        add(monkeypatch, "hf:owner/name@main", known=False)
+        message = refused("tiny")
+        assert "it refuses access (HTTP 403); the same command goes on where it stopped" in message
+        assert len(storage.ranges) == 1 + download.ADDRESSES
+        storage.status.clear()
+        storage.ranges.clear()
+        check_whole(fetch.fetch("tiny", []))
+        assert storage.ranges == [("stored", "bytes=70000-")]
+
+
+def test_a_hub_that_refuses_its_own_file_is_asked_once(tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(hub_files("owner/name")) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        path = "owner/name/resolve/main/config.json"
+        server.cut = Expiring(server, 403, {path: 3})  # HEAD goes through, the first GET is cut off
+        with pytest.raises(Unavailable, match="^it refuses access .HTTP 403.$"):
+            download.download_hub("owner/name", "main", "config.json", tmp_path / "config.json")
+        assert len(server.ranges) == 2
+
+
 def test_a_token_does_not_follow_a_redirect(tmp_path: Path) -> None:
     with Server({"stored/file": WEIGHTS}) as storage, Server({}) as server:
         server.raw["a"] = f"HTTP/1.1 302 Found\r\nLocation: {storage.url}/stored/file\r\nContent-Length: 0\r\n\r\n".encode()

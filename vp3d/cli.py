@@ -417,8 +417,8 @@ def models(arguments: argparse.Namespace) -> int:
     elif action == "verify":
         sys.stdout.write(fetch.verify(names))
     elif action == "fetch":
-        for name in names:
-            sys.stdout.write(f"{fetch.fetch(name, arguments.places)}\n")
+        for folder in fetch.fetch_all(names, arguments.places):
+            sys.stdout.write(f"{folder}\n")
     else:
         from vp3d.convert import convert
 

@@ -17,15 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vp3d.errors import UserError
-from vp3d.fetch import fetch, record
+from vp3d.fetch import PROBES, fetch, record
 from vp3d.run_folder import atomic_write, sha256_file
 from vp3d.weights import FETCH, find_model, models_folder
 
-PROBES = {  # a key that the right checkpoint has
-    "imagereward": "blip.visual_encoder.cls_token",
-    "hpsv2.1": "visual.conv1.weight",
-    "aesthetic": "layers.0.weight",
-}
 WRAPPERS = ("state_dict", "model")  # where training scripts put the tensors
 
 

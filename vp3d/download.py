@@ -21,17 +21,18 @@ from vp3d.run_folder import write_text
 
 TIMEOUT_S = 30.0  # seconds without a byte
 ATTEMPTS = 4
+ADDRESSES = 3  # how often the hub is asked for the address of one file, as such an address expires
 CHUNK = 1 << 20
 MB = 1.0e6
 SHA256_DIGITS = 64
 
 
 class Unavailable(Exception):
-    """A source cannot give a file, and why; `absent`: it has no such file."""
+    """A source cannot give a file, and why; `absent`: it has no such file, `refused`: it asks for a login or a fresh address."""
 
-    def __init__(self, reason: str, absent: bool = False) -> None:
+    def __init__(self, reason: str, absent: bool = False, refused: bool = False) -> None:
         super().__init__(" ".join(reason.split()))
-        self.absent = absent
+        self.absent, self.refused = absent, refused
 
 
 class Transfer:
@@ -102,7 +103,7 @@ def download_http(url: str, target: Path, authorization: str = "") -> str:
             if error.code == 416 and partial.exists():  # more is here than there: it is another file now
                 partial.unlink()
             elif error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS - 1:
-                raise Unavailable(_http_reason(error.code), absent=error.code in (404, 410)) from error
+                raise Unavailable(_http_reason(error.code), error.code in (404, 410), error.code in (401, 403)) from error
         except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, ValueError) as error:
             if attempt == ATTEMPTS - 1 or isinstance(error, ValueError | InvalidURL):
                 raise Unavailable(f"no answer ({getattr(error, 'reason', error)})") from error
@@ -173,8 +174,24 @@ def download_hub(repository: str, revision: str, path: str, target: Path) -> str
     """Get a file of a hub repository into `target`; returns the SHA-256 the hub promises ("" for small files).
 
     huggingface_hub finds it (it honours HF_TOKEN and HF_HUB_OFFLINE), `download_http` gets it: the client's own download
-    begins anew when it was stopped. The token goes to the hub alone, not to the storage that it points to.
+    begins anew when it was stopped. The token goes to the hub alone, not to the storage that it points to. The address there is
+    signed and expires: when the storage refuses it, the hub is asked for another, and the file goes on where it stopped.
     """
+    for _ in range(ADDRESSES):
+        address, authorization, promised = _find_at_hub(repository, revision, path)
+        try:
+            download_http(address, target, authorization or "")
+            return promised
+        except Unavailable as error:
+            if not error.refused or authorization is not None:
+                raise
+            refusal = error
+    reason = f"its storage does not take the address that it gives: {refusal}"
+    raise Unavailable(f"{reason}; the same command goes on where it stopped") from refusal
+
+
+def _find_at_hub(repository: str, revision: str, path: str) -> tuple[str, str | None, str]:
+    """Where the hub has a file: address, Authorization header (None where that is not the hub but its storage), promised hash."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -202,9 +219,9 @@ def download_hub(repository: str, revision: str, path: str, target: Path) -> str
     except (HTTPError, OSError, RuntimeError, ValueError) as error:  # no network, offline mode, a server that fails
         raise Unavailable(f"no answer ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
     at_hub = urlsplit(about.location).netloc == urlsplit(url).netloc
-    download_http(about.location, target, headers.get("authorization", "") if at_hub else "")
     promised = about.etag or ""
-    return promised if len(promised) == SHA256_DIGITS else ""
+    promised = promised if len(promised) == SHA256_DIGITS else ""
+    return about.location, headers.get("authorization", "") if at_hub else None, promised
 
 
 def exists_hub(repository: str, revision: str, path: str) -> bool:

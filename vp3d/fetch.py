@@ -5,7 +5,9 @@ Nothing that is fetched is ever run or unpickled: safetensors, JSON and text onl
 separated by blanks), then the table's own (vp3d/weights.py). A part of a model comes whole from one source or not at all.
 
 Downloads go to `models/.NAME.part/`, checked files to `models/.NAME.new/`, and the finished folder is renamed: a model is
-there whole or not at all. Whatever stopped a fetch, the same command goes on where it stopped.
+there whole or not at all. Where the folder is there already, what is damaged or missing in it comes the same way, and the folder
+is touched only once all of that is there and checked; files that the user put there are never replaced. Whatever stopped a
+fetch, the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -31,7 +34,6 @@ from vp3d.weights import (
     MODELS,
     RECEIPT,
     File,
-    Model,
     Part,
     find_model,
     missing_files,
@@ -40,6 +42,11 @@ from vp3d.weights import (
 )
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PROBES = {  # a tensor that the right weights have, of the models that are published as pickles: their hashes are not known
+    "imagereward": "blip.visual_encoder.cls_token",
+    "hpsv2.1": "visual.conv1.weight",
+    "aesthetic": "layers.0.weight",
+}
 GB = 1.0e9
 
 
@@ -52,66 +59,141 @@ class Origin:
     has: Callable[[str], bool]
 
 
+def fetch_all(names: list[str], places: list[str]) -> Iterator[Path]:
+    """`fetch` each of the models, giving its folder; one that fails stops none, and the end is one UserError with all reasons."""
+    chosen = list(dict.fromkeys(names))
+    reasons: dict[str, str] = {}
+    for name in chosen:
+        try:
+            yield fetch(name, places)
+        except UserError as error:
+            if len(chosen) == 1:
+                raise
+            reasons[name] = str(error).removeprefix(f"cannot fetch {name}: ")
+            say(f"{name}: not fetched; the reason follows at the end")
+    if reasons:
+        there = [name for name in chosen if name not in reasons]
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        others = f". The others are there: {', '.join(there)}" if there else ""
+        raise UserError(f"cannot fetch {len(reasons)} of {len(chosen)} models. {told}{others}")
+
+
 def fetch(name: str, places: list[str]) -> Path:
     """Fetch the model `name` of the table, first from `places`; returns its folder. UserError when no source has it."""
     model, folder = find_model(name), models_folder() / name
     staging, ready = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.new")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file where the folder of a model should be: move it away")
-    if folder.is_dir():
-        bad = damage(name)
-        if not bad:
-            say(f"{name}: already in {folder}")
-            return folder
-        say(f"{name}: {bad[0]}; fetching what is damaged or missing anew")
-        _keep_sound(folder, model)
-        shutil.rmtree(ready, ignore_errors=True)
-        folder.rename(ready)
-    _check_space(model, ready, staging)
+    faults = damage(name)
+    if not faults:
+        say(f"{name}: already in {folder}")
+        _clear(ready, staging)
+        return folder
+    mending = folder.is_dir()
+    if mending:
+        _spare_own(folder, faults)
+        path, fault = next(iter(faults.items()))
+        say(f"{name}: {path} {fault}; fetching what is damaged or missing anew")
+    missing = {file for file in model.files if file.path in faults and not _is_ready(file, ready)}
+    _check_space(missing, ready, staging)
     say(f"{name}: {model.purpose}; licence: {model.licence}")
+    mirrors = os.environ.get("VP3D_MIRRORS", "").split()
     for part in model.parts:
-        missing = [file for file in part.files if file.path not in read_receipt(ready) or not (ready / file.path).is_file()]
-        if missing:
-            mirrors = os.environ.get("VP3D_MIRRORS", "").split()
-            _fetch_part(name, replace(part, files=tuple(missing)), [*places, *mirrors, *part.sources], staging, ready)
-    return finish(name, staging, ready, folder)
-
-
-def finish(name: str, staging: Path, ready: Path, folder: Path) -> Path:
-    """Write the small files of ours, rename `ready` to `folder`, and drop `staging`."""
-    for path, content in MODELS[name].written:
-        write_text(ready / path, content)
-        record(ready, path, "written by VP3D", sha256_file(ready / path))
-    ready.rename(folder)
-    shutil.rmtree(staging, ignore_errors=True)
+        files = tuple(file for file in part.files if file in missing)
+        if files:
+            _fetch_part(name, replace(part, files=files), [*places, *mirrors, *part.sources], staging, ready)
+    _write_ours(name, ready, faults)
+    try:
+        if mending:
+            _mend(name, ready, folder, faults)
+        else:
+            ready.rename(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    _clear(ready, staging)
     say(f"{name}: whole in {folder}")
     return folder
 
 
+def _spare_own(folder: Path, faults: Collection[str]) -> None:
+    """UserError where one of the files `faults`, which a fetch would replace, was not put there by a fetch."""
+    receipt = read_receipt(folder)
+    own = [path for path in faults if path not in receipt and (folder / path).exists()]
+    if own:
+        raise UserError(
+            f"{', '.join(str(folder / path) for path in own[:3])}: not the published file, and put there by you (it is not in "
+            f"{RECEIPT}), so it stays: move it away, or rename the folder and name that in the config, as prior.path=./FOLDER"
+        )
+
+
+def _is_ready(file: File, ready: Path) -> bool:
+    """Whether an earlier fetch, which was stopped, has put `file` into `ready`."""
+    entry = read_receipt(ready).get(file.path)
+    return entry is not None and (ready / file.path).is_file() and entry["sha256"] == (file.sha256 or entry["sha256"])
+
+
+def _write_ours(name: str, ready: Path, paths: Collection[str]) -> None:
+    """Write those of the files `paths` that are not fetched."""
+    for path, content in MODELS[name].written:
+        if path in paths:
+            write_text(ready / path, content)
+            record(ready, path, "written by VP3D", sha256_file(ready / path))
+
+
+def _mend(name: str, ready: Path, folder: Path, paths: Collection[str]) -> None:
+    """Move the files `paths` from `ready` into `folder`.
+
+    The receipt goes first: when this is cut off, a file that is not moved yet is damaged or missing by it, and still in `ready`.
+    """
+    model, fresh = MODELS[name], read_receipt(ready)
+    listed = [*(file.path for file in model.files), *(path for path, _ in model.written)]
+    kept = {path: entry for path, entry in read_receipt(folder).items() if path in listed}
+    moved = [path for path in listed if path in paths]
+    _write_receipt(folder, kept | {path: fresh[path] for path in moved})
+    for path in moved:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (ready / path).replace(folder / path)
+        except OSError:  # the folder is a link to another file system
+            copy_file(ready / path, folder / path)
+
+
+def _clear(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def record(ready: Path, path: str, source: str, digest: str) -> None:
     """Note in the receipt of `ready` where its file `path` came from, with its size and its SHA-256 `digest`."""
-    files = read_receipt(ready)
-    files[path] = {"source": source, "size": (ready / path).stat().st_size, "sha256": digest}
-    write_json(ready / RECEIPT, {"files": files, "fetched": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    entry = {"source": source, "size": (ready / path).stat().st_size, "sha256": digest}
+    _write_receipt(ready, read_receipt(ready) | {path: entry})
+
+
+def _write_receipt(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    write_json(folder / RECEIPT, {"files": files, "fetched": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+def _unwritable(place: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {place}: {error.strerror or error}; free some space or set VP3D_MODELS=FOLDER")
 
 
 def _fetch_part(name: str, part: Part, places: list[str], staging: Path, ready: Path) -> None:
     """Get every file of `part` from the first source that has them all, checked, into `ready`."""
     reasons: list[str] = []
+    probe = PROBES.get(name, "") if part.pickle else ""
     for place in places:
         own = staging / hashlib.sha256(place.encode()).hexdigest()[:12]  # sources do not mix
         try:
             for origin in _origins(place, name):
                 try:
-                    digests = _take(part, origin, own)
+                    digests = _take(part, origin, own, probe)
                     break
                 except Unavailable as error:
                     reasons.append(f"{origin.name}: {error}")
             else:
                 continue
         except OSError as error:
-            advice = "free some space or set VP3D_MODELS=FOLDER"
-            raise UserError(f"cannot write {own}: {error.strerror or error}; {advice}") from error
+            raise _unwritable(own, error) from error
         for file in part.files:
             (ready / file.path).parent.mkdir(parents=True, exist_ok=True)
             (own / file.path).replace(ready / file.path)
@@ -130,8 +212,8 @@ def _advice(name: str, part: Part) -> str:
     return f"The publisher has only a pickle, {file}: get it from {address} yourself and run `{convert}`, or {elsewhere}"
 
 
-def _take(part: Part, origin: Origin, folder: Path) -> dict[str, str]:
-    """Get the files of `part` from `origin` into `folder`, each checked; returns the SHA-256 of each path.
+def _take(part: Part, origin: Origin, folder: Path, probe: str) -> dict[str, str]:
+    """Get the files of `part` from `origin` into `folder`, each checked (see `_fault`); returns the SHA-256 of each path.
 
     Unavailable with the reason when one of them cannot be had.
     """
@@ -147,23 +229,28 @@ def _take(part: Part, origin: Origin, folder: Path) -> dict[str, str]:
                 raise Unavailable(f"it has {twin}, a pickle, and no {file.at_source}; pickles are never loaded") from error
             raise
         digests[file.path] = sha256_file(target)
-        fault = _fault(file, target, promised, digests[file.path])
+        fault = _fault(file, target, promised, digests[file.path], probe)
         if fault:
             target.unlink()
             raise Unavailable(fault)
     return digests
 
 
-def _fault(file: File, target: Path, promised: str, digest: str) -> str:
-    """What is wrong with a fetched file; "" when its `digest` is what the table (else its source) promises and it can be read."""
+def _fault(file: File, target: Path, promised: str, digest: str, probe: str) -> str:
+    """What is wrong with a fetched file; "" when its `digest` is what the table (else its source) promises and it can be read.
+
+    probe: a tensor that weights must have, "" for any; it tells them from another model's where no hash is known.
+    """
     if digest != (file.sha256 or promised or digest):
         return f"{file.at_source} is not the published file (its SHA-256 is another)"
     if file.path.endswith(".safetensors"):
         try:
             with safe_open(target, "pt") as opened:
-                opened.keys()
+                tensors = opened.keys()
         except (SafetensorError, OSError) as error:
             return f"{file.at_source} is no safetensors file ({' '.join(str(error).split())[:80]})"
+        if probe and probe not in tensors:
+            return f"{file.at_source} is another model's: it has no tensor {probe}"
     if file.path.endswith(".json"):
         try:
             json.loads(target.read_text(encoding="utf-8"))
@@ -264,28 +351,11 @@ def _folder_origin(base: Path, names: Callable[[File], list[str]]) -> Origin:
     return Origin(str(base), get, lambda path: (base / path).is_file())
 
 
-def _keep_sound(folder: Path, model: Model) -> None:
-    """Remove what is not sound from `folder` and its receipt, so that it is fetched again, whenever this is cut off."""
-    receipt, sound = read_receipt(folder), {}
-    for file in model.files:
-        target, entry = folder / file.path, receipt.get(file.path)
-        if target.is_file():
-            digest = sha256_file(target)
-            expected = file.sha256 or (entry["sha256"] if entry else "")
-            if digest == expected:
-                source = entry["source"] if entry else "found in place"
-                sound[file.path] = {"source": source, "size": target.stat().st_size, "sha256": digest}
-            elif expected:
-                target.unlink()
-    write_json(folder / RECEIPT, {"files": sound})
-
-
-def _check_space(model: Model, ready: Path, staging: Path) -> None:
-    """UserError where what is neither in `ready` nor already on its way in `staging` does not fit on the disk."""
+def _check_space(missing: Collection[File], ready: Path, staging: Path) -> None:
+    """UserError where what is `missing` and not already on its way in `staging` does not fit on the disk."""
     ready.mkdir(parents=True, exist_ok=True)
-    present = read_receipt(ready)
     begun = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
-    needed = sum(file.size for file in model.files if file.path not in present) - begun
+    needed = sum(file.size for file in missing) - begun
     free = shutil.disk_usage(ready).free
     if needed > free:
         raise UserError(
@@ -297,19 +367,19 @@ def _damaged(path: Path, entry: dict[str, str | int]) -> bool:
     return path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]
 
 
-def damage(name: str) -> list[str]:
-    """What is missing from the fetched model `name` or is not what was fetched and published; empty when it is sound."""
+def damage(name: str) -> dict[str, str]:
+    """Path -> what is wrong with it, for files of the model `name` that are missing or not what was fetched or published."""
     folder = models_folder() / name
-    faults = [f"{path} is missing" for path in missing_files(name, folder)]
+    faults = dict.fromkeys(missing_files(name, folder), "is missing")
     known = {file.path: file.sha256 for file in MODELS[name].files}
     receipt = read_receipt(folder)
     for path in sorted({*known, *receipt}):
         if not (folder / path).is_file():
             continue
         if path in receipt and _damaged(folder / path, receipt[path]):
-            faults.append(f"{path} is damaged or was changed")
+            faults[path] = "is damaged or was changed"
         elif known.get(path) and known[path] != (receipt[path]["sha256"] if path in receipt else sha256_file(folder / path)):
-            faults.append(f"{path} is not the published file")
+            faults[path] = "is not the published file"
     return faults
 
 
@@ -317,9 +387,9 @@ def verify(names: list[str]) -> str:
     """Check fetched models (all, for no names) byte by byte; the findings as text. UserError when one is damaged."""
     chosen = names or [name for name in MODELS if (models_folder() / name).is_dir()]
     faults = {name: damage(name) for name in chosen if find_model(name)}
-    broken = [name for name, found in faults.items() if found]
+    broken = {name: [f"{path} {fault}" for path, fault in found.items()] for name, found in faults.items() if found}
     if broken:
-        details = "; ".join(f"{name}: {', '.join(faults[name][:3])}" for name in broken)
+        details = "; ".join(f"{name}: {', '.join(found[:3])}" for name, found in broken.items())
         raise UserError(f"{details}. To mend it: {FETCH} {' '.join(broken)}")
     if not chosen:
         return f"nothing is fetched yet in {models_folder()}; `python launch.py models list` shows what there is\n"
@@ -327,12 +397,15 @@ def verify(names: list[str]) -> str:
 
 
 def _found_sound(name: str) -> str:
-    """A line on a model without faults: what was checked, and what could not be."""
+    """A line on a model without faults: what was checked and against what, and what could not be."""
     receipt = read_receipt(models_folder() / name)
-    known = {*receipt, *(file.path for file in MODELS[name].files if file.sha256)}
-    unknown = [file.path for file in MODELS[name].files if file.path not in known]
-    told = f"; not checked, as nothing says what it should be: {', '.join(unknown)}" if unknown else ""
-    return f"{name}: {len(known)} files as published{told}\n"
+    published = {file.path for file in MODELS[name].files if file.sha256}
+    fetched = receipt.keys() - published
+    unknown = [file.path for file in MODELS[name].files if file.path not in {*published, *fetched}]
+    told = f"{len(published)} files as published"
+    told += f", {len(fetched)} as fetched (no published hash is known)" if fetched else ""
+    told += f"; not checked, as nothing says what it should be: {', '.join(unknown)}" if unknown else ""
+    return f"{name}: {told}\n"
 
 
 def listing(names: list[str]) -> str:
