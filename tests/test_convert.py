@@ -16,7 +16,7 @@ from vp3d.cli import main
 from vp3d.config import ROOT
 from vp3d.convert import PROBES, convert, read_tensors
 from vp3d.errors import UserError
-from vp3d.fetch import verify
+from vp3d.fetched import verify
 from vp3d.rewards.imagereward import load_imagereward
 from vp3d.weights import MODELS, File, Part, read_receipt
 

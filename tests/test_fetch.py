@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from tests.fetching import BODY, CONFIG, WEIGHTS, Always, add, check_whole, empty_home, refused, served, sha, write
 from tests.loopback import Server
-from vp3d import console, download, fetch, weights
+from vp3d import console, download, fetch, fetched, weights
 from vp3d.cli import main
 from vp3d.download import Unavailable
 from vp3d.errors import UserError
@@ -239,7 +239,7 @@ def test_weights_of_another_model_are_not_taken(name: str, tmp_path: Path, monke
     with Server(served("pub", {file.at_source: right})) as server:
         folder = fetch.fetch(name, [str(clip), f"{server.url}/pub"])
     assert (folder / file.path).read_bytes() == right
-    assert fetch.verify([name]) == f"{name}: 0 files as published, 1 as fetched (no published hash is known)\n"
+    assert fetched.verify([name]) == f"{name}: 0 files as published, 1 as fetched (no published hash is known)\n"
 
 
 def test_from_folders_and_mirrors_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_verify_finds_damage_and_fetch_mends_it(
     with Server(served("pub")) as server:
         add(monkeypatch, f"{server.url}/pub")
         folder = fetch.fetch("tiny", [])
-        assert fetch.verify([]) == "tiny: 1 files as published, 2 as fetched (no published hash is known)\n"
+        assert fetched.verify([]) == "tiny: 1 files as published, 2 as fetched (no published hash is known)\n"
         spoilt = bytearray(WEIGHTS)
         spoilt[-1] ^= 1
         (folder / "unet/model.safetensors").write_bytes(spoilt)
@@ -314,10 +314,10 @@ def test_verify_finds_damage_and_fetch_mends_it(
         assert "unet/model.safetensors is damaged" in capsys.readouterr().err
         (folder / "config.json").unlink()
         with pytest.raises(UserError, match="config.json is missing.*To mend it: python launch.py models fetch tiny"):
-            fetch.verify(["tiny"])
+            fetched.verify(["tiny"])
         server.ranges.clear()
         check_whole(fetch.fetch("tiny", []))
-        assert len(server.ranges) == 2 and fetch.verify(["tiny"])
+        assert len(server.ranges) == 2 and fetched.verify(["tiny"])
         (folder / "config.json").unlink()
         server.ranges.clear()
         check_whole(fetch.fetch("tiny", []))
@@ -367,7 +367,7 @@ def test_mending_that_is_cut_off_counts_no_damaged_file_as_whole(
             fetch.fetch("tiny", [])
     weights_now = (folder / "unet/model.safetensors").read_bytes()
     assert weights_now in (spoilt, WEIGHTS)  # what is there is never taken away
-    assert ("unet/model.safetensors" in fetch.damage("tiny")) == (weights_now == spoilt)
+    assert ("unet/model.safetensors" in fetched.damage("tiny")) == (weights_now == spoilt)
     assert not any(path.read_bytes() == spoilt for path in home.glob(".tiny.*/**/*.safetensors"))
     check_whole(fetch.fetch("tiny", []))
     fetch.fetch("tiny", [])
@@ -400,7 +400,7 @@ def test_a_source_that_fails_takes_nothing_away(home: Path, monkeypatch: pytest.
         assert before[folder / "unet/model.safetensors"] == spoilt
         assert find_weights("tiny", "prior.path") == (str(home / "tiny"), True)
         with pytest.raises(UserError, match="unet/model.safetensors is damaged or was changed"):
-            fetch.verify([])
+            fetched.verify([])
         server.status.clear()
         check_whole(fetch.fetch("tiny", []))
 
@@ -433,7 +433,7 @@ def test_what_is_sound_or_of_no_known_hash_stays_when_the_rest_is_fetched(home: 
         assert [path for path, _ in server.ranges] == ["pub/unet/model.safetensors", "pub/config.json"]
     assert (home / "tiny" / "config.json").read_bytes() == own and (home / "unknown" / "note.txt").read_text() == "mine\n"
     assert read_receipt(home / "tiny").keys() == {"unet/model.safetensors", "note.txt"}
-    told = fetch.verify(["tiny", "unknown"]).splitlines()
+    told = fetched.verify(["tiny", "unknown"]).splitlines()
     unsure = "1 as fetched (no published hash is known); not checked, as nothing says what it should be"
     assert told[0] == f"tiny: 1 files as published, {unsure}: config.json"
     assert told[1] == f"unknown: 0 files as published, {unsure}: unet/model.safetensors"
@@ -444,9 +444,9 @@ def test_a_file_that_the_table_no_longer_has_is_forgotten(home: Path, tmp_path: 
     folder = fetch.fetch("tiny", [])
     (folder / "old.txt").write_text("old")
     fetch.record(folder, "old.txt", "somewhere", sha(b"it was another"))
-    assert fetch.damage("tiny") == {"old.txt": "is damaged or was changed"}
+    assert fetched.damage("tiny") == {"old.txt": "is damaged or was changed"}
     check_whole(fetch.fetch("tiny", []))
-    assert not fetch.damage("tiny")
+    assert not fetched.damage("tiny")
 
 
 def test_a_folder_that_is_a_link_to_another_disk_is_mended(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,10 +487,10 @@ def test_files_put_there_by_hand_are_taken_as_they_are(home: Path, monkeypatch: 
     add(monkeypatch)
     write(home / "tiny", BODY | {"note.txt": b"ours\n"})
     assert find_weights("tiny", "prior.path") == (str(home / "tiny"), True)
-    assert "not checked, as nothing says what it should be: config.json" in fetch.verify([])
+    assert "not checked, as nothing says what it should be: config.json" in fetched.verify([])
     (home / "tiny" / "unet/model.safetensors").write_bytes(save({"w": np.zeros(5, np.float32)}))
     with pytest.raises(UserError, match="is not the published file"):
-        fetch.verify([])
+        fetched.verify([])
 
 
 def test_too_little_room(monkeypatch: pytest.MonkeyPatch) -> None:

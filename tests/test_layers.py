@@ -28,7 +28,7 @@ ORDER = (
     {"export"},
     {"evaluate"},
     {"console", "pipeline", "batch"},
-    {"doctor", "fetch", "download", "convert"},
+    {"doctor", "fetch", "fetched", "download", "convert"},
     {"toybox"},
     {"bench"},
     {"cli"},

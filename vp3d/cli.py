@@ -405,7 +405,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def models(arguments: argparse.Namespace) -> int:
     """List, fetch, check or convert published weights."""
-    from vp3d import fetch
+    from vp3d import fetch, fetched
 
     action, names = arguments.action, arguments.names
     if action == "fetch" and not names:
@@ -413,9 +413,9 @@ def models(arguments: argparse.Namespace) -> int:
     if action == "convert" and len(names) != 2:
         raise UserError("`models convert` needs a NAME and the FILE to convert")
     if action == "list":
-        sys.stdout.write(fetch.listing(names))
+        sys.stdout.write(fetched.listing(names))
     elif action == "verify":
-        sys.stdout.write(fetch.verify(names))
+        sys.stdout.write(fetched.verify(names))
     elif action == "fetch":
         for folder in fetch.fetch_all(names, arguments.places):
             sys.stdout.write(f"{folder}\n")

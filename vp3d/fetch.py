@@ -1,4 +1,4 @@
-"""`launch.py models`: put published weights into `models/NAME/`, say what is there, and check it.
+"""`launch.py models fetch`: put published weights into `models/NAME/`.
 
 Nothing that is fetched is ever run or unpickled: safetensors, JSON and text only. Sources are tried in this order: `--from`
 (repeatable: a folder or an http(s) address that holds the files, or a folder NAME/ with them), `VP3D_MIRRORS` (the same,
@@ -28,15 +28,16 @@ from vp3d.config import expand
 from vp3d.console import say
 from vp3d.download import Unavailable, copy_file, download_http, download_hub, exists_http, exists_hub
 from vp3d.errors import UserError
+from vp3d.fetched import damage, is_damaged
 from vp3d.run_folder import sha256_file, write_json, write_text
 from vp3d.weights import (
     FETCH,
+    GB,
     MODELS,
     RECEIPT,
     File,
     Part,
     find_model,
-    missing_files,
     models_folder,
     read_receipt,
 )
@@ -47,7 +48,6 @@ PROBES = {  # a tensor that the right weights have, of the models that are publi
     "hpsv2.1": "visual.conv1.weight",
     "aesthetic": "layers.0.weight",
 }
-GB = 1.0e9
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def _linked(file: File, target: Path) -> bool:
         return False
     for folder in (models_folder() / other for other in MODELS):
         for path, entry in read_receipt(folder).items():
-            if entry["sha256"] == file.sha256 and (folder / path).is_file() and not _damaged(folder / path, entry):
+            if entry["sha256"] == file.sha256 and (folder / path).is_file() and not is_damaged(folder / path, entry):
                 try:
                     os.link(folder / path, target)
                 except OSError:  # another file system, or one without links
@@ -361,63 +361,3 @@ def _check_space(missing: Collection[File], ready: Path, staging: Path) -> None:
         raise UserError(
             f"{models_folder()} has {free / GB:.1f} GB free, {needed / GB:.1f} are needed; free some or set VP3D_MODELS=FOLDER"
         )
-
-
-def _damaged(path: Path, entry: dict[str, str | int]) -> bool:
-    return path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]
-
-
-def damage(name: str) -> dict[str, str]:
-    """Path -> what is wrong with it, for files of the model `name` that are missing or not what was fetched or published."""
-    folder = models_folder() / name
-    faults = dict.fromkeys(missing_files(name, folder), "is missing")
-    known = {file.path: file.sha256 for file in MODELS[name].files}
-    receipt = read_receipt(folder)
-    for path in sorted({*known, *receipt}):
-        if not (folder / path).is_file():
-            continue
-        if path in receipt and _damaged(folder / path, receipt[path]):
-            faults[path] = "is damaged or was changed"
-        elif known.get(path) and known[path] != (receipt[path]["sha256"] if path in receipt else sha256_file(folder / path)):
-            faults[path] = "is not the published file"
-    return faults
-
-
-def verify(names: list[str]) -> str:
-    """Check fetched models (all, for no names) byte by byte; the findings as text. UserError when one is damaged."""
-    chosen = names or [name for name in MODELS if (models_folder() / name).is_dir()]
-    faults = {name: damage(name) for name in chosen if find_model(name)}
-    broken = {name: [f"{path} {fault}" for path, fault in found.items()] for name, found in faults.items() if found}
-    if broken:
-        details = "; ".join(f"{name}: {', '.join(found[:3])}" for name, found in broken.items())
-        raise UserError(f"{details}. To mend it: {FETCH} {' '.join(broken)}")
-    if not chosen:
-        return f"nothing is fetched yet in {models_folder()}; `python launch.py models list` shows what there is\n"
-    return "".join(_found_sound(name) for name in chosen)
-
-
-def _found_sound(name: str) -> str:
-    """A line on a model without faults: what was checked and against what, and what could not be."""
-    receipt = read_receipt(models_folder() / name)
-    published = {file.path for file in MODELS[name].files if file.sha256}
-    fetched = receipt.keys() - published
-    unknown = [file.path for file in MODELS[name].files if file.path not in {*published, *fetched}]
-    told = f"{len(published)} files as published"
-    told += f", {len(fetched)} as fetched (no published hash is known)" if fetched else ""
-    told += f"; not checked, as nothing says what it should be: {', '.join(unknown)}" if unknown else ""
-    return f"{name}: {told}\n"
-
-
-def listing(names: list[str]) -> str:
-    """The table as text, one model a line; with names, each model's files and sources too."""
-    lines = [f"in {models_folder()}"]
-    width = max(len(name) for name in MODELS)
-    for name in names or MODELS:
-        model, folder = find_model(name), models_folder() / name
-        state = "-" if not folder.is_dir() else "partial" if missing_files(name, folder) else "here"
-        lines.append(f"{name:<{width}}  {state:<7}  {model.size / GB:5.2f} GB  {model.purpose}  [{model.licence}]")
-        for part in model.parts if names else ():
-            lines += [f"    {file.path}  {file.sha256 or 'hash not known'}" for file in part.files]
-            lines += [f"    from {source}" for source in part.sources]
-            lines += [f"    publisher's pickle, for `models convert`: {part.pickle}"] if part.pickle else []
-    return "\n".join(lines) + "\n"

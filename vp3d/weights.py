@@ -28,6 +28,7 @@ RECEIPT = "SOURCE.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GONE = re.compile(r"runwayml/.*|stabilityai/stable-diffusion-2.*")  # taken off the hub by their owners
 FETCH = "python launch.py models fetch"
+GB = 1.0e9
 
 
 @dataclass(frozen=True)
