@@ -32,7 +32,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -313,11 +313,6 @@ def card_size(text: str) -> float:
 def new_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line; whatever is wrong in it is one line."""
     parser = new_parser("full_size", __doc__ or "", repeats=5, warmup=1, count="steps")
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{parser.prog}: {message}")
-
-    parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--model", choices=tuple(FULL.priors), default="sd15", help="the prior's sizes (sd15)")
     parser.add_argument("--config", type=Path, nargs="+", metavar="FILE", help="one run each (configs/MODEL.yaml)")
