@@ -47,6 +47,7 @@ def test_kernels_agree_with_the_reference_in_the_interpreter() -> None:
 
 
 COMPILE = """
+import itertools
 import json
 import triton
 from triton.backends.compiler import GPUTarget
@@ -54,19 +55,22 @@ from triton.compiler import ASTSource
 from vp3d.fields import hashgrid_triton
 
 shared = {"x_ptr": "*fp32", "table_ptr": "*fp16", "resolution_ptr": "*i32"}
-constants = {"SIZE": 2**14, "FEATURES": 2, "COLUMNS": 2, "LEVELS": 8, "BLOCK": hashgrid_triton.BLOCK}
 gradients = {"grad_ptr": "*fp32", "grad_table_ptr": "*fp32", "grad_x_ptr": "*fp32"}
-for kernel, more, extra in (
+kernels = (
     (hashgrid_triton._forward, {"out_ptr": "*fp32"}, {}),
     (hashgrid_triton._backward, gradients, {"WANT_X": False}),
-):
-    fixed = {**constants, **extra}
+    (hashgrid_triton._backward, gradients, {"WANT_X": True}),
+)
+for (kernel, more, extra), features, capability in itertools.product(kernels, (2, 3), (75, 80, 90)):
+    pairs = 2 if capability >= 90 and features == 2 else 1
+    columns = pairs if extra else hashgrid_triton.read_at_once(features)
+    fixed = {"SIZE": 2**14, "FEATURES": features, "COLUMNS": columns, "LEVELS": 8, "BLOCK": hashgrid_triton.BLOCK, **extra}
     signature = {**shared, **more, "count": "i32", **dict.fromkeys(fixed, "constexpr")}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
-    for capability in (75, 80, 90):
-        source = ASTSource(fn=kernel, signature={n: signature[n] for n in kernel.arg_names}, constexprs=fixed, attrs=aligned)
-        asm = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
-        print(json.dumps({"kernel": kernel.__name__, "for": capability, "size": len(asm["cubin"]), "ptx": asm["ptx"]}))
+    source = ASTSource(fn=kernel, signature={n: signature[n] for n in kernel.arg_names}, constexprs=fixed, attrs=aligned)
+    asm = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
+    name = f"{kernel.__name__}{' x' if extra.get('WANT_X') else ''}"
+    print(json.dumps({"name": name, "features": features, "for": capability, "size": len(asm["cubin"]), "ptx": asm["ptx"]}))
 """
 
 
@@ -75,13 +79,26 @@ for kernel, more, extra in (
 def test_kernels_compile_for_a_gpu_without_one() -> None:
     done = run_python("-c", COMPILE, TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr[-3000:]
-    found = {(made["kernel"], made["for"]): made for made in map(json.loads, done.stdout.splitlines())}
-    assert len(found) == 6 and all(made["size"] > 1000 for made in found.values())
-    for made in found.values():  # a row of two halves is one load, not two
-        assert "ld.global.b16" not in made["ptx"]
-    scalar = re.findall(r"(?:atom|red)[.\w]*add\.f32", found["_backward", 80]["ptx"])
-    pairs = re.findall(r"(?:atom|red)[.\w]*add\.v2\.f32", found["_backward", 90]["ptx"])
-    assert len(scalar) == 2 * len(pairs) > 0  # ... and where the processor has it, its gradient one addition
+    found = {(made["name"], made["features"], made["for"]): made for made in map(json.loads, done.stdout.splitlines())}
+    assert len(found) == 18 and all(made["size"] > 1000 for made in found.values())
+    assert not any("bar.sync" in made["ptx"] for made in found.values())  # threads wait for each other nowhere
+    for capability in (75, 80, 90):  # a row of two halves is one load, a row of three is three
+        assert "ld.global.b16" not in found["_forward", 2, capability]["ptx"]
+        assert "ld.global.b16" in found["_forward", 3, capability]["ptx"]
+    scalar = re.findall(r"(?:atom|red)[.\w]*add\.f32", found["_backward", 2, 80]["ptx"])
+    pairs = re.findall(r"(?:atom|red)[.\w]*add\.v2\.f32", found["_backward", 2, 90]["ptx"])
+    assert len(scalar) == 2 * len(pairs) > 0  # ... and where the processor has it, the gradient of two one addition
+
+
+@NO_TRITON
+def test_how_many_features_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vp3d.fields import hashgrid_triton
+
+    assert [hashgrid_triton.read_at_once(features) for features in (1, 2, 3, 4, 6, 8)] == [1, 2, 1, 4, 2, 4]
+    gpu = torch.device("cuda")
+    for capability, expected in (((8, 9), [1, 1, 1]), ((9, 0), [1, 2, 1]), ((12, 0), [1, 2, 1])):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert [hashgrid_triton.added_at_once(features, gpu) for features in (1, 2, 3)] == expected
 
 
 def test_a_correct_look_up_passes_and_wrong_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

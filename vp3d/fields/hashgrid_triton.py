@@ -85,21 +85,21 @@ def _forward(
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """out[point, level, f] = sum over the 8 corners of weight * table[level, row, f]."""
+    """out[point, level, f] = sum over the 8 corners of weight * table[level, row, f]; COLUMNS features are read at once."""
     level, point, alive = _points(count, BLOCK)
     resolution = tl.load(resolution_ptr + level)
     x, u, _ = _axis(x_ptr, point, alive, resolution, 0)
     y, v, _ = _axis(x_ptr, point, alive, resolution, 1)
     z, w, _ = _axis(x_ptr, point, alive, resolution, 2)
     table = table_ptr + level.to(tl.int64) * SIZE * FEATURES
-    feature = tl.arange(0, COLUMNS)[None, :]
-    there = alive[:, None] & (feature < FEATURES)
-    total = tl.zeros([BLOCK, COLUMNS], dtype=tl.float32)
-    for corner in tl.static_range(8):
-        row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
-        found = tl.load(table + row[:, None] * FEATURES + feature, mask=there, other=0.0).to(tl.float32)
-        total += (a * b * c)[:, None] * found
-    tl.store(out_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature, total, mask=there)
+    for first in tl.static_range(0, FEATURES, COLUMNS):
+        feature = first + tl.arange(0, COLUMNS)[None, :]
+        total = tl.zeros([BLOCK, COLUMNS], dtype=tl.float32)
+        for corner in tl.static_range(8):
+            row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
+            found = tl.load(table + row[:, None] * FEATURES + feature, mask=alive[:, None], other=0.0).to(tl.float32)
+            total += (a * b * c)[:, None] * found
+        tl.store(out_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature, total, mask=alive[:, None])
 
 
 @triton.jit
@@ -118,33 +118,50 @@ def _backward(
     BLOCK: tl.constexpr,
     WANT_X: tl.constexpr,
 ) -> None:
-    """Adds weight * grad to the rows of grad_table, and with WANT_X the derivative by the point to grad_x."""
+    """Adds weight * grad to the rows of grad_table, and with WANT_X the derivative by the point to grad_x.
+
+    COLUMNS features are added at once.
+    """
     level, point, alive = _points(count, BLOCK)
     resolution = tl.load(resolution_ptr + level)
     x, u, free_x = _axis(x_ptr, point, alive, resolution, 0)
     y, v, free_y = _axis(x_ptr, point, alive, resolution, 1)
     z, w, free_z = _axis(x_ptr, point, alive, resolution, 2)
     offset = level.to(tl.int64) * SIZE * FEATURES
-    feature = tl.arange(0, COLUMNS)[None, :]
-    there = alive[:, None] & (feature < FEATURES)
-    grad = tl.load(grad_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature, mask=there, other=0.0)
     by_x = tl.zeros([BLOCK], dtype=tl.float32)
     by_y = tl.zeros([BLOCK], dtype=tl.float32)
     by_z = tl.zeros([BLOCK], dtype=tl.float32)
-    for corner in tl.static_range(8):
-        row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
-        entry = offset + row[:, None] * FEATURES + feature
-        tl.atomic_add(grad_table_ptr + entry, (a * b * c)[:, None] * grad, mask=there, sem="relaxed")
-        if WANT_X:
-            value = tl.sum(grad * tl.load(table_ptr + entry, mask=there, other=0.0).to(tl.float32), axis=1)
-            by_x += (2 * (corner & 1) - 1) * b * c * value
-            by_y += (2 * ((corner >> 1) & 1) - 1) * a * c * value
-            by_z += (2 * (corner >> 2) - 1) * a * b * value
+    for first in tl.static_range(0, FEATURES, COLUMNS):
+        feature = first + tl.arange(0, COLUMNS)[None, :]
+        grad = tl.load(grad_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature, mask=alive[:, None], other=0.0)
+        for corner in tl.static_range(8):
+            row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
+            entry = offset + row[:, None] * FEATURES + feature
+            tl.atomic_add(grad_table_ptr + entry, (a * b * c)[:, None] * grad, mask=alive[:, None], sem="relaxed")
+            if WANT_X:
+                value = tl.sum(grad * tl.load(table_ptr + entry, mask=alive[:, None], other=0.0).to(tl.float32), axis=1)
+                by_x += (2 * (corner & 1) - 1) * b * c * value
+                by_y += (2 * ((corner >> 1) & 1) - 1) * a * c * value
+                by_z += (2 * (corner >> 2) - 1) * a * b * value
     if WANT_X:
         scale = 0.5 * resolution
         tl.atomic_add(grad_x_ptr + 3 * point, scale * free_x * by_x, mask=alive, sem="relaxed")
         tl.atomic_add(grad_x_ptr + 3 * point + 1, scale * free_y * by_y, mask=alive, sem="relaxed")
         tl.atomic_add(grad_x_ptr + 3 * point + 2, scale * free_z * by_z, mask=alive, sem="relaxed")
+
+
+def read_at_once(features: int) -> int:
+    """How many of a row's features one load takes: the largest power of two, up to four, that they are a multiple of."""
+    return next(count for count in (4, 2, 1) if features % count == 0)
+
+
+def added_at_once(features: int, device: torch.device) -> int:
+    """How many of a row's features one atomic addition takes: a pair from compute capability 9.0 on, else one.
+
+    Asked for a pair, Triton shuffles the addends of older processors through shared memory and saves no addition there.
+    """
+    wide = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)  # not CUDA: Triton's interpreter
+    return 2 if wide and features % 2 == 0 else 1
 
 
 def _launch(kernel: Any, grid: tuple[int, int], *arguments: Any) -> None:
@@ -166,8 +183,7 @@ class Encode(torch.autograd.Function):
         out = torch.empty(len(x), levels * features, dtype=torch.float32, device=x.device)
         if len(x):
             grid = (triton.cdiv(len(x), BLOCK), levels)
-            columns = triton.next_power_of_2(features)
-            _launch(_forward, grid, x, read, resolutions, out, len(x), size, features, columns, levels, BLOCK)
+            _launch(_forward, grid, x, read, resolutions, out, len(x), size, features, read_at_once(features), levels, BLOCK)
         ctx.save_for_backward(x, read, resolutions)
         return out
 
@@ -183,7 +199,7 @@ class Encode(torch.autograd.Function):
         if len(x):
             grid = (triton.cdiv(len(x), BLOCK), levels)
             arguments = (x, read, resolutions, grad.contiguous(), grad_table, grad_x, len(x))
-            _launch(_backward, grid, *arguments, size, features, triton.next_power_of_2(features), levels, BLOCK, want_x)
+            _launch(_backward, grid, *arguments, size, features, added_at_once(features, x.device), levels, BLOCK, want_x)
         return grad_x if want_x else None, grad_table if ctx.needs_input_grad[1] else None, None, None
 
 
