@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.timing import MIB, Bench, ms, new_parser, positive, prepare, tell
 from vp3d import pipeline, torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
@@ -176,8 +176,7 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
 
 def operations(work: Callable[[], object]) -> int:
     """Floating-point operations in the matrix products, convolutions and attention of a call of `work`."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # of which the counter does not know by itself
-    counter = FlopCounterMode(display=False, custom_mapping={attention: flops_of_attention})
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     with torch.compiler.set_stance("force_eager"), counter:  # what is first called under a counter would never be compiled
         work()
     return counter.get_total_flops()
@@ -186,6 +185,17 @@ def operations(work: Callable[[], object]) -> int:
 def flops_of_attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
     """Operations of softmax(q k^T) v for shapes [B, H, L, E], [B, H, S, E] and [B, H, S, V]."""
     return sdpa_flop_count(query, key, value)
+
+
+def flops_of_its_gradient(grad: torch.Size, *shapes: Any, **_: Any) -> int:
+    """Operations of its backward pass, for a gradient [B, H, L, V] and the same shapes."""
+    return sdpa_backward_flop_count(grad, *shapes[:3])
+
+
+CPU_ATTENTION = {  # of which the counter of operations does not know by itself
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flops_of_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flops_of_its_gradient,
+}
 
 
 def training_step(

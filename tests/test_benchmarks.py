@@ -300,7 +300,10 @@ def test_counting_operations_does_not_keep_a_network_from_being_compiled() -> No
 def test_attention_counts_on_a_cpu_as_well() -> None:
     heads = torch.randn(2, 4, 16, 8)
     attend = torch.nn.functional.scaled_dot_product_attention
-    assert sds_step.operations(lambda: attend(heads, heads, heads)) == 2 * (2 * 4 * 16 * 16 * 8) * 2
+    product = 2 * (2 * 4) * 16 * 16 * 8
+    assert sds_step.operations(lambda: attend(heads, heads, heads)) == 2 * product
+    leaf = heads.clone().requires_grad_()
+    assert sds_step.operations(lambda: attend(leaf, leaf, leaf).sum().backward()) == 2 * product + 5 * product  # scores anew
 
 
 def test_sds_step_runs_the_guidance_and_its_calls_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,7 @@ class VisualPromptConfig:
     steps: Annotated[int, Range(1, 1000)] = 30  # denoising steps
     guidance_scale: Annotated[float, Range(0, 200)] = 2.0  # classifier-free guidance; 1 is plain conditioning
     view: str = "front view"  # view words added to the prompt while drawing
+    words: str = ""  # more words for the drawing alone; the judge, who sees the cut-out, is not told
     ground: Share = 0.7  # grey level of the neutral ground it is put on before it is encoded, [0, 1]
     cutout_tolerance: Share = 0.12  # colour distance to the border colour that still counts as background, [0, 1]
     steadiness: Share = 0.8  # IoU of cut-outs by tighter and by wider limits, below which a drawn one is a scene, not an object

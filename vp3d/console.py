@@ -42,7 +42,7 @@ def run_program(name: str, main: Callable[[], None]) -> None:
         sys.stderr.write(f"{name}: {' '.join(str(problem).split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{name}: interrupted; the same command goes on with what is kept\n")
+        sys.stderr.write(f"{name}: interrupted\n")
         sys.exit(130)
 
 

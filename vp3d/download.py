@@ -21,18 +21,21 @@ from vp3d.run_folder import write_text
 
 TIMEOUT_S = 30.0  # seconds without a byte
 ATTEMPTS = 4
-ADDRESSES = 3  # how often the hub is asked for the address of one file, as such an address expires
+ADDRESSES = 3  # how often in a row the hub is asked for an address of a file that its storage then refuses: one may expire
 CHUNK = 1 << 20
 MB = 1.0e6
 SHA256_DIGITS = 64
 
 
 class Unavailable(Exception):
-    """A source cannot give a file, and why; `absent`: it has no such file, `refused`: it asks for a login or a fresh address."""
+    """A source cannot give a file, and why.
 
-    def __init__(self, reason: str, absent: bool = False, refused: bool = False) -> None:
+    absent: it has no such file; refused: it asks for a login or a fresh address; begun: it gave a part of it just now.
+    """
+
+    def __init__(self, reason: str, absent: bool = False, refused: bool = False, begun: bool = False) -> None:
         super().__init__(" ".join(reason.split()))
-        self.absent, self.refused = absent, refused
+        self.absent, self.refused, self.begun = absent, refused, begun
 
 
 class Transfer:
@@ -93,6 +96,7 @@ def download_http(url: str, target: Path, authorization: str = "") -> str:
     if target.is_file():
         return ""
     partial, tag = target.with_name(f"{target.name}.partial"), target.with_name(f"{target.name}.etag")
+    had, reason = _size(partial), "it sends less than it announces"
     for attempt in range(ATTEMPTS):
         try:
             if _continue_http(url, partial, tag, authorization):
@@ -103,12 +107,20 @@ def download_http(url: str, target: Path, authorization: str = "") -> str:
             if error.code == 416 and partial.exists():  # more is here than there: it is another file now
                 partial.unlink()
             elif error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS - 1:
-                raise Unavailable(_http_reason(error.code), error.code in (404, 410), error.code in (401, 403)) from error
+                begun = _size(partial) > had
+                raise Unavailable(_http_reason(error.code), error.code in (404, 410), error.code in (401, 403), begun) from error
         except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, ValueError) as error:
-            if attempt == ATTEMPTS - 1 or isinstance(error, ValueError | InvalidURL):
-                raise Unavailable(f"no answer ({getattr(error, 'reason', error)})") from error
+            reason = f"no answer ({getattr(error, 'reason', error)})"
+            if isinstance(error, ValueError | InvalidURL):
+                raise Unavailable(reason) from error
         time.sleep(0.2 * attempt)
-    raise Unavailable("the connection broke again and again; the same command goes on where it stopped")
+    if _size(partial) > had:
+        raise Unavailable("the connection broke again and again; the same command goes on where it stopped", begun=True)
+    raise Unavailable(reason)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _http_reason(code: int) -> str:
@@ -118,7 +130,7 @@ def _http_reason(code: int) -> str:
 
 def _continue_http(url: str, partial: Path, tag: Path, authorization: str = "") -> bool:
     """Read on from where `partial` ends; whether it is whole then."""
-    have = partial.stat().st_size if partial.is_file() else 0
+    have = _size(partial)
     request = urllib.request.Request(url, headers={"User-Agent": "vp3d", "Accept-Encoding": "identity"})
     if authorization:
         request.add_unredirected_header("Authorization", authorization)
@@ -177,7 +189,8 @@ def download_hub(repository: str, revision: str, path: str, target: Path) -> str
     begins anew when it was stopped. The token goes to the hub alone, not to the storage that it points to. The address there is
     signed and expires: when the storage refuses it, the hub is asked for another, and the file goes on where it stopped.
     """
-    for _ in range(ADDRESSES):
+    asked = 0
+    while asked < ADDRESSES:
         address, authorization, promised = _find_at_hub(repository, revision, path)
         try:
             download_http(address, target, authorization or "")
@@ -185,7 +198,7 @@ def download_hub(repository: str, revision: str, path: str, target: Path) -> str
         except Unavailable as error:
             if not error.refused or authorization is not None:
                 raise
-            refusal = error
+            refusal, asked = error, 1 if error.begun else asked + 1
     reason = f"its storage does not take the address that it gives: {refusal}"
     raise Unavailable(f"{reason}; the same command goes on where it stopped") from refusal
 

@@ -6,7 +6,7 @@ separated by blanks), then the table's own (vp3d/weights.py). A part of a model 
 
 Downloads go to `models/.NAME.part/`, checked files to `models/.NAME.new/`, and the finished folder is renamed: a model is
 there whole or not at all. Where the folder is there already, what is damaged or missing in it comes the same way, and the folder
-is touched only once all of that is there and checked; files that the user put there are never replaced. Whatever stopped a
+is touched only once all of that is there and checked; files that no fetch put there are never replaced. Whatever stopped a
 fetch, the same command goes on where it stopped.
 """
 
@@ -66,7 +66,7 @@ def fetch_all(names: list[str], places: list[str]) -> Iterator[Path]:
     for name in chosen:
         try:
             yield fetch(name, places)
-        except UserError as error:
+        except (UserError, OSError) as error:  # OSError: one that `fetch` has no better words for
             if len(chosen) == 1:
                 raise
             reasons[name] = str(error).removeprefix(f"cannot fetch {name}: ")
@@ -189,6 +189,8 @@ def _fetch_part(name: str, part: Part, places: list[str], staging: Path, ready: 
                     digests = _take(part, origin, own, probe)
                     break
                 except Unavailable as error:
+                    if error.begun:  # the rest is more likely to come from there than all of it from another
+                        raise UserError(f"cannot fetch {name}: {origin.name}: {error}") from error
                     reasons.append(f"{origin.name}: {error}")
             else:
                 continue
@@ -222,7 +224,7 @@ def _take(part: Part, origin: Origin, folder: Path, probe: str) -> dict[str, str
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            promised = "" if _linked(file, target) else origin.get(file, target)
+            promised = "" if _linked(file, target, folder.parent) else origin.get(file, target)
         except Unavailable as error:
             twin = _pickle_beside(origin, file.at_source) if error.absent else None
             if twin is not None:
@@ -259,10 +261,14 @@ def _fault(file: File, target: Path, promised: str, digest: str, probe: str) -> 
     return ""
 
 
-def _linked(file: File, target: Path) -> bool:
-    """Whether `target` could be taken from another fetched model that holds the very same file."""
+def _linked(file: File, target: Path, staging: Path) -> bool:
+    """Whether `target` could be taken from another fetched model that holds the very same file, or from another source's."""
     if not file.sha256 or target.exists():
         return False
+    for sibling in sorted(staging.glob(f"*/{file.path}")):  # whole, but another file of that source could not be had
+        if sha256_file(sibling) == file.sha256:
+            copy_file(sibling, target)
+            return True
     for folder in (models_folder() / other for other in MODELS):
         for path, entry in read_receipt(folder).items():
             if entry["sha256"] == file.sha256 and (folder / path).is_file() and not is_damaged(folder / path, entry):
@@ -354,7 +360,8 @@ def _folder_origin(base: Path, names: Callable[[File], list[str]]) -> Origin:
 def _check_space(missing: Collection[File], ready: Path, staging: Path) -> None:
     """UserError where what is `missing` and not already on its way in `staging` does not fit on the disk."""
     ready.mkdir(parents=True, exist_ok=True)
-    begun = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+    sources = staging.iterdir() if staging.is_dir() else ()
+    begun = max((sum(path.stat().st_size for path in own.rglob("*") if path.is_file()) for own in sources), default=0)
     needed = sum(file.size for file in missing) - begun
     free = shutil.disk_usage(ready).free
     if needed > free:

@@ -77,7 +77,7 @@ class Models:
 def generate(config: Config, resume_from: Path | None = None) -> Asset:
     """Make the asset `config` asks for, in a new run folder, or go on with the run in `resume_from`."""
     device = resolve_device(config.backend)
-    check_request(config, new=resume_from is None)
+    check_request(config, new=resume_from is None, drawn=resume_from is not None and is_drawn(RunFolder.open(resume_from)))
     if resume_from is not None:
         check_same_weights(RunFolder.open(resume_from), config)
     fitted = fit_to_device(config, device)
@@ -167,13 +167,16 @@ def fit_to_device(config: Config, device: torch.device) -> Config:
     return fitted
 
 
-def check_request(config: Config, new: bool) -> None:
-    """Refuse what cannot work before anything heavy is loaded; a `new` run must also cut out its picture and have a place."""
+def check_request(config: Config, new: bool, drawn: bool = False) -> None:
+    """Refuse what cannot work before anything heavy is loaded; a `new` run must also cut out its picture and have a place.
+
+    drawn: the visual prompt is there, so that what would draw it is not needed.
+    """
     for prior in (config.prior, config.visual_prompt.prior):
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         check_prompt(config.prompt, vocabulary)
         check_negative_prompt(config.negative_prompt, vocabulary)
-    places = [(key, place) for key, place in weight_places(config) if new or not key.startswith("visual_prompt.")]
+    places = [(key, place) for key, place in weight_places(config) if not (drawn and key.startswith("visual_prompt."))]
     check_fetched(places)
     for key, place in places:
         if key.startswith("visual_prompt."):  # loaded late, when there is something to draw
@@ -224,10 +227,15 @@ def tell_fewer_images(count: int, network: str) -> None:
     say(f"out of memory: going on with {count:,} images in one call of the {network}")
 
 
+def is_drawn(run: RunFolder) -> bool:
+    """Whether a run has its visual prompt: `scores.json` is written last."""
+    return (run.visual_prompt / "scores.json").is_file()
+
+
 @told_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
 def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: torch.device) -> VisualPrompt:
-    """The run's visual prompt: as it lies in the folder, else made now. `scores.json` is written last, so it marks the end."""
-    if (run.visual_prompt / "scores.json").is_file():
+    """The run's visual prompt: as it lies in the folder, else made now."""
+    if is_drawn(run):
         return load_visual_prompt(run)
     say("visual prompt: " + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}"))
     generator = make_generator(config.seed, "visual_prompt")

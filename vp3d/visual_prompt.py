@@ -82,7 +82,8 @@ def make_visual_prompt(
     clean = [n for n in usable if steady[n] >= least]
     if not clean:
         sheet = run_folder.visual_prompt / "sheet.png"
-        _write_png(contact_sheet(candidates, cutouts, ["no cut-out"] * len(scores), -1), sheet)
+        labels = [f"steadiness {steady[n]:.2f}" if n in usable else "no cut-out" for n in range(len(scores))]
+        _write_png(contact_sheet(candidates, cutouts, labels, -1), sheet)
         raise UserError(
             f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground (see {sheet}); "
             "try another seed=N, more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X or a lower "
@@ -117,7 +118,7 @@ def _draw(prior: Sampler, prompt: str, config: Config, generator: torch.Generato
     """Candidates `[N, 3, H, W]` in [0, 1] from the prior, and their masks `[N, 1, H, W]`."""
     settings = config.visual_prompt
     drawn = prior.sample(
-        [with_view(prompt, settings.view)] * settings.candidates,
+        [", ".join(filter(None, (with_view(prompt, settings.view), settings.words)))] * settings.candidates,
         strip_view(config.negative_prompt),
         settings.steps,
         settings.guidance_scale,

@@ -81,7 +81,7 @@ def _plain(*paths: str) -> tuple[File, ...]:
 
 
 _CLIP_TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
-_MIRROR = "https://modelscope.cn/models/AI-ModelScope"  # where the hub has no answer; not looked at by us, so hashes decide
+_MIRROR = "https://modelscope.cn/models/AI-ModelScope"  # not looked at by us: weights have hashes to meet, configs none
 _IP_ADAPTER = ("hf:h94/IP-Adapter@018e402774aeeddd60609b4ecdb7e298259dc729", f"{_MIRROR}/IP-Adapter/resolve/master")
 _VIT_H = (  # the image encoder of every IP-Adapter here
     File("models/image_encoder/config.json"),
@@ -382,7 +382,10 @@ def find_weights(place: str, key: str) -> tuple[str, bool]:
 
 def check_fetched(places: Iterable[tuple[str, str]]) -> None:
     """UserError with one command that fetches every name of the table among the `places` (config key, place) that lacks files."""
-    lacking = {place: (key, _lack(place)) for key, place in places if place in MODELS and _lack(place)}
+    lacking: dict[str, tuple[str, str]] = {}
+    for key, place in places:
+        if place in MODELS and place not in lacking and (what := _lack(place)):
+            lacking[place] = key, what
     if lacking:
         told = "; ".join(f"{key}: the model '{place}' {what}" for place, (key, what) in lacking.items())
         raise UserError(f"{told}; run: {FETCH} {' '.join(lacking)}")

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from vp3d.console import Parser, run_program, say
 from vp3d.diffusion.image_prompt import POOLED
-from vp3d.errors import UserError
 from vp3d.evaluate.judge import Judge, save_judge
 from vp3d.run_folder import atomic_write, check_output, sha256_file, write_json
 from vp3d.toybox import models
@@ -443,10 +442,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--{name} takes a whole number of 1 or more")
     if options.lr is not None and not 0.0 < options.lr < 1.0:
         parser.error("--lr takes a number between 0 and 1")
-    try:
-        check_output(options.data, "--data FOLDER")
-    except UserError as problem:
-        parser.error(str(problem))
+    check_output(options.data, "--data FOLDER")
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     work = options.data / "training"

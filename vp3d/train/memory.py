@@ -3,9 +3,9 @@
 A profile caps what decides the peak: field samples evaluated with a graph at once, and images in one call of the denoiser and of
 the autoencoder.
 It never raises what the configuration asks for, and it changes speed and rounding only. The figures are estimates, tried for
-12 GB alone (`benchmarks.full_size`): about 2.5 KB a sample for a torch hash grid of 8 levels, 0.3 GB an image for the UNet of
-SD 1.5 in half precision and 1.5 GB a picture for the graph of its autoencoder's encoder, beside 3 to 5 GB of weights. What they
-misjudge, halving after an out-of-memory error corrects.
+12 GB alone (`benchmarks.full_size`): about 2.5 KB a sample for a torch hash grid of 8 levels and, by the tensors that it keeps,
+0.4 KB for Triton's of 16, 0.3 GB an image for the UNet of SD 1.5 in half precision and 1.5 GB a picture for the graph of its
+autoencoder's encoder, beside 3 to 5 GB of weights. What they misjudge, halving after an out-of-memory error corrects.
 """
 
 from __future__ import annotations
