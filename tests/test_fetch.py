@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import urllib.request
@@ -50,6 +51,30 @@ def test_a_connection_that_breaks_every_time_is_one_line(monkeypatch: pytest.Mon
         add(monkeypatch, f"{server.url}/pub")
         assert "broke again and again; the same command goes on where it stopped" in refused("tiny")
     assert len([path for path, _ in server.ranges if "safetensors" in path]) == download.ATTEMPTS
+
+
+def test_a_source_that_broke_off_is_gone_on_with_and_not_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a large file is there: the next source would begin anew. One that then gives nothing more is passed over."""
+    path = "tiny/unet/model.safetensors"
+    with Server(served("tiny")) as first, Server(served("tiny")) as second:
+        add(monkeypatch, f"{first.url}/tiny", f"{second.url}/tiny")
+        first.cut = Always({path: 70_000})
+        assert "the connection broke again and again; the same command goes on where it stopped" in refused("tiny")
+        assert not second.ranges
+        first.cut, first.status = {}, {path: 500}
+        check_whole(fetch.fetch("tiny", []))
+        assert ("tiny/unet/model.safetensors", "") in second.ranges
+
+
+def test_a_whole_file_of_one_source_is_not_asked_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its hash is known, so that it is the same file."""
+    broken, sound = (served("tiny") | {"tiny/last.json": data} for data in (b"no JSON", b"{}"))
+    with Server(broken) as first, Server(sound) as second:
+        model = add(monkeypatch, f"{first.url}/tiny", f"{second.url}/tiny")
+        part = dataclasses.replace(model.parts[0], files=(*model.parts[0].files, File("last.json")))
+        monkeypatch.setitem(MODELS, "tiny", dataclasses.replace(model, parts=(part,)))
+        check_whole(fetch.fetch("tiny", []))
+        assert [path for path, _ in second.ranges] == ["tiny/config.json", "tiny/last.json"]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,6 +582,18 @@ def test_one_model_that_fails_does_not_stop_the_others(
     assert last.startswith("vp3d: cannot fetch 2 of 2 models. first: ") and "others" not in last
     assert main(["models", "fetch", "first"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("vp3d: cannot fetch first: ")
+
+
+def test_nor_does_one_whose_place_is_taken(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        add(monkeypatch, str(write(tmp_path / "here")), name=name)
+    home.mkdir()
+    (home / ".first.new").write_text("")
+    assert main(["models", "fetch", "first", "second"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot fetch 1 of 2 models. first: " in last and ".first.new" in last and last.endswith("there: second")
 
 
 def test_unavailable_is_one_line() -> None:

@@ -135,6 +135,17 @@ def test_all_that_is_not_fetched_is_told_before_anything_is_loaded(
         pipeline.generate(config, run)
 
 
+def test_what_draws_is_asked_for_on_resume_until_it_has_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = short(tiny_config(tmp_path))
+    run = pipeline.generate(config).run_dir
+    config.image, config.visual_prompt.prior.path = "", "sdxl"
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "nothing"))
+    pipeline.check_request(config, new=False, drawn=pipeline.is_drawn(pipeline.RunFolder.open(run)))
+    (run / "visual_prompt" / "scores.json").unlink()
+    with pytest.raises(UserError, match="^visual_prompt.prior.path: the model 'sdxl' is not fetched"):
+        pipeline.generate(config, run)
+
+
 def test_a_suite_loads_the_drawing_prior_before_it_makes_anything(tmp_path: Path) -> None:
     config = short(tiny_config(tmp_path))
     config.image, config.visual_prompt.prior.path = "", str(tmp_path)  # a folder, but no pipeline

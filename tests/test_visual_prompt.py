@@ -183,6 +183,17 @@ def test_a_ragged_cut_out_is_not_chosen_whatever_its_reward(clip: ClipText, tmp_
     assert found.chosen == max(rest, key=rest.__getitem__)
 
 
+def test_drawing_words_are_for_the_drawing_alone(clip: ClipText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    real = clip.target
+    monkeypatch.setattr(clip, "target", lambda prompts: told.extend(prompts) or real(prompts))
+    config, folder = run(tmp_path, candidates=2, words="plain white background")
+    prior = DiscPrior()
+    make(prior, clip, config, folder)
+    assert prior.asked["prompts"] == ["a red sphere, front view, plain white background"] * 2
+    assert "a red sphere, front view" in told and not any("background" in prompt for prompt in told)
+
+
 def test_scenes_are_not_taken_for_objects(clip: ClipText, tmp_path: Path) -> None:
     """Soft hills of colour up to the border: something can be cut out, but what depends on the limits."""
 
