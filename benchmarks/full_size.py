@@ -56,11 +56,12 @@ from vp3d.console import run_program
 from vp3d.errors import UserError
 from vp3d.export.surface import EmptyMesh
 from vp3d.out_of_memory import is_out_of_memory
-from vp3d.prompts import strip_view, with_view
+from vp3d.prompts import strip_view
 from vp3d.run_folder import write_json
 from vp3d.train import loop
 from vp3d.train.coarse import make_generator
 from vp3d.train.memory import GIB, USABLE, fit_to_memory, free_memory_gb
+from vp3d.visual_prompt import drawing_prompt
 
 PROMPT = "a red ball"
 PICTURE_SIDE = 256
@@ -197,7 +198,7 @@ class Watch:
 
         def drawing(config: Config, models: pipeline.Models, *args: Any) -> Any:
             asked = config.visual_prompt
-            prompts = [with_view(config.prompt, asked.view)] * asked.candidates
+            prompts = [drawing_prompt(config.prompt, asked)] * asked.candidates
             generator = make_generator(config.seed, "visual_prompt")
             with self.during("draw"):
                 negative = strip_view(config.negative_prompt)

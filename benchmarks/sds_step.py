@@ -5,8 +5,8 @@ resolution of the prior, side of the rendered views, and number of them:
 
     floor     the denoiser's own forward passes alone: the very calls that a step makes, without anything around them
     guidance  the product's `Guidance` on views with a visual prompt, and its backward pass to their pixels
-    counted   the floating-point operations of the guidance's products and convolutions by those of the floor: its time by the
-              floor if each went as fast as the denoiser's
+    counted   the floating-point operations of the guidance's products, convolutions and attention by those of the floor: its
+              time by the floor if each went as fast as the denoiser's
     step      the product's training step: the field rendered, guidance, regularisers, backward to the field, Adam; no rewards,
               as their models are others, and between two updates of the occupancy grid
     encoder   the autoencoder from pixels to latents, forward and backward

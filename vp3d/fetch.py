@@ -28,7 +28,7 @@ from vp3d.config import expand
 from vp3d.console import say
 from vp3d.download import Unavailable, copy_file, download_http, download_hub, exists_http, exists_hub
 from vp3d.errors import UserError
-from vp3d.fetched import damage, is_damaged
+from vp3d.fetched import damage
 from vp3d.run_folder import sha256_file, write_json, write_text
 from vp3d.weights import (
     FETCH,
@@ -265,19 +265,17 @@ def _linked(file: File, target: Path, staging: Path) -> bool:
     """Whether `target` could be taken from another fetched model that holds the very same file, or from another source's."""
     if not file.sha256 or target.exists():
         return False
-    for sibling in sorted(staging.glob(f"*/{file.path}")):  # whole, but another file of that source could not be had
-        if sha256_file(sibling) == file.sha256:
-            copy_file(sibling, target)
-            return True
-    for folder in (models_folder() / other for other in MODELS):
-        for path, entry in read_receipt(folder).items():
-            if entry["sha256"] == file.sha256 and (folder / path).is_file() and not is_damaged(folder / path, entry):
-                try:
-                    os.link(folder / path, target)
-                except OSError:  # another file system, or one without links
-                    copy_file(folder / path, target)
-                return True
-    return False
+    receipts = [(models_folder() / other, read_receipt(models_folder() / other)) for other in MODELS]
+    noted = [folder / path for folder, files in receipts for path, entry in files.items() if entry["sha256"] == file.sha256]
+    begun = sorted(staging.glob(f"*/{file.path}"))  # whole, but another file of that source could not be had
+    same = next((path for path in [*begun, *noted] if path.is_file() and sha256_file(path) == file.sha256), None)
+    if same is None:
+        return False
+    try:
+        os.link(same, target)
+    except OSError:  # another file system, or one without links
+        copy_file(same, target)
+    return True
 
 
 def _pickle_beside(origin: Origin, path: str) -> str | None:

@@ -13,11 +13,6 @@ from vp3d.run_folder import sha256_file
 from vp3d.weights import FETCH, GB, MODELS, find_model, missing_files, models_folder, read_receipt
 
 
-def is_damaged(path: Path, entry: dict[str, str | int]) -> bool:
-    """Whether the file at `path` is not the one that its `entry` of a receipt tells of."""
-    return path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]
-
-
 def damage(name: str) -> dict[str, str]:
     """Path -> what is wrong with it, for files of the model `name` that are missing or not what was fetched or published."""
     folder = models_folder() / name
@@ -27,11 +22,15 @@ def damage(name: str) -> dict[str, str]:
     for path in sorted({*known, *receipt}):
         if not (folder / path).is_file():
             continue
-        if path in receipt and is_damaged(folder / path, receipt[path]):
+        if path in receipt and _is_damaged(folder / path, receipt[path]):
             faults[path] = "is damaged or was changed"
         elif known.get(path) and known[path] != (receipt[path]["sha256"] if path in receipt else sha256_file(folder / path)):
             faults[path] = "is not the published file"
     return faults
+
+
+def _is_damaged(path: Path, entry: dict[str, str | int]) -> bool:
+    return path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]
 
 
 def verify(names: list[str]) -> str:

@@ -77,15 +77,16 @@ class Models:
 def generate(config: Config, resume_from: Path | None = None) -> Asset:
     """Make the asset `config` asks for, in a new run folder, or go on with the run in `resume_from`."""
     device = resolve_device(config.backend)
-    check_request(config, new=resume_from is None, drawn=resume_from is not None and is_drawn(RunFolder.open(resume_from)))
-    if resume_from is not None:
-        check_same_weights(RunFolder.open(resume_from), config)
+    begun = None if resume_from is None else RunFolder.open(resume_from)
+    check_request(config, new=begun is None, drawn=begun is not None and is_drawn(begun))
+    if begun is not None:
+        check_same_weights(begun, config)
     fitted = fit_to_device(config, device)
     models = load_models(fitted, device)
-    run = RunFolder.create(config) if resume_from is None else RunFolder.open(resume_from)
+    run = RunFolder.create(config) if begun is None else begun
     with run.lock():
-        run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=resume_from is not None)
-        if resume_from is None and is_outside_grammar(config):
+        run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=begun is not None)
+        if begun is None and is_outside_grammar(config):
             teller(run)("warning", message=OUTSIDE_GRAMMAR)
         visual_prompt = find_visual_prompt(fitted, models, run, device)
         stage = build_coarse(fitted, models, visual_prompt, run, device)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vp3d.config import Config, expand
+from vp3d.config import Config, VisualPromptConfig, expand
 from vp3d.cutout import border_flood, is_usable, on_ground, read_picture, square_up, steadiness
 from vp3d.errors import UserError
 from vp3d.prompts import phrases, strip_view, with_view
@@ -114,11 +114,16 @@ def load_visual_prompt(run_folder: RunFolder) -> VisualPrompt:
         ) from error
 
 
+def drawing_prompt(prompt: str, settings: VisualPromptConfig) -> str:
+    """What the prior is asked to draw: the prompt with view words and those for the drawing alone."""
+    return ", ".join(filter(None, (with_view(prompt, settings.view), settings.words)))
+
+
 def _draw(prior: Sampler, prompt: str, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Candidates `[N, 3, H, W]` in [0, 1] from the prior, and their masks `[N, 1, H, W]`."""
     settings = config.visual_prompt
     drawn = prior.sample(
-        [", ".join(filter(None, (with_view(prompt, settings.view), settings.words)))] * settings.candidates,
+        [drawing_prompt(prompt, settings)] * settings.candidates,
         strip_view(config.negative_prompt),
         settings.steps,
         settings.guidance_scale,
