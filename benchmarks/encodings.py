@@ -85,7 +85,9 @@ def cuda_fields(config: FieldConfig, device: torch.device) -> tuple[dict[str, Fi
     return found, notes
 
 
-def tiny_cuda_nn(config: FieldConfig, device: torch.device) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]] | None, str]:
+def tiny_cuda_nn(
+    config: FieldConfig, device: torch.device
+) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]] | None, str]:
     """tiny-cuda-nn's hash grid and network of the same size, called like a field, and "", or None and why."""
     if device.type != "cuda":
         return None, "tiny-cuda-nn is left out: no GPU here"
@@ -95,9 +97,23 @@ def tiny_cuda_nn(config: FieldConfig, device: torch.device) -> tuple[Callable[[T
         return None, f"tiny-cuda-nn is left out: {' '.join(str(error).split())}"
     resolutions = level_resolutions(config.levels, config.resolution)
     growth = (resolutions[-1] / resolutions[0]) ** (1.0 / max(config.levels - 1, 1))
-    encoding = {"otype": "HashGrid", "n_levels": config.levels, "n_features_per_level": config.features}
-    encoding |= {"log2_hashmap_size": config.log2_table, "base_resolution": resolutions[0], "per_level_scale": growth}
-    network = {"otype": "FullyFusedMLP", "activation": "ReLU", "output_activation": "None", "n_neurons": 64, "n_hidden_layers": 1}
+    encoding = {
+        "otype": "HashGrid",
+        "n_levels": config.levels,
+        "n_features_per_level": config.features,
+    }
+    encoding |= {
+        "log2_hashmap_size": config.log2_table,
+        "base_resolution": resolutions[0],
+        "per_level_scale": growth,
+    }
+    network = {
+        "otype": "FullyFusedMLP",
+        "activation": "ReLU",
+        "output_activation": "None",
+        "n_neurons": 64,
+        "n_hidden_layers": 1,
+    }
     both = tinycudann.NetworkWithInputEncoding(3, 4, encoding, network)
 
     def field(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +123,9 @@ def tiny_cuda_nn(config: FieldConfig, device: torch.device) -> tuple[Callable[[T
     return field, ""
 
 
-def backends(config: FieldConfig, device: torch.device) -> tuple[dict[str, Callable[[Tensor], Pass]], list[str]]:
+def backends(
+    config: FieldConfig, device: torch.device
+) -> tuple[dict[str, Callable[[Tensor], Pass]], list[str]]:
     """For each backend that runs here, from points `[N, 3]` to a pass over them; and why the others do not."""
     fields: dict[str, Any] = {
         "grid": GridField(config, torch.Generator().manual_seed(0)),
@@ -134,12 +152,18 @@ def backends(config: FieldConfig, device: torch.device) -> tuple[dict[str, Calla
 def measure(options: argparse.Namespace, bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
     """A record for each number of points and backend, and why backends were left out."""
     config = FieldConfig(
-        "hashgrid", options.resolution, levels=options.levels, features=options.features, log2_table=options.log2_table
+        "hashgrid",
+        options.resolution,
+        levels=options.levels,
+        features=options.features,
+        log2_table=options.log2_table,
     )
     passes, notes = backends(config, bench.device)
     records = []
     for points in options.points:
-        x = (2.0 * torch.rand(points, 3, generator=torch.Generator().manual_seed(1)) - 1.0).to(bench.device)
+        x = (2.0 * torch.rand(points, 3, generator=torch.Generator().manual_seed(1)) - 1.0).to(
+            bench.device
+        )
         for name, build in passes.items():
             records.append({"points": points, "backend": name, **bench.passes(build(x))})
     return records, notes
@@ -149,11 +173,30 @@ def main(argv: list[str] | None = None) -> None:
     """Time every backend at every size, print the table, write the JSON."""
     size = FieldConfig()
     parser = new_parser("encodings", __doc__ or "")
-    parser.add_argument("--points", type=positive, nargs="+", default=[4096, 32768, 131072], metavar="N", help="points a call")
-    parser.add_argument("--resolution", type=positive, default=size.resolution, metavar="N", help="finest cells a side")
-    parser.add_argument("--levels", type=positive, default=size.levels, metavar="N", help="of the hash grids")
-    parser.add_argument("--features", type=positive, default=size.features, metavar="N", help="a level")
-    parser.add_argument("--log2-table", type=positive, default=size.log2_table, metavar="N", help="entries a level")
+    parser.add_argument(
+        "--points",
+        type=positive,
+        nargs="+",
+        default=[4096, 32768, 131072],
+        metavar="N",
+        help="points a call",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=positive,
+        default=size.resolution,
+        metavar="N",
+        help="finest cells a side",
+    )
+    parser.add_argument(
+        "--levels", type=positive, default=size.levels, metavar="N", help="of the hash grids"
+    )
+    parser.add_argument(
+        "--features", type=positive, default=size.features, metavar="N", help="a level"
+    )
+    parser.add_argument(
+        "--log2-table", type=positive, default=size.log2_table, metavar="N", help="entries a level"
+    )
     options = parser.parse_args(argv)
     bench = prepare(options)
     records, notes = measure(options, bench)
@@ -169,7 +212,14 @@ def main(argv: list[str] | None = None) -> None:
         ]
         for record in records
     ]
-    header = ["backend", "points", "forward, ms", "forward + backward, ms", "by the grid", "million points/s"]
+    header = [
+        "backend",
+        "points",
+        "forward, ms",
+        "forward + backward, ms",
+        "by the grid",
+        "million points/s",
+    ]
     tell(options, bench, "encodings", "Fields by number of points", header, rows, records, notes)
 
 

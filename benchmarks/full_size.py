@@ -77,7 +77,12 @@ QUICK = (  # every reward acts from the first step; few steps of drawing, little
     "export.turntable_frames=4",
     "export.turntable_size=64",
 )
-TINY_RUN = (*sds_step.TINY_FIELD, f"prior.resolution={sds_step.TINY}", "render.resolution=32", "visual_prompt.candidates=2")
+TINY_RUN = (
+    *sds_step.TINY_FIELD,
+    f"prior.resolution={sds_step.TINY}",
+    "render.resolution=32",
+    "visual_prompt.candidates=2",
+)
 PHASES = {  # functions of the product, and what the time and memory in them are told as
     "load_models": "load",
     "find_visual_prompt": "prompt",
@@ -86,7 +91,16 @@ PHASES = {  # functions of the product, and what the time and memory in them are
     "look_around": "views",
     "present": "present",
 }
-HEADER = ("configuration", "card, GB", "profile", "encoder, dtype", "samples at once", "images at once", "load, s", "step, s")
+HEADER = (
+    "configuration",
+    "card, GB",
+    "profile",
+    "encoder, dtype",
+    "samples at once",
+    "images at once",
+    "load, s",
+    "step, s",
+)
 HEADER += ("finite steps", "peak, GiB", "reserved, GiB", "peak in", "exported")
 
 
@@ -94,7 +108,9 @@ def draw_disc(path: Path) -> None:
     """A red disc on white, `PICTURE_SIDE` pixels a side."""
     picture = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE), "white")
     margin = PICTURE_SIDE // 5
-    ImageDraw.Draw(picture).ellipse((margin, margin, PICTURE_SIDE - margin, PICTURE_SIDE - margin), (200, 40, 30))
+    ImageDraw.Draw(picture).ellipse(
+        (margin, margin, PICTURE_SIDE - margin, PICTURE_SIDE - margin), (200, 40, 30)
+    )
     picture.save(path)
 
 
@@ -102,22 +118,40 @@ def new_config(options: argparse.Namespace, file: Path, work: Path, device: torc
     """The run of a configuration file, with its models in `work`."""
     steps = f"optim.steps={options.repeats + options.warmup}"
     settings = [steps, *QUICK, *(TINY_RUN if options.tiny else ())]
-    settings += [f"backend={device.type}"] + (["prior.dtype=float32"] if device.type == "cpu" else [])
+    settings += [f"backend={device.type}"] + (
+        ["prior.dtype=float32"] if device.type == "cpu" else []
+    )
     config = load_config(None, [file], [*settings, *options.overrides])
     subfolder, _, weight = ADAPTERS[options.model].partition("/")
     encoder = config.prior.image_encoder_folder
     encoder = encoder if "/" in encoder else f"{config.prior.ip_adapter_subfolder}/{encoder}"
     named = (config.prior.ip_adapter_subfolder, config.prior.ip_adapter_weight, encoder)
     if config.prior.ip_adapter and named != (subfolder, weight, ENCODER_FOLDER):
-        raise UserError(f"{file}: --model {options.model} is written with {ADAPTERS[options.model]} only, not {named[1]}")
+        raise UserError(
+            f"{file}: --model {options.model} is written with {ADAPTERS[options.model]} only, not {named[1]}"
+        )
     if config.prior.vae not in ("", *SMALL_VAES):
-        raise UserError(f"{file}: prior.vae {config.prior.vae} is not written here; there is {' and '.join(SMALL_VAES)}")
+        raise UserError(
+            f"{file}: prior.vae {config.prior.vae} is not written here; there is {' and '.join(SMALL_VAES)}"
+        )
     if config.visual_prompt.prior.path:
-        raise UserError(f"{file}: visual_prompt.prior is not measured here; give it as --model and --config of its own")
-    config.prompt, config.image, config.output_dir = PROMPT, str(work / "disc.png"), str(work / "runs")
-    config.prior.path, config.prior.vae = str(work / options.model), str(work / "taesd") if config.prior.vae else ""
+        raise UserError(
+            f"{file}: visual_prompt.prior is not measured here; give it as --model and --config of its own"
+        )
+    config.prompt, config.image, config.output_dir = (
+        PROMPT,
+        str(work / "disc.png"),
+        str(work / "runs"),
+    )
+    config.prior.path, config.prior.vae = (
+        str(work / options.model),
+        str(work / "taesd") if config.prior.vae else "",
+    )
     config.prior.ip_adapter = str(work / "ip_adapter") if config.prior.ip_adapter else ""
-    config.rewards.imagereward, config.rewards.dinov2 = str(work / "imagereward"), str(work / "dinov2-base")
+    config.rewards.imagereward, config.rewards.dinov2 = (
+        str(work / "imagereward"),
+        str(work / "dinov2-base"),
+    )
     return config
 
 
@@ -138,7 +172,9 @@ class Watch:
     def install(self) -> None:
         """Stand around the product's functions."""
         for name, phase in PHASES.items():
-            setattr(pipeline, name, self._kept(name, self._in_phase(phase, getattr(pipeline, name))))
+            setattr(
+                pipeline, name, self._kept(name, self._in_phase(phase, getattr(pipeline, name)))
+            )
         pipeline.fit_to_device = self._kept("fit_to_device", pipeline.fit_to_device)
         pipeline.find_visual_prompt = self._drawing(pipeline.find_visual_prompt)
         pipeline.say = self._heard(pipeline.say)
@@ -202,7 +238,9 @@ class Watch:
             generator = make_generator(config.seed, "visual_prompt")
             with self.during("draw"):
                 negative = strip_view(config.negative_prompt)
-                drawn = models.prior.sample(prompts, negative, asked.steps, asked.guidance_scale, generator)
+                drawn = models.prior.sample(
+                    prompts, negative, asked.steps, asked.guidance_scale, generator
+                )
                 self.drawn_finite = bool(drawn.isfinite().all())
                 del drawn
             return find(config, models, *args)
@@ -224,7 +262,12 @@ def child(job: Path) -> None:
     profile = fit_to_memory(config, free_memory_gb(bench.device))[1].name if on_gpu else ""
     watch = Watch(bench)
     watch.install()
-    found: dict[str, Any] = {"profile": profile, "dtype": config.prior.dtype, "exported": "", "out_of_memory": ""}
+    found: dict[str, Any] = {
+        "profile": profile,
+        "dtype": config.prior.dtype,
+        "exported": "",
+        "out_of_memory": "",
+    }
     try:
         found["glb"] = str(pipeline.generate(config).run_dir / "model.glb")
         found["exported"] = "yes"
@@ -241,11 +284,19 @@ def summary(watch: Watch) -> dict[str, Any]:
     """What `watch` saw, for the JSON; memory in bytes, time in seconds."""
     fitted = watch.results.get("fit_to_device", Config())
     models, stage = watch.results.get("load_models"), watch.results.get("build_coarse")
-    encoder = next((line for line in watch.said if line.startswith("hash grid by")), "hash grid by torch")
+    encoder = next(
+        (line for line in watch.said if line.startswith("hash grid by")), "hash grid by torch"
+    )
     return {
         "encoder": encoder.removeprefix("hash grid by "),
-        "samples": [fitted.render.chunk, stage.render_config.chunk if stage else fitted.render.chunk],
-        "images": [fitted.prior.max_batch, models.prior.max_batch if models else fitted.prior.max_batch],
+        "samples": [
+            fitted.render.chunk,
+            stage.render_config.chunk if stage else fitted.render.chunk,
+        ],
+        "images": [
+            fitted.prior.max_batch,
+            models.prior.max_batch if models else fitted.prior.max_batch,
+        ],
         "drawn_finite": watch.drawn_finite,
         "finite_steps": sum(not step["problem"] for step in watch.steps),
         "steps": watch.steps,
@@ -254,18 +305,31 @@ def summary(watch: Watch) -> dict[str, Any]:
     }
 
 
-def measure(options: argparse.Namespace, bench: Bench, config: Config, work: Path, card_gb: float) -> dict[str, Any]:
+def measure(
+    options: argparse.Namespace, bench: Bench, config: Config, work: Path, card_gb: float
+) -> dict[str, Any]:
     """What a child process found for `config` on a card of `card_gb` (0: all there is)."""
     job = work / "job.json"
-    capped = dataclasses.replace(config, cuda=dataclasses.replace(config.cuda, memory_gb=card_gb or config.cuda.memory_gb))
+    capped = dataclasses.replace(
+        config, cuda=dataclasses.replace(config.cuda, memory_gb=card_gb or config.cuda.memory_gb)
+    )
     save_config(capped, job.with_suffix(".yaml"))
     found = job.with_suffix(".found.json")
     found.unlink(missing_ok=True)
-    told = {"device": str(bench.device), "card_gb": card_gb, "threads": options.threads, "clock": bench.clock}
+    told = {
+        "device": str(bench.device),
+        "card_gb": card_gb,
+        "threads": options.threads,
+        "clock": bench.clock,
+    }
     write_json(job, told)
-    ended = subprocess.run([sys.executable, "-m", "benchmarks.full_size", "--child", str(job)], cwd=ROOT, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.full_size", "--child", str(job)], cwd=ROOT, check=False
+    )
     if ended.returncode or not found.is_file():
-        raise UserError(f"the run ended with code {ended.returncode} and found nothing: what went wrong is told above")
+        raise UserError(
+            f"the run ended with code {ended.returncode} and found nothing: what went wrong is told above"
+        )
     return json.loads(found.read_text(encoding="utf-8"))
 
 
@@ -281,23 +345,39 @@ def row_of(found: dict[str, Any], warmup: int) -> list[str]:
     head.append(f"{found['phases']['load']['seconds']:.1f}" if "load" in found["phases"] else "–")
     head.append(f"{statistics.median(counted):.2f}" if counted else "–")
     head.append(f"{found['finite_steps']} of {len(found['steps'])}")
-    peaks = {name: phase["allocated_bytes"] for name, phase in found["phases"].items() if "allocated_bytes" in phase}
+    peaks = {
+        name: phase["allocated_bytes"]
+        for name, phase in found["phases"].items()
+        if "allocated_bytes" in phase
+    }
     if peaks:
         reserved = max(phase["reserved_bytes"] for phase in found["phases"].values())
         worst = max(peaks, key=peaks.__getitem__)
         head += [f"{peaks[worst] / GIB:.2f}", f"{reserved / GIB:.2f}", worst]
     else:
         head += ["–"] * 3
-    return [*head, f"out of memory in {found['out_of_memory']}" if found["out_of_memory"] else found["exported"]]
+    return [
+        *head,
+        f"out of memory in {found['out_of_memory']}"
+        if found["out_of_memory"]
+        else found["exported"],
+    ]
 
 
 def notes_on(found: dict[str, Any]) -> list[str]:
     """Lines beneath the table: the peak of each phase, and what was not as it should be."""
-    name = f"{found['configuration']}, {found['card_gb']:g} GB" if found["card_gb"] else found["configuration"]
+    name = (
+        f"{found['configuration']}, {found['card_gb']:g} GB"
+        if found["card_gb"]
+        else found["configuration"]
+    )
     peaks = [(phase, seen.get("allocated_bytes")) for phase, seen in found["phases"].items()]
     notes = []
     if any(size for _, size in peaks):
-        notes.append(f"{name}: peak GiB by phase: " + ", ".join(f"{phase} {size / GIB:.2f}" for phase, size in peaks))
+        notes.append(
+            f"{name}: peak GiB by phase: "
+            + ", ".join(f"{phase} {size / GIB:.2f}" for phase, size in peaks)
+        )
     if "draw" in found["phases"] and found["out_of_memory"] != "draw" and not found["drawn_finite"]:
         notes.append(f"{name}: what it drew is not finite")
     return notes + ([f"{name}: {found['message']}"] if "message" in found else [])
@@ -315,11 +395,31 @@ def new_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line; whatever is wrong in it is one line."""
     parser = new_parser("full_size", __doc__ or "", repeats=5, warmup=1, count="steps")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
-    parser.add_argument("--model", choices=tuple(FULL.priors), default="sd15", help="the prior's sizes (sd15)")
-    parser.add_argument("--config", type=Path, nargs="+", metavar="FILE", help="one run each (configs/MODEL.yaml)")
-    parser.add_argument("--card-gb", type=card_size, nargs="+", metavar="N", help="act like cards of these sizes (all there is)")
-    parser.add_argument("--tiny", action=argparse.BooleanOptionalAction, help="small networks (the default on a CPU)")
-    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "full_size", metavar="DIR", help="for all it writes")
+    parser.add_argument(
+        "--model", choices=tuple(FULL.priors), default="sd15", help="the prior's sizes (sd15)"
+    )
+    parser.add_argument(
+        "--config", type=Path, nargs="+", metavar="FILE", help="one run each (configs/MODEL.yaml)"
+    )
+    parser.add_argument(
+        "--card-gb",
+        type=card_size,
+        nargs="+",
+        metavar="N",
+        help="act like cards of these sizes (all there is)",
+    )
+    parser.add_argument(
+        "--tiny",
+        action=argparse.BooleanOptionalAction,
+        help="small networks (the default on a CPU)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "outputs" / "full_size",
+        metavar="DIR",
+        help="for all it writes",
+    )
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_intermixed_args(argv)
 
@@ -327,11 +427,15 @@ def new_options(argv: list[str] | None) -> argparse.Namespace:
 def check_cards(cards: list[float] | None, device: torch.device) -> None:
     """Refuse cards that this machine cannot act like."""
     if cards and device.type != "cuda":
-        raise UserError("--card-gb caps the memory of a CUDA device, and this runs on a CPU: leave it out")
+        raise UserError(
+            "--card-gb caps the memory of a CUDA device, and this runs on a CPU: leave it out"
+        )
     total = torch.cuda.get_device_properties(device).total_memory / GIB if cards else 0.0
     for card in cards or ():
         if card * USABLE > total:
-            raise UserError(f"--card-gb {card:g}: this GPU has {total:.1f} GiB, it cannot act like a larger one")
+            raise UserError(
+                f"--card-gb {card:g}: this GPU has {total:.1f} GiB, it cannot act like a larger one"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -346,9 +450,13 @@ def main(argv: list[str] | None = None) -> None:
     if options.tiny is None:
         options.tiny = bench.device.type != "cuda"
         if options.tiny:
-            notes.append("No GPU here, so this was --tiny: it says nothing of the full size (--no-tiny runs that, slowly).")
+            notes.append(
+                "No GPU here, so this was --tiny: it says nothing of the full size (--no-tiny runs that, slowly)."
+            )
     work = options.work.absolute() / ("tiny" if options.tiny else "full")
-    files = [path.absolute() for path in options.config or [ROOT / "configs" / f"{options.model}.yaml"]]
+    files = [
+        path.absolute() for path in options.config or [ROOT / "configs" / f"{options.model}.yaml"]
+    ]
     configs = [new_config(options, file, work, bench.device) for file in files]
     sizes = TINY if options.tiny else FULL
     write_folders(work, options.model, sizes, bench.device)
@@ -360,11 +468,26 @@ def main(argv: list[str] | None = None) -> None:
             records.append({"configuration": file.stem, "card_gb": card, **found})
             notes += notes_on(records[-1])
     with torch.device("meta"):
-        networks: dict[str, nn.Module] = {"denoiser": new_unet(sizes.priors[options.model]), "image encoder": new_tower(sizes)}
-    counted = [f"{name} of {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M" for name, net in networks.items()]
+        networks: dict[str, nn.Module] = {
+            "denoiser": new_unet(sizes.priors[options.model]),
+            "image encoder": new_tower(sizes),
+        }
+    counted = [
+        f"{name} of {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
+        for name, net in networks.items()
+    ]
     title = f"{options.model}{' in tiny' if options.tiny else ''}, random weights: {', '.join(counted)} parameters"
     rows = [row_of(found, bench.warmup) for found in records]
-    tell(options, bench, "full_size", title, HEADER, rows, {"tiny": options.tiny, "runs": records}, notes)
+    tell(
+        options,
+        bench,
+        "full_size",
+        title,
+        HEADER,
+        rows,
+        {"tiny": options.tiny, "runs": records},
+        notes,
+    )
 
 
 if __name__ == "__main__":

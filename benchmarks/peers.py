@@ -70,16 +70,25 @@ class Curve:
         return None if done is None else sum(self.step_s[:done])
 
 
-def take_views(caption: str, count: int, size: int, first_azimuth_deg: float, config: CameraConfig) -> Views:
+def take_views(
+    caption: str, count: int, size: int, first_azimuth_deg: float, config: CameraConfig
+) -> Views:
     """`count` exact views of a caption's scene, `size` pixels a side, spread over azimuth and the config's elevations."""
     turn = first_azimuth_deg + TURN_DEG * np.arange(count)
     share = (np.arange(count) + 0.5) / count
-    elevation = config.elevation_min_deg + (config.elevation_max_deg - config.elevation_min_deg) * share
+    elevation = (
+        config.elevation_min_deg + (config.elevation_max_deg - config.elevation_min_deg) * share
+    )
     camera = orbit((turn % 360.0).tolist(), elevation.tolist(), config.distance, config.fov_deg)
     full = np.ones(count)
     vectors = view_vectors(turn % 360.0, elevation, full * config.distance, full * config.fov_deg)
-    pictures, _ = render_scenes([build_scene(parse_caption(caption))], np.zeros(count), vectors, full * GROUND, size)
-    return Views(camera_rays(camera, size, size), torch.from_numpy(pictures).float().div(255.0).reshape(-1, 3))
+    pictures, _ = render_scenes(
+        [build_scene(parse_caption(caption))], np.zeros(count), vectors, full * GROUND, size
+    )
+    return Views(
+        camera_rays(camera, size, size),
+        torch.from_numpy(pictures).float().div(255.0).reshape(-1, 3),
+    )
 
 
 def psnr(draw: Draw, views: Views, chunk: int) -> float:
@@ -101,7 +110,10 @@ class Arm:
 
 def build_arm(name: str, options: argparse.Namespace) -> tuple[Arm | None, str]:
     """The arm called `name` and "", or None and why it cannot run here."""
-    chance, jitter = torch.Generator().manual_seed(options.seed), torch.Generator().manual_seed(options.seed)
+    chance, jitter = (
+        torch.Generator().manual_seed(options.seed),
+        torch.Generator().manual_seed(options.seed),
+    )
     config = RenderConfig(samples=options.samples)
     size = FieldConfig(resolution=options.resolution)
     textbook = name.startswith("textbook")
@@ -111,7 +123,9 @@ def build_arm(name: str, options: argparse.Namespace) -> tuple[Arm | None, str]:
         occupancy = OccupancyGrid(config)
 
         def ours(rays: Rays, generator: torch.Generator | None) -> Tensor:
-            return render_rays(field, rays, config, occupancy, generator).over(torch.full((3,), GROUND))
+            return render_rays(field, rays, config, occupancy, generator).over(
+                torch.full((3,), GROUND)
+            )
 
         def look_again(i: int) -> None:
             if i % config.occupancy_every == 0:
@@ -126,12 +140,16 @@ def build_arm(name: str, options: argparse.Namespace) -> tuple[Arm | None, str]:
         through = partial(composite_nerfacc, nerfacc)
 
     def peer(rays: Rays, generator: torch.Generator | None) -> Tensor:
-        return through(field, rays, *ray_bins(rays, options.samples, generator), options.samples, GROUND)
+        return through(
+            field, rays, *ray_bins(rays, options.samples, generator), options.samples, GROUND
+        )
 
     return Arm(field, peer, lambda i: None), ""
 
 
-def optimise(arm: Arm, train: Views, held_out: Views, bench: Bench, options: argparse.Namespace) -> Curve:
+def optimise(
+    arm: Arm, train: Views, held_out: Views, bench: Bench, options: argparse.Namespace
+) -> Curve:
     """Fit the arm's field to the training views by mean squared error; random rays and samples depend on the seed alone."""
     optim = OptimConfig()
     optimizer = torch.optim.Adam(arm.field.parameter_groups(optim), eps=1.0e-15)
@@ -151,7 +169,9 @@ def optimise(arm: Arm, train: Views, held_out: Views, bench: Bench, options: arg
         squared_error(arm.draw(batch, places), target).backward()
         optimizer.step()
         curve.step_s.append(bench.now() - begin)
-        progress = sum(curve.step_s) / options.seconds if options.seconds else (i + 1) / options.steps
+        progress = (
+            sum(curve.step_s) / options.seconds if options.seconds else (i + 1) / options.steps
+        )
         if progress >= min(looks / options.looks, 1.0) - 1.0e-9:
             looks = int(progress * options.looks + 1.0e-9) + 1
             curve.psnr.append((i + 1, psnr(arm.draw, held_out, options.rays)))
@@ -178,16 +198,53 @@ def new_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("peers", __doc__ or "", repeats=300, warmup=1, count="steps")
     parser.add_argument("caption", nargs="?", default=CAPTION, help=f'the scene ("{CAPTION}")')
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which, the first is the measure (all)")
-    parser.add_argument("--rays", type=positive, default=4096, metavar="N", help="rays a step (4096)")
-    parser.add_argument("--samples", type=positive, default=RenderConfig().samples, metavar="N", help="samples a ray (48)")
-    parser.add_argument("--resolution", type=positive, default=FieldConfig().resolution, metavar="N", help="of the fields (48)")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=ARMS,
+        default=list(ARMS),
+        help="which, the first is the measure (all)",
+    )
+    parser.add_argument(
+        "--rays", type=positive, default=4096, metavar="N", help="rays a step (4096)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=positive,
+        default=RenderConfig().samples,
+        metavar="N",
+        help="samples a ray (48)",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=positive,
+        default=FieldConfig().resolution,
+        metavar="N",
+        help="of the fields (48)",
+    )
     parser.add_argument("--views", type=positive, default=24, metavar="N", help="views to fit (24)")
-    parser.add_argument("--held-out", type=positive, default=6, metavar="N", help="views to judge by (6)")
-    parser.add_argument("--size", type=positive, default=64, metavar="N", help="pixels of a side (64)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="so much time for each arm, in the place of --steps")
-    parser.add_argument("--looks", type=positive, default=20, metavar="N", help="judgements on the way, evenly spread (20)")
-    parser.add_argument("--target", type=float, metavar="DB", help="PSNR to reach (the best that all reached)")
+    parser.add_argument(
+        "--held-out", type=positive, default=6, metavar="N", help="views to judge by (6)"
+    )
+    parser.add_argument(
+        "--size", type=positive, default=64, metavar="N", help="pixels of a side (64)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="so much time for each arm, in the place of --steps",
+    )
+    parser.add_argument(
+        "--looks",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="judgements on the way, evenly spread (20)",
+    )
+    parser.add_argument(
+        "--target", type=float, metavar="DB", help="PSNR to reach (the best that all reached)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of fields, rays and samples (0)")
     return parser.parse_args(argv)
 
@@ -201,7 +258,9 @@ def main(argv: list[str] | None = None) -> None:
     bench = prepare(options)
     if bench.device.type != "cpu":
         if options.device == "cuda":
-            raise UserError("benchmarks.peers compares on a CPU: leave --device out; benchmarks.render knows the GPU")
+            raise UserError(
+                "benchmarks.peers compares on a CPU: leave --device out; benchmarks.render knows the GPU"
+            )
         bench = dataclasses.replace(bench, device=torch.device("cpu"))
     try:
         parse_caption(options.caption)
@@ -221,27 +280,46 @@ def main(argv: list[str] | None = None) -> None:
     if not curves:
         raise UserError("; ".join(notes))
     told = summarise(curves, options.target)
-    rows = [row_of(name, len(curves[name].step_s), found, told[next(iter(told))]) for name, found in told.items()]
+    rows = [
+        row_of(name, len(curves[name].step_s), found, told[next(iter(told))])
+        for name, found in told.items()
+    ]
     target = told[next(iter(told))]["target"]
     if target is not None and any(curve.psnr[0][1] >= target for curve in curves.values()):
-        notes.append(f"{target:.1f} dB are there before the first step, so times to it say nothing: give more, or --target")
+        notes.append(
+            f"{target:.1f} dB are there before the first step, so times to it say nothing: give more, or --target"
+        )
     length = f"{options.seconds:g} s" if options.seconds else f"{options.steps} steps"
     title = f"{options.caption}: {length}, {options.rays} rays x {options.samples} samples a step"
-    header = ["arm", "steps", "ms a step (median)", "by the first", "held-out PSNR, dB", f"s to {target:.1f} dB", "by the first"]
+    header = [
+        "arm",
+        "steps",
+        "ms a step (median)",
+        "by the first",
+        "held-out PSNR, dB",
+        f"s to {target:.1f} dB",
+        "by the first",
+    ]
     results = {name: {**told[name], **dataclasses.asdict(curve)} for name, curve in curves.items()}
     tell(options, bench, "peers", title, header, rows, results, notes)
 
 
-def warm_up(name: str, train: Views, held_out: Views, bench: Bench, options: argparse.Namespace) -> None:
+def warm_up(
+    name: str, train: Views, held_out: Views, bench: Bench, options: argparse.Namespace
+) -> None:
     """A few steps of an arm that is then thrown away: compiled code is loaded, the allocator has its blocks."""
     arm, _ = build_arm(name, options)
     if arm is not None and bench.warmup:
-        few = argparse.Namespace(**{**vars(options), "steps": bench.warmup, "seconds": None, "looks": 1})
+        few = argparse.Namespace(
+            **{**vars(options), "steps": bench.warmup, "seconds": None, "looks": 1}
+        )
         one = slice(0, options.rays)
         optimise(arm, train, Views(held_out.rays[one], held_out.rgb[one]), bench, few)
 
 
-def row_of(name: str, steps: int, found: dict[str, float | None], first: dict[str, float | None]) -> list[str]:
+def row_of(
+    name: str, steps: int, found: dict[str, float | None], first: dict[str, float | None]
+) -> list[str]:
     """A row of the table."""
     step, to_target = found["step_s"], found["to_target_s"]
     shown = "not reached" if to_target is None else f"{to_target:.2f}"

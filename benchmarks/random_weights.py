@@ -61,7 +61,10 @@ SDXL_UNET = {  # unet/config.json of SDXL base
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-SDXL_VAE = {"scaling_factor": 0.13025, "sample_size": 1024}  # what differs; force_upcast is the default
+SDXL_VAE = {
+    "scaling_factor": 0.13025,
+    "sample_size": 1024,
+}  # what differs; force_upcast is the default
 VIT_H = {  # models/image_encoder/config.json of h94/IP-Adapter
     "hidden_size": 1280,
     "intermediate_size": 5120,
@@ -80,9 +83,18 @@ DINO = {  # config.json of facebook/dinov2-base
     "patch_size": 14,
 }
 TAESD: dict[str, Any] = {}  # config.json of madebyollin/taesd is diffusers' default
-NARROW = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+NARROW = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 TINY_TEXT = CLIP_L | NARROW | {"projection_dim": 64, "vocab_size": 512}
-TINY_LAYERS = {"transformer_layers_per_block": (1, 1, 2), "attention_head_dim": (2, 4, 4), "cross_attention_dim": 128}
+TINY_LAYERS = {
+    "transformer_layers_per_block": (1, 1, 2),
+    "attention_head_dim": (2, 4, 4),
+    "cross_attention_dim": 128,
+}
 TINY_ADDED = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64 + 6 * 8}
 ADAPTERS = {  # h94/IP-Adapter: where the base adapter for the ViT-H lies
     "sd15": "models/ip-adapter_sd15.safetensors",
@@ -152,8 +164,13 @@ def new_tower(sizes: Sizes) -> Any:
 
 def new_texts(sizes: PriorSizes, tokenizer: Any) -> list[Any]:
     """The text encoders, on the default device; `tokenizer` says where a prompt ends."""
-    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    configs = [transformers.CLIPTextConfig(**text, **ends, max_position_embeddings=sds_step.TOKENS) for text in sizes.texts]
+    ends = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
+    configs = [
+        transformers.CLIPTextConfig(**text, **ends, max_position_embeddings=sds_step.TOKENS)
+        for text in sizes.texts
+    ]
     kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
     return [kind(config) for kind, config in zip(kinds, configs, strict=False)]
 
@@ -166,22 +183,35 @@ def write_prior(sizes: PriorSizes, folder: Path, adapter: Path, device: torch.de
         unet = new_unet(sizes).half()
         vae = diffusers.AutoencoderKL(**sizes.vae).half()
         texts = [text.half() for text in new_texts(sizes, tokenizer)]
-    parts = {"unet": unet, "vae": vae, "text_encoder": texts[0], "tokenizer": tokenizer, "feature_extractor": None}
+    parts = {
+        "unet": unet,
+        "vae": vae,
+        "text_encoder": texts[0],
+        "tokenizer": tokenizer,
+        "feature_extractor": None,
+    }
     parts |= {"scheduler": diffusers.DDIMScheduler(**sds_step.SCHEDULE), "image_encoder": None}
     if len(texts) == 1:
-        pipe = diffusers.StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+        pipe = diffusers.StableDiffusionPipeline(
+            **parts, safety_checker=None, requires_safety_checker=False
+        )
     else:
         second = {"text_encoder_2": texts[1], "tokenizer_2": tokenizer, "add_watermarker": False}
         pipe = diffusers.StableDiffusionXLPipeline(**parts, **second)
     pipe.save_pretrained(folder)
     halves = sds_step.adapter_weights(unet)
-    save_tensors({f"{half}.{key}": value for half, found in halves.items() for key, value in found.items()}, adapter)
+    save_tensors(
+        {f"{half}.{key}": value for half, found in halves.items() for key, value in found.items()},
+        adapter,
+    )
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file of float16 tensors (any shape and range)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().half().cpu().contiguous() for key, value in tensors.items()}, path)
+    save_file(
+        {key: value.detach().half().cpu().contiguous() for key, value in tensors.items()}, path
+    )
 
 
 def write_imagereward(sizes: BlipSizes, folder: Path, device: torch.device) -> None:
@@ -218,7 +248,9 @@ def write_folders(work: Path, model: str, sizes: Sizes, device: torch.device) ->
             diffusers.AutoencoderTiny(**sizes.taesd).half().save_pretrained(folder)
 
     writers: dict[Path, Callable[[Path], None]] = {
-        work / model: lambda folder: write_prior(sizes.priors[model], folder, adapter / ADAPTERS[model], device),
+        work / model: lambda folder: write_prior(
+            sizes.priors[model], folder, adapter / ADAPTERS[model], device
+        ),
         adapter / ENCODER_FOLDER: vision,
         work / "imagereward": lambda folder: write_imagereward(sizes.blip, folder, device),
         work / "dinov2-base": dino,

@@ -40,7 +40,14 @@ from vp3d.types import Rays, Render
 BALL_RADIUS = 0.66  # 15 % of the cube's volume
 GROUND = 0.7
 FAST = "vp3d.render.volume_cuda"  # nerfacc behind the torch route; looked for, as only a GPU has it
-NO_KERNELS = (RuntimeError, ImportError, OSError, TypeError, AttributeError, subprocess.SubprocessError)  # of nerfacc's build
+NO_KERNELS = (
+    RuntimeError,
+    ImportError,
+    OSError,
+    TypeError,
+    AttributeError,
+    subprocess.SubprocessError,
+)  # of nerfacc's build
 Pass = Callable[[], Tensor]
 
 
@@ -58,7 +65,9 @@ def ball_grid(config: FieldConfig, generator: torch.Generator) -> GridField:
     field = GridField(config, generator)
     with torch.no_grad():
         distance = BALL_RADIUS - lattice(config.resolution).norm(dim=-1)
-        field.raw_density.copy_((300.0 * distance).clamp(-10.0, 60.0).reshape(field.raw_density.shape))
+        field.raw_density.copy_(
+            (300.0 * distance).clamp(-10.0, 60.0).reshape(field.raw_density.shape)
+        )
     return field
 
 
@@ -75,8 +84,12 @@ def ours(
     start, step = ray_bins(rays, config.samples, None)
     return {
         "product": lambda: added_up(render_rays(field, rays, config, occupancy, None, normals)),
-        "torch": lambda: added_up(render_rays_torch(field, rays, start, step, config, occupancy, normals)),
-        "torch, all": lambda: added_up(render_rays_torch(field, rays, start, step, config, None, normals)),
+        "torch": lambda: added_up(
+            render_rays_torch(field, rays, start, step, config, occupancy, normals)
+        ),
+        "torch, all": lambda: added_up(
+            render_rays_torch(field, rays, start, step, config, None, normals)
+        ),
     }
 
 
@@ -90,7 +103,11 @@ def ours_on_cuda(
         march = importlib.import_module(FAST).nerfacc_march(rays.origins.device)
     except (ImportError, UserError) as error:
         return {}, [f"{FAST} is left out: {error}"]
-    passes = {"product, nerfacc": lambda: added_up(render_rays(field, rays, config, occupancy, None, normals, march=march))}
+    passes = {
+        "product, nerfacc": lambda: added_up(
+            render_rays(field, rays, config, occupancy, None, normals, march=march)
+        )
+    }
     return passes, []
 
 
@@ -99,51 +116,73 @@ def peers(
 ) -> tuple[dict[str, Pass], list[str]]:
     """A pass for each of the others that runs here, and why the rest do not. They have colours alone, no normals."""
     start, step = ray_bins(rays, config.samples, None)
-    passes: dict[str, Pass] = {"textbook": lambda: composite(field, rays, start, step, config.samples, GROUND).sum()}
+    passes: dict[str, Pass] = {
+        "textbook": lambda: composite(field, rays, start, step, config.samples, GROUND).sum()
+    }
     nerfacc, missing = find_nerfacc()
     if nerfacc is None:
         return passes, [missing]
-    passes["nerfacc"] = lambda: composite_nerfacc(nerfacc, field, rays, start, step, config.samples, GROUND).sum()
+    passes["nerfacc"] = lambda: composite_nerfacc(
+        nerfacc, field, rays, start, step, config.samples, GROUND
+    ).sum()
     if rays.origins.device.type != "cuda":
         return passes, ["nerfacc, packed is left out: its sampler needs a GPU"]
     try:
         work = packed(nerfacc, field, rays, config, occupancy)
         work()
     except NO_KERNELS as error:
-        return passes, [f"nerfacc, packed is left out: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]}"]
+        return passes, [
+            f"nerfacc, packed is left out: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]}"
+        ]
     return passes | {"nerfacc, packed": work}, []
 
 
-def packed(nerfacc: Any, field: Field, rays: Rays, config: RenderConfig, occupancy: OccupancyGrid) -> Pass:
+def packed(
+    nerfacc: Any, field: Field, rays: Rays, config: RenderConfig, occupancy: OccupancyGrid
+) -> Pass:
     """nerfacc's occupancy grid, filled with ours, its sampler, and its packed rendering."""
     cube = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
-    estimator = nerfacc.OccGridEstimator(cube, resolution=config.occupancy_resolution, levels=1).to(rays.origins.device)
+    estimator = nerfacc.OccGridEstimator(cube, resolution=config.occupancy_resolution, levels=1).to(
+        rays.origins.device
+    )
     estimator.binaries.copy_(occupancy.mask.permute(2, 1, 0)[None])  # ours is z, y, x
     near, far = box_interval(rays)
     length = float(((far - near) / config.samples).mean())
     ground = torch.full((3,), GROUND, device=rays.origins.device)
 
     def forward() -> Tensor:
-        index, begins, ends = estimator.sampling(rays.origins, rays.directions, render_step_size=length)
+        index, begins, ends = estimator.sampling(
+            rays.origins, rays.directions, render_step_size=length
+        )
 
         def look(starts: Tensor, stops: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
-            sigma, albedo = field(rays.origins[ray] + 0.5 * (starts + stops)[:, None] * rays.directions[ray])
+            sigma, albedo = field(
+                rays.origins[ray] + 0.5 * (starts + stops)[:, None] * rays.directions[ray]
+            )
             return albedo, sigma
 
-        found = nerfacc.rendering(begins, ends, index, n_rays=len(rays), rgb_sigma_fn=look, render_bkgd=ground)
+        found = nerfacc.rendering(
+            begins, ends, index, n_rays=len(rays), rgb_sigma_fn=look, render_bkgd=ground
+        )
         return found[0].sum()
 
     return forward
 
 
-def measure(options: argparse.Namespace, bench: Bench) -> tuple[list[dict[str, Any]], list[str], float]:
+def measure(
+    options: argparse.Namespace, bench: Bench
+) -> tuple[list[dict[str, Any]], list[str], float]:
     """A record for each field and way to render it, why some were left out, and the occupied share of the cube."""
     chance = torch.Generator().manual_seed(0)
     config, size = RenderConfig(samples=options.samples), FieldConfig(resolution=options.resolution)
     fields: dict[str, Field] = {"grid": ball_grid(size, chance)}
     if bench.device.type == "cuda":
         fields["hash grid"] = BallField(size, chance)
-    rays = camera_rays(sample_cameras(options.views, CameraConfig(), chance).to(bench.device), options.size, options.size)
+    rays = camera_rays(
+        sample_cameras(options.views, CameraConfig(), chance).to(bench.device),
+        options.size,
+        options.size,
+    )
     records, notes, share = [], [], 0.0
     for name, field in fields.items():
         field.to(bench.device)
@@ -154,7 +193,9 @@ def measure(options: argparse.Namespace, bench: Bench) -> tuple[list[dict[str, A
         fast, notes = ours_on_cuda(field, rays, config, occupancy, options.normals)
         others, missing = ({}, []) if options.normals else peers(field, rays, config, occupancy)
         passes, notes = passes | fast | others, notes + missing
-        records += [{"field": name, "way": way, **bench.passes(work)} for way, work in passes.items()]
+        records += [
+            {"field": name, "way": way, **bench.passes(work)} for way, work in passes.items()
+        ]
     return records, notes, share
 
 
@@ -162,10 +203,18 @@ def main(argv: list[str] | None = None) -> None:
     """Time every way to render, print the table, write the JSON."""
     parser = new_parser("render", __doc__ or "")
     parser.add_argument("--views", type=positive, default=4, metavar="N", help="cameras a step (4)")
-    parser.add_argument("--size", type=positive, default=64, metavar="N", help="pixels of a side (64)")
-    parser.add_argument("--samples", type=positive, default=48, metavar="N", help="samples a ray (48)")
-    parser.add_argument("--resolution", type=positive, default=48, metavar="N", help="of the field (48)")
-    parser.add_argument("--normals", action="store_true", help="normals too; then our own ways alone")
+    parser.add_argument(
+        "--size", type=positive, default=64, metavar="N", help="pixels of a side (64)"
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=48, metavar="N", help="samples a ray (48)"
+    )
+    parser.add_argument(
+        "--resolution", type=positive, default=48, metavar="N", help="of the field (48)"
+    )
+    parser.add_argument(
+        "--normals", action="store_true", help="normals too; then our own ways alone"
+    )
     options = parser.parse_args(argv)
     bench = prepare(options)
     records, notes, share = measure(options, bench)

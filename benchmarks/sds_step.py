@@ -50,8 +50,18 @@ import transformers  # isort: skip
 
 UNET = {  # unet/config.json of Stable Diffusion 1.5
     "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "down_block_types": (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ),
+    "up_block_types": (
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    ),
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
     "layers_per_block": 2,
@@ -73,16 +83,25 @@ SCHEDULE = {  # scheduler/scheduler_config.json
     "clip_sample": False,
     "steps_offset": 1,
 }
-TINY_UNET = UNET | {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 64, "attention_head_dim": 4}
+TINY_UNET = UNET | {
+    "block_out_channels": (32, 64, 64, 64),
+    "cross_attention_dim": 64,
+    "attention_head_dim": 4,
+}
 TINY_VAE = VAE | {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1}
 TOKENS = 77  # of a prompt
-IMAGE_TOKENS, IMAGE_WIDTH = 4, 1024  # of the base adapter: tokens, and the width of the embedding they come from
+IMAGE_TOKENS, IMAGE_WIDTH = (
+    4,
+    1024,
+)  # of the base adapter: tokens, and the width of the embedding they come from
 PROGRESS = 0.5  # of the run, for the schedules of t and lambda
 FULL, TINY = 512, 64  # resolutions
 TINY_FIELD = ("field.resolution=32", "field.levels=4", "field.log2_table=10", "render.samples=16")
 
 
-def build_pipeline(tiny: bool, device: torch.device, dtype: torch.dtype, small_vae: bool) -> tuple[Any, ImageEncoder]:
+def build_pipeline(
+    tiny: bool, device: torch.device, dtype: torch.dtype, small_vae: bool
+) -> tuple[Any, ImageEncoder]:
     """A pipeline of the published sizes with its adapter loaded and our gates in it; random weights; TAESD if `small_vae`.
 
     Its text and vision towers are small ones: a step does not run them.
@@ -91,8 +110,17 @@ def build_pipeline(tiny: bool, device: torch.device, dtype: torch.dtype, small_v
     tokenizer = transformers.CLIPTokenizer.from_pretrained(locate(PriorConfig().path) / "tokenizer")
     with torch.device(device):
         unet = diffusers.UNet2DConditionModel(**(TINY_UNET if tiny else UNET))
-        vae = diffusers.AutoencoderTiny() if small_vae else diffusers.AutoencoderKL(**(TINY_VAE if tiny else VAE))
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+        vae = (
+            diffusers.AutoencoderTiny()
+            if small_vae
+            else diffusers.AutoencoderKL(**(TINY_VAE if tiny else VAE))
+        )
+        sizes = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+        }
         vision = transformers.CLIPVisionConfig(**sizes, projection_dim=IMAGE_WIDTH, patch_size=32)
         tower = transformers.CLIPVisionModelWithProjection(vision)
     pipe = diffusers.StableDiffusionPipeline(
@@ -106,10 +134,14 @@ def build_pipeline(tiny: bool, device: torch.device, dtype: torch.dtype, small_v
         requires_safety_checker=False,
     )
     state = adapter_weights(unet)
-    pipe.load_ip_adapter(state, subfolder="", weight_name="random.safetensors", image_encoder_folder=None)
+    pipe.load_ip_adapter(
+        state, subfolder="", weight_name="random.safetensors", image_encoder_folder=None
+    )
     projection = take_adapter(unet)
     vae.to(dtype)
-    return pipe, ImageEncoder(tower.to(dtype), projection.to(device, dtype), True, CLIP_MEAN, CLIP_STD)
+    return pipe, ImageEncoder(
+        tower.to(dtype), projection.to(device, dtype), True, CLIP_MEAN, CLIP_STD
+    )
 
 
 def adapter_weights(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -125,7 +157,10 @@ def adapter_weights(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
     for number, name in enumerate(unet.attn_processors):
         if name.endswith("attn2.processor"):
             text = unet.get_submodule(name.removesuffix(".processor")).to_k.weight
-            layers |= {f"{number}.{part}.weight": 0.02 * torch.randn_like(text) for part in ("to_k_ip", "to_v_ip")}
+            layers |= {
+                f"{number}.{part}.weight": 0.02 * torch.randn_like(text)
+                for part in ("to_k_ip", "to_v_ip")
+            }
     return {"image_proj": projection, "ip_adapter": layers}
 
 
@@ -157,7 +192,9 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
         prior.encode_images(rgb).square().mean().backward()
 
     calls: list[tuple[Any, Any]] = []
-    hook = prior.unet.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
+    hook = prior.unet.register_forward_pre_hook(
+        lambda _, *call: calls.append(call), with_kwargs=True
+    )
     all_operations = operations(guide)
     hook.remove()
     step = training_step(guidance, condition, config, batch, bench.device)
@@ -171,18 +208,29 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
     found = {name: bench.seconds(work) for name, work in works.items()}
     images = sum(len(args[0]) for args, _ in calls)
     counts = {"operations": all_operations, "floor_operations": operations(floor)}
-    return {**found, **counts, "calls": len(calls), "images": images, "peak_bytes": bench.peak_bytes(step)}
+    return {
+        **found,
+        **counts,
+        "calls": len(calls),
+        "images": images,
+        "peak_bytes": bench.peak_bytes(step),
+    }
 
 
 def operations(work: Callable[[], object]) -> int:
     """Floating-point operations in the matrix products, convolutions and attention of a call of `work`."""
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    with torch.compiler.set_stance("force_eager"), counter:  # what is first called under a counter would never be compiled
+    with (
+        torch.compiler.set_stance("force_eager"),
+        counter,
+    ):  # what is first called under a counter would never be compiled
         work()
     return counter.get_total_flops()
 
 
-def flops_of_attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+def flops_of_attention(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+) -> int:
     """Operations of softmax(q k^T) v for shapes [B, H, L, E], [B, H, S, E] and [B, H, S, V]."""
     return sdpa_flop_count(query, key, value)
 
@@ -202,18 +250,28 @@ def training_step(
     guidance: Guidance, condition: Condition, config: Config, batch: int, device: torch.device
 ) -> Callable[[], None]:
     """The product's step on a field of its own, `batch` views at PROGRESS; the occupancy grid has been updated once."""
-    every = dataclasses.replace(config.guidance, estimate_every=1)  # a step without an estimate is not what this is about
-    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, views=batch), guidance=every)
+    every = dataclasses.replace(
+        config.guidance, estimate_every=1
+    )  # a step without an estimate is not what this is about
+    config = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, views=batch), guidance=every
+    )
     field, march = pipeline.make_field(config, device), pipeline.choose_march(config, device)
-    stage = Coarse(config, field, guidance, condition, {}, make_generators(config.seed), ignore, march)
+    stage = Coarse(
+        config, field, guidance, condition, {}, make_generators(config.seed), ignore, march
+    )
     stage.occupancy.update(field, stage.generators["jitter"])
     number = int(PROGRESS * config.optim.steps)
     number += number % config.render.occupancy_every == 0
 
     def step() -> None:
-        problem = differentiate(stage, stage.step(number), config.optim.grad_clip)[1] or apply(stage)
+        problem = differentiate(stage, stage.step(number), config.optim.grad_clip)[1] or apply(
+            stage
+        )
         if problem:
-            raise UserError(f"a step is not finite ({problem}): set prior.dtype or --dtype to float32")
+            raise UserError(
+                f"a step is not finite ({problem}): set prior.dtype or --dtype to float32"
+            )
 
     return step
 
@@ -250,11 +308,39 @@ def new_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("sds_step", __doc__ or "")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
-    parser.add_argument("--resolution", type=positive, nargs="+", metavar="N", help=f"of the prior ({FULL}; tiny {TINY})")
-    parser.add_argument("--render", type=positive, nargs="+", default=[64], metavar="N", help="side of the views (64)")
-    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 2, 4], metavar="N", help="views a step (1 2 4)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(float16 on a GPU, float32 on a CPU)")
-    parser.add_argument("--tiny", action=argparse.BooleanOptionalAction, help="small networks (the default on a CPU)")
+    parser.add_argument(
+        "--resolution",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help=f"of the prior ({FULL}; tiny {TINY})",
+    )
+    parser.add_argument(
+        "--render",
+        type=positive,
+        nargs="+",
+        default=[64],
+        metavar="N",
+        help="side of the views (64)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        nargs="+",
+        default=[1, 2, 4],
+        metavar="N",
+        help="views a step (1 2 4)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="(float16 on a GPU, float32 on a CPU)",
+    )
+    parser.add_argument(
+        "--tiny",
+        action=argparse.BooleanOptionalAction,
+        help="small networks (the default on a CPU)",
+    )
     return parser.parse_intermixed_args(argv)
 
 
@@ -265,10 +351,14 @@ def main(argv: list[str] | None = None) -> None:
     on_gpu = bench.device.type == "cuda"
     notes = []
     if options.tiny is None and not on_gpu:
-        notes.append("No GPU here, so this was --tiny: its times say nothing of the full size (--no-tiny runs that, slowly).")
+        notes.append(
+            "No GPU here, so this was --tiny: its times say nothing of the full size (--no-tiny runs that, slowly)."
+        )
     tiny = (not on_gpu) if options.tiny is None else options.tiny
     dtype = getattr(torch, options.dtype or ("float16" if on_gpu else "float32"))
-    config = load_config(None, [ROOT / "configs" / "sd15.yaml"], [*(TINY_FIELD if tiny else ()), *options.overrides])
+    config = load_config(
+        None, [ROOT / "configs" / "sd15.yaml"], [*(TINY_FIELD if tiny else ()), *options.overrides]
+    )
     torch.manual_seed(0)
     pipe, encoder = build_pipeline(tiny, bench.device, dtype, bool(config.prior.vae))
     if config.prior.channels_last and on_gpu:
@@ -287,10 +377,33 @@ def main(argv: list[str] | None = None) -> None:
     parameters = sum(p.numel() for p in pipe.unet.parameters()) / 1e6
     kind = f"SD 1.5{' in tiny' if tiny else ''}{' with TAESD' if config.prior.vae else ''}"
     title = f"{kind}, denoiser of {parameters:.1f} M parameters, {dtype}".replace("torch.", "")
-    header = ["prior", "view", "views", "calls x images", "floor, ms", "counted", "guidance, ms", "by floor"]
+    header = [
+        "prior",
+        "view",
+        "views",
+        "calls x images",
+        "floor, ms",
+        "counted",
+        "guidance, ms",
+        "by floor",
+    ]
     header += ["step, ms", "by floor", "denoiser", "encoder, ms", "memory, MiB"]
-    results = {"tiny": tiny, "dtype": str(dtype), "denoiser_parameters_m": parameters, "sizes": records}
-    tell(options, bench, "sds_step", title, header, [row_of(found) for found in records], results, notes)
+    results = {
+        "tiny": tiny,
+        "dtype": str(dtype),
+        "denoiser_parameters_m": parameters,
+        "sizes": records,
+    }
+    tell(
+        options,
+        bench,
+        "sds_step",
+        title,
+        header,
+        [row_of(found) for found in records],
+        results,
+        notes,
+    )
 
 
 if __name__ == "__main__":

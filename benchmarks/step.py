@@ -52,9 +52,22 @@ from vp3d.train import coarse, loop
 from vp3d.train.coarse import Coarse
 
 PROMPT = "a red mushroom with a white stem"
-PARTS = ("sampling", "field", "compositing", "encoder", "denoiser", "rewards", "regularisers", "optimiser", "log", "rest")
+PARTS = (
+    "sampling",
+    "field",
+    "compositing",
+    "encoder",
+    "denoiser",
+    "rewards",
+    "regularisers",
+    "optimiser",
+    "log",
+    "rest",
+)
 REST = "rest"
-ACCUMULATES = 2**63  # nodes numbered beyond this add up a parameter's gradient; no forward pass made them
+ACCUMULATES = (
+    2**63
+)  # nodes numbered beyond this add up a parameter's gradient; no forward pass made them
 Step = dict[str, dict[str, float]]  # part -> {"forward": seconds, "backward": seconds}
 
 
@@ -68,7 +81,9 @@ class PartClock:
         self.direction = "forward"
         self.spent: defaultdict[tuple[str, str], float] = defaultdict(float)
         self.steps: list[Step] = []
-        self.numbers: list[int] = []  # where a part began or went on, by the number of the next node of the graph ...
+        self.numbers: list[
+            int
+        ] = []  # where a part began or went on, by the number of the next node of the graph ...
         self.makers: list[str] = []  # ... and which part that was
         self.last = now()
 
@@ -89,7 +104,12 @@ class PartClock:
     def next_step(self) -> None:
         """A step is over."""
         self._count()
-        self.steps.append({part: {way: self.spent[part, way] for way in ("forward", "backward")} for part in PARTS})
+        self.steps.append(
+            {
+                part: {way: self.spent[part, way] for way in ("forward", "backward")}
+                for part in PARTS
+            }
+        )
         self.spent.clear()
         self.numbers.clear()
         self.makers.clear()
@@ -111,7 +131,11 @@ class PartClock:
     def maker(self, node: Any) -> str:
         """The part whose forward pass made a node of the graph; a parameter's own gradient is the field's."""
         number = node._sequence_nr()
-        return "field" if number >= ACCUMULATES else self.makers[bisect_right(self.numbers, number) - 1]
+        return (
+            "field"
+            if number >= ACCUMULATES
+            else self.makers[bisect_right(self.numbers, number) - 1]
+        )
 
     def _enter(self, part: str, _gradients: object) -> None:
         if part != self.open[-1]:
@@ -171,14 +195,20 @@ def seams(clock: PartClock, stage: Coarse, prior: Any) -> Iterator[None]:
 
     with ExitStack() as stack:
         for owner, name, part, sealed in places:
-            stack.enter_context(mock.patch.object(owner, name, clocked(clock, getattr(owner, name), part, sealed)))
+            stack.enter_context(
+                mock.patch.object(owner, name, clocked(clock, getattr(owner, name), part, sealed))
+            )
         stack.enter_context(mock.patch.object(Tensor, "backward", watched))
-        skips = dataclasses.replace(stage.march, occupied=clocked(clock, stage.march.occupied, "sampling", True))
+        skips = dataclasses.replace(
+            stage.march, occupied=clocked(clock, stage.march.occupied, "sampling", True)
+        )
         stack.enter_context(mock.patch.object(stage, "march", skips))
         yield
 
 
-def clocked(clock: PartClock, function: Callable[..., Any], part: str, sealed: bool) -> Callable[..., Any]:
+def clocked(
+    clock: PartClock, function: Callable[..., Any], part: str, sealed: bool
+) -> Callable[..., Any]:
     """`function`, its time counted for `part`."""
 
     @functools.wraps(function)
@@ -195,7 +225,9 @@ def measure(config: Config, bench: Bench, steps: int) -> list[Step]:
         config.output_dir, config.optim.steps = str(Path(folder) / "runs"), bench.warmup + steps
         if not config.image:
             config.image = str(Path(folder) / "true.png")
-            Image.fromarray(render_spec(parse_caption(config.prompt), [20.0], size=256)[0]).save(config.image)
+            Image.fromarray(render_spec(parse_caption(config.prompt), [20.0], size=256)[0]).save(
+                config.image
+            )
         pipeline.check_request(config, new=True)
         config = pipeline.fit_to_device(config, bench.device)
         models = pipeline.load_models(config, bench.device)
@@ -205,7 +237,13 @@ def measure(config: Config, bench: Bench, steps: int) -> list[Step]:
         clock = PartClock(bench.now)
         with seams(clock, stage, models.prior):
             clock.next_step()  # what came before the first
-            loop.run(stage, config, folder_of_run, threading.Event(), show=lambda numbers: clock.next_step())
+            loop.run(
+                stage,
+                config,
+                folder_of_run,
+                threading.Event(),
+                show=lambda numbers: clock.next_step(),
+            )
     return clock.steps[1 + bench.warmup :]
 
 
@@ -213,7 +251,13 @@ def per_estimate(steps: list[Step], every: int) -> list[Step]:
     """Means over each `every` steps in a row, the steps of one estimate wherever they begin; what is over is left out."""
     rows = [steps[i : i + every] for i in range(0, len(steps) - every + 1, every)]
     return [
-        {part: {way: statistics.fmean(step[part][way] for step in row) for way in ("forward", "backward")} for part in PARTS}
+        {
+            part: {
+                way: statistics.fmean(step[part][way] for step in row)
+                for way in ("forward", "backward")
+            }
+            for part in PARTS
+        }
         for row in rows
     ]
 
@@ -223,10 +267,17 @@ def summarise(steps: list[Step]) -> dict[str, dict[str, float]]:
     whole = sum(seconds for step in steps for ways in step.values() for seconds in ways.values())
     told = {}
     for name, parts in (*((part, (part,)) for part in PARTS), ("step", PARTS)):
-        ways = {way: [sum(step[part][way] for part in parts) for step in steps] for way in ("forward", "backward")}
+        ways = {
+            way: [sum(step[part][way] for part in parts) for step in steps]
+            for way in ("forward", "backward")
+        }
         both = [there + back for there, back in zip(ways["forward"], ways["backward"], strict=True)]
         told[name] = {way: statistics.median(values) for way, values in ways.items()}
-        told[name] |= {"both": statistics.median(both), "mean": statistics.fmean(both), "share": sum(both) / whole}
+        told[name] |= {
+            "both": statistics.median(both),
+            "mean": statistics.fmean(both),
+            "share": sum(both) / whole,
+        }
     return told
 
 
@@ -234,8 +285,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run the loop, print the table, write the JSON."""
     parser = new_parser("step", __doc__ or "", repeats=30, warmup=3, count="steps")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run")
-    parser.add_argument("--preset", choices=PRESETS, default="standard", help="size of the run (standard)")
-    parser.add_argument("--config", type=Path, action="append", default=[], help="YAML settings, repeatable")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="standard", help="size of the run (standard)"
+    )
+    parser.add_argument(
+        "--config", type=Path, action="append", default=[], help="YAML settings, repeatable"
+    )
     options = parser.parse_intermixed_args(argv)
     bench = prepare(options)
     config = load_config(options.preset, options.config, options.overrides)
@@ -243,16 +298,26 @@ def main(argv: list[str] | None = None) -> None:
     planned, steps = config.optim.steps, options.repeats
     every = config.guidance.estimate_every
     if steps < every:
-        raise UserError(f"--steps {steps} is less than guidance.estimate_every={every}: an estimate is not seen in every step")
+        raise UserError(
+            f"--steps {steps} is less than guidance.estimate_every={every}: an estimate is not seen in every step"
+        )
     found = per_estimate(measure(config, bench, steps), every)
     told = summarise(found)
     rows = [
-        [name, *(ms(part[way]) for way in ("forward", "backward", "both")), f"{100.0 * part['share']:.1f} %"]
+        [
+            name,
+            *(ms(part[way]) for way in ("forward", "backward", "both")),
+            f"{100.0 * part['share']:.1f} %",
+        ]
         for name, part in told.items()
     ]
     minutes = planned * told["step"]["mean"] / 60.0
     notes = [
-        *([f"An estimate serves {every} steps: each figure is the mean over as many."] if every > 1 else []),
+        *(
+            [f"An estimate serves {every} steps: each figure is the mean over as many."]
+            if every > 1
+            else []
+        ),
         f"The mean step takes {told['step']['mean']:.3f} s, so the {planned} of {options.preset} take {minutes:.1f} min.",
         "Medians of single columns do not add up; shares are of all time and do.",
     ]

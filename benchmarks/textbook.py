@@ -41,19 +41,32 @@ class TextbookField(Field):
         with torch.no_grad():
             for layer in (self.network[0], self.network[2]):
                 bound = layer.in_features**-0.5
-                layer.weight.copy_((2.0 * torch.rand(layer.weight.shape, generator=generator) - 1.0) * bound)
+                layer.weight.copy_(
+                    (2.0 * torch.rand(layer.weight.shape, generator=generator) - 1.0) * bound
+                )
                 layer.bias.zero_()
 
     def encode(self, x: Tensor) -> Tensor:
         """Interpolated features `[N, levels * features]` (any range) of points `[N, 3]` in [-1, 1]."""
-        place = (0.5 * (x + 1.0)).clamp(0.0, 1.0)[:, None, :] * self.get_buffer("resolutions")[:, None]
+        place = (0.5 * (x + 1.0)).clamp(0.0, 1.0)[:, None, :] * self.get_buffer("resolutions")[
+            :, None
+        ]
         low = place.detach().floor()
         inside, cell = place - low, low.long()
-        ends = [torch.stack([(near := cell[..., a] * PRIMES[a]), near + PRIMES[a]], dim=-1) for a in range(3)]
-        mixed = ends[2][..., :, None, None] ^ ends[1][..., None, :, None] ^ ends[0][..., None, None, :]
+        ends = [
+            torch.stack([(near := cell[..., a] * PRIMES[a]), near + PRIMES[a]], dim=-1)
+            for a in range(3)
+        ]
+        mixed = (
+            ends[2][..., :, None, None] ^ ends[1][..., None, :, None] ^ ends[0][..., None, None, :]
+        )
         row = (mixed & (self.size - 1)).flatten(-3) + self.get_buffer("first_row")[:, None]
         share = torch.stack([1.0 - inside, inside], dim=-1)
-        weight = share[..., 2, :, None, None] * share[..., 1, None, :, None] * share[..., 0, None, None, :]
+        weight = (
+            share[..., 2, :, None, None]
+            * share[..., 1, None, :, None]
+            * share[..., 0, None, None, :]
+        )
         values = self.table.index_select(0, row.reshape(-1)).reshape(*row.shape, -1)
         return torch.einsum("nlk,nlkf->nlf", weight.flatten(-3), values).flatten(1)
 
@@ -70,7 +83,9 @@ class TextbookField(Field):
         """Total variation on a fixed lattice of SMOOTHNESS_NODES^3 points, a scalar >= 0."""
         side = SMOOTHNESS_NODES
         sigma, albedo = self(lattice(side, self.table.device))
-        return total_variation(sigma.reshape(side, side, side), albedo.T.reshape(3, side, side, side))
+        return total_variation(
+            sigma.reshape(side, side, side), albedo.T.reshape(3, side, side, side)
+        )
 
 
 def sample_points(rays: Rays, start: Tensor, step: Tensor, samples: int) -> Tensor:
@@ -79,7 +94,9 @@ def sample_points(rays: Rays, start: Tensor, step: Tensor, samples: int) -> Tens
     return (rays.origins[:, None] + t[..., None] * rays.directions[:, None]).reshape(-1, 3)
 
 
-def composite(field: Look, rays: Rays, start: Tensor, step: Tensor, samples: int, ground: float) -> Tensor:
+def composite(
+    field: Look, rays: Rays, start: Tensor, step: Tensor, samples: int, ground: float
+) -> Tensor:
     """Colours `[N, 3]` in [0, 1] of N rays over a grey ground: NeRF's eq. 3 on dense `[N, samples]` tensors, nothing skipped."""
     sigma, albedo = field(sample_points(rays, start, step, samples))
     tau = sigma.reshape(-1, samples) * step[:, None]
@@ -100,7 +117,9 @@ def composite_nerfacc(
         return albedo.reshape(-1, samples, 3), sigma.reshape(-1, samples)
 
     background = torch.full((3,), ground, device=start.device)
-    color: Tensor = nerfacc.rendering(middle - half, middle + half, rgb_sigma_fn=look, render_bkgd=background)[0]
+    color: Tensor = nerfacc.rendering(
+        middle - half, middle + half, rgb_sigma_fn=look, render_bkgd=background
+    )[0]
     return color
 
 

@@ -84,7 +84,9 @@ def _resident_growth(work: Callable[[], object]) -> int:
     """Largest resident memory of this process during `work`, less that before it; looked at every few milliseconds."""
     gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)  # glibc keeps freed memory for later: what `work` then takes from it would not be seen
+        trim(
+            0
+        )  # glibc keeps freed memory for later: what `work` then takes from it would not be seen
     process, over = psutil.Process(), threading.Event()
     before = process.memory_info().rss
     seen = [before]
@@ -104,21 +106,44 @@ def _resident_growth(work: Callable[[], object]) -> int:
     return max(seen) - before
 
 
-def new_parser(name: str, doc: str, repeats: int = 5, warmup: int = 2, count: str = "repeats") -> Parser:
+def new_parser(
+    name: str, doc: str, repeats: int = 5, warmup: int = 2, count: str = "repeats"
+) -> Parser:
     """A parser for `python -m benchmarks.NAME` that shows the module's words, with the options every benchmark has.
 
     `count` is the word for what the median is of.
     """
     parser = Parser(
-        prog=f"python -m benchmarks.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m benchmarks.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     counted = f"{count} the median is of ({repeats})"
-    parser.add_argument(f"--{count}", dest="repeats", type=positive, default=repeats, metavar="N", help=counted)
-    parser.add_argument("--warmup", type=int, default=warmup, metavar="N", help=f"{count} before that, not counted ({warmup})")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads torch may use (its own choice)")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for busy machines (wall)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (auto)")
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"the JSON (outputs/benchmarks/{name}.json)")
+    parser.add_argument(
+        f"--{count}", dest="repeats", type=positive, default=repeats, metavar="N", help=counted
+    )
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=warmup,
+        metavar="N",
+        help=f"{count} before that, not counted ({warmup})",
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads torch may use (its own choice)"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time, for busy machines (wall)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (auto)"
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help=f"the JSON (outputs/benchmarks/{name}.json)"
+    )
     return parser
 
 
@@ -138,14 +163,21 @@ def prepare(options: argparse.Namespace) -> Bench:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
     if options.clock == "cpu" and device.type == "cuda":
-        raise UserError("--clock cpu does not see what a GPU does: use --clock wall, or --device cpu")
+        raise UserError(
+            "--clock cpu does not see what a GPU does: use --clock wall, or --device cpu"
+        )
     return Bench(device, options.clock, options.repeats, options.warmup)
 
 
 def about() -> dict[str, Any]:
     """When, from which commit, on what machine, and how busy it was (its load before and now counts other programs too)."""
     load = psutil.getloadavg()[0]
-    return {**circumstances(), "cpu": cpu_model(), "threads": torch.get_num_threads(), "load": round(load, 2)}
+    return {
+        **circumstances(),
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "load": round(load, 2),
+    }
 
 
 def cpu_model() -> str:
@@ -180,7 +212,16 @@ def tell(
     sys.stdout.write("\n".join([machine_line(facts, bench), table, *notes]).rstrip() + "\n")
     path = options.write or ROOT / "outputs" / "benchmarks" / f"{name}.json"
     settings = {key: value for key, value in vars(options).items() if key != "write"}
-    write_json(path, {"about": facts, "device": str(bench.device), "settings": settings, "results": results, "notes": notes})
+    write_json(
+        path,
+        {
+            "about": facts,
+            "device": str(bench.device),
+            "settings": settings,
+            "results": results,
+            "notes": notes,
+        },
+    )
 
 
 def ms(seconds: float) -> str:
@@ -205,5 +246,8 @@ def find_nerfacc() -> tuple[ModuleType | None, str]:
         sigma = torch.ones(1, 2)
         nerfacc.rendering(sigma - 1.0, sigma, rgb_sigma_fn=lambda *_: (torch.ones(1, 2, 3), sigma))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        return None, f"nerfacc does not work here ({' '.join(str(error).split())[:200]}): pip install nerfacc"
+        return (
+            None,
+            f"nerfacc does not work here ({' '.join(str(error).split())[:200]}): pip install nerfacc",
+        )
     return nerfacc, ""

@@ -31,9 +31,18 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "models"
 
 
-def add(monkeypatch: pytest.MonkeyPatch, *sources: str, known: bool = True, pickle: str = "", name: str = "tiny") -> Model:
+def add(
+    monkeypatch: pytest.MonkeyPatch,
+    *sources: str,
+    known: bool = True,
+    pickle: str = "",
+    name: str = "tiny",
+) -> Model:
     """Put a model of two files into the table."""
-    files = (File("config.json"), File("unet/model.safetensors", sha(WEIGHTS) if known else "", len(WEIGHTS)))
+    files = (
+        File("config.json"),
+        File("unet/model.safetensors", sha(WEIGHTS) if known else "", len(WEIGHTS)),
+    )
     model = Model("for tests", "MIT", (Part(files, sources, pickle),), (("note.txt", "ours\n"),))
     monkeypatch.setitem(MODELS, name, model)
     return model
@@ -65,7 +74,9 @@ def check_whole(folder: Path) -> None:
     assert {path: (folder / path).read_bytes() for path in BODY} == BODY
     assert (folder / "note.txt").read_text() == "ours\n"
     noted = read_receipt(folder)
-    assert {path: noted[path]["sha256"] for path in BODY} == {path: sha(data) for path, data in BODY.items()}
+    assert {path: noted[path]["sha256"] for path in BODY} == {
+        path: sha(data) for path, data in BODY.items()
+    }
     assert not list(folder.parent.glob(f".{folder.name}.*")) and not list(folder.rglob("*.partial"))
 
 

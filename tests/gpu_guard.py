@@ -23,7 +23,7 @@ def kernel_device(has_triton: bool, interpreted: bool, has_gpu: bool) -> tuple[s
 
 
 def cuda_package(package: str, has_package: bool, has_gpu: bool) -> str:
-    """"" where an optional package that needs a CUDA device can be used, else the reason."""
+    """ "" where an optional package that needs a CUDA device can be used, else the reason."""
     if not has_gpu:
         return f"{package} needs a CUDA device"
     return "" if has_package else f"{package} is not installed"
@@ -31,7 +31,9 @@ def cuda_package(package: str, has_package: bool, has_gpu: bool) -> str:
 
 def kernel_device_here() -> tuple[str, str]:
     """`kernel_device` of this process."""
-    return kernel_device(installed("triton"), os.environ.get("TRITON_INTERPRET") == "1", torch.cuda.is_available())
+    return kernel_device(
+        installed("triton"), os.environ.get("TRITON_INTERPRET") == "1", torch.cuda.is_available()
+    )
 
 
 def cuda_package_here(package: str) -> str:

@@ -10,7 +10,17 @@ import pytest
 from PIL import Image
 
 from benchmarks import ablation
-from benchmarks.ablation import ARMS, SWEEP, TILE, compare, difference, main, markdown, matching, write_grid
+from benchmarks.ablation import (
+    ARMS,
+    SWEEP,
+    TILE,
+    compare,
+    difference,
+    main,
+    markdown,
+    matching,
+    write_grid,
+)
 from vp3d.bench.toybench import suite_tasks
 from vp3d.config import ROOT, get_value, load_config
 from vp3d.errors import UserError
@@ -21,24 +31,38 @@ from vp3d.toybox.truth import lit, true_mesh
 
 
 def records(*values: tuple[str, float | None], failure: str = "", of: str = "single") -> list[dict]:
-    return [{"set": of, "prompt": prompt, "figures": {"all": value}, "failure": failure} for prompt, value in values]
+    return [
+        {"set": of, "prompt": prompt, "figures": {"all": value}, "failure": failure}
+        for prompt, value in values
+    ]
 
 
 def test_the_first_arm_is_plain_sds_as_the_config_file_has_it() -> None:
-    assert load_config("draft", [ROOT / "configs" / "sds.yaml"], []) == load_config("draft", [], list(ARMS["SDS"]))
+    assert load_config("draft", [ROOT / "configs" / "sds.yaml"], []) == load_config(
+        "draft", [], list(ARMS["SDS"])
+    )
 
 
 def test_differences_pair_prompts_and_average_seeds_first() -> None:
     base = records(("a", 0.2), ("a", 0.4), ("b", 0.5), ("c", None))
     arm = records(("a", 0.5), ("a", 0.9), ("b", 0.5), ("c", 1.0))
     found = difference(arm, base, "all")
-    assert found is not None and found["mean"] == pytest.approx((0.4 + 0.0) / 2) and found["count"] == 2
+    assert (
+        found is not None
+        and found["mean"] == pytest.approx((0.4 + 0.0) / 2)
+        and found["count"] == 2
+    )
     assert found["low"] == pytest.approx(0.0) and found["high"] == pytest.approx(0.4)
     assert difference(arm, base, "iou") is None
 
 
 def test_the_page_tells_every_arm_and_its_failures() -> None:
-    told = compare({"SDS": records(("a", 0.25), ("b", 0.25)), "VP3D": records(("a", 0.75), ("b", 0.75), failure="empty")})
+    told = compare(
+        {
+            "SDS": records(("a", 0.25), ("b", 0.25)),
+            "VP3D": records(("a", 0.75), ("b", 0.75), failure="empty"),
+        }
+    )
     page = markdown(told, "Ablation", {"preset": "draft"}, 2)
     assert "| SDS | 25 % [25, 25] 25 | 0 |" in page and "| VP3D | 75 % [75, 75] 75 | 2 |" in page
     assert "| VP3D | +50 points [+50, +50] | 2 |" in page and "IoU" not in page
@@ -65,22 +89,33 @@ def test_plain_sds_has_neither_image_nor_rewards() -> None:
     assert ARMS["VP3D"] == () and len(suite_tasks("mini", 1)) == 18
 
 
-def test_some_arms_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_arms_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made: list[str] = []
 
     def run_arm(name: str, overrides: Sequence[str], *_: object) -> list[dict]:
         made.append(name)
         faces = {"all": 0.5, "two_faced": 1.0}
-        return [{"set": "single", "prompt": "a", "figures": faces, "failure": ""}, *records(("b", 0.5), ("c", 0.5))]
+        return [
+            {"set": "single", "prompt": "a", "figures": faces, "failure": ""},
+            *records(("b", 0.5), ("c", 0.5)),
+        ]
 
     monkeypatch.setattr(ablation, "run_arm", run_arm)
     main(["--work", str(tmp_path), "--arms", "VP3D", "VP-SDS"])
     page = capsys.readouterr().out
-    assert made == ["VP3D", "VP-SDS"] and "arms 2 of 7 (VP3D; VP-SDS)" in page and "Difference from VP3D" in page
+    assert (
+        made == ["VP3D", "VP-SDS"]
+        and "arms 2 of 7 (VP3D; VP-SDS)" in page
+        and "Difference from VP3D" in page
+    )
     assert "(1 of 3)" in page and "Janus rate: (over how many of the assets)" in page
     main(["--work", str(tmp_path), "--sweep", "--arms", "4 steps"])
     assert made[2:] == ["4 steps"] and "arms 1 of" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"no arm 'VP4D'; there are: SDS; SDS, twice the CFG; .*; VP3D"):
+    with pytest.raises(
+        UserError, match=r"no arm 'VP4D'; there are: SDS; SDS, twice the CFG; .*; VP3D"
+    ):
         main(["--work", str(tmp_path), "--arms", "VP4D"])
     assert len(made) == 3
 
@@ -97,7 +132,13 @@ def test_prompts_are_chosen_by_what_they_hold() -> None:
 def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) -> None:
     path = tmp_path / "a-red-cone.glb"
     write_glb(lit(true_mesh(parse_caption("a red cone"), 48)), path)
-    record = {"set": "single", "prompt": "a red cone", "seed": 0, "failure": "", "source": str(path)}
+    record = {
+        "set": "single",
+        "prompt": "a red cone",
+        "seed": 0,
+        "failure": "",
+        "source": str(path),
+    }
     failed = record | {"failure": "empty", "source": ""}
     write_grid({"SDS": [record], "failed": [failed], "VP3D": [record]}, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as picture:

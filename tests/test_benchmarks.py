@@ -105,18 +105,30 @@ def test_backward_counts_for_the_part_that_made_the_node() -> None:
 def test_shares_are_of_all_time_and_medians_of_steps() -> None:
     def one(field: float, encoder: float) -> step.Step:
         seconds = {part: {"forward": 0.0, "backward": 0.0} for part in step.PARTS}
-        return seconds | {"field": {"forward": field, "backward": field}, "encoder": {"forward": encoder, "backward": 0.0}}
+        return seconds | {
+            "field": {"forward": field, "backward": field},
+            "encoder": {"forward": encoder, "backward": 0.0},
+        }
 
     told = step.summarise([one(1.0, 2.0), one(2.0, 0.0), one(2.0, 8.0)])
-    assert told["field"]["forward"] == 2.0 and told["field"]["both"] == 4.0 and told["encoder"]["both"] == 2.0
+    assert (
+        told["field"]["forward"] == 2.0
+        and told["field"]["both"] == 4.0
+        and told["encoder"]["both"] == 2.0
+    )
     assert told["field"]["share"] == pytest.approx(0.5) and told["step"]["share"] == 1.0
     assert told["step"]["both"] == 4.0 and told["step"]["mean"] == pytest.approx(20.0 / 3.0)
 
 
 def test_steps_of_one_estimate_are_averaged() -> None:
-    steps = [{part: {"forward": float(i), "backward": 1.0} for part in step.PARTS} for i in range(7)]
+    steps = [
+        {part: {"forward": float(i), "backward": 1.0} for part in step.PARTS} for i in range(7)
+    ]
     found = step.per_estimate(steps, 3)
-    assert [one["field"]["forward"] for one in found] == [1.0, 4.0] and found[0]["rest"] == {"forward": 1.0, "backward": 1.0}
+    assert [one["field"]["forward"] for one in found] == [1.0, 4.0] and found[0]["rest"] == {
+        "forward": 1.0,
+        "backward": 1.0,
+    }
     assert step.per_estimate(steps, 1) == steps
     with pytest.raises(UserError, match="--steps 1 is less than guidance.estimate_every=2"):
         step.main(["--steps", "1"])
@@ -124,10 +136,31 @@ def test_steps_of_one_estimate_are_averaged() -> None:
 
 def test_the_products_step_is_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     apply, backward = loop.apply, torch.Tensor.backward
-    sizes = ["render.resolution=12", "render.samples=8", "field.resolution=12", "optim.views=1", "loss.orientation=0.01"]
+    sizes = [
+        "render.resolution=12",
+        "render.samples=8",
+        "field.resolution=12",
+        "optim.views=1",
+        "loss.orientation=0.01",
+    ]
     sizes += ["guidance.space=latents", "guidance.estimate_every=2"]
-    sizes += ["rewards.text_image.begin=0", "rewards.image_image.begin=0", "rewards.image_image.gate.floor=1"]
-    step.main(["--preset", "draft", "--steps", "5", *QUICK, "--write", str(tmp_path / "step.json"), *sizes])
+    sizes += [
+        "rewards.text_image.begin=0",
+        "rewards.image_image.begin=0",
+        "rewards.image_image.gate.floor=1",
+    ]
+    step.main(
+        [
+            "--preset",
+            "draft",
+            "--steps",
+            "5",
+            *QUICK,
+            "--write",
+            str(tmp_path / "step.json"),
+            *sizes,
+        ]
+    )
     assert loop.apply is apply and torch.Tensor.backward is backward
     found = read(tmp_path / "step.json")["results"]
     assert len(found["steps"]) == 2
@@ -163,9 +196,13 @@ def naive_encoding(field: TextbookField, x: torch.Tensor) -> torch.Tensor:
 
 
 def small_textbook() -> TextbookField:
-    field = TextbookField(FieldConfig(resolution=24, levels=3, log2_table=6), torch.Generator().manual_seed(0))
+    field = TextbookField(
+        FieldConfig(resolution=24, levels=3, log2_table=6), torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
-        field.table.copy_(torch.randn(field.table.shape, generator=torch.Generator().manual_seed(1)))
+        field.table.copy_(
+            torch.randn(field.table.shape, generator=torch.Generator().manual_seed(1))
+        )
     return field
 
 
@@ -174,7 +211,12 @@ def test_textbook_encoding_is_the_naive_one() -> None:
     x = torch.rand(20, 3, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
     assert torch.allclose(field.encode(x), naive_encoding(field, x), atol=1e-5)
     sigma, albedo = field(x)
-    assert sigma.shape == (20,) and albedo.shape == (20, 3) and bool((sigma > 0.0).all()) and field.smoothness() > 0.0
+    assert (
+        sigma.shape == (20,)
+        and albedo.shape == (20, 3)
+        and bool((sigma > 0.0).all())
+        and field.smoothness() > 0.0
+    )
 
 
 @pytest.mark.parametrize("name", ["textbook", "nerfacc"])
@@ -182,7 +224,9 @@ def test_peers_render_what_the_reference_does(name: str) -> None:
     field, samples = small_textbook(), 12
     rays = camera_rays(sample_cameras(1, CameraConfig(), torch.Generator().manual_seed(0)), 6, 6)
     start, spacing = ray_bins(rays, samples, torch.Generator().manual_seed(3))
-    expected = render_rays_reference(field, rays, start, spacing, samples).over(torch.full((3,), 0.7))
+    expected = render_rays_reference(field, rays, start, spacing, samples).over(
+        torch.full((3,), 0.7)
+    )
     if name == "textbook":
         found = composite(field, rays, start, spacing, samples, 0.7)
     else:
@@ -194,11 +238,21 @@ def test_peers_render_what_the_reference_does(name: str) -> None:
 def test_time_to_target_is_the_time_of_the_steps_before() -> None:
     ours = peers.Curve([1.0, 1.0, 1.0, 1.0], [(0, 5.0), (2, 18.0), (4, 17.0)])
     peer = peers.Curve([5.0, 4.0, 5.0, 6.0], [(0, 5.0), (2, 10.0), (4, 16.0)])
-    assert ours.seconds_to(17.5) == 2.0 and ours.seconds_to(5.0) == 0.0 and peer.seconds_to(16.5) is None
+    assert (
+        ours.seconds_to(17.5) == 2.0
+        and ours.seconds_to(5.0) == 0.0
+        and peer.seconds_to(16.5) is None
+    )
     told = peers.summarise({"ours": ours, "textbook": peer}, None)
-    assert told["ours"]["target"] == 16.0 and told["ours"]["to_target_s"] == 2.0 and told["ours"]["psnr"] == 17.0
+    assert (
+        told["ours"]["target"] == 16.0
+        and told["ours"]["to_target_s"] == 2.0
+        and told["ours"]["psnr"] == 17.0
+    )
     assert told["textbook"]["to_target_s_ratio"] == 10.0 and told["textbook"]["step_s_ratio"] == 5.0
-    assert peers.summarise({"ours": ours, "textbook": peer}, 16.5)["textbook"]["to_target_s"] is None
+    assert (
+        peers.summarise({"ours": ours, "textbook": peer}, 16.5)["textbook"]["to_target_s"] is None
+    )
 
 
 def test_a_nerfacc_that_wants_to_build_kernels_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +262,9 @@ def test_a_nerfacc_that_wants_to_build_kernels_is_left_out(monkeypatch: pytest.M
         raise OSError("CUDA_HOME environment variable is not set")
 
     monkeypatch.setitem(sys.modules, "nerfacc", types.SimpleNamespace(rendering=rendering))
-    assert timing.find_nerfacc()[1].startswith("nerfacc does not work here (CUDA_HOME environment variable is not set)")
+    assert timing.find_nerfacc()[1].startswith(
+        "nerfacc does not work here (CUDA_HOME environment variable is not set)"
+    )
     monkeypatch.setattr(sys.modules["nerfacc"], "rendering", lambda *_, **__: ())
     assert timing.find_nerfacc() == (sys.modules["nerfacc"], "")
 
@@ -217,8 +273,23 @@ def test_every_peer_learns_the_scene(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "find_nerfacc", lambda: (None, "nerfacc does not import here"))
-    sizes = ["--rays", "192", "--samples", "16", "--resolution", "16", "--views", "4", "--held-out", "1", "--size", "24"]
-    peers.main(["--steps", "24", *sizes, *QUICK, "--looks", "3", "--write", str(tmp_path / "peers.json")])
+    sizes = [
+        "--rays",
+        "192",
+        "--samples",
+        "16",
+        "--resolution",
+        "16",
+        "--views",
+        "4",
+        "--held-out",
+        "1",
+        "--size",
+        "24",
+    ]
+    peers.main(
+        ["--steps", "24", *sizes, *QUICK, "--looks", "3", "--write", str(tmp_path / "peers.json")]
+    )
     found = read(tmp_path / "peers.json")
     assert list(found["results"]) == ["ours", "hashgrid", "textbook"] and len(found["notes"]) == 2
     for arm in found["results"].values():
@@ -229,7 +300,9 @@ def test_every_peer_learns_the_scene(
     peers.main([*short, *sizes, *QUICK, "--write", str(tmp_path / "peers.json")])
     assert "1.0 dB are there before the first step" in capsys.readouterr().out
     ours = read(tmp_path / "peers.json")["results"]["ours"]
-    assert sum(ours["step_s"]) >= 0.2 > sum(ours["step_s"][:-1]) and ours["psnr"][-1][0] == len(ours["step_s"])
+    assert sum(ours["step_s"]) >= 0.2 > sum(ours["step_s"][:-1]) and ours["psnr"][-1][0] == len(
+        ours["step_s"]
+    )
 
 
 def test_a_scene_outside_the_toybox_is_one_line() -> None:
@@ -241,16 +314,35 @@ def test_targets_are_the_pictures_from_those_cameras() -> None:
     views = peers.take_views("a red sphere", 2, 16, 0.0, CameraConfig())
     assert len(views.rays) == 2 * 16 * 16 and views.rgb.shape == (512, 3)
     middle = views.rgb.reshape(2, 16, 16, 3)[:, 8, 8]
-    assert bool((middle[:, 0] > 2.0 * middle[:, 1]).all())  # red in the middle, the ground in the corner
-    assert torch.allclose(views.rgb.reshape(2, 16, 16, 3)[:, 0, 0], torch.tensor(peers.GROUND), atol=0.01)
+    assert bool(
+        (middle[:, 0] > 2.0 * middle[:, 1]).all()
+    )  # red in the middle, the ground in the corner
+    assert torch.allclose(
+        views.rgb.reshape(2, 16, 16, 3)[:, 0, 0], torch.tensor(peers.GROUND), atol=0.01
+    )
 
 
 def test_encodings_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "encodings.json"
-    encodings.main(["--points", "64", "200", "--resolution", "16", "--repeats", "1", *QUICK, "--write", str(path)])
+    encodings.main(
+        [
+            "--points",
+            "64",
+            "200",
+            "--resolution",
+            "16",
+            "--repeats",
+            "1",
+            *QUICK,
+            "--write",
+            str(path),
+        ]
+    )
     found = read(path)
     assert [(r["points"], r["backend"]) for r in found["results"]] == [
-        (points, name) for points in (64, 200) for name in ("grid", "hash grid", "textbook", "grid, compiled")
+        (points, name)
+        for points in (64, 200)
+        for name in ("grid", "hash grid", "textbook", "grid, compiled")
     ]
     assert all(r["forward"] > 0.0 and r["both"] > 0.0 for r in found["results"])
     assert "tiny-cuda-nn is left out: no GPU here" in capsys.readouterr().out
@@ -262,18 +354,37 @@ def test_look_ups_of_the_gpu_module_are_found(monkeypatch: pytest.MonkeyPatch) -
     fast.attach = lambda field, name, dtype: "" if name == "triton" else f"{name} is not installed"
     monkeypatch.setattr(encodings.importlib, "import_module", lambda name: fast)
     monkeypatch.setattr(HashGridField, "to", lambda self, device: self)  # there is no GPU to go to
-    fields, notes = encodings.cuda_fields(FieldConfig("hashgrid", 16, 2, log2_table=6), torch.device("cuda"))
+    fields, notes = encodings.cuda_fields(
+        FieldConfig("hashgrid", 16, 2, log2_table=6), torch.device("cuda")
+    )
     assert list(fields) == ["hash grid, triton float16", "hash grid, triton float32"]
-    assert notes == [f"hash grid, other {d} is left out: other is not installed" for d in ("float16", "float32")]
+    assert notes == [
+        f"hash grid, other {d} is left out: other is not installed" for d in ("float16", "float32")
+    ]
 
 
 def test_render_runs(tmp_path: Path) -> None:
-    sizes = ["--views", "1", "--size", "8", "--samples", "8", "--resolution", "12", "--repeats", "1"]
+    sizes = [
+        "--views",
+        "1",
+        "--size",
+        "8",
+        "--samples",
+        "8",
+        "--resolution",
+        "12",
+        "--repeats",
+        "1",
+    ]
     render.main([*sizes, *QUICK, "--write", str(tmp_path / "render.json")])
     ways = [record["way"] for record in read(tmp_path / "render.json")["results"]]
     assert ways[:4] == ["product", "torch", "torch, all", "textbook"]
     render.main([*sizes, *QUICK, "--normals", "--write", str(tmp_path / "render.json")])
-    assert [record["way"] for record in read(tmp_path / "render.json")["results"]] == ["product", "torch", "torch, all"]
+    assert [record["way"] for record in read(tmp_path / "render.json")["results"]] == [
+        "product",
+        "torch",
+        "torch, all",
+    ]
 
 
 def test_tiny_is_the_full_size_but_for_its_widths() -> None:
@@ -289,7 +400,10 @@ def test_operations_are_those_of_products_and_their_gradients() -> None:
 
 def test_counting_operations_does_not_keep_a_network_from_being_compiled() -> None:
     torch.compiler.reset()
-    field, traced = TextbookField(FieldConfig(levels=1, log2_table=8), torch.Generator().manual_seed(0)), []
+    field, traced = (
+        TextbookField(FieldConfig(levels=1, log2_table=8), torch.Generator().manual_seed(0)),
+        [],
+    )
     field.compile(backend=lambda graph, _: traced.append(graph) or graph.forward)
     assert sds_step.operations(lambda: field(torch.zeros(3, 3))) > 0 and not traced
     field(torch.zeros(3, 3))
@@ -303,32 +417,61 @@ def test_attention_counts_on_a_cpu_as_well() -> None:
     product = 2 * (2 * 4) * 16 * 16 * 8
     assert sds_step.operations(lambda: attend(heads, heads, heads)) == 2 * product
     leaf = heads.clone().requires_grad_()
-    assert sds_step.operations(lambda: attend(leaf, leaf, leaf).sum().backward()) == 2 * product + 5 * product  # scores anew
+    assert (
+        sds_step.operations(lambda: attend(leaf, leaf, leaf).sum().backward())
+        == 2 * product + 5 * product
+    )  # scores anew
 
 
-def test_sds_step_runs_the_guidance_and_its_calls_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sds_step_runs_the_guidance_and_its_calls_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "sds.json"
     common = ["--repeats", "1", *QUICK, "--resolution", "32", "--write", str(path)]
     sds_step.main(["--batch", "1", "2", *common])
     sizes = read(path)["results"]["sizes"]
-    assert [(s["batch"], s["calls"], s["images"]) for s in sizes] == [(1, 1, 2), (2, 1, 4)]  # null and full branch
+    assert [(s["batch"], s["calls"], s["images"]) for s in sizes] == [
+        (1, 1, 2),
+        (2, 1, 4),
+    ]  # null and full branch
     assert all(s[key] > 0 for s in sizes for key in ("step", "guidance", "floor", "encoder"))
     assert all(s["peak_bytes"] >= 0 for s in sizes)
     one, two = ([s["operations"], s["floor_operations"]] for s in sizes)
     assert two == [2 * count for count in one] and one[0] > one[1] > 0
     shown = capsys.readouterr().out
     assert "this was --tiny" in shown
-    heads, first = ([line.split() for line in shown.splitlines() if line.split()[:1] == [word]][0] for word in ("prior", "32"))
-    assert "denoiser" in heads and f"{100 * sizes[0]['floor'] / sizes[0]['step']:.0f}" in first  # its share of the step
-    sds_step.main(["--tiny", "--batch", "2", "--render", "8", "16", *common, "guidance.perp_neg=1", "prior.max_batch=4"])
+    heads, first = (
+        [line.split() for line in shown.splitlines() if line.split()[:1] == [word]][0]
+        for word in ("prior", "32")
+    )
+    assert (
+        "denoiser" in heads and f"{100 * sizes[0]['floor'] / sizes[0]['step']:.0f}" in first
+    )  # its share of the step
+    sds_step.main(
+        [
+            "--tiny",
+            "--batch",
+            "2",
+            "--render",
+            "8",
+            "16",
+            *common,
+            "guidance.perp_neg=1",
+            "prior.max_batch=4",
+        ]
+    )
     sizes = read(path)["results"]["sizes"]
     assert [(s["render"], s["calls"], s["images"]) for s in sizes] == [(8, 2, 8), (16, 2, 8)]
     assert "this was" not in capsys.readouterr().out
 
 
-def test_the_training_step_of_the_benchmark_is_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_step_of_the_benchmark_is_the_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It renders the field, asks the guidance for as many views, and moves the field's parameters."""
-    config = load_config(None, [ROOT / "configs" / "sd15.yaml"], [*sds_step.TINY_FIELD, "render.resolution=8"])
+    config = load_config(
+        None, [ROOT / "configs" / "sd15.yaml"], [*sds_step.TINY_FIELD, "render.resolution=8"]
+    )
     seen: list[tuple[int, ...]] = []
 
     def guidance(rgb: torch.Tensor, *_: object) -> tuple[dict[str, torch.Tensor], None]:
@@ -337,14 +480,20 @@ def test_the_training_step_of_the_benchmark_is_the_products(monkeypatch: pytest.
 
     fields = []
     real = pipeline.make_field
-    monkeypatch.setattr(pipeline, "make_field", lambda *given: fields.append(real(*given)) or fields[0])
+    monkeypatch.setattr(
+        pipeline, "make_field", lambda *given: fields.append(real(*given)) or fields[0]
+    )
     step = sds_step.training_step(guidance, None, config, 3, CPU)
     before = {name: value.clone() for name, value in fields[0].state_dict().items()}
     step()
     assert seen == [(3, 3, 8, 8)] and config.optim.views != 3
-    assert any(not torch.equal(value, before[name]) for name, value in fields[0].state_dict().items())
+    assert any(
+        not torch.equal(value, before[name]) for name, value in fields[0].state_dict().items()
+    )
     with pytest.raises(UserError, match="a step is not finite"):
-        sds_step.training_step(lambda rgb, *_: ({"sds": rgb.sum() * math.nan}, None), None, config, 1, CPU)()
+        sds_step.training_step(
+            lambda rgb, *_: ({"sds": rgb.sum() * math.nan}, None), None, config, 1, CPU
+        )()
 
 
 def test_a_size_that_does_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +527,10 @@ def test_mistakes_are_one_line() -> None:
         render.main(["--warmup", "-1"])
     with pytest.raises(UserError, match="--seconds 0: give more than 0"):
         peers.main(["--seconds", "0"])
-    with pytest.raises(UserError, match="0 is not a whole number of 1 or more; see `python -m benchmarks.render --help`"):
+    with pytest.raises(
+        UserError,
+        match="0 is not a whole number of 1 or more; see `python -m benchmarks.render --help`",
+    ):
         render.main(["--repeats", "0"])
 
 

@@ -41,24 +41,46 @@ def config_of(*words: str) -> Config:
     return cli.config_of(parser.parse_intermixed_args(words))
 
 
-def test_places_below_the_current_folder_are_kept_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_below_the_current_folder_are_kept_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "sd15"):
         (tmp_path / name).mkdir()
-    config = config_of("a mug", "prior.path=mine", "visual_prompt.prior.path=sd15", "rewards.clip=./sd15", "prior.ip_adapter=no")
-    assert (config.prior.path, config.rewards.clip) == (str(tmp_path / "mine"), str(tmp_path / "sd15"))
-    assert (config.visual_prompt.prior.path, config.prior.ip_adapter) == ("sd15", "no")  # of the table, and nowhere
+    config = config_of(
+        "a mug",
+        "prior.path=mine",
+        "visual_prompt.prior.path=sd15",
+        "rewards.clip=./sd15",
+        "prior.ip_adapter=no",
+    )
+    assert (config.prior.path, config.rewards.clip) == (
+        str(tmp_path / "mine"),
+        str(tmp_path / "sd15"),
+    )
+    assert (config.visual_prompt.prior.path, config.prior.ip_adapter) == (
+        "sd15",
+        "no",
+    )  # of the table, and nowhere
     assert config.prior.vocabulary == Config().prior.vocabulary  # the repository's
 
 
-def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     parser = console.Parser("python -m one")
     parser.add_argument("--every", type=int)
-    wrong = {"--every=x": "argument --every: invalid int value: 'x'", "--evry": "unrecognized arguments: --evry"}
+    wrong = {
+        "--every=x": "argument --every: invalid int value: 'x'",
+        "--evry": "unrecognized arguments: --evry",
+    }
     for word, told in wrong.items():
         with pytest.raises(SystemExit) as ended:
             console.run_program("one", lambda word=word: parser.parse_args([word]))  # type: ignore[misc]
-        assert ended.value.code == 2 and capsys.readouterr().err == f"one: {told}; see `python -m one --help`\n"
+        assert (
+            ended.value.code == 2
+            and capsys.readouterr().err == f"one: {told}; see `python -m one --help`\n"
+        )
     with pytest.raises(SystemExit) as ended:
         console.run_program("one", lambda: signal.raise_signal(signal.SIGINT))
     assert ended.value.code == 130 and capsys.readouterr().err.count("\n") == 1
@@ -74,29 +96,58 @@ def test_a_scale_that_is_not_read_is_told(capsys: pytest.CaptureFixture[str]) ->
         config_of("a mug", word)
         assert capsys.readouterr().err == line
     config_of("a mug", *told, "guidance.mode=split")
-    assert capsys.readouterr().err == told["guidance.text_scale=3"].replace("text", "guidance").replace("split", "joint")
+    assert capsys.readouterr().err == told["guidance.text_scale=3"].replace(
+        "text", "guidance"
+    ).replace("split", "joint")
 
 
 def test_options_files_and_words_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\noptim: {steps: 5, views: 2}\n")
     config = config_of(
-        *["--preset", "draft", "optim.steps=7", "--seed", "4", "a red ball", "--config", str(tmp_path / "c.yaml")],
-        *["export.grid=33", "--faces", "0", "--texture-size", "64", "--formats", "glb,ply", "--negative", "grey"],
+        *[
+            "--preset",
+            "draft",
+            "optim.steps=7",
+            "--seed",
+            "4",
+            "a red ball",
+            "--config",
+            str(tmp_path / "c.yaml"),
+        ],
+        *[
+            "export.grid=33",
+            "--faces",
+            "0",
+            "--texture-size",
+            "64",
+            "--formats",
+            "glb,ply",
+            "--negative",
+            "grey",
+        ],
     )
     assert (config.prompt, config.seed, config.preset) == ("a red ball", 4, "draft")
     assert (config.optim.steps, config.optim.views, config.export.grid) == (7, 2, 33)
-    assert (config.export.faces, config.export.texture_size, config.export.formats) == (0, 64, ["glb", "ply"])
+    assert (config.export.faces, config.export.texture_size, config.export.formats) == (
+        0,
+        64,
+        ["glb", "ply"],
+    )
     assert config.negative_prompt == "grey"
 
 
-def test_prompt_from_a_file_and_image_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_from_a_file_and_image_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "c.yaml").write_text("prompt: a blue mug\n")
     monkeypatch.chdir(tmp_path)
     config = config_of("--config", "c.yaml", "--image", "style.png")
     assert config.prompt == "a blue mug" and config.image == str(tmp_path / "style.png")
 
 
-def test_committed_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_committed_configs_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert config_of("a mug", "--config", "configs/sds.yaml").guidance.lam.start == 0.0
 
@@ -126,7 +177,10 @@ MISTAKES = [
     (["a ball", "--config", "/"], "cannot read config file"),
     (["render", "a" * 300], "File name too long"),
     (["render", "mesh.glb", "field.resolution=9"], "changes nothing here"),
-    (["render", "mesh.glb", "export.faces=12"], "reads export.turntable, export.turntable_frames, export.turntable_size"),
+    (
+        ["render", "mesh.glb", "export.faces=12"],
+        "reads export.turntable, export.turntable_frames, export.turntable_size",
+    ),
     (["export", "/nowhere", "exporter.grid=3"], "changes nothing here"),
     (["export", "/nowhere", "prompt=a mug"], "changes nothing here"),
     (["a ball", "--faces", "-5"], "'export.faces'"),
@@ -147,13 +201,18 @@ MISTAKES = [
     (["evaluate", "--assets", "/nowhere"], "not a folder"),
     (["evaluate", "--suite", "t3bench"], "needs --prompts FILE"),
     (["evaluate", "--suite", "t3bench", "--prompts", "/nowhere.txt"], "no prompt file"),
-    (["evaluate", "--suite", "t3bench", "--size", "200000", "--assets", "/nowhere"], "--size takes at most 4096 pixels"),
+    (
+        ["evaluate", "--suite", "t3bench", "--size", "200000", "--assets", "/nowhere"],
+        "--size takes at most 4096 pixels",
+    ),
     (["exprot", "outputs/run"], "put the prompt in quotes, or did you mean the verb export?"),
 ]
 
 
 @pytest.mark.parametrize(("words", "part"), MISTAKES)
-def test_mistakes_are_one_line_and_exit_2(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line_and_exit_2(
+    words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("vp3d: ") and err.count("\n") == 1 and part in err
@@ -172,15 +231,28 @@ def test_a_run_without_ffmpeg_does_not_begin(
 ) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     assert cli.main(["a red mug", f"output_dir={tmp_path / 'runs'}"]) == 2
-    assert "pip install imageio-ffmpeg" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert (
+        "pip install imageio-ffmpeg" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    )
 
 
-def test_a_picture_without_an_object_leaves_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_without_an_object_leaves_no_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.new("RGB", (64, 64), (128, 128, 128)).save(tmp_path / "flat.png")
-    words = ["--image", str(tmp_path / "flat.png"), f"output_dir={tmp_path / 'runs'}", "export.turntable=gif"]
+    words = [
+        "--image",
+        str(tmp_path / "flat.png"),
+        f"output_dir={tmp_path / 'runs'}",
+        "export.turntable=gif",
+    ]
     assert cli.main(["a red mug", *words]) == 2
     err = capsys.readouterr().err
-    assert "no object stands out from the background" in err and err.count("\n") == 1 and not (tmp_path / "runs").exists()
+    assert (
+        "no object stands out from the background" in err
+        and err.count("\n") == 1
+        and not (tmp_path / "runs").exists()
+    )
 
 
 def test_cuda_where_there_is_none_is_one_line_and_auto_is_not(
@@ -188,7 +260,10 @@ def test_cuda_where_there_is_none_is_one_line_and_auto_is_not(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert cli.main(["a sphere", "backend=cuda"]) == 2
-    assert "backend=cuda, but torch sees no CUDA device here; use backend=auto" in capsys.readouterr().err
+    assert (
+        "backend=cuda, but torch sees no CUDA device here; use backend=auto"
+        in capsys.readouterr().err
+    )
     assert resolve_device("auto").type == "cpu"
 
 
@@ -204,7 +279,9 @@ def test_help_and_mistakes_do_not_wait_for_torch() -> None:
         "heavy = {'torch', 'numpy', 'rich', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in cli.VERBS)
 
@@ -212,7 +289,9 @@ def test_help_and_mistakes_do_not_wait_for_torch() -> None:
 def test_launch_py_hands_on_words_and_exit_code() -> None:
     assert launch().returncode == 2
     helped = launch("--help")
-    assert helped.returncode == 0 and 'launch.py "a red mushroom with a white stem"' in helped.stdout
+    assert (
+        helped.returncode == 0 and 'launch.py "a red mushroom with a white stem"' in helped.stdout
+    )
     wrong = launch("a ball", "optim.step=3")
     assert wrong.returncode == 2 and wrong.stdout == "" and "Traceback" not in wrong.stderr
 
@@ -239,8 +318,12 @@ def test_interrupt_is_exit_130_without_traceback() -> None:
         "cli.VERBS['doctor'] = cli.Verb('x', cli.add_doctor_arguments, work)\n"
         "sys.exit(cli.main(['doctor']))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 130 and "Traceback" not in done.stderr and "interrupted" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (
+        done.returncode == 130 and "Traceback" not in done.stderr and "interrupted" in done.stderr
+    )
 
 
 @pytest.fixture
@@ -259,21 +342,30 @@ def screen(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
     return stream
 
 
-def test_plain_progress_is_a_line_every_few_seconds(monkeypatch: pytest.MonkeyPatch, time_stands: list[float]) -> None:
+def test_plain_progress_is_a_line_every_few_seconds(
+    monkeypatch: pytest.MonkeyPatch, time_stands: list[float]
+) -> None:
     stream = screen(monkeypatch, terminal=False)
     with Progress(100, "coarse", Path("runs/x/preview.png")) as bar:
         for step in range(41, 61):  # a resumed run: one step a second from step 41
-            bar.update(step, opacity=0.25, sds=123.0, reward_text_image=0.3125, samples_per_s=1_234_567.0)
+            bar.update(
+                step, opacity=0.25, sds=123.0, reward_text_image=0.3125, samples_per_s=1_234_567.0
+            )
             time_stands[0] += 1.0
     lines = stream.getvalue().splitlines()
     assert lines[0] == "coarse: live preview in runs/x/preview.png"
-    assert lines[1] == "coarse 46/100  0:05, 0:54 left  opacity 0.25  reward text image 0.312  1.2M samples/s"
+    assert (
+        lines[1]
+        == "coarse 46/100  0:05, 0:54 left  opacity 0.25  reward text image 0.312  1.2M samples/s"
+    )
     assert len(lines) == 1 + 3 + 1, "steps 46, 51, 56, and the last"
     assert lines[-1].startswith("coarse 60/100  0:20")
     assert "123" not in stream.getvalue(), "the raw SDS number means nothing to a user"
 
 
-def test_loop_numbers_bring_their_own_eta(monkeypatch: pytest.MonkeyPatch, time_stands: list[float]) -> None:
+def test_loop_numbers_bring_their_own_eta(
+    monkeypatch: pytest.MonkeyPatch, time_stands: list[float]
+) -> None:
     stream = screen(monkeypatch, terminal=False)
     with Progress(400, "coarse") as bar:
         bar.show({"step": 10.0, "eta_s": 3725.0, "opacity": 0.5, "seconds_a_step": 1.0})
@@ -298,7 +390,13 @@ def test_a_progress_without_steps_says_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_words_for_numbers() -> None:
-    assert [clock(s) for s in (0, 59.6, 61, 3600, -3)] == ["0:00", "1:00", "1:01", "1:00:00", "0:00"]
+    assert [clock(s) for s in (0, 59.6, 61, 3600, -3)] == [
+        "0:00",
+        "1:00",
+        "1:01",
+        "1:00:00",
+        "0:00",
+    ]
     assert describe({"samples_per_s": 950.0}) == "950 samples/s"
     assert describe({"loss": 1.0}) == ""
 
@@ -314,7 +412,11 @@ def test_doctor_sees_missing_tampered_and_whole_weights(tmp_path: Path) -> None:
     write_json(tmp_path / "MANIFEST.json", {"files": entries, "licence": "Apache-2.0"})
     found = doctor.check_weights(config)
     assert (found.state, found.licence) == ("on", "Apache-2.0") and "1 files" in found.detail
-    for others in (places[:1], places[2:], ["prior.vocabulary=nowhere.json"]):  # not covered, or not there
+    for others in (
+        places[:1],
+        places[2:],
+        ["prior.vocabulary=nowhere.json"],
+    ):  # not covered, or not there
         assert doctor.check_weights(load_config(None, [], others)).state == "BROKEN"
     (own / "a.safetensors").write_bytes(b"abd")
     assert doctor.check_weights(config).state == "BROKEN"
@@ -340,15 +442,32 @@ def test_doctor_names_what_a_configuration_lacks(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
-    code, names = cli.main(["doctor", "--config", "configs/sd15.yaml"]), "sd15 ip-adapter-sd15 imagereward dinov2-base"
-    assert code == 1 and re.search(rf"^weights +BROKEN +prior.path.*models fetch {names}$", capsys.readouterr().out, re.M)
+    code, names = (
+        cli.main(["doctor", "--config", "configs/sd15.yaml"]),
+        "sd15 ip-adapter-sd15 imagereward dinov2-base",
+    )
+    assert code == 1 and re.search(
+        rf"^weights +BROKEN +prior.path.*models fetch {names}$", capsys.readouterr().out, re.M
+    )
 
 
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = cli.main(["doctor", f"prior.manifest={tmp_path / 'none.json'}"])
     out = capsys.readouterr().out
     assert code == 1 and re.search(r"^weights +BROKEN .*none\.json", out, re.M)
-    for name in ("python", "torch", "cuda", "nerfacc", "tinycudann", "triton", "ffmpeg", "xatlas", "models", "memory", "disk"):
+    for name in (
+        "python",
+        "torch",
+        "cuda",
+        "nerfacc",
+        "tinycudann",
+        "triton",
+        "ffmpeg",
+        "xatlas",
+        "models",
+        "memory",
+        "disk",
+    ):
         assert re.search(rf"^{name} +(on|off) ", out, re.M), name
 
 
@@ -366,11 +485,20 @@ def test_doctor_knows_that_triton_needs_a_c_compiler(
         assert doctor.c_compiler() == "/opt/cc"
 
 
-def test_export_and_resume_take_up_the_settings_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_and_resume_take_up_the_settings_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without weights the way ends at the run's own (missing) vocabulary or checkpoint: one line, not a traceback."""
-    config = load_config(None, [], ["prompt=a mug", f"output_dir={tmp_path}", f"prior.vocabulary={tmp_path}/none.json"])
+    config = load_config(
+        None,
+        [],
+        ["prompt=a mug", f"output_dir={tmp_path}", f"prior.vocabulary={tmp_path}/none.json"],
+    )
     run = RunFolder.create(config)
-    for words, part in ((["resume", str(run.path)], "none.json"), (["export", str(run.path)], "no checkpoint")):
+    for words, part in (
+        (["resume", str(run.path)], "none.json"),
+        (["export", str(run.path)], "no checkpoint"),
+    ):
         assert cli.main(words) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.splitlines()[-1].startswith("vp3d: ") and part in err
@@ -379,19 +507,29 @@ def test_export_and_resume_take_up_the_settings_of_the_run(tmp_path: Path, capsy
 def test_resume_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.safetensors").write_bytes(b"abc")
-    words = ["prompt=a mug", f"output_dir={tmp_path}", f"prior.path={tmp_path / 'mine'}", "export.turntable=gif"]
+    words = [
+        "prompt=a mug",
+        f"output_dir={tmp_path}",
+        f"prior.path={tmp_path / 'mine'}",
+        "export.turntable=gif",
+    ]
     run = RunFolder.create(load_config(None, [], words))
     (tmp_path / "mine" / "a.safetensors").write_bytes(b"abd")
     assert cli.main(["resume", str(run.path)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("vp3d: ") and err.count("\n") == 1
-    assert "mine/a.safetensors is not the weight file" in err and f"launch.py export {run.path}" in err
+    assert (
+        "mine/a.safetensors is not the weight file" in err and f"launch.py export {run.path}" in err
+    )
 
 
 def pins(path: Path) -> dict[str, str]:
     """Normalised name -> version of the `name==version` lines."""
     lines = [line for line in path.read_text().splitlines() if line and line[0] not in "#-"]
-    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+    return {
+        name.lower().replace("_", "-"): version
+        for name, version in (line.split("==") for line in lines)
+    }
 
 
 def test_everything_imported_is_required_pinned_and_ranged() -> None:
@@ -399,16 +537,24 @@ def test_everything_imported_is_required_pinned_and_ranged() -> None:
     for path in [*(ROOT / "vp3d").rglob("*.py"), ROOT / "launch.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            names += (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            )
             imported |= {name.partition(".")[0] for name in names}
     owners = metadata.packages_distributions()
-    third_party = imported - set(sys.stdlib_module_names) - {"vp3d", "", "nerfacc", "tinycudann", "triton"}
+    third_party = (
+        imported - set(sys.stdlib_module_names) - {"vp3d", "", "nerfacc", "tinycudann", "triton"}
+    )
     needed = {owners.get(name, [name])[0].lower().replace("_", "-") for name in third_party}
     pinned = pins(ROOT / "requirements.txt")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ranged = {re.split(r"[<>=!~]", line)[0].lower().replace("_", "-") for line in project["dependencies"]}
+    ranged = {
+        re.split(r"[<>=!~]", line)[0].lower().replace("_", "-") for line in project["dependencies"]
+    }
     assert needed <= set(pinned), f"not pinned: {sorted(needed - set(pinned))}"
-    assert needed - ranged <= {"tokenizers", "huggingface-hub"}, f"no range: {sorted(needed - ranged)}"
+    assert needed - ranged <= {"tokenizers", "huggingface-hub"}, (
+        f"no range: {sorted(needed - ranged)}"
+    )
 
 
 def test_the_tests_run_on_the_pinned_set() -> None:
@@ -418,8 +564,15 @@ def test_the_tests_run_on_the_pinned_set() -> None:
 
 
 def make(folder: Path, *words: str) -> str:
-    command = ["make", "-n", "--no-print-directory", *words]  # these tests may run under a make themselves
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True).stdout
+    command = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        *words,
+    ]  # these tests may run under a make themselves
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -446,16 +599,29 @@ def test_make_demo_hands_the_prompt_on_as_it_is(tmp_path: Path) -> None:
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / ".venv" / ".installed").touch()
-    command = ["make", "-s", "--no-print-directory", "demo", "PROMPT=a \"red\" cat's `mug`", "ARGS=--preset draft"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(done.stdout) == ["a \"red\" cat's `mug`", "--preset", "draft"]
+    command = [
+        "make",
+        "-s",
+        "--no-print-directory",
+        "demo",
+        'PROMPT=a "red" cat\'s `mug`',
+        "ARGS=--preset draft",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout) == ['a "red" cat\'s `mug`', "--preset", "draft"]
 
 
 def test_ci_is_executable_and_runs_all_three() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
-    assert [line for line in lines if line.startswith("make ")] == ["make lint", "make types", "make test"]
+    assert [line for line in lines if line.startswith("make ")] == [
+        "make lint",
+        "make types",
+        "make test",
+    ]
     assert "set -euo pipefail" in lines
 
 

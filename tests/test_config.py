@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from vp3d.config import PRESETS, ROOT, Config, Schedule, ViewGate, get_value, load_config, locate, save_config
+from vp3d.config import (
+    PRESETS,
+    ROOT,
+    Config,
+    Schedule,
+    ViewGate,
+    get_value,
+    load_config,
+    locate,
+    save_config,
+)
 from vp3d.errors import UserError
 from vp3d.strict import Range, keys
 
@@ -18,7 +28,10 @@ from vp3d.strict import Range, keys
 def changed(node: Any) -> Any:
     """A copy of a config node in which every leaf differs from its default and is still allowed."""
     kinds = get_type_hints(type(node), include_extras=True)
-    values = {item.name: other(getattr(node, item.name), kinds[item.name]) for item in dataclasses.fields(node)}
+    values = {
+        item.name: other(getattr(node, item.name), kinds[item.name])
+        for item in dataclasses.fields(node)
+    }
     return type(node)(**values)
 
 
@@ -47,13 +60,17 @@ def test_round_trip_of_every_field(tmp_path: Path) -> None:
     config.camera.elevation_min_deg = -7.0
     config.rewards.text_image.begin = 1.0 / 3.0
     config.render.background_max = config.render.background_min + 1e-9
-    for key in (key for key in keys(config) if not dataclasses.is_dataclass(get_value(config, key))):
+    for key in (
+        key for key in keys(config) if not dataclasses.is_dataclass(get_value(config, key))
+    ):
         assert get_value(config, key) != get_value(Config(), key), key
     save_config(config, tmp_path / "config.yaml")
     assert load_config(None, [tmp_path / "config.yaml"], []) == config
 
 
-@pytest.mark.parametrize("text", ["1e3", "-2.E5", "true", "null", "1_000", "0x1f", "2026-01-01", "# a", "~", "caf\udce9"])
+@pytest.mark.parametrize(
+    "text", ["1e3", "-2.E5", "true", "null", "1_000", "0x1f", "2026-01-01", "# a", "~", "caf\udce9"]
+)
 def test_text_that_looks_like_something_else_comes_back_as_text(tmp_path: Path, text: str) -> None:
     save_config(Config(output_dir=text), tmp_path / "config.yaml")
     assert load_config(None, [tmp_path / "config.yaml"], []).output_dir == text
@@ -91,7 +108,9 @@ def test_presets_load_and_differ(preset: str) -> None:
     assert load_config(None, [], [f"preset={preset}"]) == load_config(preset, [], [])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_committed_configs_load(path: Path) -> None:
     config = load_config(None, [path], [])
     assert config != Config()
@@ -103,7 +122,11 @@ def test_committed_configs_load(path: Path) -> None:
 def leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys of a YAML tree."""
     found = [(f"{prefix}{key}", value) for key, value in tree.items()]
-    return [k for key, value in found for k in (leaves(value, f"{key}.") if isinstance(value, dict) else [key])]
+    return [
+        k
+        for key, value in found
+        for k in (leaves(value, f"{key}.") if isinstance(value, dict) else [key])
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,8 +160,14 @@ def test_bare_number_makes_a_schedule_constant() -> None:
 @pytest.mark.parametrize(
     ("word", "parts"),
     [
-        ("guidance.guidance_scal=3", ["'guidance.guidance_scal'", "did you mean 'guidance.guidance_scale'?"]),
-        ("guidence.guidance_scale=3", ["'guidence.guidance_scale'", "did you mean 'guidance.guidance_scale'?"]),
+        (
+            "guidance.guidance_scal=3",
+            ["'guidance.guidance_scal'", "did you mean 'guidance.guidance_scale'?"],
+        ),
+        (
+            "guidence.guidance_scale=3",
+            ["'guidence.guidance_scale'", "did you mean 'guidance.guidance_scale'?"],
+        ),
         ("texture_size=3", ["'texture_size'", "did you mean 'export.texture_size'?"]),
         ("guidance.lam.begin=0", ["'guidance.lam.begin'"]),
         ("zzzzqqq=1", ["'zzzzqqq'", "config.yaml"]),
@@ -162,9 +191,15 @@ def test_bare_number_makes_a_schedule_constant() -> None:
         ("optim.steps=", ["'optim.steps'", "None"]),
         ("optim.steps", ["'optim.steps'", "key=value"]),
         ("=3", ["key=value"]),
-        ("camera.elevation_min_deg=60", ["'camera.elevation_min_deg' (60.0)", "'camera.elevation_max_deg' (40.0)"]),
+        (
+            "camera.elevation_min_deg=60",
+            ["'camera.elevation_min_deg' (60.0)", "'camera.elevation_max_deg' (40.0)"],
+        ),
         ("guidance.t_min=0.9", ["'guidance.t_min'", "'guidance.t_max'", "0.9"]),
-        ("guidance.t_min={start: 0.8, end: 0.02, from_: 0.9}", ["'guidance.t_min'", "at progress 0.9"]),
+        (
+            "guidance.t_min={start: 0.8, end: 0.02, from_: 0.9}",
+            ["'guidance.t_min'", "at progress 0.9"],
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(word: str, parts: list[str]) -> None:
@@ -218,7 +253,12 @@ def test_every_default_and_preset_is_inside_its_own_range(tmp_path: Path) -> Non
 
 
 def test_every_number_is_bounded_or_free_on_purpose() -> None:
-    free = {"start", "end", "center_deg", "hinge"}  # a schedule's are bounded where it is used; angles wrap; any reward value
+    free = {
+        "start",
+        "end",
+        "center_deg",
+        "hinge",
+    }  # a schedule's are bounded where it is used; angles wrap; any reward value
     for node in nodes(Config()):
         for name, kind in get_type_hints(type(node), include_extras=True).items():
             if kind in (int, float):
@@ -230,10 +270,14 @@ def test_every_number_is_bounded_or_free_on_purpose() -> None:
 def nodes(node: Any) -> list[Any]:
     """A config node and every group below it."""
     groups = (getattr(node, item.name) for item in dataclasses.fields(node))
-    return [node] + [found for group in groups if dataclasses.is_dataclass(group) for found in nodes(group)]
+    return [node] + [
+        found for group in groups if dataclasses.is_dataclass(group) for found in nodes(group)
+    ]
 
 
-@pytest.mark.parametrize(("progress", "value"), [(0.0, 2.0), (0.2, 2.0), (0.4, 3.0), (0.6, 4.0), (1.0, 4.0)])
+@pytest.mark.parametrize(
+    ("progress", "value"), [(0.0, 2.0), (0.2, 2.0), (0.4, 3.0), (0.6, 4.0), (1.0, 4.0)]
+)
 def test_schedule_by_hand(progress: float, value: float) -> None:
     assert Schedule(2.0, 4.0, 0.2, 0.6).at(progress) == pytest.approx(value)
 
@@ -253,8 +297,18 @@ def test_no_field_is_dead() -> None:
     for path in (ROOT / "vp3d").rglob("*.py"):
         if path.name not in ("config.py", "strict.py"):
             tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            read |= {node.attr for node in tree if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-    groups = [group for group in nodes(Config()) if not isinstance(group, Schedule)]  # Schedule.at reads its own
-    dead = {f"{type(group).__name__}.{item.name}" for group in groups for item in dataclasses.fields(group)}
+            read |= {
+                node.attr
+                for node in tree
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+            }
+    groups = [
+        group for group in nodes(Config()) if not isinstance(group, Schedule)
+    ]  # Schedule.at reads its own
+    dead = {
+        f"{type(group).__name__}.{item.name}"
+        for group in groups
+        for item in dataclasses.fields(group)
+    }
     dead = {name for name in dead if name.rsplit(".", 1)[-1] not in read}
     assert not dead, f"config fields nobody reads: {sorted(dead)}"

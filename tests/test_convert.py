@@ -25,7 +25,9 @@ from vp3d.weights import MODELS, File, Part, read_receipt
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
     first, second = MODELS["imagereward"].parts
-    tiny = Part((File("vocab.txt"),), second.sources)  # a vocabulary of a few words has another hash
+    tiny = Part(
+        (File("vocab.txt"),), second.sources
+    )  # a vocabulary of a few words has another hash
     monkeypatch.setitem(MODELS, "imagereward", replace(MODELS["imagereward"], parts=(first, tiny)))
     return tmp_path / "models"
 
@@ -35,15 +37,22 @@ def save_pickle(path: Path, state: object) -> Path:
     return path
 
 
-def test_imagereward_from_the_publishers_file(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imagereward_from_the_publishers_file(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = save_pickle(tmp_path / "ImageReward.pt", published_state())
     words = write_vocabulary(tmp_path / "bert" / "vocab.txt").parent
     assert main(["models", "convert", "imagereward", str(file), "--from", str(words)]) == 0
     assert capsys.readouterr().out == f"{home / 'imagereward'}\n"
-    assert read_receipt(home / "imagereward")["model.safetensors"]["source"] == "converted from ImageReward.pt"
+    assert (
+        read_receipt(home / "imagereward")["model.safetensors"]["source"]
+        == "converted from ImageReward.pt"
+    )
     model = load_imagereward("imagereward")
     state = published_state()
-    torch.testing.assert_close(model.net.blip.visual_encoder.cls_token, state["blip.visual_encoder.cls_token"])
+    torch.testing.assert_close(
+        model.net.blip.visual_encoder.cls_token, state["blip.visual_encoder.cls_token"]
+    )
     assert "as published" in verify(["imagereward"])
     with pytest.raises(UserError, match="is there already"):
         convert("imagereward", file, [])
@@ -52,7 +61,9 @@ def test_imagereward_from_the_publishers_file(home: Path, tmp_path: Path, capsys
 def test_hpsv2_is_unwrapped_and_gets_its_config(home: Path, tmp_path: Path) -> None:
     shared = torch.arange(6.0).reshape(2, 3).half()
     state = {"module.visual.conv1.weight": shared, "module.other": shared.T, "epoch": 3}
-    folder = convert("hpsv2.1", save_pickle(tmp_path / "hps.pt", {"state_dict": state, "epoch": 10}), [])
+    folder = convert(
+        "hpsv2.1", save_pickle(tmp_path / "hps.pt", {"state_dict": state, "epoch": 10}), []
+    )
     stored = load_file(folder / "open_clip_model.safetensors")
     assert stored.keys() == {"visual.conv1.weight", "other"}
     assert torch.equal(stored["other"], shared.T) and stored["other"].dtype == torch.float16
@@ -60,18 +71,28 @@ def test_hpsv2_is_unwrapped_and_gets_its_config(home: Path, tmp_path: Path) -> N
 
 
 def test_every_publishers_pickle_can_be_converted() -> None:
-    assert PROBES.keys() == {name for name, model in MODELS.items() if any(part.pickle for part in model.parts)}
+    assert PROBES.keys() == {
+        name for name, model in MODELS.items() if any(part.pickle for part in model.parts)
+    }
 
 
 def test_nothing_else_reads_a_pickle_or_runs_code_that_was_fetched() -> None:
-    files = [*(ROOT / "vp3d").rglob("*.py"), *(ROOT / "integrations").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    files = [
+        *(ROOT / "vp3d").rglob("*.py"),
+        *(ROOT / "integrations").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]
     assert len(files) > 100
     for file in files:
         text = file.read_text(encoding="utf-8")
-        assert not re.search(r"pickle\.loads?\(|allow_pickle=True|weights_only=False|\.hub\.load", text), file
+        assert not re.search(
+            r"pickle\.loads?\(|allow_pickle=True|weights_only=False|\.hub\.load", text
+        ), file
         assert text.count("trust_remote_code") == text.count('"trust_remote_code": False'), file
         loads = re.findall(r"torch\.load\(.*", text)
-        assert bool(loads) == (file.name == "convert.py") and all("weights_only=True" in line for line in loads), file
+        assert bool(loads) == (file.name == "convert.py") and all(
+            "weights_only=True" in line for line in loads
+        ), file
 
 
 class Evil:
@@ -106,10 +127,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="safetensors already: put it where .* NAME --from FOLDER"):
         read_tensors(tmp_path / "done.safetensors")
     whole = save_pickle(tmp_path / "whole.pt", {"a": torch.zeros(99)}).read_bytes()
-    for number, data in enumerate((b"hello", b"", b"\x80\x02}q\x00", b"PK\x03\x04", whole[:-50], whole[:200], b"\x00" * 99)):
+    for number, data in enumerate(
+        (b"hello", b"", b"\x80\x02}q\x00", b"PK\x03\x04", whole[:-50], whole[:200], b"\x00" * 99)
+    ):
         file = tmp_path / f"{number}.pt"
         file.write_bytes(data)
-        with pytest.raises(UserError, match="damaged or holds more than tensors|is not a torch checkpoint .[A-Z]") as caught:
+        with pytest.raises(
+            UserError, match="damaged or holds more than tensors|is not a torch checkpoint .[A-Z]"
+        ) as caught:
             read_tensors(file)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="is not a state dict but a list"):

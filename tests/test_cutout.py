@@ -28,9 +28,15 @@ def disc(side: int, radius: float, center: tuple[float, float] = (0.5, 0.5)) -> 
 
 
 def paint(
-    mask: Tensor, ground: tuple[float, ...], color: tuple[float, ...], noise: float = 0.0, seed: int = 0
+    mask: Tensor,
+    ground: tuple[float, ...],
+    color: tuple[float, ...],
+    noise: float = 0.0,
+    seed: int = 0,
 ) -> Tensor:
-    rgb = torch.tensor(color)[:, None, None] * mask + torch.tensor(ground)[:, None, None] * (1 - mask)
+    rgb = torch.tensor(color)[:, None, None] * mask + torch.tensor(ground)[:, None, None] * (
+        1 - mask
+    )
     generator = torch.Generator().manual_seed(seed)
     return (rgb + noise * torch.randn(rgb.shape, generator=generator)).clamp(0, 1)
 
@@ -43,7 +49,9 @@ def iou(mask: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("ground", GROUNDS)
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.04])
 @pytest.mark.parametrize("side", [64, 200])
-def test_discs_on_grounds_of_several_colours(ground: tuple[float, ...], noise: float, side: int) -> None:
+def test_discs_on_grounds_of_several_colours(
+    ground: tuple[float, ...], noise: float, side: int
+) -> None:
     truth = disc(side, 0.3, (0.45, 0.55))
     mask = border_flood(paint(truth, ground, (0.8, 0.1, 0.15), noise), 0.12)
     assert mask.shape == truth.shape and float(mask.min()) >= 0 and float(mask.max()) <= 1
@@ -52,18 +60,25 @@ def test_discs_on_grounds_of_several_colours(ground: tuple[float, ...], noise: f
 
 def test_an_object_that_touches_the_border() -> None:
     truth = disc(64, 0.3, (0.75, 0.5))
-    assert iou(border_flood(paint(truth, (0.9, 0.9, 0.9), (0.1, 0.2, 0.8), 0.02), 0.12), truth) > 0.95
+    assert (
+        iou(border_flood(paint(truth, (0.9, 0.9, 0.9), (0.1, 0.2, 0.8), 0.02), 0.12), truth) > 0.95
+    )
 
 
 def test_white_on_light_grey_does_not_run_out() -> None:
     truth = disc(64, 0.3)
-    assert iou(border_flood(paint(truth, (0.9, 0.9, 0.9), (0.97, 0.97, 0.96), 0.004), 0.12), truth) > 0.95
+    assert (
+        iou(border_flood(paint(truth, (0.9, 0.9, 0.9), (0.97, 0.97, 0.96), 0.004), 0.12), truth)
+        > 0.95
+    )
 
 
 def test_a_cut_out_that_hangs_on_its_limits_is_not_steady() -> None:
     truth, fade = disc(64, 0.3), torch.linspace(0.0, 1.0, 64)[None, None]
     clear = paint(truth, (0.9, 0.9, 0.9), (0.8, 0.1, 0.1), 0.01)
-    faint = 0.9 * (1 - truth) + (0.9 - 0.12 * fade) * truth  # its left half is the ground's colour, its right half hardly other
+    faint = (
+        0.9 * (1 - truth) + (0.9 - 0.12 * fade) * truth
+    )  # its left half is the ground's colour, its right half hardly other
     assert steadiness(clear, 0.12) > 0.98
     assert steadiness(faint.expand(3, -1, -1), 0.12) < 0.9
     assert steadiness(torch.full((3, 64, 64), 0.5), 0.12) == 0.0, "no object at all"
@@ -108,7 +123,11 @@ def test_edge_is_soft_where_the_pictures_is() -> None:
 
 def test_flat_picture_has_no_object() -> None:
     assert not is_usable(border_flood(torch.full((3, 64, 64), 0.6), 0.12))
-    assert not is_usable(torch.ones(1, 8, 8)) and not is_usable(torch.zeros(1, 8, 8)) and is_usable(disc(64, 0.3))
+    assert (
+        not is_usable(torch.ones(1, 8, 8))
+        and not is_usable(torch.zeros(1, 8, 8))
+        and is_usable(disc(64, 0.3))
+    )
 
 
 def test_on_ground_is_the_naive_blend() -> None:
@@ -116,7 +135,9 @@ def test_on_ground_is_the_naive_blend() -> None:
     found = on_ground(rgb, mask, 0.7)
     for n, c, y, x in [(0, 0, 0, 0), (1, 2, 3, 4), (1, 1, 2, 2)]:
         m = float(mask[n, 0, y, x])
-        assert float(found[n, c, y, x]) == pytest.approx(float(rgb[n, c, y, x]) * m + 0.7 * (1 - m), abs=1e-6)
+        assert float(found[n, c, y, x]) == pytest.approx(
+            float(rgb[n, c, y, x]) * m + 0.7 * (1 - m), abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("center", [(0.5, 0.5), (0.15, 0.8)])
@@ -134,7 +155,9 @@ def test_square_up_lets_none_of_the_old_ground_in() -> None:
     truth = (disc(300, 0.3) > 0.5).float()
     rgb, mask = square_up(paint(truth, (0.0, 1.0, 0.0), (0.8, 0.1, 0.1)), truth, 64)
     seen = rgb[:, mask[0] > 0.02]
-    torch.testing.assert_close(seen, torch.tensor([0.8, 0.1, 0.1])[:, None].expand_as(seen), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        seen, torch.tensor([0.8, 0.1, 0.1])[:, None].expand_as(seen), atol=1e-4, rtol=0
+    )
 
 
 def save(path: Path, values: np.ndarray, **options: object) -> Path:
@@ -158,7 +181,11 @@ def test_other_modes_are_read(mode: str, tmp_path: Path) -> None:
     gray = np.full((32, 32), 255, dtype=np.uint8)
     gray[8:24, 8:24] = 0
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
-    picture = Image.fromarray(gray.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(gray).convert(mode)
+    picture = (
+        Image.fromarray(gray.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(gray).convert(mode)
+    )
     picture.save(path)
     rgb, _ = read_picture(path)
     assert rgb.shape == (3, 32, 32)
@@ -196,7 +223,8 @@ def test_missing_folder_and_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"hello, I am not a picture", b"%PDF-1.4 ...", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x00" * 100]
+    "data",
+    [b"hello, I am not a picture", b"%PDF-1.4 ...", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x00" * 100],
 )
 def test_not_a_picture(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
@@ -256,4 +284,6 @@ def test_huge_in_bytes(tmp_path: Path) -> None:
 
 
 def test_tiny(tmp_path: Path) -> None:
-    assert "only 8 x 40 pixels" in refusal(save(tmp_path / "a.png", np.zeros((40, 8, 3), dtype=np.uint8)))
+    assert "only 8 x 40 pixels" in refusal(
+        save(tmp_path / "a.png", np.zeros((40, 8, 3), dtype=np.uint8))
+    )

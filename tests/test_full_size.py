@@ -32,7 +32,9 @@ def test_denoiser_and_text_encoders_are_the_published_ones(name: str) -> None:
     assert sum(p.numel() for p in unet.parameters()) == SIZES[name][1]
     published = [published_text(768, 12, False), published_text(1280, 32, True)]
     assert len(texts) == {"sd15": 1, "sdxl": 2}[name]
-    for text, expected in zip(texts, published, strict=False):  # transformers leaves the prefix out of some classes
+    for text, expected in zip(
+        texts, published, strict=False
+    ):  # transformers leaves the prefix out of some classes
         found = {key.removeprefix("text_model."): shape for key, shape in shapes_of(text).items()}
         assert found == {key.removeprefix("text_model."): shape for key, shape in expected.items()}
 
@@ -59,10 +61,17 @@ def check(path: Path, steps: int) -> dict:
     found = json.loads(path.read_text())["results"]
     assert found["tiny"] and len(found["runs"]) == 1
     made = found["runs"][0]
-    assert made["finite_steps"] == len(made["steps"]) == steps and made["drawn_finite"] and not made["out_of_memory"]
+    assert (
+        made["finite_steps"] == len(made["steps"]) == steps
+        and made["drawn_finite"]
+        and not made["out_of_memory"]
+    )
     assert list(made["phases"])[:6] == ["load", "draw", "prompt", "field", "steps", "export"]
     if made["exported"] == "yes":
-        assert len(read_mesh(Path(made["glb"])).faces) > 0 and list(made["phases"])[6:] == ["views", "present"]
+        assert len(read_mesh(Path(made["glb"])).faces) > 0 and list(made["phases"])[6:] == [
+            "views",
+            "present",
+        ]
     else:
         assert made["exported"] == "nothing to export" and made["message"]
     return made
@@ -73,13 +82,24 @@ def test_a_tiny_run_goes_through(tmp_path: Path, capsys: pytest.CaptureFixture[s
     full_size.main([*QUICK, "--work", str(tmp_path), "--write", str(tmp_path / "found.json")])
     made = check(tmp_path / "found.json", 2)
     out = capsys.readouterr().out
-    assert "sd15 in tiny" in out and "2 of 2" in out and made["exported"] in out and "No GPU here" in out
+    assert (
+        "sd15 in tiny" in out
+        and "2 of 2" in out
+        and made["exported"] in out
+        and "No GPU here" in out
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model, config", [("sdxl", "sdxl"), ("sd15", "sd15-low-vram")])
 def test_the_other_configurations_go_through(model: str, config: str, tmp_path: Path) -> None:
-    files = ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--work", str(tmp_path), "--tiny"]
+    files = [
+        "--config",
+        str(ROOT / "configs" / f"{config}.yaml"),
+        "--work",
+        str(tmp_path),
+        "--tiny",
+    ]
     full_size.main([*QUICK, "--model", model, *files, "--write", str(tmp_path / "found.json")])
     assert check(tmp_path / "found.json", 2)["configuration"] == config
 
@@ -92,43 +112,72 @@ def test_the_other_configurations_go_through(model: str, config: str, tmp_path: 
         (["--model", "sd3"], "invalid choice: 'sd3'"),
         (["--device", "cpu", "--card-gb", "8"], "--card-gb caps the memory of a CUDA device"),
         (["--device", "cpu", "prior.vae=owner/vae"], "prior.vae owner/vae is not written here"),
-        (["--device", "cpu", "--config", str(ROOT / "configs" / "sd15-plus.yaml")], "not ip-adapter-plus_sd15.safetensors"),
-        (["--device", "cpu", "--model", "sdxl", "--config", str(ROOT / "configs" / "sd15.yaml")], "--model sdxl is written with"),
+        (
+            ["--device", "cpu", "--config", str(ROOT / "configs" / "sd15-plus.yaml")],
+            "not ip-adapter-plus_sd15.safetensors",
+        ),
+        (
+            ["--device", "cpu", "--model", "sdxl", "--config", str(ROOT / "configs" / "sd15.yaml")],
+            "--model sdxl is written with",
+        ),
     ],
 )
 def test_what_cannot_work_is_one_line(argv: list[str], problem: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as told:
         full_size.main([*argv, "--work", str(tmp_path / "work")])
-    assert problem in str(told.value) and "\n" not in str(told.value) and not (tmp_path / "work").exists()
+    assert (
+        problem in str(told.value)
+        and "\n" not in str(told.value)
+        and not (tmp_path / "work").exists()
+    )
 
 
 def run_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> dict:
     """What the child writes of a run that ends with `error` while it loads."""
-    watched = [(full_size.pipeline, name) for name in [*full_size.PHASES, "fit_to_device", "say", "generate"]]
+    watched = [
+        (full_size.pipeline, name)
+        for name in [*full_size.PHASES, "fit_to_device", "say", "generate"]
+    ]
     for module, name in [*watched, (full_size.loop, "run"), (full_size.loop, "advance")]:
-        monkeypatch.setattr(module, name, getattr(module, name))  # the child stands around them: put them back
+        monkeypatch.setattr(
+            module, name, getattr(module, name)
+        )  # the child stands around them: put them back
 
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(full_size.pipeline, "load_models", fail)
-    monkeypatch.setattr(full_size.pipeline, "generate", lambda config: full_size.pipeline.load_models(config, "cpu"))
+    monkeypatch.setattr(
+        full_size.pipeline, "generate", lambda config: full_size.pipeline.load_models(config, "cpu")
+    )
     full_size.save_config(load_config(None, [], []), tmp_path / "job.yaml")
-    (tmp_path / "job.json").write_text(json.dumps({"threads": 1, "device": "cpu", "clock": "wall", "card_gb": 0}))
+    (tmp_path / "job.json").write_text(
+        json.dumps({"threads": 1, "device": "cpu", "clock": "wall", "card_gb": 0})
+    )
     full_size.child(tmp_path / "job.json")
     return json.loads((tmp_path / "job.found.json").read_text())
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), UserError("out of memory while loading")])
-def test_memory_that_runs_out_is_a_row(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), UserError("out of memory while loading")],
+)
+def test_memory_that_runs_out_is_a_row(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = {"configuration": "sd15", "card_gb": 8.0, **run_child(tmp_path, monkeypatch, error)}
     row = full_size.row_of(found, 1)
     assert row[-1] == "out of memory in load" and len(row) == len(full_size.HEADER)
     assert full_size.notes_on(found) == [f"sd15, 8 GB: {error}"]
 
 
-def test_nothing_to_export_is_a_row_and_other_errors_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_child(tmp_path, monkeypatch, full_size.EmptyMesh("empty"))["exported"] == "nothing to export"
+def test_nothing_to_export_is_a_row_and_other_errors_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        run_child(tmp_path, monkeypatch, full_size.EmptyMesh("empty"))["exported"]
+        == "nothing to export"
+    )
     with pytest.raises(UserError, match="something else"):
         run_child(tmp_path, monkeypatch, UserError("something else"))
 
@@ -139,9 +188,25 @@ def test_peaks_are_the_largest_of_the_phases() -> None:
         "load": {"seconds": 2.0, "allocated_bytes": 2 * gib, "reserved_bytes": 6 * gib},
         "draw": {"seconds": 1.0, "allocated_bytes": 5 * gib, "reserved_bytes": 5.5 * gib},
     }
-    found = {"configuration": "sdxl", "card_gb": 0.0, "profile": "24 GB", "encoder": "triton, float16 table", "dtype": "float16"}
-    found |= {"samples": [4096, 2048], "images": [4, 4], "drawn_finite": False, "phases": phases, "out_of_memory": ""}
-    steps = [{"seconds": 9.0, "problem": ""}, {"seconds": 1.0, "problem": "the loss"}, {"seconds": 2.0, "problem": ""}]
+    found = {
+        "configuration": "sdxl",
+        "card_gb": 0.0,
+        "profile": "24 GB",
+        "encoder": "triton, float16 table",
+        "dtype": "float16",
+    }
+    found |= {
+        "samples": [4096, 2048],
+        "images": [4, 4],
+        "drawn_finite": False,
+        "phases": phases,
+        "out_of_memory": "",
+    }
+    steps = [
+        {"seconds": 9.0, "problem": ""},
+        {"seconds": 1.0, "problem": "the loss"},
+        {"seconds": 2.0, "problem": ""},
+    ]
     found |= {"steps": steps, "finite_steps": 2, "exported": "yes"}
     row = full_size.row_of(found, 1)
     assert row[1:6] == ["all", "24 GB", "triton, float16; float16", "4,096 -> 2,048", "4"]

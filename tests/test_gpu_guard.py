@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from tests import conftest
-from tests.gpu_guard import cuda_package, cuda_package_here, installed, kernel_device, kernel_device_here
+from tests.gpu_guard import (
+    cuda_package,
+    cuda_package_here,
+    installed,
+    kernel_device,
+    kernel_device_here,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +26,9 @@ from tests.gpu_guard import cuda_package, cuda_package_here, installed, kernel_d
         (False, True, False, "", "not installed"),
     ],
 )
-def test_where_kernels_run(has_triton: bool, interpreted: bool, has_gpu: bool, device: str, reason: str) -> None:
+def test_where_kernels_run(
+    has_triton: bool, interpreted: bool, has_gpu: bool, device: str, reason: str
+) -> None:
     found, why = kernel_device(has_triton, interpreted, has_gpu)
     assert found == device and reason in why and bool(found) != bool(why)
 
@@ -28,14 +36,20 @@ def test_where_kernels_run(has_triton: bool, interpreted: bool, has_gpu: bool, d
 def test_packages_that_need_a_gpu() -> None:
     assert cuda_package("nerfacc", True, True) == ""
     assert cuda_package("nerfacc", False, True) == "nerfacc is not installed"
-    assert cuda_package("nerfacc", True, False) == cuda_package("nerfacc", False, False) == "nerfacc needs a CUDA device"
+    assert (
+        cuda_package("nerfacc", True, False)
+        == cuda_package("nerfacc", False, False)
+        == "nerfacc needs a CUDA device"
+    )
 
 
 def test_the_guard_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert installed("torch") and not installed("vp3d_no_such_package")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     device, reason = kernel_device_here()
-    assert (device == "cuda") == (torch.cuda.is_available() and installed("triton")) and bool(device) != bool(reason)
+    assert (device == "cuda") == (torch.cuda.is_available() and installed("triton")) and bool(
+        device
+    ) != bool(reason)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert kernel_device_here()[0] == ("cpu" if installed("triton") else "")
     assert (cuda_package_here("torch") == "") == torch.cuda.is_available()
@@ -56,7 +70,9 @@ class Item:
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])
-def test_what_is_marked_gpu_is_skipped_only_where_there_is_none(has_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_marked_gpu_is_skipped_only_where_there_is_none(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     items = [Item("gpu"), Item(), Item("slow", "gpu"), Item("slow")]
     conftest.pytest_collection_modifyitems(items)  # type: ignore[arg-type]

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vp3d"
-FOUNDATION = {"types", "config", "errors", "strict", "threestudio_config", "run_folder", "manifest", "torch_compat"}
+FOUNDATION = {
+    "types",
+    "config",
+    "errors",
+    "strict",
+    "threestudio_config",
+    "run_folder",
+    "manifest",
+    "torch_compat",
+}
 FOUNDATION |= {"view_gate", "weights", "out_of_memory"}
 ORDER = (
     FOUNDATION,
@@ -67,7 +76,11 @@ def violation(layer: str, target: str) -> str | None:
         return None
     if layer not in RANK or top not in RANK:
         return f"{layer if layer not in RANK else top} has no place in the order of layers"
-    return None if RANK[top] <= RANK[layer] else f"{layer} may not import {target}, which lies below it"
+    return (
+        None
+        if RANK[top] <= RANK[layer]
+        else f"{layer} may not import {target}, which lies below it"
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: ".".join(dotted_name(path)) or "vp3d")
@@ -84,7 +97,9 @@ def test_one_file_of_the_product_imports_diffusers() -> None:
     users = set()
     for path in MODULES:
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names = [
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        ]
         names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
         if any(name.split(".")[0] == "diffusers" for name in names):
             users.add(".".join(dotted_name(path)))
@@ -100,7 +115,13 @@ def test_every_form_of_import_is_seen() -> None:
         "import vp3d.train.loop\nfrom vp3d import guidance, __version__\nfrom vp3d.fields.grid import GridField\n"
         "def f():\n    from ..export import surface\n    from . import camera\n    import torch\n"
     )
-    expected = {"train.loop", "guidance", "fields.grid.GridField", "export.surface", "render.camera"}
+    expected = {
+        "train.loop",
+        "guidance",
+        "fields.grid.GridField",
+        "export.surface",
+        "render.camera",
+    }
     assert imported_modules(source, ["render", "volume"]) == expected
     assert imported_modules("from .. import evaluate", ["render"], is_package=True) == {"evaluate"}
 
@@ -108,8 +129,20 @@ def test_every_form_of_import_is_seen() -> None:
 def test_the_rule_itself() -> None:
     assert violation("render", "fields.grid") is None and violation("render", "types.Rays") is None
     assert violation("fields", "render.camera") and violation("diffusion", "train.loop")
-    assert violation("toybox", "types") is None and violation("toybox", "render.shade.AMBIENT") is None
+    assert (
+        violation("toybox", "types") is None and violation("toybox", "render.shade.AMBIENT") is None
+    )
     assert violation("toybox", "pipeline") is None and violation("render", "toybox.scenes")
-    assert violation("pipeline", "toybox.train") and violation("evaluate", "bench.runner") and violation("toybox", "bench.runner")
-    assert violation("cli", "bench.command") is None and violation("bench", "cli") and violation("doctor", "cli")
-    assert violation("diffusion", "run_folder.atomic_write") is None and violation("newcomer", "fields.grid")
+    assert (
+        violation("pipeline", "toybox.train")
+        and violation("evaluate", "bench.runner")
+        and violation("toybox", "bench.runner")
+    )
+    assert (
+        violation("cli", "bench.command") is None
+        and violation("bench", "cli")
+        and violation("doctor", "cli")
+    )
+    assert violation("diffusion", "run_folder.atomic_write") is None and violation(
+        "newcomer", "fields.grid"
+    )

@@ -17,10 +17,17 @@ def weights(tmp_path: Path) -> Path:
     """A manifest folder with two model folders, all files listed."""
     (tmp_path / "clip").mkdir()
     (tmp_path / "judge" / "deep").mkdir(parents=True)
-    contents = {"clip/a.safetensors": b"alpha" * 1000, "clip/config.json": b"{}", "judge/deep/b.safetensors": b"beta"}
+    contents = {
+        "clip/a.safetensors": b"alpha" * 1000,
+        "clip/config.json": b"{}",
+        "judge/deep/b.safetensors": b"beta",
+    }
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
-    files = {name: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)} for name, d in contents.items()}
+    files = {
+        name: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)}
+        for name, d in contents.items()
+    }
     (tmp_path / "MANIFEST.json").write_text(json.dumps({"files": files, "licence": "Apache-2.0"}))
     return tmp_path
 
@@ -35,7 +42,12 @@ def refusal(manifest: Path, folder: Path) -> str:
 
 def test_whole_files_pass(weights: Path) -> None:
     manifest = weights / "MANIFEST.json"
-    for folder in (weights, weights / "clip", weights / "judge", weights / "clip" / "a.safetensors"):
+    for folder in (
+        weights,
+        weights / "clip",
+        weights / "judge",
+        weights / "clip" / "a.safetensors",
+    ):
         verify_files(manifest, folder)
 
 
@@ -46,7 +58,10 @@ def test_relative_folders_pass(weights: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_entry_is_that_of_the_bytes(weights: Path) -> None:
     path = weights / "clip" / "a.safetensors"
-    assert file_entry(path) == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": 5000}
+    assert file_entry(path) == {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": 5000,
+    }
 
 
 def test_one_changed_byte_of_the_same_length_is_seen(weights: Path) -> None:
@@ -80,8 +95,12 @@ def test_unlisted_weights_are_refused_but_notes_are_not(weights: Path) -> None:
     assert "evil.bin is not listed" in refusal(weights / "MANIFEST.json", weights / "clip")
 
 
-def test_folder_that_is_not_covered(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert 'prior.manifest=""' in refusal(weights / "MANIFEST.json", tmp_path_factory.mktemp("other"))
+def test_folder_that_is_not_covered(
+    weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert 'prior.manifest=""' in refusal(
+        weights / "MANIFEST.json", tmp_path_factory.mktemp("other")
+    )
     (weights / "empty").mkdir()
     assert "lists no file" in refusal(weights / "MANIFEST.json", weights / "empty")
 

@@ -79,7 +79,12 @@ def test_views_are_the_nearest_sector_and_mirror_left_and_right() -> None:
     for azimuth in torch.linspace(-179.77, 179.77, 353).tolist():
         nearest = min(range(8), key=lambda k: abs((azimuth - 45 * k + 180) % 360 - 180))
         assert view_words(azimuth, 0) == prompts.SECTORS[nearest]
-        swapped = view_words(azimuth, 0).replace("left", "#").replace("right", "left").replace("#", "right")
+        swapped = (
+            view_words(azimuth, 0)
+            .replace("left", "#")
+            .replace("right", "left")
+            .replace("#", "right")
+        )
         assert view_words(-azimuth, 0) == swapped
 
 
@@ -90,7 +95,9 @@ def test_from_above_begins_over_25_degrees() -> None:
 
 
 def test_view_prompts_follow_the_cameras() -> None:
-    camera = Camera(torch.tensor([0.0, 95.0]), torch.tensor([30.0, 0.0]), torch.ones(2), torch.ones(2))
+    camera = Camera(
+        torch.tensor([0.0, 95.0]), torch.tensor([30.0, 0.0]), torch.ones(2), torch.ones(2)
+    )
     told = view_prompts("A red  mushroom with a white stem.", camera)
     assert told == [
         "a red mushroom with a white stem, front view from above",
@@ -236,9 +243,13 @@ def test_known_words_in_no_sentence_of_the_grammar(prompt: str) -> None:
 
 
 def test_nothing_was_seen_to_stand_on_a_ball() -> None:
-    assert is_in_grammar("a red cube on a blue table", EMBEDDED) and is_in_grammar("a red cube next to a sphere", EMBEDDED)
+    assert is_in_grammar("a red cube on a blue table", EMBEDDED) and is_in_grammar(
+        "a red cube next to a sphere", EMBEDDED
+    )
     assert not is_in_grammar("a red cube on a blue sphere", EMBEDDED)
-    assert is_in_grammar("a red cube on a blue sphere", dataclasses.replace(EMBEDDED, supports=frozenset()))
+    assert is_in_grammar(
+        "a red cube on a blue sphere", dataclasses.replace(EMBEDDED, supports=frozenset())
+    )
 
 
 def test_a_vocabulary_without_parts_tells_no_grammar(vocabulary: Vocabulary) -> None:

@@ -51,7 +51,11 @@ def start(straight: Path, root: Path, steps: int = 12) -> subprocess.Popen[bytes
     config = quick_config(straight, root / "runs")
     config.optim.steps = steps
     save_config(config, root / "run.yaml")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+    }
     command = [sys.executable, "-c", RUN, str(root / "run.yaml")]
     with (root / "stderr").open("w") as told:
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=told)
@@ -70,7 +74,9 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     assert (a / "model.glb").read_bytes() == (b / "model.glb").read_bytes()
 
 
-@pytest.mark.parametrize("kill_after", ["*/visual_prompt/scores.json", "*/checkpoints/0*.safetensors"])
+@pytest.mark.parametrize(
+    "kill_after", ["*/visual_prompt/scores.json", "*/checkpoints/0*.safetensors"]
+)
 def test_kill_and_resume_is_bit_for_bit(tmp_path: Path, straight: Path, kill_after: str) -> None:
     process = start(straight, tmp_path)
     wait_for(kill_after, tmp_path / "runs", 1, process)
@@ -87,7 +93,9 @@ def test_kill_and_resume_is_bit_for_bit(tmp_path: Path, straight: Path, kill_aft
 def test_resume_of_a_finished_run_exports_the_same_again(straight: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(straight, tmp_path / "run")
     (folder / "model.glb").unlink()
-    (folder / "checkpoints" / ".00000012.0123abcd.safetensors").touch()  # what a killed process leaves behind
+    (
+        folder / "checkpoints" / ".00000012.0123abcd.safetensors"
+    ).touch()  # what a killed process leaves behind
     pipeline.generate(quick_config(folder, tmp_path), resume_from=folder)
     assert (folder / "model.glb").read_bytes() == (straight / "model.glb").read_bytes()
     assert RunFolder.open(folder).events("resume")[-1]["step"] == 12
@@ -105,7 +113,10 @@ def test_ctrl_c_stops_and_exports_what_there_is(straight: Path, tmp_path: Path) 
     assert done["stopped"] and 2 <= done["steps"] < 2000 and run.events("stopped")
     assert (run_dir / "model.glb").stat().st_size > 1000 and (run_dir / "report.html").is_file()
     last = (tmp_path / "stderr").read_text().splitlines()[-1]
-    assert f"cut short at step {done['steps']} of 2000; to go on: python launch.py resume {run_dir}" in last
+    assert (
+        f"cut short at step {done['steps']} of 2000; to go on: python launch.py resume {run_dir}"
+        in last
+    )
 
 
 def test_export_without_a_checkpoint_says_what_to_do(straight: Path, tmp_path: Path) -> None:

@@ -101,15 +101,23 @@ def test_unwritable_output_is_one_line(tmp_path: Path, place: str) -> None:
     place = place.replace("FILE", str(tmp_path / "FILE"))
     with pytest.raises(UserError, match=r"^cannot write [^\n]*output_dir=FOLDER$"):
         RunFolder.create(load_config(None, [], ["prompt=x", f"output_dir={place}"]))
-    with pytest.raises(UserError, match=r"^cannot write [^\n]*or choose another place with --write FILE$"):
+    with pytest.raises(
+        UserError, match=r"^cannot write [^\n]*or choose another place with --write FILE$"
+    ):
         check_output(Path(place), "--write FILE")
-    with pytest.raises(UserError, match=r"^cannot write [^\n]*try again; `launch.py resume RUN` goes on with a run$"):
+    with pytest.raises(
+        UserError,
+        match=r"^cannot write [^\n]*try again; `launch.py resume RUN` goes on with a run$",
+    ):
         write_text(Path(place) / "x.txt", "x")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No space left on device; free some space"), atomic_write(tmp_path / "x") as temporary:
+    with (
+        pytest.raises(UserError, match="No space left on device; free some space"),
+        atomic_write(tmp_path / "x") as temporary,
+    ):
         temporary.symlink_to("/dev/full")
         temporary.write_text("x" * 100_000)
     assert names(tmp_path) == []
@@ -131,10 +139,15 @@ def test_create_and_open(config: Config) -> None:
     assert RunFolder.open(run.path).config() == config
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
-    assert {"numba", "scipy", "scikit-image", "fast_simplification", "Pillow", "xatlas"} <= set(manifest["versions"])
+    assert {"numba", "scipy", "scikit-image", "fast_simplification", "Pillow", "xatlas"} <= set(
+        manifest["versions"]
+    )
     assert None not in manifest["versions"].values()
     digest = hashlib.sha256(b"abc").hexdigest()
-    assert manifest["weights"] == {f"{config.prior.path}/a.safetensors": digest, "some/hub-id": "not a local folder"}
+    assert manifest["weights"] == {
+        f"{config.prior.path}/a.safetensors": digest,
+        "some/hub-id": "not a local folder",
+    }
     assert {"python", "platform", "device", "git", "command"} <= set(manifest)
 
 
@@ -144,7 +157,9 @@ def test_opening_what_is_not_a_run(tmp_path: Path) -> None:
             RunFolder.open(path)
 
 
-def test_runs_of_the_same_second_get_folders_of_their_own(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_the_same_second_get_folders_of_their_own(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
     made = [RunFolder.create(config).path.name for _ in range(3)]
     assert made == [f"20260101-000000-a-red-ball-on-a-b-s3{end}" for end in ("", "-2", "-3")]
@@ -154,7 +169,9 @@ def test_events_that_are_none_are_left_out(config: Config) -> None:
     run = RunFolder.create(config)
     run.event("step", step=1)
     with run.events_file.open("a") as log:
-        log.write('{"time": null, "kind": "step", "step": 3}\n{"time": 1, "kind": "step", "step": [1]}\n{"kind": "done"}\n')
+        log.write(
+            '{"time": null, "kind": "step", "step": 3}\n{"time": 1, "kind": "step", "step": [1]}\n{"kind": "done"}\n'
+        )
     assert [event["step"] for event in run.events()] == [1]
 
 
@@ -172,12 +189,23 @@ def test_a_config_that_was_cut_short_is_not_written_anew(config: Config) -> None
 
 def test_events_round_trip_in_order(config: Config) -> None:
     run = RunFolder.create(config)
-    run.event("step", step=1, loss=torch.tensor(0.5), rewards=np.array([1.0, 2.0]), path=Path("a/b"))
+    run.event(
+        "step", step=1, loss=torch.tensor(0.5), rewards=np.array([1.0, 2.0]), path=Path("a/b")
+    )
     run.event("step", step=np.int64(2), loss=float("nan"), worst=float("-inf"))
     run.event("note", text="two\nlines é")
     first, second = run.events("step")
-    assert (first["step"], first["loss"], first["rewards"], first["path"]) == (1, 0.5, [1.0, 2.0], str(Path("a/b")))
-    assert second["step"] == 2 and math.isnan(float(second["loss"])) and float(second["worst"]) == -math.inf
+    assert (first["step"], first["loss"], first["rewards"], first["path"]) == (
+        1,
+        0.5,
+        [1.0, 2.0],
+        str(Path("a/b")),
+    )
+    assert (
+        second["step"] == 2
+        and math.isnan(float(second["loss"]))
+        and float(second["worst"]) == -math.inf
+    )
     assert [event["kind"] for event in run.events()] == ["step", "step", "note"]
     assert len(run.events_file.read_text().splitlines()) == 3
     for line in run.events_file.read_text().splitlines():
@@ -217,7 +245,10 @@ def test_json_of_what_runs_hold(tmp_path: Path) -> None:
         x: float
         path: Path
 
-    write_json(tmp_path / "x.json", {"point": Point(math.inf, tmp_path), "n": np.float32(0.5), 3: (True, None)})
+    write_json(
+        tmp_path / "x.json",
+        {"point": Point(math.inf, tmp_path), "n": np.float32(0.5), 3: (True, None)},
+    )
     assert json.loads((tmp_path / "x.json").read_text()) == {
         "point": {"x": "inf", "path": str(tmp_path)},
         "n": 0.5,
@@ -248,7 +279,10 @@ def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert sha256_file(tmp_path / "b.safetensors") == empty
-    assert list(weight_hashes((str(tmp_path), ""))) == [f"{tmp_path}/b.safetensors", f"{tmp_path}/sub/a.safetensors"]
+    assert list(weight_hashes((str(tmp_path), ""))) == [
+        f"{tmp_path}/b.safetensors",
+        f"{tmp_path}/sub/a.safetensors",
+    ]
 
 
 def test_weights_that_changed_since_the_run_began_are_named(config: Config) -> None:
@@ -280,13 +314,26 @@ def test_a_prior_that_has_drawn_may_change(config: Config) -> None:
 def test_a_lost_manifest_is_one_line(config: Config) -> None:
     run = RunFolder.create(config)
     (run.path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match=r"^[^\n]*manifest.json is missing or damaged \(KeyError\)[^\n]*launch.py export"):
+    with pytest.raises(
+        UserError,
+        match=r"^[^\n]*manifest.json is missing or damaged \(KeyError\)[^\n]*launch.py export",
+    ):
         changed_weights(run, config)
 
 
 def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.hooksPath="]
+    git = [
+        "git",
+        "-C",
+        str(tmp_path),
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "-c",
+        "core.hooksPath=",
+    ]
     (tmp_path / "f").write_text("1")
     for words in (["init", "-q"], ["add", "f"], ["commit", "-q", "--no-verify", "-m", "x"]):
         subprocess.run([*git, *words], check=True, capture_output=True)

@@ -40,7 +40,9 @@ def test_glb_is_one_textured_mesh_with_normals_and_uv(asset: Asset) -> None:
 def test_other_formats_hold_the_same_surface(asset: Asset, kind: str) -> None:
     mesh = trimesh.load_mesh(asset.run_dir / f"model.{kind}")
     assert len(mesh.faces) == len(asset.mesh.faces)
-    assert np.allclose(mesh.bounds[1] - mesh.bounds[0], np.ptp(asset.mesh.vertices, axis=0), atol=1e-4)
+    assert np.allclose(
+        mesh.bounds[1] - mesh.bounds[0], np.ptp(asset.mesh.vertices, axis=0), atol=1e-4
+    )
 
 
 def test_pictures_and_video_open(asset: Asset) -> None:
@@ -59,12 +61,21 @@ def test_run_folder_tells_what_was_done(asset: Asset) -> None:
     run = RunFolder.open(asset.run_dir)
     assert run.config().optim.steps == 12
     manifest = json.loads((run.path / "manifest.json").read_text())
-    assert any(name.endswith(".safetensors") and len(digest) == 64 for name, digest in manifest["weights"].items())
+    assert any(
+        name.endswith(".safetensors") and len(digest) == 64
+        for name, digest in manifest["weights"].items()
+    )
     kinds = {event["kind"] for event in run.events()}
     assert {"start", "visual_prompt", "step", "checkpoint", "mesh", "export", "done"} <= kinds
     last = run.events("step")[-1]
     assert last["step"] == 12 and 0.0 < last["opacity"] < 1.0
-    assert {"reward_text_image", "reward_image_image", "samples_per_s", "eta_s", "sds"} <= last.keys()
+    assert {
+        "reward_text_image",
+        "reward_image_image",
+        "samples_per_s",
+        "eta_s",
+        "sds",
+    } <= last.keys()
     for name in ("chosen.png", "cutout.png", "sheet.png"):
         with Image.open(run.visual_prompt / name) as picture:
             picture.load()
@@ -86,30 +97,42 @@ def test_export_again_with_other_settings(asset: Asset, tmp_path: Path) -> None:
     again = pipeline.export_run(folder, config)
     assert len(again.mesh.faces) <= 100
     kept = RunFolder.open(folder).config()
-    assert kept.export.faces == 100 and kept.export.formats == ["glb", "obj", "ply", "stl"], "what was used, for the next export"
+    assert kept.export.faces == 100 and kept.export.formats == ["glb", "obj", "ply", "stl"], (
+        "what was used, for the next export"
+    )
     assert "faces: 100\n" in (folder / "report.html").read_text(encoding="utf-8")
     config.export.formats = kept.export.formats
     assert kept == config
-    assert len(trimesh.load_mesh(folder / "model.stl").faces) <= 100, "what lies there is made anew, or it would be stale"
+    assert len(trimesh.load_mesh(folder / "model.stl").faces) <= 100, (
+        "what lies there is made anew, or it would be stale"
+    )
     assert len(next(iter(trimesh.load_scene(folder / "model.glb").geometry.values())).faces) <= 100
     (folder / "model.glb").unlink()
-    assert pipeline.render_path(folder, config.export) == folder / "turntable.mp4", "another format will do"
+    assert pipeline.render_path(folder, config.export) == folder / "turntable.mp4", (
+        "another format will do"
+    )
 
 
 def test_export_of_an_edited_run_is_refused(asset: Asset, tmp_path: Path) -> None:
     folder = shutil.copytree(asset.run_dir, tmp_path / "run")
     settings = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(settings.replace("  resolution: 20\n", "  resolution: 24\n"))
+    (folder / "config.yaml").write_text(
+        settings.replace("  resolution: 20\n", "  resolution: 24\n")
+    )
     config = RunFolder.open(folder).config()
     assert config.field.resolution == 24
     with pytest.raises(UserError, match="is not the one the checkpoint"):
         pipeline.export_run(folder, config)
 
 
-def test_place_is_tried_before_models_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_place_is_tried_before_models_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(pipeline, "load_models", lambda *_: pytest.fail("models were loaded first"))
-    config = load_config(None, [], ["prompt=a sphere", f"output_dir={tmp_path / 'file'}", "prior.vocabulary="])
+    config = load_config(
+        None, [], ["prompt=a sphere", f"output_dir={tmp_path / 'file'}", "prior.vocabulary="]
+    )
     with pytest.raises(UserError, match="cannot write"):
         pipeline.generate(config)
 
@@ -121,10 +144,15 @@ def test_render_a_mesh_file_writes_beside_it(asset: Asset, tmp_path: Path) -> No
     assert video.parent == tmp_path and len(iio.imread(video, plugin="FFMPEG")) == 4
 
 
-def test_render_of_a_run_keeps_its_settings(asset: Asset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_of_a_run_keeps_its_settings(
+    asset: Asset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = shutil.copytree(asset.run_dir, tmp_path / "run")
     (folder / "turntable.mp4").unlink()
-    assert main(["render", str(folder)]) == 0 and capsys.readouterr().out == f"{folder / 'turntable.mp4'}\n"
+    assert (
+        main(["render", str(folder)]) == 0
+        and capsys.readouterr().out == f"{folder / 'turntable.mp4'}\n"
+    )
     assert len(iio.imread(folder / "turntable.mp4", plugin="FFMPEG")) == 4
     before = RunFolder.open(folder).config()
     assert main(["render", str(folder), "export.turntable_frames=6"]) == 0
@@ -135,12 +163,16 @@ def test_render_of_a_run_keeps_its_settings(asset: Asset, tmp_path: Path, capsys
 
 
 def test_the_prior_is_asked_for_a_second_face(asset: Asset) -> None:
-    (seen,) = [event for event in RunFolder.open(asset.run_dir).events() if event["kind"] == "views"]
+    (seen,) = [
+        event for event in RunFolder.open(asset.run_dir).events() if event["kind"] == "views"
+    ]
     assert len(seen["named"]) == 8 and 0.0 <= seen["view_agreement"] <= 1.0
     text = (asset.run_dir / "report.html").read_text(encoding="utf-8")
     assert f"Janus score</dt><dd>{seen['janus']:.2f}<" in text
     far = [k for k, named in enumerate(seen["named"]) if min((named - k) % 8, (k - named) % 8) > 1]
-    assert text.count("· taken for ") == 2 * len(far), "the caption, and what stands for the picture"
+    assert text.count("· taken for ") == 2 * len(far), (
+        "the caption, and what stands for the picture"
+    )
 
 
 def test_cuda_where_there_is_none_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,9 @@ def test_common_keys_are_read_and_converted(tmp_path: Path) -> None:
     assert (guidance.guidance_scale, guidance.weighting, guidance.weight) == (31.0, "uniform", 2.0)
     assert guidance.t_min == Schedule(0.05, 0.05) and guidance.t_max == Schedule(0.9, 0.5, 0.1, 0.3)
     assert config.loss.orientation == Schedule(10 / LATENTS, 1000 / LATENTS, 0.0, 0.5)
-    assert config.loss.sparsity == Schedule(2 / LATENTS, 2 / LATENTS) and config.loss.opacity == Schedule(0.0, 0.0)
+    assert config.loss.sparsity == Schedule(
+        2 / LATENTS, 2 / LATENTS
+    ) and config.loss.opacity == Schedule(0.0, 0.0)
     assert config.prior == Config().prior and config.rewards == Config().rewards
 
 
@@ -91,20 +93,34 @@ def test_a_camera_that_steps_back_keeps_the_size_of_the_object(tmp_path: Path) -
 
 
 def test_every_key_that_is_not_read_is_named_in_one_line_a_group(tmp_path: Path) -> None:
-    lines = dict(note.removeprefix("theirs.yaml (threestudio), ").split(": ", 1) for note in read(tmp_path)[1])
+    lines = dict(
+        note.removeprefix("theirs.yaml (threestudio), ").split(": ", 1)
+        for note in read(tmp_path)[1]
+    )
     assert lines["top level"] == "ignored name, tag, data_type"
     assert lines["data"].startswith("ignored light_sample_strategy; every camera at distance 1.8")
     assert lines["system"] == "ignored geometry_type"
     assert lines["system.geometry"] == "ignored radius, pos_encoding_config"
-    assert lines["system.renderer"] == "ignored radius" and lines["system.optimizer"] == "ignored name"
-    assert "pretrained_model_name_or_path (someone/some-model: see prior.path" in lines["system.guidance"]
+    assert (
+        lines["system.renderer"] == "ignored radius" and lines["system.optimizer"] == "ignored name"
+    )
+    assert (
+        "pretrained_model_name_or_path (someone/some-model: see prior.path"
+        in lines["system.guidance"]
+    )
     assert "guidance_scale 30 is 31 here" in lines["system.guidance"]
-    assert lines["system.loss"].startswith("ignored lambda_z_variance; lambda_orient, lambda_sparsity, lambda_opaque divided by")
+    assert lines["system.loss"].startswith(
+        "ignored lambda_z_variance; lambda_orient, lambda_sparsity, lambda_opaque divided by"
+    )
     assert lines["trainer"] == "ignored precision" and "system.prompt_processor" not in lines
 
 
 def test_words_with_their_keys_change_their_file(tmp_path: Path) -> None:
-    words = ["system.prompt_processor.prompt=a dog: sitting", "trainer.max_steps=500", "system.loss.lambda_orient=[5, 6, 250]"]
+    words = [
+        "system.prompt_processor.prompt=a dog: sitting",
+        "trainer.max_steps=500",
+        "system.loss.lambda_orient=[5, 6, 250]",
+    ]
     config, _ = read(tmp_path, *words, "guidance.guidance_scale=4", "optim.views=3")
     assert config.prompt == "a dog: sitting" and config.optim.steps == 500
     assert config.loss.orientation == Schedule(5 / LATENTS, 6 / LATENTS, 0.0, 0.5)
@@ -115,33 +131,52 @@ def test_words_with_their_keys_change_their_file(tmp_path: Path) -> None:
 
 def test_files_are_layered_in_order_ours_and_theirs(tmp_path: Path) -> None:
     ours = written(tmp_path, "optim: {steps: 5, views: 9}\nfield: {levels: 3}\n", "ours.yaml")
-    before, after = (load_config(None, files, []) for files in ([ours, written(tmp_path)], [written(tmp_path), ours]))
+    before, after = (
+        load_config(None, files, [])
+        for files in ([ours, written(tmp_path)], [written(tmp_path), ours])
+    )
     assert (before.optim.steps, before.optim.views, before.field.levels) == (1000, 2, 3)
     assert (after.optim.steps, after.optim.views, after.field.levels) == (5, 9, 3)
 
 
 def test_perp_neg_has_their_scale_unchanged_and_debiasing_its_model(tmp_path: Path) -> None:
     place = "system.prompt_processor"
-    guidance = read(tmp_path, f"{place}.use_perp_neg=true", f"{place}.use_prompt_debiasing=true")[0].guidance
+    guidance = read(tmp_path, f"{place}.use_perp_neg=true", f"{place}.use_prompt_debiasing=true")[
+        0
+    ].guidance
     assert (guidance.perp_neg, guidance.guidance_scale, guidance.debias) == (1.0, 30.0, "bert-base")
 
 
 def test_what_a_run_of_ours_cannot_say_is_named(tmp_path: Path) -> None:
-    words = ["data.width=[64, 128]", "data.height=[64, 128]", "data.batch_size=[8, 4]", "data.elevation_range=[-10, 90]"]
-    words += ["system.loss.lambda_sds=[0, 1., 2., 100]", "system.loss.lambda_sparsity=[0, 1, 5, 10, 2, 20]"]
+    words = [
+        "data.width=[64, 128]",
+        "data.height=[64, 128]",
+        "data.batch_size=[8, 4]",
+        "data.elevation_range=[-10, 90]",
+    ]
+    words += [
+        "system.loss.lambda_sds=[0, 1., 2., 100]",
+        "system.loss.lambda_sparsity=[0, 1, 5, 10, 2, 20]",
+    ]
     words += ["system.guidance.weighting_strategy=fantasia3d"]
     config, notes = read(tmp_path, *words)
     told = "\n".join(notes)
     assert config.render.resolution == 64 and config.optim.views == Config().optim.views  # ours
     assert config.camera.elevation_max_deg == 89.0 and "held to -10 to 89 degrees" in told
     assert config.guidance.weight == 1.0 and "lambda_sds (a schedule, ours is a number)" in told
-    assert config.loss.sparsity == Config().loss.sparsity and "[0, 1, 5, 10, 2, 20]: more than one slope" in told
+    assert (
+        config.loss.sparsity == Config().loss.sparsity
+        and "[0, 1, 5, 10, 2, 20]: more than one slope" in told
+    )
     assert config.guidance.weighting == "sigma2" and "weighting_strategy" in told
     assert "ignored batch_size, width, height, light_sample_strategy;" in told
     config, notes = read(tmp_path, "system.guidance_type=stable-diffusion-vsd-guidance")
     told = "\n".join(notes)
     assert config.guidance.guidance_scale == Config().guidance.guidance_scale
-    assert "guidance_type stable-diffusion-vsd-guidance is not known" in told and "guidance_scale, weighting_strategy" in told
+    assert (
+        "guidance_type stable-diffusion-vsd-guidance is not known" in told
+        and "guidance_scale, weighting_strategy" in told
+    )
 
 
 def theirs_at(value: list[float], step: int) -> float:
@@ -150,7 +185,9 @@ def theirs_at(value: list[float], step: int) -> float:
     return start + (end - start) * max(min(1.0, (step - first) / (last - first)), 0.0)
 
 
-@pytest.mark.parametrize("value", [[0, 10.0, 1000.0, 50], [20, 0.98, 0.5, 21], [30, 1.0, 4.0, 170], [10, 3, 3, 40]])
+@pytest.mark.parametrize(
+    "value", [[0, 10.0, 1000.0, 50], [20, 0.98, 0.5, 21], [30, 1.0, 4.0, 170], [10, 3, 3, 40]]
+)
 def test_a_schedule_has_their_value_at_every_step(value: list[float]) -> None:
     found = read_schedule(value, 100, "k")
     assert not isinstance(found, str)
@@ -160,15 +197,28 @@ def test_a_schedule_has_their_value_at_every_step(value: list[float]) -> None:
 
 
 def test_schedules_short_long_and_late() -> None:
-    assert read_schedule([1.0, 2.0, 50], 100, "k") == {"start": 1.0, "end": 2.0, "from_": 0.0, "to": 0.5}
-    assert read_schedule([0, 1, 1, 20, 3, 40, 3, 60], 100, "k") == {"start": 1.0, "end": 3.0, "from_": 0.2, "to": 0.4}
+    assert read_schedule([1.0, 2.0, 50], 100, "k") == {
+        "start": 1.0,
+        "end": 2.0,
+        "from_": 0.0,
+        "to": 0.5,
+    }
+    assert read_schedule([0, 1, 1, 20, 3, 40, 3, 60], 100, "k") == {
+        "start": 1.0,
+        "end": 3.0,
+        "from_": 0.2,
+        "to": 0.4,
+    }
     assert read_schedule([200, 1.0, 9.0, 300], 100, "k") == 1.0
     assert "epochs" in str(read_schedule([0, 1.0, 2.0, 50.0], 100, "k"))
     assert "max_steps" in str(read_schedule([0, 1.0, 2.0, 50], None, "k"))
 
 
 MISTAKES = [
-    ("system.guidance.guidance_scale=strong", "'system.guidance.guidance_scale': 'strong' is not a number"),
+    (
+        "system.guidance.guidance_scale=strong",
+        "'system.guidance.guidance_scale': 'strong' is not a number",
+    ),
     ("system.guidance.guidance_scale=5000", "'guidance.guidance_scale': 5001.0 is out of range"),
     ("system.loss.lambda_orient=[1, 2]", "is not a number or [start_step, start, end, end_step]"),
     ("system.loss.lambda_orient=[0, a, 2, 3]", "is not a number or"),
@@ -197,9 +247,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1 and expected in error
 
 
-def test_other_systems_are_refused_and_an_empty_prompt_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_systems_are_refused_and_an_empty_prompt_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for text, expected in (
-        (EXPERIMENT.replace("dreamfusion-system", "zero123-system"), "is for threestudio's zero123-system; known are"),
+        (
+            EXPERIMENT.replace("dreamfusion-system", "zero123-system"),
+            "is for threestudio's zero123-system; known are",
+        ),
         ("system: {}\n", "no system_type"),
         (EXPERIMENT, "the prompt is empty"),
     ):
@@ -207,9 +262,16 @@ def test_other_systems_are_refused_and_an_empty_prompt_is_said(tmp_path: Path, c
         assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_command_line_tells_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_tells_once_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Up to the first check behind the settings, the prompt's length."""
-    assert cli.main(["--config", str(written(tmp_path)), f"system.prompt_processor.prompt={'a' * 201}"]) == 2
+    assert (
+        cli.main(
+            ["--config", str(written(tmp_path)), f"system.prompt_processor.prompt={'a' * 201}"]
+        )
+        == 2
+    )
     lines = capsys.readouterr().err.splitlines()
     assert sum("(threestudio)" in line for line in lines) == len(read(tmp_path)[1])
     assert all(line.startswith("vp3d: theirs.yaml (threestudio), ") for line in lines[:-1])
@@ -222,15 +284,25 @@ def test_a_file_is_read_once_so_a_pipe_will_do(capsys: pytest.CaptureFixture[str
     os.write(writer, EXPERIMENT.encode())
     os.close(writer)
     try:
-        config = cli.read_config(None, [Path(f"/dev/fd/{reader}")], ["system.prompt_processor.prompt=a green car"])
+        config = cli.read_config(
+            None, [Path(f"/dev/fd/{reader}")], ["system.prompt_processor.prompt=a green car"]
+        )
     finally:
         os.close(reader)
     assert (config.prompt, config.optim.steps) == ("a green car", 1000)
-    assert "(threestudio), system.geometry: ignored radius, pos_encoding_config" in capsys.readouterr().err
+    assert (
+        "(threestudio), system.geometry: ignored radius, pos_encoding_config"
+        in capsys.readouterr().err
+    )
 
 
-def test_doctor_tells_what_it_ignores_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--config", str(written(tmp_path)), "prior.manifest=/nowhere.json"]) == 1
+def test_doctor_tells_what_it_ignores_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(["doctor", "--config", str(written(tmp_path)), "prior.manifest=/nowhere.json"])
+        == 1
+    )
     assert "theirs.yaml (threestudio), trainer: ignored precision" in capsys.readouterr().err
 
 

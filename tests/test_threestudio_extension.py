@@ -42,7 +42,9 @@ BATCH = {
     "azimuth": torch.tensor([-170.0, 80.0]),
     "camera_distances": torch.tensor([1.5, 2.0]),
     "fovy": torch.tensor([0.7, 1.2]),
-    "rays_o": torch.zeros(1),  # one of the many things of a batch that a guidance takes no notice of
+    "rays_o": torch.zeros(
+        1
+    ),  # one of the many things of a batch that a guidance takes no notice of
 }
 RGB = torch.rand(2, 24, 24, 3, generator=torch.Generator().manual_seed(2))
 
@@ -83,21 +85,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def settings(tiny: Config, tmp_path: Path) -> dict[str, object]:
     """VP3D's keys of a run on tiny models, as `system.guidance.vp3d` holds them."""
     tree = dataclasses.asdict(dataclasses.replace(tiny, output_dir=str(tmp_path / "runs")))
-    return {name: tree[name] for name in ("prior", "rewards", "visual_prompt", "guidance", "image", "seed", "output_dir")}
+    return {
+        name: tree[name]
+        for name in ("prior", "rewards", "visual_prompt", "guidance", "image", "seed", "output_dir")
+    }
 
 
 def test_the_folder_registers_its_names(threestudio: ModuleType) -> None:
     assert set(threestudio.modules) == NAMES
 
 
-def test_guidance_is_vp3d_to_the_last_bit(threestudio: ModuleType, settings: dict[str, object], tiny: Config) -> None:
+def test_guidance_is_vp3d_to_the_last_bit(
+    threestudio: ModuleType, settings: dict[str, object], tiny: Config
+) -> None:
     """Losses and their gradient by threestudio's call, against VP3D's parts called in VP3D's way; at half of the run."""
-    processor = threestudio.find("vp3d-prompt-processor")({"prompt": PROMPT, "negative_prompt": "a blue cube"})
+    processor = threestudio.find("vp3d-prompt-processor")(
+        {"prompt": PROMPT, "negative_prompt": "a blue cube"}
+    )
     guidance = threestudio.find("vp3d-guidance")({"vp3d": settings, "max_steps": 40})
     guidance.do_update_step(0, 20)
     rgb = RGB.clone().requires_grad_()
     told = guidance(rgb, processor(), **BATCH, rgb_as_latents=False)
-    assert set(told) == {"loss_sds", "loss_text_image", "loss_image_image", "reward_text_image", "reward_image_image"}
+    assert set(told) == {
+        "loss_sds",
+        "loss_text_image",
+        "loss_image_image",
+        "reward_text_image",
+        "reward_image_image",
+    }
     assert all(value.numel() == 1 for value in told.values())
 
     (folder,) = Path(str(settings["output_dir"])).iterdir()
@@ -105,7 +120,12 @@ def test_guidance_is_vp3d_to_the_last_bit(threestudio: ModuleType, settings: dic
     picture = load_visual_prompt(run).rgb
     assert (run.config().prompt, run.config().negative_prompt) == (PROMPT, "a blue cube")
     prior, judges = load_prior(tiny.prior), load_judges(tiny.rewards, tiny.prior.manifest)
-    camera = Camera(BATCH["azimuth"], BATCH["elevation"], BATCH["camera_distances"], BATCH["fovy"] * 180 / math.pi)
+    camera = Camera(
+        BATCH["azimuth"],
+        BATCH["elevation"],
+        BATCH["camera_distances"],
+        BATCH["fovy"] * 180 / math.pi,
+    )
     views = RGB.clone().permute(0, 3, 1, 2).requires_grad_()
     condition = build_condition(prior, PROMPT, "a blue cube", picture)
     noise = make_generators(tiny.seed)["noise"]
@@ -115,18 +135,24 @@ def test_guidance_is_vp3d_to_the_last_bit(threestudio: ModuleType, settings: dic
     text, _ = reward_term(judges.text.score, views, words, azimuth, rewards.text_image, 0.5)
     torch.testing.assert_close(told["loss_sds"], sds, rtol=0, atol=0)
     torch.testing.assert_close(told["loss_text_image"], text, rtol=1e-5, atol=1e-6)
-    theirs = torch.autograd.grad(told["loss_sds"] + told["loss_text_image"], rgb)[0].permute(0, 3, 1, 2)
+    theirs = torch.autograd.grad(told["loss_sds"] + told["loss_text_image"], rgb)[0].permute(
+        0, 3, 1, 2
+    )
     ours = torch.autograd.grad(sds + text, views)[0]
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6 * float(ours.abs().max()))
     assert float(theirs.abs().max()) > 0.0
 
     models = guidance.losses
     guidance.do_update_step(0, 60)  # past the end: progress stays 1, the models stay
-    assert guidance.progress == 1.0 and torch.isfinite(guidance(RGB, processor(), **BATCH)["loss_sds"])
+    assert guidance.progress == 1.0 and torch.isfinite(
+        guidance(RGB, processor(), **BATCH)["loss_sds"]
+    )
     assert guidance.losses is models and len(list(folder.parent.iterdir())) == 1
 
 
-def test_rewards_stand_beside_another_guidance(threestudio: ModuleType, settings: dict[str, object]) -> None:
+def test_rewards_stand_beside_another_guidance(
+    threestudio: ModuleType, settings: dict[str, object]
+) -> None:
     """The other one gets the whole batch and the steps; no prior is loaded; a reward of weight 0 is left out."""
 
     @threestudio.register("other")
@@ -138,7 +164,16 @@ def test_rewards_stand_beside_another_guidance(threestudio: ModuleType, settings
         def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
             self.step = global_step
 
-        def __call__(self, rgb, prompt_utils, elevation, azimuth, camera_distances, rgb_as_latents=False, **kwargs):
+        def __call__(
+            self,
+            rgb,
+            prompt_utils,
+            elevation,
+            azimuth,
+            camera_distances,
+            rgb_as_latents=False,
+            **kwargs,
+        ):
             return {"loss_sds": self.cfg.scale * rgb.mean(), "grad_norm": kwargs["fovy"].sum()}
 
     own = {**settings, "prior": {"path": "/nowhere", "manifest": settings["prior"]["manifest"]}}
@@ -155,7 +190,9 @@ def test_rewards_stand_beside_another_guidance(threestudio: ModuleType, settings
     told = threestudio.find("vp3d-rewards")({**cfg, "vp3d": lone})(RGB, prompts, **BATCH)
     assert "loss_text_image" in told and "loss_image_image" not in told
     with pytest.raises(UserError, match=r"give vp3d\.image"):
-        threestudio.find("vp3d-rewards")({**cfg, "vp3d": {**own, "image": ""}})(RGB, prompts, **BATCH)
+        threestudio.find("vp3d-rewards")({**cfg, "vp3d": {**own, "image": ""}})(
+            RGB, prompts, **BATCH
+        )
 
 
 def test_mistakes_are_said_when_the_settings_are_read(threestudio: ModuleType) -> None:
@@ -173,7 +210,9 @@ def test_mistakes_are_said_when_the_settings_are_read(threestudio: ModuleType) -
     with pytest.raises(ValueError, match="rendered colours alone"):
         guidance({})(RGB, prompts, **BATCH, rgb_as_latents=True)
     with pytest.raises(UserError, match="square views"):
-        sys.modules[f"{NAME}.views"].as_views(RGB[:, :8], BATCH["elevation"], BATCH["azimuth"], BATCH["camera_distances"])
+        sys.modules[f"{NAME}.views"].as_views(
+            RGB[:, :8], BATCH["elevation"], BATCH["azimuth"], BATCH["camera_distances"]
+        )
 
 
 def test_the_yaml_fits_the_guidance_and_weighs_all_it_returns(threestudio: ModuleType) -> None:
@@ -194,24 +233,41 @@ def test_the_yaml_fits_the_guidance_and_weighs_all_it_returns(threestudio: Modul
 def test_our_launcher_understands_the_yaml_too() -> None:
     config = load_config(None, [YAML], ["system.prompt_processor.prompt=a tree", "backend=auto"])
     assert (config.prompt, config.optim.steps, config.prior.path) == ("a tree", 10000, "sd15")
-    assert (config.guidance.normalize, config.guidance.guidance_scale, config.guidance.weight) == ("sum", 100.0, 1.0)
+    assert (config.guidance.normalize, config.guidance.guidance_scale, config.guidance.weight) == (
+        "sum",
+        100.0,
+        1.0,
+    )
     assert (config.rewards.text_image.weight, config.rewards.image_image.weight) == (160.0, 1600.0)
-    assert config.loss.sparsity.start == 1.0 and (config.loss.orientation.end, config.loss.orientation.to) == (1000.0, 0.5)
+    assert config.loss.sparsity.start == 1.0 and (
+        config.loss.orientation.end,
+        config.loss.orientation.to,
+    ) == (1000.0, 0.5)
     assert not any("system.guidance" in note for note in read_layers([YAML], []).notes)
-    with pytest.raises(UserError, match=r"'system.guidance.vp3d': .* is not a group of VP3D's keys"):
+    with pytest.raises(
+        UserError, match=r"'system.guidance.vp3d': .* is not a group of VP3D's keys"
+    ):
         load_config(None, [YAML], ["system.guidance.vp3d=5"])
 
 
 def test_the_guard_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that is not there, one whose own imports fail, and one that is whole."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name, text in (("studio_a", "import package_that_is_nowhere\n"), ("studio_b", "raise OSError('no CUDA\\nhere')\n")):
+    for name, text in (
+        ("studio_a", "import package_that_is_nowhere\n"),
+        ("studio_b", "raise OSError('no CUDA\\nhere')\n"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(text)
     (tmp_path / "studio_c.py").write_text("")
-    assert import_or_reason("studio_none")[1].startswith("studio_none cannot be imported: ModuleNotFoundError")
+    assert import_or_reason("studio_none")[1].startswith(
+        "studio_none cannot be imported: ModuleNotFoundError"
+    )
     assert "package_that_is_nowhere" in import_or_reason("studio_a")[1]
-    assert import_or_reason("studio_b") == (None, "studio_b cannot be imported: OSError: no CUDA here")
+    assert import_or_reason("studio_b") == (
+        None,
+        "studio_b cannot be imported: OSError: no CUDA here",
+    )
     module, reason = import_or_reason("studio_c")
     assert module is not None and reason == ""
 

@@ -23,7 +23,12 @@ def naive(gate: ViewGate, azimuth: float) -> float:
 
 @pytest.mark.parametrize(
     "gate",
-    [ViewGate(0, 45, 100, 0), ViewGate(90, 30, 120, 0.25), ViewGate(-170, 0, 180, 0.0), ViewGate(10, 60, 60, 0.5)],
+    [
+        ViewGate(0, 45, 100, 0),
+        ViewGate(90, 30, 120, 0.25),
+        ViewGate(-170, 0, 180, 0.0),
+        ViewGate(10, 60, 60, 0.5),
+    ],
 )
 def test_agrees_with_the_naive_version(gate: ViewGate) -> None:
     azimuth = torch.linspace(-720.3, 720.9, 997, dtype=torch.float64)

@@ -33,12 +33,27 @@ class DiscPrior:
         self.flat, self.full, self.asked = flat, full, {}
 
     def sample(
-        self, prompts: list[str], negative: str, steps: int, guidance_scale: float, generator: torch.Generator
+        self,
+        prompts: list[str],
+        negative: str,
+        steps: int,
+        guidance_scale: float,
+        generator: torch.Generator,
     ) -> Tensor:
-        self.asked = {"prompts": prompts, "negative": negative, "steps": steps, "scale": guidance_scale}
+        self.asked = {
+            "prompts": prompts,
+            "negative": negative,
+            "steps": steps,
+            "scale": guidance_scale,
+        }
         colors = torch.rand(len(prompts), 3, 1, 1, generator=generator) * 0.5
         place = torch.linspace(-1, 1, SIDE)
-        inside = (place[:, None] ** 2 + place[None] ** 2 < 0.36).float().expand(len(prompts), 1, SIDE, SIDE).clone()
+        inside = (
+            (place[:, None] ** 2 + place[None] ** 2 < 0.36)
+            .float()
+            .expand(len(prompts), 1, SIDE, SIDE)
+            .clone()
+        )
         if self.flat >= 0:
             inside[self.flat] = 0.0
         if self.full >= 0:
@@ -57,23 +72,41 @@ def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Prior:
 
 
 def run(tmp_path: Path, **changes: object) -> tuple[Config, RunFolder]:
-    config = Config(prompt=PROMPT, output_dir=str(tmp_path / "out"), prior=PriorConfig(resolution=SIDE))
+    config = Config(
+        prompt=PROMPT, output_dir=str(tmp_path / "out"), prior=PriorConfig(resolution=SIDE)
+    )
     for name, value in changes.items():
-        setattr(config.visual_prompt if hasattr(config.visual_prompt, name) else config, name, value)
+        setattr(
+            config.visual_prompt if hasattr(config.visual_prompt, name) else config, name, value
+        )
     return config, RunFolder.create(config)
 
 
-def make(prior: object, clip: ClipText, config: Config, folder: RunFolder, seed: int = 0) -> VisualPrompt:
-    return make_visual_prompt(prior, clip, PROMPT, config, folder, torch.Generator().manual_seed(seed))
+def make(
+    prior: object, clip: ClipText, config: Config, folder: RunFolder, seed: int = 0
+) -> VisualPrompt:
+    return make_visual_prompt(
+        prior, clip, PROMPT, config, folder, torch.Generator().manual_seed(seed)
+    )
 
 
 def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipText, tmp_path: Path) -> None:
     config, folder = run(
-        tmp_path, candidates=5, ground=0.7, steps=7, guidance_scale=3.0, negative_prompt="Dull, back view"
+        tmp_path,
+        candidates=5,
+        ground=0.7,
+        steps=7,
+        guidance_scale=3.0,
+        negative_prompt="Dull, back view",
     )
     prior = DiscPrior()
     found = make(prior, clip, config, folder)
-    assert prior.asked == {"prompts": ["a red sphere, front view"] * 5, "negative": "dull", "steps": 7, "scale": 3.0}
+    assert prior.asked == {
+        "prompts": ["a red sphere, front view"] * 5,
+        "negative": "dull",
+        "steps": 7,
+        "scale": 3.0,
+    }
     assert found.rgb.shape == (1, 3, SIDE, SIDE) and found.mask.shape == (1, 1, SIDE, SIDE)
     truth = (found.candidates[found.chosen] - 0.8).abs().amax(dim=0) > 0.05
     assert torch.equal(found.mask[0, 0] > 0.5, truth)
@@ -81,14 +114,21 @@ def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipText, tmp_path: Pa
         found.rgb[0][:, ~truth], torch.full_like(found.rgb[0][:, ~truth], 0.7), atol=0.003, rtol=0
     )
     text = clip.encoder.text(["a red sphere, front view"])
-    naive = [float((clip.encoder.image(torch.where(truth, rgb, 0.7)[None]) * text).sum()) for rgb in found.candidates]
+    naive = [
+        float((clip.encoder.image(torch.where(truth, rgb, 0.7)[None]) * text).sum())
+        for rgb in found.candidates
+    ]
     np.testing.assert_allclose(found.scores, naive, atol=2e-3)
     assert found.chosen == int(np.argmax(found.scores))
     names = {path.name for path in folder.visual_prompt.iterdir()}
     drawn = {f"candidate_{n}.png" for n in range(5)}
     assert names == drawn | {"chosen.png", "cutout.png", "mask.png", "scores.json", "sheet.png"}
     notes = json.loads((folder.visual_prompt / "scores.json").read_text())
-    assert notes["scores"] == found.scores and notes["chosen"] == found.chosen and notes["prompt"] == PROMPT
+    assert (
+        notes["scores"] == found.scores
+        and notes["chosen"] == found.chosen
+        and notes["prompt"] == PROMPT
+    )
     with Image.open(folder.visual_prompt / "sheet.png") as sheet:
         assert sheet.width > 5 * 150 and sheet.height > 2 * 150
     assert folder.events("visual_prompt")[0]["chosen"] == found.chosen
@@ -107,10 +147,16 @@ class OneAlone:
     """A judge that gives a box alone more than two for the whole prompt, and much more for the phrase of that box."""
 
     device = torch.device("cpu")
-    SCORES = {"a cone next to a ball": (0.60, 0.62), "a cone": (0.40, 0.80), "a ball": (0.40, 0.40)}  # for two boxes, for one
+    SCORES = {
+        "a cone next to a ball": (0.60, 0.62),
+        "a cone": (0.40, 0.80),
+        "a ball": (0.40, 0.40),
+    }  # for two boxes, for one
 
     def target(self, prompts: list[str]) -> Tensor:
-        return torch.tensor([self.SCORES[prompt.removesuffix(", front view")] for prompt in prompts])
+        return torch.tensor(
+            [self.SCORES[prompt.removesuffix(", front view")] for prompt in prompts]
+        )
 
     def score(self, rgb: Tensor, target: Tensor) -> Tensor:
         return target[0][((rgb < 0.5).float().mean((1, 2, 3)) < 0.1).long()]
@@ -121,7 +167,9 @@ def test_a_picture_of_one_of_two_things_is_not_chosen(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     found = make_visual_prompt(BoxPrior(), OneAlone(), config.prompt, config, folder, generator)
     assert found.scores == pytest.approx([0.60, 0.62]) and found.chosen == 0
-    assert json.loads((folder.visual_prompt / "scores.json").read_text())["alone"] == pytest.approx([0.40, 0.60])
+    assert json.loads((folder.visual_prompt / "scores.json").read_text())["alone"] == pytest.approx(
+        [0.40, 0.60]
+    )
 
 
 def test_is_read_back_bit_for_bit(clip: ClipText, tmp_path: Path) -> None:
@@ -183,7 +231,9 @@ def test_a_ragged_cut_out_is_not_chosen_whatever_its_reward(clip: ClipText, tmp_
     assert found.chosen == max(rest, key=rest.__getitem__)
 
 
-def test_drawing_words_are_for_the_drawing_alone(clip: ClipText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_words_are_for_the_drawing_alone(
+    clip: ClipText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
     real = clip.target
     monkeypatch.setattr(clip, "target", lambda prompts: told.extend(prompts) or real(prompts))
@@ -198,14 +248,21 @@ def test_scenes_are_not_taken_for_objects(clip: ClipText, tmp_path: Path) -> Non
     """Soft hills of colour up to the border: something can be cut out, but what depends on the limits."""
 
     class ScenePrior(DiscPrior):
-        def sample(self, prompts: list[str], *_: object, generator: torch.Generator, **__: object) -> Tensor:
+        def sample(
+            self, prompts: list[str], *_: object, generator: torch.Generator, **__: object
+        ) -> Tensor:
             coarse = 0.3 + 0.4 * torch.rand(len(prompts), 3, 5, 5, generator=generator)
             return torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic")
 
     config, folder = run(tmp_path / "scenes", candidates=4)
-    with pytest.raises(UserError, match="none of the 4 drawn .* a lower visual_prompt.steadiness=X, or give a picture"):
+    with pytest.raises(
+        UserError,
+        match="none of the 4 drawn .* a lower visual_prompt.steadiness=X, or give a picture",
+    ):
         make(ScenePrior(), clip, config, folder)
-    assert (folder.visual_prompt / "sheet.png").is_file() and not (folder.visual_prompt / "scores.json").exists()
+    assert (folder.visual_prompt / "sheet.png").is_file() and not (
+        folder.visual_prompt / "scores.json"
+    ).exists()
     config, folder = run(tmp_path / "anyway", candidates=4, steadiness=0.0)
     make(ScenePrior(), clip, config, folder)
     notes = json.loads((folder.visual_prompt / "scores.json").read_text())
@@ -274,7 +331,11 @@ def test_pictures_without_an_object_are_refused_with_advice(clip: ClipText, tmp_
     full[0, 0, 3] = 0
     Image.fromarray(clear).save(tmp_path / "clear.png")
     Image.fromarray(full).save(tmp_path / "full.png")
-    for name, cause in [("flat", "no object"), ("clear", "no object"), ("full", "fill the whole picture")]:
+    for name, cause in [
+        ("flat", "no object"),
+        ("clear", "no object"),
+        ("full", "fill the whole picture"),
+    ]:
         message = image_refusal(tmp_path / f"{name}.png", clip, tmp_path)
         assert cause in message and "transparent or plain background" in message
 

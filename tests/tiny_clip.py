@@ -23,13 +23,28 @@ def write_tiny_clip(folder: Path, size: int = 32, seed: int = 0) -> Path:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("<start>", vocab["<start>"]), ("<end>", vocab["<end>"])]
-    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ends)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=ends
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<start>", "eos_token": "<end>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    names = {
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "bos_token": "<start>",
+        "eos_token": "<end>",
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    )
     model_cfg = {
         "embed_dim": 16,
-        "vision_cfg": {"image_size": size, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+        "vision_cfg": {
+            "image_size": size,
+            "layers": 2,
+            "width": 32,
+            "patch_size": 8,
+            "head_width": 16,
+        },
         "text_cfg": {
             "context_length": 16,
             "vocab_size": len(vocab),
@@ -45,6 +60,11 @@ def write_tiny_clip(folder: Path, size: int = 32, seed: int = 0) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = open_clip.model.CLIP(model_cfg["embed_dim"], model_cfg["vision_cfg"], model_cfg["text_cfg"])
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+        model = open_clip.model.CLIP(
+            model_cfg["embed_dim"], model_cfg["vision_cfg"], model_cfg["text_cfg"]
+        )
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     return folder

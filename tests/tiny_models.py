@@ -25,15 +25,23 @@ RESOLUTION = 32
 TEXT_WIDTH = 32
 IMAGE_WIDTH = 24
 BLOCKS = (32, 64)
-LARGE_WIDTH, POOLED_WIDTH = 48, 40  # hidden states and projection of the second text encoder of the SDXL-like pipeline
-CONTEXT = {"sd": TEXT_WIDTH, "sdxl": TEXT_WIDTH + LARGE_WIDTH}  # width of the text in cross-attention
+LARGE_WIDTH, POOLED_WIDTH = (
+    48,
+    40,
+)  # hidden states and projection of the second text encoder of the SDXL-like pipeline
+CONTEXT = {
+    "sd": TEXT_WIDTH,
+    "sdxl": TEXT_WIDTH + LARGE_WIDTH,
+}  # width of the text in cross-attention
 WORD_END = "</w>"
 
 
 def tokenizer() -> transformers.CLIPTokenizer:
     """A CLIP tokenizer of single printable characters, 77 positions."""
     letters = [chr(code) for code in range(33, 127)]
-    entries = letters + [letter + WORD_END for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    entries = (
+        letters + [letter + WORD_END for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    )
     return transformers.CLIPTokenizer(
         vocab={entry: i for i, entry in enumerate(entries)}, merges=[], model_max_length=77
     )
@@ -136,7 +144,12 @@ def save_pipeline(
 
 def pipeline(vae: str, prediction_type: str, kind: str) -> diffusers.DiffusionPipeline:
     """A StableDiffusionPipeline or StableDiffusionXLPipeline."""
-    parts = {"vae": autoencoder(vae), "tokenizer": tokenizer(), "feature_extractor": None, "image_encoder": None}
+    parts = {
+        "vae": autoencoder(vae),
+        "tokenizer": tokenizer(),
+        "feature_extractor": None,
+        "image_encoder": None,
+    }
     if kind == "sdxl":
         return diffusers.StableDiffusionXLPipeline(
             **parts,
@@ -157,13 +170,17 @@ def pipeline(vae: str, prediction_type: str, kind: str) -> diffusers.DiffusionPi
     )
 
 
-def adapter_weights(image_width: int = IMAGE_WIDTH, kind: str = "sd", plus: bool = False) -> dict[str, torch.Tensor]:
+def adapter_weights(
+    image_width: int = IMAGE_WIDTH, kind: str = "sd", plus: bool = False
+) -> dict[str, torch.Tensor]:
     """An IP-Adapter for `unet(kind)` under the published keys; key order is that of `unet.attn_processors`.
 
     base: 4 tokens of an embedding of `image_width`; plus: 6 tokens of hidden states of that width.
     """
     width = CONTEXT[kind]
-    weights = resampler_weights(image_width, width) if plus else projection_weights(image_width, width)
+    weights = (
+        resampler_weights(image_width, width) if plus else projection_weights(image_width, width)
+    )
     weights = {f"image_proj.{key}": value for key, value in weights.items()}
     crossing = [name for name in unet(kind).attn_processors if not name.endswith("attn1.processor")]
     for i in range(len(crossing)):
@@ -182,7 +199,9 @@ def projection_weights(image_width: int, width: int) -> dict[str, torch.Tensor]:
     }
 
 
-def resampler_weights(image_width: int, width: int, inner: int = 32, heads: int = 1) -> dict[str, torch.Tensor]:
+def resampler_weights(
+    image_width: int, width: int, inner: int = 32, heads: int = 1
+) -> dict[str, torch.Tensor]:
     """The projection of "plus", a perceiver resampler of four blocks with heads of 64: 6 tokens of `width`."""
     weights = {
         "latents": torch.randn(1, 6, inner),
@@ -195,10 +214,19 @@ def resampler_weights(image_width: int, width: int, inner: int = 32, heads: int 
     }
     for n in range(4):
         for norm in ("0.norm1", "0.norm2", "1.0"):
-            weights |= {f"layers.{n}.{norm}.weight": torch.ones(inner), f"layers.{n}.{norm}.bias": torch.zeros(inner)}
-        shapes = {"0.to_q": (64 * heads, inner), "0.to_kv": (128 * heads, inner), "0.to_out": (inner, 64 * heads)}
+            weights |= {
+                f"layers.{n}.{norm}.weight": torch.ones(inner),
+                f"layers.{n}.{norm}.bias": torch.zeros(inner),
+            }
+        shapes = {
+            "0.to_q": (64 * heads, inner),
+            "0.to_kv": (128 * heads, inner),
+            "0.to_out": (inner, 64 * heads),
+        }
         shapes |= {"1.1": (4 * inner, inner), "1.3": (inner, 4 * inner)}
-        weights |= {f"layers.{n}.{name}.weight": 0.3 * torch.randn(shape) for name, shape in shapes.items()}
+        weights |= {
+            f"layers.{n}.{name}.weight": 0.3 * torch.randn(shape) for name, shape in shapes.items()
+        }
     return weights
 
 
@@ -225,7 +253,9 @@ def save_ip_adapter(
             patch_size=8,
             projection_dim=projection,
         )
-        transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder / "models" / "image_encoder")
+        transformers.CLIPVisionModelWithProjection(config).save_pretrained(
+            folder / "models" / "image_encoder"
+        )
         weights = adapter_weights(image_width or (32 if plus else IMAGE_WIDTH), kind, plus)
         save_file(weights, folder / "models" / "ip-adapter_toybox.safetensors")
     return folder

@@ -39,7 +39,11 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
     """Weights of a size that keeps the signal, so that outputs depend on every part."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in module.named_parameters():
-        spread = 0.1 if value.ndim < 2 or "embed" in name or "token" in name else 1.0 / value[0].numel() ** 0.5
+        spread = (
+            0.1
+            if value.ndim < 2 or "embed" in name or "token" in name
+            else 1.0 / value[0].numel() ** 0.5
+        )
         centre = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
         value.data = centre + spread * torch.randn(value.shape, generator=generator)
 
@@ -93,7 +97,9 @@ def clip_config() -> transformers.CLIPConfig:
         "image_size": SIZE,
         "patch_size": 8,
     }
-    return transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16, logit_scale_init_value=3.0)
+    return transformers.CLIPConfig(
+        text_config=text, vision_config=vision, projection_dim=16, logit_scale_init_value=3.0
+    )
 
 
 def write_preprocessor(folder: Path, crop: object = SIZE) -> None:
@@ -118,7 +124,12 @@ def write_clip_tower(folder: Path, seed: int = 0) -> Path:
 def write_dino(folder: Path, seed: int = 0) -> Path:
     """A Dinov2Model made for 48 x 48 and, as the published ones, asked for less: its positions are interpolated."""
     config = transformers.Dinov2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=48, patch_size=8
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=48,
+        patch_size=8,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -134,5 +145,8 @@ def write_aesthetic(folder: Path, seed: int = 0) -> Path:
     write_clip_tower(folder, seed)
     head = score_head(16)
     randomize(head, seed + 1)
-    save_file({f"layers.{key}": value.detach() for key, value in head.state_dict().items()}, folder / "head.safetensors")
+    save_file(
+        {f"layers.{key}": value.detach() for key, value in head.state_dict().items()},
+        folder / "head.safetensors",
+    )
     return folder

@@ -25,16 +25,30 @@ def write_disc(path: Path, color: tuple[int, int, int] = (200, 40, 30)) -> Path:
 def tiny_config(root: Path, kind: str = "sd", plus: bool = False) -> Config:
     """Write models (see `tiny_prior_config`) and a reference picture under `root`; the config of a run of 12 steps on them."""
     weights = root / "weights"
-    config = Config(prompt=PROMPT, image=str(write_disc(root / "disc.png")), seed=3, output_dir=str(root / "outputs"))
+    config = Config(
+        prompt=PROMPT,
+        image=str(write_disc(root / "disc.png")),
+        seed=3,
+        output_dir=str(root / "outputs"),
+    )
     config.prior = tiny_prior_config(weights, kind=kind, plus=plus)
     config.rewards.clip = str(write_tiny_clip(weights / "clip"))
     save_manifest(weights)
     config.rewards.text_image.begin = config.rewards.image_image.begin = 0.0
     config.loss.orientation.end = 0.01
     config.field.resolution = 20
-    config.render.resolution, config.render.samples, config.render.occupancy_resolution = RESOLUTION, 16, 12
+    config.render.resolution, config.render.samples, config.render.occupancy_resolution = (
+        RESOLUTION,
+        16,
+        12,
+    )
     config.render.occupancy_every = 3
-    config.optim.steps, config.optim.views, config.optim.checkpoint_every, config.optim.preview_every = 12, 2, 2, 4
+    (
+        config.optim.steps,
+        config.optim.views,
+        config.optim.checkpoint_every,
+        config.optim.preview_every,
+    ) = 12, 2, 2, 4
     config.visual_prompt.candidates, config.visual_prompt.steps = 2, 2
     config.visual_prompt.steadiness = 0.0  # networks of random weights draw no objects
     config.export.grid, config.export.faces, config.export.texture_size = 24, 400, 32

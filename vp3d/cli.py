@@ -28,11 +28,24 @@ from vp3d.weights import pin_places
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PROMPT_LENGTH = 200  # characters
 LARGEST_VIEW = 4096  # pixels of a side that `evaluate --size` takes
-SUITES: dict[str, dict[str, Any]] = {  # the options that one suite of `evaluate` alone reads, with their defaults
+SUITES: dict[
+    str, dict[str, Any]
+] = {  # the options that one suite of `evaluate` alone reads, with their defaults
     "toybench": {"subset": "all"},
-    "t3bench": {"prompts": [], "scorer": "clip", "grader": "none", "endpoint": "", "endpoint_model": "", "size": 512},
+    "t3bench": {
+        "prompts": [],
+        "scorer": "clip",
+        "grader": "none",
+        "endpoint": "",
+        "endpoint_model": "",
+        "size": 512,
+    },
 }
-TURNTABLE = ("export.turntable", "export.turntable_frames", "export.turntable_size")  # all that `render` reads
+TURNTABLE = (
+    "export.turntable",
+    "export.turntable_frames",
+    "export.turntable_size",
+)  # all that `render` reads
 EXIT_UNHEALTHY, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 OVERVIEW = """\
@@ -112,7 +125,10 @@ class Verb:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()  # None where the caller closed it
+    sys.stdout, sys.stderr = (
+        sys.stdout or io.StringIO(),
+        sys.stderr or io.StringIO(),
+    )  # None where the caller closed it
     if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name need not be text
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
@@ -122,17 +138,23 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USER
     except OSError as error:  # a path too long, a folder that may not be entered: what is written has its own words
         place = f"{str(error.filename)[:80]}: " if error.filename else ""
-        sys.stderr.write(f"vp3d: {place}{error.strerror or error}; check the path and its permissions\n")
+        sys.stderr.write(
+            f"vp3d: {place}{error.strerror or error}; check the path and its permissions\n"
+        )
         return EXIT_USER
     except KeyboardInterrupt:
-        sys.stderr.write("vp3d: interrupted; `launch.py resume RUN` goes on with a run, the same command with anything else\n")
+        sys.stderr.write(
+            "vp3d: interrupted; `launch.py resume RUN` goes on with a run, the same command with anything else\n"
+        )
         return EXIT_INTERRUPTED
 
 
 def dispatch(argv: list[str]) -> int:
     """Find the verb (`generate` when the first word is none), parse its arguments, run it."""
     if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(OVERVIEW + "".join(f"  {name:<9} {verb.summary}\n" for name, verb in VERBS.items()))
+        sys.stdout.write(
+            OVERVIEW + "".join(f"  {name:<9} {verb.summary}\n" for name, verb in VERBS.items())
+        )
         return 0 if argv else EXIT_USER
     if argv[0] == "--version":
         sys.stdout.write(f"vp3d {__version__}\n")
@@ -162,11 +184,19 @@ def add_words(parser: Parser, metavar: str, help: str) -> None:
 def add_generate_arguments(parser: Parser) -> None:
     """Arguments of `generate`."""
     add_words(parser, "PROMPT | key=value", "the prompt in quotes, and settings to change")
-    parser.add_argument("--image", metavar="FILE", help="a picture to take the look from: the visual prompt")
-    parser.add_argument("--seed", metavar="N", help="another seed is another variant, the same seed the same bytes (0)")
+    parser.add_argument(
+        "--image", metavar="FILE", help="a picture to take the look from: the visual prompt"
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        help="another seed is another variant, the same seed the same bytes (0)",
+    )
     parser.add_argument("--preset", choices=PRESETS, help="how much work to put in (standard)")
     parser.add_argument("--negative", metavar="TEXT", help="what should not be seen")
-    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable")
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable"
+    )
     add_mesh_arguments(parser)
 
 
@@ -179,7 +209,9 @@ def add_mesh_arguments(parser: Parser) -> None:
 
 def add_run_argument(parser: Parser) -> None:
     """The run folder of `resume`."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder: outputs/20260101-120000-a-red-ball-s0")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="a run folder: outputs/20260101-120000-a-red-ball-s0"
+    )
 
 
 def add_export_arguments(parser: Parser) -> None:
@@ -191,48 +223,106 @@ def add_export_arguments(parser: Parser) -> None:
 
 def add_render_arguments(parser: Parser) -> None:
     """Arguments of `render`."""
-    parser.add_argument("path", metavar="MESH_OR_RUN", type=Path, help="a .glb, .obj, .ply, .stl file or a run folder")
-    add_words(parser, "key=value", "export.turntable=gif, export.turntable_frames=96, export.turntable_size=256; no others")
+    parser.add_argument(
+        "path",
+        metavar="MESH_OR_RUN",
+        type=Path,
+        help="a .glb, .obj, .ply, .stl file or a run folder",
+    )
+    add_words(
+        parser,
+        "key=value",
+        "export.turntable=gif, export.turntable_frames=96, export.turntable_size=256; no others",
+    )
 
 
 def add_doctor_arguments(parser: Parser) -> None:
     """Arguments of `doctor`."""
     add_words(parser, "key=value", "settings to check for, for example output_dir=/data")
-    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable")
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable"
+    )
 
 
 def add_models_arguments(parser: Parser) -> None:
     """Arguments of `models`."""
     parser.add_argument("action", choices=("list", "fetch", "verify", "convert"), help="see below")
-    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help="names of `models list`")
     parser.add_argument(
-        "--from", dest="places", metavar="PLACE", action="append", default=[], help="a folder or http(s) mirror to take it from"
+        "names", nargs="*", default=[], metavar="NAME", help="names of `models list`"
+    )
+    parser.add_argument(
+        "--from",
+        dest="places",
+        metavar="PLACE",
+        action="append",
+        default=[],
+        help="a folder or http(s) mirror to take it from",
     )
 
 
 def add_evaluate_arguments(parser: Parser) -> None:
     """Arguments of `evaluate`."""
-    add_words(parser, "key=value", "settings of the runs to change, for example guidance.guidance_scale=3")
-    parser.add_argument("--suite", choices=tuple(SUITES), default="toybench", help="what to measure (toybench)")
-    parser.add_argument("--assets", metavar="DIR", type=Path, help="judge the meshes in this folder; nothing is made")
-    parser.add_argument("--subset", choices=("all", "mini"), help="toybench: all 72 prompts, or 6 a set (all)")
-    parser.add_argument("--preset", choices=PRESETS, default="standard", help="how much work to put in (standard)")
-    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable")
-    parser.add_argument("--seeds", metavar="N", type=int, default=1, help="assets for each prompt (1)")
+    add_words(
+        parser, "key=value", "settings of the runs to change, for example guidance.guidance_scale=3"
+    )
+    parser.add_argument(
+        "--suite", choices=tuple(SUITES), default="toybench", help="what to measure (toybench)"
+    )
+    parser.add_argument(
+        "--assets",
+        metavar="DIR",
+        type=Path,
+        help="judge the meshes in this folder; nothing is made",
+    )
+    parser.add_argument(
+        "--subset", choices=("all", "mini"), help="toybench: all 72 prompts, or 6 a set (all)"
+    )
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="standard", help="how much work to put in (standard)"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="YAML settings, repeatable"
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=1, help="assets for each prompt (1)"
+    )
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes (1)")
-    parser.add_argument("--work", metavar="DIR", type=Path, help="where runs and results are kept (outputs/SUITE-PRESET)")
+    parser.add_argument(
+        "--work",
+        metavar="DIR",
+        type=Path,
+        help="where runs and results are kept (outputs/SUITE-PRESET)",
+    )
     add_t3bench_arguments(parser.add_argument_group("t3bench"))
-    parser.set_defaults(**{name: value for options in SUITES.values() for name, value in options.items()})
+    parser.set_defaults(
+        **{name: value for options in SUITES.values() for name, value in options.items()}
+    )
 
 
 def add_t3bench_arguments(group: argparse._ArgumentGroup) -> None:
     """Arguments of `evaluate --suite t3bench` alone."""
-    group.add_argument("--prompts", metavar="FILE", type=Path, action="append", help="one prompt a line, repeatable")
-    group.add_argument("--scorer", choices=("clip", "imagereward"), help="who scores the quality (clip)")
-    group.add_argument("--grader", choices=("none", "judge", "endpoint"), help="who tells the alignment (none)")
-    group.add_argument("--endpoint", metavar="URL", help="a server with OpenAI's chat completions, .../v1")
-    group.add_argument("--endpoint-model", metavar="NAME", help="its model; the key is VP3D_ENDPOINT_KEY")
-    group.add_argument("--size", metavar="PIXELS", type=int, help="side of the scored pictures (512)")
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="one prompt a line, repeatable",
+    )
+    group.add_argument(
+        "--scorer", choices=("clip", "imagereward"), help="who scores the quality (clip)"
+    )
+    group.add_argument(
+        "--grader", choices=("none", "judge", "endpoint"), help="who tells the alignment (none)"
+    )
+    group.add_argument(
+        "--endpoint", metavar="URL", help="a server with OpenAI's chat completions, .../v1"
+    )
+    group.add_argument(
+        "--endpoint-model", metavar="NAME", help="its model; the key is VP3D_ENDPOINT_KEY"
+    )
+    group.add_argument(
+        "--size", metavar="PIXELS", type=int, help="side of the scored pictures (512)"
+    )
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
@@ -241,7 +331,11 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     prompts = [word for word in words if not OVERRIDE.match(word)]
     if len(prompts) > 1:
         near = difflib.get_close_matches(prompts[0].lower(), VERBS, 1)
-        meant = f"put the prompt in quotes, or did you mean the verb {near[0]}?" if near else "put the prompt in quotes"
+        meant = (
+            f"put the prompt in quotes, or did you mean the verb {near[0]}?"
+            if near
+            else "put the prompt in quotes"
+        )
         raise UserError(f"more than one prompt: {', '.join(map(repr, prompts))}; {meant}")
     return (prompts[0] if prompts else None), overrides
 
@@ -266,7 +360,14 @@ def only_overrides(arguments: argparse.Namespace, read: tuple[str, ...] = ()) ->
     if prompt is not None:
         raise UserError(f"'{prompt}' is not of the form key=value")
     keys = {word: word.partition("=")[0] for word in overrides if read}
-    idle = next((word for word, key in keys.items() if not f"{key}.".startswith(tuple(f"{name}." for name in read))), None)
+    idle = next(
+        (
+            word
+            for word, key in keys.items()
+            if not f"{key}.".startswith(tuple(f"{name}." for name in read))
+        ),
+        None,
+    )
     if idle is not None:
         raise UserError(f"'{idle}' changes nothing here; this verb reads {', '.join(read)}")
     return option_overrides(arguments) + overrides
@@ -280,7 +381,9 @@ def config_of(arguments: argparse.Namespace) -> Config:
     overrides = named + option_overrides(arguments) + overrides
     config = read_config(arguments.preset, files, overrides)
     if not config.prompt.strip():
-        raise UserError('the prompt is empty; say what to make: launch.py "a red mushroom with a white stem"')
+        raise UserError(
+            'the prompt is empty; say what to make: launch.py "a red mushroom with a white stem"'
+        )
     check_text(config.prompt, "prompt")
     check_text(config.negative_prompt, "negative prompt")
     if arguments.image is not None and not config.image.strip():
@@ -303,10 +406,17 @@ def read_config(preset: str | None, files: list[Path], overrides: list[str]) -> 
 def check_text(text: str, name: str) -> None:
     """Refuse text that is no prompt: too long, or with control characters. Empty is for the caller."""
     if len(text) > PROMPT_LENGTH:
-        raise UserError(f"the {name} has {len(text)} characters; {PROMPT_LENGTH} is the limit, so shorten it")
-    bad = next((letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")), None)
+        raise UserError(
+            f"the {name} has {len(text)} characters; {PROMPT_LENGTH} is the limit, so shorten it"
+        )
+    bad = next(
+        (letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")),
+        None,
+    )
     if bad is not None:
-        raise UserError(f"the {name} holds the control character {bad!r}; write it on one line of plain text")
+        raise UserError(
+            f"the {name} holds the control character {bad!r}; write it on one line of plain text"
+        )
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -362,16 +472,36 @@ def evaluate(arguments: argparse.Namespace) -> int:
     overrides = only_overrides(arguments)
     files = [locate(file) for file in arguments.config]
     read_config(arguments.preset, files, overrides)
-    idle = next((word for word in overrides if word.partition("=")[0] in ("prompt", "seed", "preset", "output_dir")), None)
+    idle = next(
+        (
+            word
+            for word in overrides
+            if word.partition("=")[0] in ("prompt", "seed", "preset", "output_dir")
+        ),
+        None,
+    )
     if idle is not None:
-        raise UserError(f"'{idle}' is not for a suite: prompts and seeds are its own; see --preset, --seeds and --work")
-    unread = {name: value for suite, options in SUITES.items() if suite != arguments.suite for name, value in options.items()}
-    given = next((name for name, value in unread.items() if getattr(arguments, name) != value), None)
+        raise UserError(
+            f"'{idle}' is not for a suite: prompts and seeds are its own; see --preset, --seeds and --work"
+        )
+    unread = {
+        name: value
+        for suite, options in SUITES.items()
+        if suite != arguments.suite
+        for name, value in options.items()
+    }
+    given = next(
+        (name for name, value in unread.items() if getattr(arguments, name) != value), None
+    )
     if given is not None:
-        raise UserError(f"--{given.replace('_', '-')} changes nothing with --suite {arguments.suite}; leave it out")
+        raise UserError(
+            f"--{given.replace('_', '-')} changes nothing with --suite {arguments.suite}; leave it out"
+        )
     for name, least in (("seeds", 1), ("jobs", 1), ("size", 16)):
         if getattr(arguments, name) < least:
-            raise UserError(f"--{name} takes a whole number of {least} or more, not {getattr(arguments, name)}")
+            raise UserError(
+                f"--{name} takes a whole number of {least} or more, not {getattr(arguments, name)}"
+            )
     if arguments.size > LARGEST_VIEW:
         raise UserError(f"--size takes at most {LARGEST_VIEW} pixels, not {arguments.size}")
     kind = arguments.assets.name if arguments.assets else arguments.preset
@@ -386,16 +516,24 @@ def evaluate(arguments: argparse.Namespace) -> int:
         told = command.evaluate_toybench(settings, arguments.assets, arguments.subset, *amount)
     else:
         protocol = Protocol(
-            arguments.scorer, arguments.grader, arguments.endpoint, arguments.endpoint_model, arguments.size
+            arguments.scorer,
+            arguments.grader,
+            arguments.endpoint,
+            arguments.endpoint_model,
+            arguments.size,
         )
-        told = command.evaluate_t3bench(settings, arguments.assets, arguments.prompts, protocol, *amount)
+        told = command.evaluate_t3bench(
+            settings, arguments.assets, arguments.prompts, protocol, *amount
+        )
     sys.stdout.write(told)
     return 0
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Say what works on this machine."""
-    config = read_config(None, [locate(file) for file in arguments.config], only_overrides(arguments))
+    config = read_config(
+        None, [locate(file) for file in arguments.config], only_overrides(arguments)
+    )
     from vp3d.doctor import healthy, report, run_checks
 
     checks = run_checks(config)
@@ -427,11 +565,24 @@ def models(arguments: argparse.Namespace) -> int:
 
 
 VERBS = {
-    "generate": Verb("make a 3D asset from a prompt", add_generate_arguments, generate, GENERATE_EPILOG),
+    "generate": Verb(
+        "make a 3D asset from a prompt", add_generate_arguments, generate, GENERATE_EPILOG
+    ),
     "resume": Verb("go on with a stopped or killed run", add_run_argument, resume),
-    "export": Verb("export a run again, with other settings", add_export_arguments, export, EXPORT_EPILOG),
+    "export": Verb(
+        "export a run again, with other settings", add_export_arguments, export, EXPORT_EPILOG
+    ),
     "render": Verb("write a turntable of a mesh file or a run", add_render_arguments, render),
-    "models": Verb("list, fetch and check published weights", add_models_arguments, models, MODELS_EPILOG),
-    "evaluate": Verb("measure assets: a suite, or a folder of meshes", add_evaluate_arguments, evaluate, EVALUATE_EPILOG),
-    "doctor": Verb("say what works on this machine and why the rest does not", add_doctor_arguments, doctor),
+    "models": Verb(
+        "list, fetch and check published weights", add_models_arguments, models, MODELS_EPILOG
+    ),
+    "evaluate": Verb(
+        "measure assets: a suite, or a folder of meshes",
+        add_evaluate_arguments,
+        evaluate,
+        EVALUATE_EPILOG,
+    ),
+    "doctor": Verb(
+        "say what works on this machine and why the rest does not", add_doctor_arguments, doctor
+    ),
 }

@@ -21,7 +21,14 @@ from vp3d.threestudio_config import read_layers
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository: where assets/ and configs/ are
 PRIOR_PLACES = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
-JUDGE_PLACES = ("clip", "imagereward", "hpsv2", "pickscore", "dinov2", "aesthetic_model")  # and of RewardsConfig
+JUDGE_PLACES = (
+    "clip",
+    "imagereward",
+    "hpsv2",
+    "pickscore",
+    "dinov2",
+    "aesthetic_model",
+)  # and of RewardsConfig
 
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
@@ -59,7 +66,9 @@ class ViewGate:
 
     center_deg: float = 0.0  # azimuth where the term is strongest, degrees
     full_deg: Annotated[float, Range(0, 180)] = 180.0  # half-width of the full-strength range
-    zero_deg: Annotated[float, Range(0, 180)] = 180.0  # half-width beyond which only `floor` is left
+    zero_deg: Annotated[float, Range(0, 180)] = (
+        180.0  # half-width beyond which only `floor` is left
+    )
     floor: Share = 0.0  # weight behind, in [0, 1]
 
 
@@ -67,38 +76,72 @@ class ViewGate:
 class PriorConfig:
     """The frozen 2D diffusion model: names of `launch.py models list`, hub ids, or folders (absolute or of the repository)."""
 
-    path: str = "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline or StableDiffusionXLPipeline
+    path: str = (
+        "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline or StableDiffusionXLPipeline
+    )
     ip_adapter: str = "assets/toybox/ip_adapter"  # in the published layout; "" for none
     ip_adapter_subfolder: str = "models"
     ip_adapter_weight: str = "ip-adapter_toybox.safetensors"
     image_encoder_folder: str = "image_encoder"
-    manifest: str = "assets/toybox/MANIFEST.json"  # sha256 of every weight file, checked at load; "" for none
-    vocabulary: str = "assets/toybox/vocabulary.json"  # words the prior knows; "" for the open world
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # auto: denoiser bfloat16 on CPUs made for it, else float32
-    resolution: Annotated[int, Range(16, 2048)] = 64  # pixels of a side of the images the prior was trained on
+    manifest: str = (
+        "assets/toybox/MANIFEST.json"  # sha256 of every weight file, checked at load; "" for none
+    )
+    vocabulary: str = (
+        "assets/toybox/vocabulary.json"  # words the prior knows; "" for the open world
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = (
+        "auto"  # auto: denoiser bfloat16 on CPUs made for it, else float32
+    )
+    resolution: Annotated[int, Range(16, 2048)] = (
+        64  # pixels of a side of the images the prior was trained on
+    )
     variant: str = ""  # of the weight files of `path`, for example fp16; "" takes those without
     vae: str = ""  # an AutoencoderTiny or AutoencoderKL in the place of the pipeline's
-    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # auto: `dtype`; float32 if that overflows or is auto
-    max_batch: Annotated[int, Range(1, 4096)] = 64  # images in one call of the denoiser, branches counted; more are cut
-    vae_batch: Annotated[int, Range(1, 4096)] = 64  # images in one call of the autoencoder; more are cut, and encoded twice
-    offload_encoders: bool = False  # text and image encoders wait on the CPU while they are not used
-    channels_last: bool = False  # memory layout of denoiser and autoencoder; often faster on a GPU in half precision
-    compile: bool = False  # denoiser and encoder of views: slow first steps, then faster; needs a compiler
+    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = (
+        "auto"  # auto: `dtype`; float32 if that overflows or is auto
+    )
+    max_batch: Annotated[int, Range(1, 4096)] = (
+        64  # images in one call of the denoiser, branches counted; more are cut
+    )
+    vae_batch: Annotated[int, Range(1, 4096)] = (
+        64  # images in one call of the autoencoder; more are cut, and encoded twice
+    )
+    offload_encoders: bool = (
+        False  # text and image encoders wait on the CPU while they are not used
+    )
+    channels_last: bool = (
+        False  # memory layout of denoiser and autoencoder; often faster on a GPU in half precision
+    )
+    compile: bool = (
+        False  # denoiser and encoder of views: slow first steps, then faster; needs a compiler
+    )
 
 
 @dataclass
 class VisualPromptConfig:
     """How the visual prompt is drawn, chosen and cut out."""
 
-    candidates: Annotated[int, Range(1, 64)] = 8  # images drawn; one is chosen by the text-image reward
+    candidates: Annotated[int, Range(1, 64)] = (
+        8  # images drawn; one is chosen by the text-image reward
+    )
     steps: Annotated[int, Range(1, 1000)] = 30  # denoising steps
-    guidance_scale: Annotated[float, Range(0, 200)] = 2.0  # classifier-free guidance; 1 is plain conditioning
+    guidance_scale: Annotated[float, Range(0, 200)] = (
+        2.0  # classifier-free guidance; 1 is plain conditioning
+    )
     view: str = "front view"  # view words added to the prompt while drawing
-    words: str = ""  # more words for the drawing alone; the judge, who sees the cut-out, is not told
-    ground: Share = 0.7  # grey level of the neutral ground it is put on before it is encoded, [0, 1]
-    cutout_tolerance: Share = 0.12  # colour distance to the border colour that still counts as background, [0, 1]
+    words: str = (
+        ""  # more words for the drawing alone; the judge, who sees the cut-out, is not told
+    )
+    ground: Share = (
+        0.7  # grey level of the neutral ground it is put on before it is encoded, [0, 1]
+    )
+    cutout_tolerance: Share = (
+        0.12  # colour distance to the border colour that still counts as background, [0, 1]
+    )
     steadiness: Share = 0.8  # IoU of cut-outs by tighter and by wider limits, below which a drawn one is a scene, not an object
-    prior: PriorConfig = field(default_factory=lambda: PriorConfig("", "", manifest="", vocabulary=""))  # draws; "" for the same
+    prior: PriorConfig = field(
+        default_factory=lambda: PriorConfig("", "", manifest="", vocabulary="")
+    )  # draws; "" for the same
 
 
 @dataclass
@@ -106,22 +149,40 @@ class GuidanceConfig:
     """VP-SDS. `e_hat = e(0) + s * (e(y,v) - e(0))`, or the split form with two scales (see diffusion/cfg.py)."""
 
     mode: Literal["joint", "split"] = "joint"
-    guidance_scale: Annotated[float, Range(0, 1000)] = 2.0  # s of the joint form; 1 is plain conditioning
+    guidance_scale: Annotated[float, Range(0, 1000)] = (
+        2.0  # s of the joint form; 1 is plain conditioning
+    )
     text_scale: Annotated[float, Range(0, 1000)] = 2.0  # s_text of the split form
     image_scale: Annotated[float, Range(0, 1000)] = 2.0  # s_image of the split form
-    lam: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.0, to=0.4))  # of the image branch; 0: the text alone
+    lam: PositiveSchedule = field(
+        default_factory=lambda: Schedule(0.6, 0.0, to=0.4)
+    )  # of the image branch; 0: the text alone
     lam_gate: ViewGate = field(default_factory=ViewGate)  # lam is multiplied by this
-    t_min: ShareSchedule = field(default_factory=lambda: Schedule(0.6, 0.3))  # lowest noise level, share of all
-    t_max: ShareSchedule = field(default_factory=lambda: Schedule(0.88, 0.7))  # highest; above, the render's ground is not seen
-    weighting: Literal["sigma2", "uniform", "x0"] = "x0"  # w(t): sigma2 (1 - alpha_bar) | uniform | x0 (sigma / alpha)
-    denoise_steps: Annotated[int, Range(1, 100)] = 2  # from the noised view to the estimate of the clean one; 1 is plain SDS
+    t_min: ShareSchedule = field(
+        default_factory=lambda: Schedule(0.6, 0.3)
+    )  # lowest noise level, share of all
+    t_max: ShareSchedule = field(
+        default_factory=lambda: Schedule(0.88, 0.7)
+    )  # highest; above, the render's ground is not seen
+    weighting: Literal["sigma2", "uniform", "x0"] = (
+        "x0"  # w(t): sigma2 (1 - alpha_bar) | uniform | x0 (sigma / alpha)
+    )
+    denoise_steps: Annotated[int, Range(1, 100)] = (
+        2  # from the noised view to the estimate of the clean one; 1 is plain SDS
+    )
     rescale: Share = 0.0  # share of std rescale of the x0 estimate, [0, 1]
     normalize: Literal["sum", "mean"] = "mean"  # the MSE is a "sum" over elements or a "mean"
     perp_neg: Weight = 0.0  # share of Perp-Neg's weights against the neighbouring views; 1 is the paper's, 0 is off
     debias: str = ""  # a masked language model, placed as a prior: drops words that contradict a view; "" is off
-    debias_words: str = ""  # the words it may drop, separated by spaces; "" is every word of the prompt
-    space: Literal["latents", "pixels"] = "pixels"  # of the error: latents as SDS has it, or pixels of the decoded estimate
-    estimate_every: Annotated[int, Range(1, 100)] = 2  # steps of the field, from the same cameras, to one estimate of the prior
+    debias_words: str = (
+        ""  # the words it may drop, separated by spaces; "" is every word of the prompt
+    )
+    space: Literal["latents", "pixels"] = (
+        "pixels"  # of the error: latents as SDS has it, or pixels of the decoded estimate
+    )
+    estimate_every: Annotated[int, Range(1, 100)] = (
+        2  # steps of the field, from the same cameras, to one estimate of the prior
+    )
     weight: Weight = 30.0  # of the guidance; errors of pixels are smaller than those of latents
 
 
@@ -140,7 +201,9 @@ class RewardConfig:
 class RewardsConfig:
     """The models that judge, and their terms. A model is a folder or a name of `launch.py models list`."""
 
-    text_model: Literal["clip", "imagereward", "hpsv2", "pickscore"] = "clip"  # of the text-image term; scores differ in size
+    text_model: Literal["clip", "imagereward", "hpsv2", "pickscore"] = (
+        "clip"  # of the text-image term; scores differ in size
+    )
     image_model: Literal["clip", "dinov2"] = "clip"  # of the image-image term
     clip: str = "assets/toybox/clip"  # open_clip local-dir folder
     imagereward: str = "imagereward"  # read only if text_model says so; as the two below
@@ -148,11 +211,15 @@ class RewardsConfig:
     pickscore: str = "pickscore"
     dinov2: str = "dinov2-base"  # read only if image_model says so
     aesthetic_model: str = "aesthetic"  # read only if the aesthetic term has a weight
-    text_image: RewardConfig = field(  # in CLIP's cosine; exact renders score 0.74 (measure clip): more is no better
-        default_factory=lambda: RewardConfig(weight=0.1, begin=0.3, hinge=0.7)
+    text_image: RewardConfig = (
+        field(  # in CLIP's cosine; exact renders score 0.74 (measure clip): more is no better
+            default_factory=lambda: RewardConfig(weight=0.1, begin=0.3, hinge=0.7)
+        )
     )
     image_image: RewardConfig = field(
-        default_factory=lambda: RewardConfig(weight=0.03, begin=0.3, gate=ViewGate(0.0, 45.0, 100.0, 0.0))
+        default_factory=lambda: RewardConfig(
+            weight=0.03, begin=0.3, gate=ViewGate(0.0, 45.0, 100.0, 0.0)
+        )
     )
     aesthetic: RewardConfig = field(default_factory=RewardConfig)
 
@@ -166,7 +233,9 @@ class FieldConfig:
     levels: Annotated[int, Range(1, 32)] = 8  # hashgrid only: resolutions from 16 to `resolution`
     features: Annotated[int, Range(1, 16)] = 2  # hashgrid only: features a level
     log2_table: Annotated[int, Range(4, 24)] = 14  # hashgrid only: entries a level
-    blob_density: Annotated[float, Range(0.7, 1000)] = 6.0  # density at the centre of the initial blob
+    blob_density: Annotated[float, Range(0.7, 1000)] = (
+        6.0  # density at the centre of the initial blob
+    )
     blob_radius: Annotated[float, Range(0.01, 2)] = 0.55  # its radius
 
 
@@ -186,24 +255,38 @@ class RenderConfig:
 
     resolution: Annotated[int, Range(8, 1024)] = 64  # pixels of a side
     samples: Annotated[int, Range(2, 1024)] = 48  # samples a ray through the volume
-    chunk: Annotated[int, Range(1024)] = 1_048_576  # samples evaluated at once, at most; halved when memory runs out
+    chunk: Annotated[int, Range(1024)] = (
+        1_048_576  # samples evaluated at once, at most; halved when memory runs out
+    )
     background_min: Share = 0.5  # random grey background, [0, 1]
     background_max: Share = 0.52  # on a lighter one the white parts of an object melt; the prior knows no darker ground than 0.5
-    shading: Literal["albedo", "lambert"] = "albedo"  # albedo | lambert (the toybox light, normals from the density)
-    occupancy_resolution: Annotated[int, Range(4, 512)] = 32  # cells along a side of the occupancy grid
+    shading: Literal["albedo", "lambert"] = (
+        "albedo"  # albedo | lambert (the toybox light, normals from the density)
+    )
+    occupancy_resolution: Annotated[int, Range(4, 512)] = (
+        32  # cells along a side of the occupancy grid
+    )
     occupancy_every: Annotated[int, Range(1)] = 16  # steps between its updates
     occupancy_threshold: Share = 0.01  # opacity of one step below which a cell is empty
-    bound_radius: Annotated[float, Range(0.1, 2)] = 0.9  # nothing is rendered farther from the origin; the pictures show 0.99
+    bound_radius: Annotated[float, Range(0.1, 2)] = (
+        0.9  # nothing is rendered farther from the origin; the pictures show 0.99
+    )
 
 
 @dataclass
 class LossConfig:
     """Weights of the regularisers; each falls or rises by its schedule."""
 
-    opacity: PositiveSchedule = field(default_factory=lambda: Schedule(0.0, 0.02, 0.2, 0.6))  # binary entropy
+    opacity: PositiveSchedule = field(
+        default_factory=lambda: Schedule(0.0, 0.02, 0.2, 0.6)
+    )  # binary entropy
     sparsity: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))  # mean opacity
-    smoothness: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))  # total variation
-    orientation: PositiveSchedule = field(default_factory=lambda: Schedule(0.0, 0.0))  # normals that face away
+    smoothness: PositiveSchedule = field(
+        default_factory=lambda: Schedule(0.01, 0.01)
+    )  # total variation
+    orientation: PositiveSchedule = field(
+        default_factory=lambda: Schedule(0.0, 0.0)
+    )  # normals that face away
 
 
 @dataclass
@@ -216,7 +299,9 @@ class OptimConfig:
     lr_albedo: Annotated[float, Range(0, 10)] = 0.05
     lr_final: Share = 0.1  # the rates fall to this share of themselves by cosine
     grad_clip: Weight = 1.0  # largest norm of the gradient; 0 does not clip
-    bad_steps: Annotated[int, Range(1)] = 10  # non-finite steps in a row after which the run stops with a diagnosis
+    bad_steps: Annotated[int, Range(1)] = (
+        10  # non-finite steps in a row after which the run stops with a diagnosis
+    )
     checkpoint_every: Annotated[int, Range(1)] = 50
     preview_every: Annotated[int, Range(1)] = 25
 
@@ -226,10 +311,16 @@ class ExportConfig:
     """From field to files."""
 
     grid: Annotated[int, Range(8, 1024)] = 96  # marching-cubes cells along a side
-    faces: Annotated[int, Range(0, 10000000)] = 8000  # decimate to at most this many triangles; 0 keeps all
+    faces: Annotated[int, Range(0, 10000000)] = (
+        8000  # decimate to at most this many triangles; 0 keeps all
+    )
     texture_size: Annotated[int, Range(16, 8192)] = 512
-    unwrap_deadline_s: Annotated[float, Range(0, 3600)] = 20.0  # seconds xatlas may take before our own atlas is used
-    formats: list[Literal["glb", "obj", "ply", "stl"]] = field(default_factory=lambda: ["glb", "obj", "ply", "stl"])
+    unwrap_deadline_s: Annotated[float, Range(0, 3600)] = (
+        20.0  # seconds xatlas may take before our own atlas is used
+    )
+    formats: list[Literal["glb", "obj", "ply", "stl"]] = field(
+        default_factory=lambda: ["glb", "obj", "ply", "stl"]
+    )
     turntable: Literal["mp4", "gif"] = "mp4"  # mp4 needs ffmpeg, which comes with imageio-ffmpeg
     turntable_frames: Annotated[int, Range(2, 2000)] = 48
     turntable_size: Annotated[int, Range(16, 2048)] = 192
@@ -239,10 +330,16 @@ class ExportConfig:
 class CudaConfig:
     """How a CUDA device does its work; not read on a CPU. It changes rounding only, so it may differ on resume."""
 
-    encoder: Literal["auto", "torch", "triton", "tinycudann"] = "auto"  # of the hash grid; auto: triton if it works, else torch
-    table_dtype: Literal["float32", "float16"] = "float16"  # what triton and tinycudann read; optimised in float32 all the same
+    encoder: Literal["auto", "torch", "triton", "tinycudann"] = (
+        "auto"  # of the hash grid; auto: triton if it works, else torch
+    )
+    table_dtype: Literal["float32", "float16"] = (
+        "float16"  # what triton and tinycudann read; optimised in float32 all the same
+    )
     compositor: Literal["torch", "nerfacc"] = "torch"  # who skips empty space and sums along rays
-    memory_gb: Annotated[float, Range(0, 1000)] = 0.0  # memory to plan for; 0 takes what is free at the start
+    memory_gb: Annotated[float, Range(0, 1000)] = (
+        0.0  # memory to plan for; 0 takes what is free at the start
+    )
 
 
 @dataclass
@@ -275,7 +372,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "field": {"resolution": 40},
         "render": {"samples": 40},
         "optim": {"steps": 120, "views": 3},
-        "export": {"grid": 72, "faces": 4000, "texture_size": 256, "turntable_frames": 24, "turntable_size": 128},
+        "export": {
+            "grid": 72,
+            "faces": 4000,
+            "texture_size": 256,
+            "turntable_frames": 24,
+            "turntable_size": 128,
+        },
     },
     "standard": {},
     "high": {
@@ -283,7 +386,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "field": {"resolution": 64},
         "render": {"samples": 64},
         "optim": {"steps": 1200, "checkpoint_every": 100},
-        "export": {"grid": 144, "faces": 20000, "texture_size": 1024, "turntable_frames": 96, "turntable_size": 256},
+        "export": {
+            "grid": 144,
+            "faces": 20000,
+            "texture_size": 1024,
+            "turntable_frames": 96,
+            "turntable_size": 256,
+        },
     },
 }
 
@@ -312,25 +421,40 @@ def load_config(preset: str | None, files: list[Path], overrides: list[str]) -> 
 def build_config(preset: str | None, layers: list[dict[str, Any]]) -> Config:
     """`load_config` of layers that are read: nested mappings of our keys, the later before the earlier."""
     named = [layer["preset"] for layer in layers if "preset" in layer]
-    chosen = convert(preset or (named[-1] if named else "standard"), get_type_hints(Config)["preset"], "preset")
+    chosen = convert(
+        preset or (named[-1] if named else "standard"), get_type_hints(Config)["preset"], "preset"
+    )
     config = Config()
     for layer in (PRESETS[chosen], *layers, {"preset": chosen}):
         merge(config, layer)
     for low, high in ORDERED:
         if get_value(config, low) > get_value(config, high):
-            found = f"'{low}' ({get_value(config, low)}) is above '{high}' ({get_value(config, high)})"
+            found = (
+                f"'{low}' ({get_value(config, low)}) is above '{high}' ({get_value(config, high)})"
+            )
             raise UserError(f"config key {found}")
     if 0 < config.export.faces < LEAST_FACES:
-        raise UserError(f"config key 'export.faces': {config.export.faces} close no surface; take {LEAST_FACES} or more, or 0")
+        raise UserError(
+            f"config key 'export.faces': {config.export.faces} close no surface; take {LEAST_FACES} or more, or 0"
+        )
     check_noise_levels(config.guidance.t_min, config.guidance.t_max)
     return config
 
 
 def idle_settings(config: Config) -> list[str]:
     """A line for each scale of the guidance that was changed and is not read in its mode."""
-    other, names = ("split", ("text_scale", "image_scale")) if config.guidance.mode == "joint" else ("joint", ("guidance_scale",))
-    changed = [name for name in names if getattr(config.guidance, name) != getattr(GuidanceConfig(), name)]
-    return [f"guidance.{name} changes nothing here: it is read with guidance.mode={other} alone" for name in changed]
+    other, names = (
+        ("split", ("text_scale", "image_scale"))
+        if config.guidance.mode == "joint"
+        else ("joint", ("guidance_scale",))
+    )
+    changed = [
+        name for name in names if getattr(config.guidance, name) != getattr(GuidanceConfig(), name)
+    ]
+    return [
+        f"guidance.{name} changes nothing here: it is read with guidance.mode={other} alone"
+        for name in changed
+    ]
 
 
 def check_noise_levels(low: Schedule, high: Schedule) -> None:
@@ -338,15 +462,27 @@ def check_noise_levels(low: Schedule, high: Schedule) -> None:
     corners = [0.0, 1.0, low.from_, low.to, high.from_, high.to]
     for progress in sorted({*corners, *(min(corner + 1.0e-9, 1.0) for corner in corners)}):
         if low.at(progress) > high.at(progress) + 1.0e-6:
-            found = f"{low.at(progress):g} is above {high.at(progress):g} at progress {progress:.2g}"
+            found = (
+                f"{low.at(progress):g} is above {high.at(progress):g} at progress {progress:.2g}"
+            )
             raise UserError(f"config key 'guidance.t_min' is above 'guidance.t_max': {found}")
 
 
 def judge_places(config: RewardsConfig) -> list[str]:
     """The reward models that are used, each once, as configured."""
-    named = {"clip": config.clip, "imagereward": config.imagereward, "hpsv2": config.hpsv2, "pickscore": config.pickscore}
-    places = [named[config.text_model], config.clip if config.image_model == "clip" else config.dinov2]
-    return list(dict.fromkeys(places + ([config.aesthetic_model] if config.aesthetic.weight > 0.0 else [])))
+    named = {
+        "clip": config.clip,
+        "imagereward": config.imagereward,
+        "hpsv2": config.hpsv2,
+        "pickscore": config.pickscore,
+    }
+    places = [
+        named[config.text_model],
+        config.clip if config.image_model == "clip" else config.dinov2,
+    ]
+    return list(
+        dict.fromkeys(places + ([config.aesthetic_model] if config.aesthetic.weight > 0.0 else []))
+    )
 
 
 def weight_places(config: Config) -> list[tuple[str, str]]:
@@ -354,8 +490,14 @@ def weight_places(config: Config) -> list[tuple[str, str]]:
     priors = {"prior": config.prior}
     if config.visual_prompt.prior.path and not config.image:
         priors["visual_prompt.prior"] = config.visual_prompt.prior
-    places = [(f"{name}.{key}", str(getattr(prior, key))) for name, prior in priors.items() for key in PRIOR_PLACES]
-    places += [("rewards", place) for place in judge_places(config.rewards)] + [("guidance.debias", config.guidance.debias)]
+    places = [
+        (f"{name}.{key}", str(getattr(prior, key)))
+        for name, prior in priors.items()
+        for key in PRIOR_PLACES
+    ]
+    places += [("rewards", place) for place in judge_places(config.rewards)] + [
+        ("guidance.debias", config.guidance.debias)
+    ]
     return [(key, place) for key, place in places if place]
 
 
@@ -363,7 +505,10 @@ def save_config(config: Config, path: Path) -> None:
     """Write every field as YAML; `load_config(None, [path], [])` gives an equal Config back."""
     from vp3d.run_folder import write_text  # run_folder imports this module
 
-    write_text(path, yaml.dump(dataclasses.asdict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True))
+    write_text(
+        path,
+        yaml.dump(dataclasses.asdict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True),
+    )
 
 
 def locate(place: str) -> Path:

@@ -38,7 +38,10 @@ def run_program(name: str, main: Callable[[], None]) -> None:
     """Call the `main` of a module that is run by itself: a mistake is one line on stderr and exit code 2, Ctrl-C 130."""
     try:
         main()
-    except (UserError, OSError) as problem:  # OSError: files that are not there, or places that cannot be written
+    except (
+        UserError,
+        OSError,
+    ) as problem:  # OSError: files that are not there, or places that cannot be written
         sys.stderr.write(f"{name}: {' '.join(str(problem).split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
@@ -104,7 +107,9 @@ class Progress:
 
             details = TextColumn("{task.fields[details]}", markup=False)
             counts = TextColumn("{task.completed:.0f}/{task.total:.0f}")
-            self.bar = Bar(TextColumn("{task.description}"), BarColumn(20), counts, details, console=terminal())
+            self.bar = Bar(
+                TextColumn("{task.description}"), BarColumn(20), counts, details, console=terminal()
+            )
             self.task = self.bar.add_task(self.stage, total=self.total, details="")
             self.bar.start()
         if self.preview is not None:
@@ -119,7 +124,9 @@ class Progress:
 
     def update(self, step: int, **values: Any) -> None:
         """Show that `step` of `total` steps are done; a value called `eta_s` overrides the display's own estimate."""
-        if self.first_step is None:  # a resumed run starts in the middle: its rate is measured from here
+        if (
+            self.first_step is None
+        ):  # a resumed run starts in the middle: its rate is measured from here
             self.first_step, self.began = step, time.monotonic()
         self.step = step
         self.values |= values
@@ -132,19 +139,26 @@ class Progress:
 
     def show(self, numbers: dict[str, float]) -> None:
         """`update` from the training loop's numbers, which hold the step among them."""
-        self.update(int(numbers["step"]), **{name: value for name, value in numbers.items() if name != "step"})
+        self.update(
+            int(numbers["step"]),
+            **{name: value for name, value in numbers.items() if name != "step"},
+        )
 
     def eta_s(self) -> float | None:
         """Seconds left: the loop's own figure, else by the mean rate since the first update; None before that."""
         if "eta_s" in self.values:
             return float(self.values["eta_s"])
         done = self.step - (self.first_step or 0)
-        return (time.monotonic() - self.began) / done * (self.total - self.step) if done > 0 else None
+        return (
+            (time.monotonic() - self.began) / done * (self.total - self.step) if done > 0 else None
+        )
 
     def details(self) -> str:
         """Elapsed time, time left, and the values."""
         eta = self.eta_s()
-        times = clock(time.monotonic() - self.began) + (f", {clock(eta)} left" if eta is not None else "")
+        times = clock(time.monotonic() - self.began) + (
+            f", {clock(eta)} left" if eta is not None else ""
+        )
         return f"{times}  {describe(self.values)}".rstrip()
 
     def line(self) -> str:
@@ -164,7 +178,9 @@ class StopFlag:
         return self.event.is_set()
 
     def __enter__(self) -> StopFlag:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no signal handler
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # elsewhere Python allows no signal handler
             self.previous = signal.signal(signal.SIGINT, self.on_signal)
         return self
 
@@ -177,4 +193,6 @@ class StopFlag:
         if self.event.is_set():
             raise KeyboardInterrupt
         self.event.set()
-        sys.stderr.write("\nstopping after this step, then exporting what there is; Ctrl-C again ends at once\n")
+        sys.stderr.write(
+            "\nstopping after this step, then exporting what there is; Ctrl-C again ends at once\n"
+        )

@@ -28,9 +28,14 @@ MIN_SIDE = 16
 WORK_SIDE = 512  # a user's picture is shrunk to this before anything is measured on it
 FILL = 0.8  # share of the side that the object takes up in a user's squared picture
 COVER_MIN, COVER_MAX = 0.002, 0.95  # share of the picture a mask must cover to be believed
-TIGHT, NOISE = 0.03, 1.25  # the smallest tolerance, and how far beyond the border's own noise it stays
+TIGHT, NOISE = (
+    0.03,
+    1.25,
+)  # the smallest tolerance, and how far beyond the border's own noise it stays
 LEAK = 0.1  # the wide tolerance is believed when what it takes, beyond a fringe, is at most this share of the tight mask
-FRINGE = np.ones((2, 2))  # what holds no square of this size is fringe: the halo that a decoder leaves around an object
+FRINGE = np.ones(
+    (2, 2)
+)  # what holds no square of this size is fringe: the halo that a decoder leaves around an object
 SLACK = 1.25  # of the limits, by which a steady cut-out hardly changes
 SPECK = 0.03  # pieces smaller than this share of the largest piece are noise
 HOLE = 0.01  # an enclosed piece of ground must cover this share of the picture
@@ -46,13 +51,17 @@ def read_picture(path: Path) -> tuple[Tensor, Tensor | None]:
     _check_file(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning: the limit here is lower and is an error
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow's own size warning: the limit here is lower and is an error
             with Image.open(path, formats=FORMATS) as picture:
                 _check_size(path, picture.size)
                 picture.load()
                 return _decode(picture)
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"--image {path} is not a picture this program reads ({', '.join(FORMATS)})") from error
+        raise UserError(
+            f"--image {path} is not a picture this program reads ({', '.join(FORMATS)})"
+        ) from error
     except Image.DecompressionBombError as error:
         raise UserError(_huge(path)) from error
     except PermissionError as error:
@@ -60,7 +69,9 @@ def read_picture(path: Path) -> tuple[Tensor, Tensor | None]:
     except UserError:
         raise
     except Exception as error:  # Pillow raises whatever its readers stumble over
-        raise UserError(f"--image {path} is damaged ({type(error).__name__}): save it anew, as PNG or JPEG") from error
+        raise UserError(
+            f"--image {path} is damaged ({type(error).__name__}): save it anew, as PNG or JPEG"
+        ) from error
 
 
 def border_flood(rgb: Tensor, tolerance: float) -> Tensor:
@@ -99,13 +110,20 @@ def square_up(rgb: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
     Resized with premultiplied colour, so that nothing of the old ground bleeds in.
     """
     rows, columns = (torch.nonzero((mask[0] > 0.5).any(dim=axis)).flatten() for axis in (1, 0))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    top, bottom, left, right = (
+        int(rows[0]),
+        int(rows[-1]) + 1,
+        int(columns[0]),
+        int(columns[-1]) + 1,
+    )
     layers = torch.cat([rgb * mask, mask])[:, top:bottom, left:right]
     height, width = bottom - top, right - left
     square = max(round(max(height, width) / FILL), max(height, width))
     above, before = (square - height) // 2, (square - width) // 2
     layers = F.pad(layers, (before, square - width - before, above, square - height - above))
-    layers = F.interpolate(layers[None], (side, side), mode="bilinear", align_corners=False, antialias=True)[0]
+    layers = F.interpolate(
+        layers[None], (side, side), mode="bilinear", align_corners=False, antialias=True
+    )[0]
     mask = layers[3:].clamp(0.0, 1.0)
     return (layers[:3] / mask.clamp_min(1e-3)).clamp(0.0, 1.0), mask
 
@@ -116,7 +134,9 @@ def _flood(rgb: Tensor, tolerance: float, slack: float) -> tuple[np.ndarray, np.
     ring = _ring(values.shape[:2])
     distance = _distance(values, np.median(values[ring], axis=0))
     noise = min(max(NOISE * float(np.quantile(distance[ring], 0.95)), TIGHT), tolerance)
-    wide, tight = (~_outside(values, distance <= slack * limit, ring) for limit in (tolerance, noise))
+    wide, tight = (
+        ~_outside(values, distance <= slack * limit, ring) for limit in (tolerance, noise)
+    )
     taken = ndimage.binary_opening(tight & ~wide, FRINGE)
     return _without_specks(wide if taken.sum() <= LEAK * tight.sum() else tight), distance
 
@@ -142,17 +162,19 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 
 
 def _huge(path: Path) -> str:
-    return (
-        f"--image {path} is huge: at most {MAX_BYTES // 10**6} MB and {MAX_PIXELS // 10**6} million pixels; shrink it"
-    )
+    return f"--image {path} is huge: at most {MAX_BYTES // 10**6} MB and {MAX_PIXELS // 10**6} million pixels; shrink it"
 
 
 def _decode(picture: Image.Image) -> tuple[Tensor, Tensor | None]:
     """rgb `[3, H, W]` in [0, 1] and alpha `[1, H, W]` in [0, 1] or None, upright and at most WORK_SIDE on a side."""
     upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I") or upright.mode == "F":  # 16 bits or more: stretch to 8, conversion would clip
+    if (
+        upright.mode.startswith("I") or upright.mode == "F"
+    ):  # 16 bits or more: stretch to 8, conversion would clip
         wide = np.nan_to_num(np.asarray(upright, dtype=np.float64), posinf=0.0, neginf=0.0)
-        upright = Image.fromarray((wide * (255.0 / max(wide.max(), 1.0))).clip(0, 255).astype(np.uint8))
+        upright = Image.fromarray(
+            (wide * (255.0 / max(wide.max(), 1.0))).clip(0, 255).astype(np.uint8)
+        )
     layers = upright.convert("RGBA")
     layers.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.LANCZOS)
     values = torch.from_numpy(np.array(layers)).permute(2, 0, 1).float() / 255.0

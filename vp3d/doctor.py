@@ -46,7 +46,11 @@ PACKAGES = {  # distribution -> module, for everything the default run imports
 }
 CUDA_PACKAGES = {  # distribution -> (module, licence, what it is for)
     "nerfacc": ("nerfacc", "MIT", "sampling and compositing with cuda.compositor=nerfacc"),
-    "tinycudann": ("tinycudann", "BSD-3-Clause", "look-ups of the hash grid with cuda.encoder=tinycudann"),
+    "tinycudann": (
+        "tinycudann",
+        "BSD-3-Clause",
+        "look-ups of the hash grid with cuda.encoder=tinycudann",
+    ),
     "triton": ("triton", "MIT", "look-ups of the hash grid"),
 }
 
@@ -80,7 +84,10 @@ def report(checks: list[Check]) -> str:
     """The findings as a plain table, one a line."""
     name_width = max(len(check.name) for check in checks)
     licence_width = max(len(check.licence) for check in checks)
-    rows = (f"{c.name:<{name_width}}  {c.state:<6}  {c.licence:<{licence_width}}  {c.detail}".rstrip() for c in checks)
+    rows = (
+        f"{c.name:<{name_width}}  {c.state:<6}  {c.licence:<{licence_width}}  {c.detail}".rstrip()
+        for c in checks
+    )
     return "\n".join(rows) + "\n"
 
 
@@ -92,7 +99,9 @@ def healthy(checks: list[Check]) -> bool:
 def check_python() -> Check:
     """The interpreter."""
     enough = sys.version_info >= (3, 11)
-    detail = f"{platform.python_version()} at {sys.executable}" + ("" if enough else "; 3.11 or newer is needed")
+    detail = f"{platform.python_version()} at {sys.executable}" + (
+        "" if enough else "; 3.11 or newer is needed"
+    )
     return Check("python", "on" if enough else "BROKEN", detail, "PSF-2.0")
 
 
@@ -106,16 +115,25 @@ def check_packages() -> Iterator[Check]:
             yield Check(name, "on", metadata.version(name), licence_of(name))
         except ImportError as error:
             yield Check(name, "BROKEN", f"{error}; run: pip install -r requirements.txt")
-        except (OSError, RuntimeError) as error:  # a binary that does not fit this machine or the torch beside it
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # a binary that does not fit this machine or the torch beside it
             yield Check(name, "BROKEN", f"does not load: {' '.join(str(error).split())}")
 
 
 def licence_of(name: str) -> str:
     """The licence a distribution declares, in a few words."""
     about = metadata.metadata(name)
-    classifiers = [c.rsplit(" :: ", 1)[-1] for c in about.get_all("Classifier") or [] if c.startswith("License ::")]
+    classifiers = [
+        c.rsplit(" :: ", 1)[-1]
+        for c in about.get_all("Classifier") or []
+        if c.startswith("License ::")
+    ]
     expressions, texts = (about.get_all(field) or [] for field in ("License-Expression", "License"))
-    return textwrap.shorten([*expressions, *classifiers, *texts, "not declared"][0], LICENCE_WIDTH, placeholder=" ...")
+    return textwrap.shorten(
+        [*expressions, *classifiers, *texts, "not declared"][0], LICENCE_WIDTH, placeholder=" ..."
+    )
 
 
 def check_cuda() -> Check:
@@ -128,7 +146,9 @@ def check_cuda() -> Check:
         free, total = torch.cuda.mem_get_info()
         profile = profile_for(free / GIB).name
         memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free (memory profile {profile})"
-        return Check("cuda", "on", f"{torch.cuda.get_device_name()}, {memory}; backend=auto means cuda")
+        return Check(
+            "cuda", "on", f"{torch.cuda.get_device_name()}, {memory}; backend=auto means cuda"
+        )
     why = "no usable GPU or driver" if torch.version.cuda else "this torch is a CPU build"
     return Check("cuda", "off", f"{why}; backend=auto means cpu")
 
@@ -142,9 +162,16 @@ def check_cuda_packages() -> Iterator[Check]:
         if not installed:
             yield Check(name, "off", f"not installed: {purpose}", licence)
         elif not torch.cuda.is_available():
-            yield Check(name, "off", f"installed, but there is no GPU to use it: {purpose}", licence)
+            yield Check(
+                name, "off", f"installed, but there is no GPU to use it: {purpose}", licence
+            )
         elif name == "triton" and not c_compiler():
-            yield Check(name, "off", f"installed, but its launcher needs a C compiler (gcc, clang or CC): {purpose}", licence)
+            yield Check(
+                name,
+                "off",
+                f"installed, but its launcher needs a C compiler (gcc, clang or CC): {purpose}",
+                licence,
+            )
         else:
             yield Check(name, "on", purpose, licence)
 
@@ -160,9 +187,13 @@ def check_ffmpeg() -> Check:
         from imageio_ffmpeg import get_ffmpeg_exe
 
         program = get_ffmpeg_exe()
-        done = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            [program, "-version"], capture_output=True, text=True, timeout=20, check=True
+        )
     except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        return Check("ffmpeg", "BROKEN", f"{' '.join(str(error).split())}; run: pip install imageio-ffmpeg")
+        return Check(
+            "ffmpeg", "BROKEN", f"{' '.join(str(error).split())}; run: pip install imageio-ffmpeg"
+        )
     licence = "GPL" if "--enable-gpl" in done.stdout else "LGPL-2.1"
     return Check("ffmpeg", "on", f"{done.stdout.split(' Copyright')[0]} at {program}", licence)
 
@@ -179,12 +210,22 @@ def check_weights(config: Config) -> Check:
     try:
         for manifest in manifests:
             verify_files(manifest, manifest.parent)
-            details.append(f"{len(read_entries(manifest))} files under {manifest.parent} match {manifest.name}")
-            licences.append(str(json.loads(manifest.read_text(encoding="utf-8")).get("licence", "not declared")))
+            details.append(
+                f"{len(read_entries(manifest))} files under {manifest.parent} match {manifest.name}"
+            )
+            licences.append(
+                str(json.loads(manifest.read_text(encoding="utf-8")).get("licence", "not declared"))
+            )
         check_fetched(weight_places(config))
         found = {place: find_weights(place, key)[1] for key, place in weight_places(config)}
-        for prior in (prior for prior in priors if prior.path and prior.manifest):  # as load_prior and load_clip do
-            judged = [config.rewards.clip] if prior is config.prior and config.rewards.clip in found else []
+        for prior in (
+            prior for prior in priors if prior.path and prior.manifest
+        ):  # as load_prior and load_clip do
+            judged = (
+                [config.rewards.clip]
+                if prior is config.prior and config.rewards.clip in found
+                else []
+            )
             for place in filter(None, (prior.path, prior.vae, prior.ip_adapter, *judged)):
                 verify_files(locate(prior.manifest), locate(place))
         for vocabulary in {prior.vocabulary for prior in priors if prior.path and prior.vocabulary}:
@@ -195,7 +236,12 @@ def check_weights(config: Config) -> Check:
         details.append(f"{', '.join(found)}: no manifest to check them by")
     remote = [place for place, local in found.items() if not local]
     details += [f"from the hub when needed: {', '.join(remote)}"] if remote else []
-    return Check("weights", "on" if manifests else "off", "; ".join(details), ", ".join(dict.fromkeys(licences)))
+    return Check(
+        "weights",
+        "on" if manifests else "off",
+        "; ".join(details),
+        ", ".join(dict.fromkeys(licences)),
+    )
 
 
 def check_models() -> Check:
@@ -204,7 +250,11 @@ def check_models() -> Check:
 
     folder = models_folder()
     here = [name for name in MODELS if not missing_files(name, folder / name)]
-    detail = f"{', '.join(here)} in {folder}" if here else "none fetched; `launch.py models list` shows what there is"
+    detail = (
+        f"{', '.join(here)} in {folder}"
+        if here
+        else "none fetched; `launch.py models list` shows what there is"
+    )
     return Check("models", "on" if here else "off", detail)
 
 
@@ -213,14 +263,24 @@ def check_memory() -> Check:
     free = psutil.virtual_memory().available / GIB
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     state = "on" if free >= NEEDED_MEMORY_GIB else "BROKEN"
-    return Check("memory", state, f"{free:.1f} GiB free of the {NEEDED_MEMORY_GIB} needed, {cores} cores")
+    return Check(
+        "memory", state, f"{free:.1f} GiB free of the {NEEDED_MEMORY_GIB} needed, {cores} cores"
+    )
 
 
 def check_disk(output_dir: Path) -> Check:
     """Room and permission where runs are written."""
-    existing = next(path for path in (output_dir.resolve(), *output_dir.resolve().parents) if path.exists())
+    existing = next(
+        path for path in (output_dir.resolve(), *output_dir.resolve().parents) if path.exists()
+    )
     free = shutil.disk_usage(existing).free / GIB
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return Check("disk", "BROKEN", f"{existing} is not a folder that can be written to; set output_dir=FOLDER")
+        return Check(
+            "disk",
+            "BROKEN",
+            f"{existing} is not a folder that can be written to; set output_dir=FOLDER",
+        )
     state = "on" if free >= NEEDED_DISK_GIB else "BROKEN"
-    return Check("disk", state, f"{free:.1f} GiB free of the {NEEDED_DISK_GIB} needed for {output_dir}")
+    return Check(
+        "disk", state, f"{free:.1f} GiB free of the {NEEDED_DISK_GIB} needed for {output_dir}"
+    )

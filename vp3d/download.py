@@ -33,7 +33,9 @@ class Unavailable(Exception):
     absent: it has no such file; refused: it asks for a login or a fresh address; begun: it gave a part of it just now.
     """
 
-    def __init__(self, reason: str, absent: bool = False, refused: bool = False, begun: bool = False) -> None:
+    def __init__(
+        self, reason: str, absent: bool = False, refused: bool = False, begun: bool = False
+    ) -> None:
         super().__init__(" ".join(reason.split()))
         self.absent, self.refused, self.begun = absent, refused, begun
 
@@ -48,9 +50,21 @@ class Transfer:
 
     def __enter__(self) -> Transfer:
         if terminal().is_terminal:
-            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
 
-            columns = ("{task.description}", BarColumn(20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            columns = (
+                "{task.description}",
+                BarColumn(20),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=terminal())
             self.task = self.bar.add_task(self.name, total=self.total or None, completed=self.done)
             self.bar.start()
@@ -95,7 +109,10 @@ def download_http(url: str, target: Path, authorization: str = "") -> str:
     """
     if target.is_file():
         return ""
-    partial, tag = target.with_name(f"{target.name}.partial"), target.with_name(f"{target.name}.etag")
+    partial, tag = (
+        target.with_name(f"{target.name}.partial"),
+        target.with_name(f"{target.name}.etag"),
+    )
     had, reason = _size(partial), "it sends less than it announces"
     for attempt in range(ATTEMPTS):
         try:
@@ -104,18 +121,34 @@ def download_http(url: str, target: Path, authorization: str = "") -> str:
                 tag.unlink(missing_ok=True)
                 return ""
         except urllib.error.HTTPError as error:
-            if error.code == 416 and partial.exists():  # more is here than there: it is another file now
+            if (
+                error.code == 416 and partial.exists()
+            ):  # more is here than there: it is another file now
                 partial.unlink()
             elif error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS - 1:
                 begun = _size(partial) > had
-                raise Unavailable(_http_reason(error.code), error.code in (404, 410), error.code in (401, 403), begun) from error
-        except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, ValueError) as error:
+                raise Unavailable(
+                    _http_reason(error.code),
+                    error.code in (404, 410),
+                    error.code in (401, 403),
+                    begun,
+                ) from error
+        except (
+            urllib.error.URLError,
+            TimeoutError,
+            ConnectionError,
+            HTTPException,
+            ValueError,
+        ) as error:
             reason = f"no answer ({getattr(error, 'reason', error)})"
             if isinstance(error, ValueError | InvalidURL):
                 raise Unavailable(reason) from error
         time.sleep(0.2 * attempt)
     if _size(partial) > had:
-        raise Unavailable("the connection broke again and again; the same command goes on where it stopped", begun=True)
+        raise Unavailable(
+            "the connection broke again and again; the same command goes on where it stopped",
+            begun=True,
+        )
     raise Unavailable(reason)
 
 
@@ -124,14 +157,21 @@ def _size(path: Path) -> int:
 
 
 def _http_reason(code: int) -> str:
-    reasons = {401: "it asks for a login", 403: "it refuses access", 404: "it has no such file", 410: "it is gone"}
+    reasons = {
+        401: "it asks for a login",
+        403: "it refuses access",
+        404: "it has no such file",
+        410: "it is gone",
+    }
     return f"{reasons.get(code, 'the server failed')} (HTTP {code})"
 
 
 def _continue_http(url: str, partial: Path, tag: Path, authorization: str = "") -> bool:
     """Read on from where `partial` ends; whether it is whole then."""
     have = _size(partial)
-    request = urllib.request.Request(url, headers={"User-Agent": "vp3d", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "vp3d", "Accept-Encoding": "identity"}
+    )
     if authorization:
         request.add_unredirected_header("Authorization", authorization)
     if have:
@@ -144,7 +184,10 @@ def _continue_http(url: str, partial: Path, tag: Path, authorization: str = "") 
         total = start + int(length) if length else 0
         if reply.headers.get("ETag"):
             write_text(tag, reply.headers["ETag"])
-        with partial.open("ab" if start else "wb") as writer, Transfer(partial.stem, total, start) as transfer:
+        with (
+            partial.open("ab" if start else "wb") as writer,
+            Transfer(partial.stem, total, start) as transfer,
+        ):
             _pump(lambda size: _receive(reply, size), writer, transfer)
     return not total or partial.stat().st_size == total
 
@@ -165,7 +208,13 @@ def exists_http(url: str) -> bool:
             return True
     except urllib.error.HTTPError:
         return False
-    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, ValueError) as error:
+    except (
+        urllib.error.URLError,
+        TimeoutError,
+        ConnectionError,
+        HTTPException,
+        ValueError,
+    ) as error:
         raise Unavailable(f"no answer ({error})") from error
 
 
@@ -178,7 +227,9 @@ def _endpoint() -> str | None:
     except ValueError:
         sound = False
     if endpoint and not sound:
-        raise Unavailable(f"HF_ENDPOINT is {endpoint!r}, not an address such as https://huggingface.co")
+        raise Unavailable(
+            f"HF_ENDPOINT is {endpoint!r}, not an address such as https://huggingface.co"
+        )
     return endpoint or None
 
 
@@ -222,15 +273,24 @@ def _find_at_hub(repository: str, revision: str, path: str) -> tuple[str, str | 
         headers = build_hf_headers()
     except GatedRepoError as error:
         page = f"{endpoint or 'https://huggingface.co'}/{repository}"
-        raise Unavailable(f"it is gated: accept its terms at {page} and log in with `hf auth login`") from error
+        raise Unavailable(
+            f"it is gated: accept its terms at {page} and log in with `hf auth login`"
+        ) from error
     except RevisionNotFoundError as error:
         raise Unavailable(f"it has no revision {revision}") from error
     except RepositoryNotFoundError as error:
         raise Unavailable("it is gone from the hub, or private") from error
     except EntryNotFoundError as error:
         raise Unavailable(f"it has no {path}", absent=True) from error
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # no network, offline mode, a server that fails
-        raise Unavailable(f"no answer ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
+    except (
+        HTTPError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # no network, offline mode, a server that fails
+        raise Unavailable(
+            f"no answer ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        ) from error
     at_hub = urlsplit(about.location).netloc == urlsplit(url).netloc
     promised = about.etag or ""
     promised = promised if len(promised) == SHA256_DIGITS else ""

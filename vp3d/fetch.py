@@ -26,7 +26,14 @@ from safetensors import SafetensorError, safe_open
 
 from vp3d.config import expand
 from vp3d.console import say
-from vp3d.download import Unavailable, copy_file, download_http, download_hub, exists_http, exists_hub
+from vp3d.download import (
+    Unavailable,
+    copy_file,
+    download_http,
+    download_hub,
+    exists_http,
+    exists_hub,
+)
 from vp3d.errors import UserError
 from vp3d.fetched import damage
 from vp3d.run_folder import sha256_file, write_json, write_text
@@ -55,7 +62,9 @@ class Origin:
     """One place to take a part from: how to get a file of it, and whether it has one."""
 
     name: str  # as the user reads it
-    get: Callable[[File, Path], str]  # (file, where to) -> the SHA-256 the source promises, "" for none
+    get: Callable[
+        [File, Path], str
+    ]  # (file, where to) -> the SHA-256 the source promises, "" for none
     has: Callable[[str], bool]
 
 
@@ -101,7 +110,9 @@ def fetch(name: str, places: list[str]) -> Path:
     for part in model.parts:
         files = tuple(file for file in part.files if file in missing)
         if files:
-            _fetch_part(name, replace(part, files=files), [*places, *mirrors, *part.sources], staging, ready)
+            _fetch_part(
+                name, replace(part, files=files), [*places, *mirrors, *part.sources], staging, ready
+            )
     _write_ours(name, ready, faults)
     try:
         if mending:
@@ -129,7 +140,11 @@ def _spare_own(folder: Path, faults: Collection[str]) -> None:
 def _is_ready(file: File, ready: Path) -> bool:
     """Whether an earlier fetch, which was stopped, has put `file` into `ready`."""
     entry = read_receipt(ready).get(file.path)
-    return entry is not None and (ready / file.path).is_file() and entry["sha256"] == (file.sha256 or entry["sha256"])
+    return (
+        entry is not None
+        and (ready / file.path).is_file()
+        and entry["sha256"] == (file.sha256 or entry["sha256"])
+    )
 
 
 def _write_ours(name: str, ready: Path, paths: Collection[str]) -> None:
@@ -174,7 +189,9 @@ def _write_receipt(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 
 
 def _unwritable(place: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {place}: {error.strerror or error}; free some space or set VP3D_MODELS=FOLDER")
+    return UserError(
+        f"cannot write {place}: {error.strerror or error}; free some space or set VP3D_MODELS=FOLDER"
+    )
 
 
 def _fetch_part(name: str, part: Part, places: list[str], staging: Path, ready: Path) -> None:
@@ -189,7 +206,9 @@ def _fetch_part(name: str, part: Part, places: list[str], staging: Path, ready: 
                     digests = _take(part, origin, own, probe)
                     break
                 except Unavailable as error:
-                    if error.begun:  # the rest is more likely to come from there than all of it from another
+                    if (
+                        error.begun
+                    ):  # the rest is more likely to come from there than all of it from another
                         raise UserError(f"cannot fetch {name}: {origin.name}: {error}") from error
                     reasons.append(f"{origin.name}: {error}")
             else:
@@ -228,7 +247,9 @@ def _take(part: Part, origin: Origin, folder: Path, probe: str) -> dict[str, str
         except Unavailable as error:
             twin = _pickle_beside(origin, file.at_source) if error.absent else None
             if twin is not None:
-                raise Unavailable(f"it has {twin}, a pickle, and no {file.at_source}; pickles are never loaded") from error
+                raise Unavailable(
+                    f"it has {twin}, a pickle, and no {file.at_source}; pickles are never loaded"
+                ) from error
             raise
         digests[file.path] = sha256_file(target)
         fault = _fault(file, target, promised, digests[file.path], probe)
@@ -265,10 +286,22 @@ def _linked(file: File, target: Path, staging: Path) -> bool:
     """Whether `target` could be taken from another fetched model that holds the very same file, or from another source's."""
     if not file.sha256 or target.exists():
         return False
-    receipts = [(models_folder() / other, read_receipt(models_folder() / other)) for other in MODELS]
-    noted = [folder / path for folder, files in receipts for path, entry in files.items() if entry["sha256"] == file.sha256]
-    begun = sorted(staging.glob(f"*/{file.path}"))  # whole, but another file of that source could not be had
-    same = next((path for path in [*begun, *noted] if path.is_file() and sha256_file(path) == file.sha256), None)
+    receipts = [
+        (models_folder() / other, read_receipt(models_folder() / other)) for other in MODELS
+    ]
+    noted = [
+        folder / path
+        for folder, files in receipts
+        for path, entry in files.items()
+        if entry["sha256"] == file.sha256
+    ]
+    begun = sorted(
+        staging.glob(f"*/{file.path}")
+    )  # whole, but another file of that source could not be had
+    same = next(
+        (path for path in [*begun, *noted] if path.is_file() and sha256_file(path) == file.sha256),
+        None,
+    )
     if same is None:
         return False
     try:
@@ -283,7 +316,10 @@ def _pickle_beside(origin: Origin, path: str) -> str | None:
     place = PurePosixPath(path)
     if place.suffix != ".safetensors":
         return None
-    names = [place.with_suffix(suffix).name for suffix in PICKLES] + ["pytorch_model.bin", "open_clip_pytorch_model.bin"]
+    names = [place.with_suffix(suffix).name for suffix in PICKLES] + [
+        "pytorch_model.bin",
+        "open_clip_pytorch_model.bin",
+    ]
     for name in names:
         try:
             if origin.has(place.with_name(name).as_posix()):
@@ -300,7 +336,9 @@ def _origins(place: str, name: str) -> list[Origin]:
         return [
             Origin(
                 f"hub {repository}",
-                lambda file, target: download_hub(repository, revision or "main", file.at_source, target),
+                lambda file, target: download_hub(
+                    repository, revision or "main", file.at_source, target
+                ),
                 lambda path: exists_hub(repository, revision or "main", path),
             )
         ]
@@ -308,7 +346,9 @@ def _origins(place: str, name: str) -> list[Origin]:
         bare = place.rstrip("/")
         if place in _table_addresses():
             return [_http_origin(bare, lambda file: [file.at_source])]
-        return [_http_origin(base, lambda file: _names(file, name)) for base in (f"{bare}/{name}", bare)]
+        return [
+            _http_origin(base, lambda file: _names(file, name)) for base in (f"{bare}/{name}", bare)
+        ]
     folder = expand(place)
     bases = [folder / name, folder] if (folder / name).is_dir() else [folder]
     return [_folder_origin(base, lambda file: _names(file, name)) for base in bases]
@@ -348,7 +388,10 @@ def _folder_origin(base: Path, names: Callable[[File], list[str]]) -> Origin:
     def get(file: File, target: Path) -> str:
         found = next((base / path for path in names(file) if (base / path).is_file()), None)
         if found is None:
-            raise Unavailable(f"it has no {file.path}" if base.is_dir() else "there is no such folder", absent=True)
+            raise Unavailable(
+                f"it has no {file.path}" if base.is_dir() else "there is no such folder",
+                absent=True,
+            )
         copy_file(found, target)
         return ""
 
@@ -359,7 +402,10 @@ def _check_space(missing: Collection[File], ready: Path, staging: Path) -> None:
     """UserError where what is `missing` and not already on its way in `staging` does not fit on the disk."""
     ready.mkdir(parents=True, exist_ok=True)
     sources = staging.iterdir() if staging.is_dir() else ()
-    begun = max((sum(path.stat().st_size for path in own.rglob("*") if path.is_file()) for own in sources), default=0)
+    begun = max(
+        (sum(path.stat().st_size for path in own.rglob("*") if path.is_file()) for own in sources),
+        default=0,
+    )
     needed = sum(file.size for file in missing) - begun
     free = shutil.disk_usage(ready).free
     if needed > free:

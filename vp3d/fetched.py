@@ -24,7 +24,9 @@ def damage(name: str) -> dict[str, str]:
             continue
         if path in receipt and _is_damaged(folder / path, receipt[path]):
             faults[path] = "is damaged or was changed"
-        elif known.get(path) and known[path] != (receipt[path]["sha256"] if path in receipt else sha256_file(folder / path)):
+        elif known.get(path) and known[path] != (
+            receipt[path]["sha256"] if path in receipt else sha256_file(folder / path)
+        ):
             faults[path] = "is not the published file"
     return faults
 
@@ -37,7 +39,11 @@ def verify(names: list[str]) -> str:
     """Check fetched models (all, for no names) byte by byte; the findings as text. UserError when one is damaged."""
     chosen = names or [name for name in MODELS if (models_folder() / name).is_dir()]
     faults = {name: damage(name) for name in chosen if find_model(name)}
-    broken = {name: [f"{path} {fault}" for path, fault in found.items()] for name, found in faults.items() if found}
+    broken = {
+        name: [f"{path} {fault}" for path, fault in found.items()]
+        for name, found in faults.items()
+        if found
+    }
     if broken:
         details = "; ".join(f"{name}: {', '.join(found[:3])}" for name, found in broken.items())
         raise UserError(f"{details}. To mend it: {FETCH} {' '.join(broken)}")
@@ -54,7 +60,9 @@ def _found_sound(name: str) -> str:
     unknown = [file.path for file in MODELS[name].files if file.path not in {*published, *fetched}]
     told = f"{len(published)} files as published"
     told += f", {len(fetched)} as fetched (no published hash is known)" if fetched else ""
-    told += f"; not checked, as nothing says what it should be: {', '.join(unknown)}" if unknown else ""
+    told += (
+        f"; not checked, as nothing says what it should be: {', '.join(unknown)}" if unknown else ""
+    )
     return f"{name}: {told}\n"
 
 
@@ -65,9 +73,15 @@ def listing(names: list[str]) -> str:
     for name in names or MODELS:
         model, folder = find_model(name), models_folder() / name
         state = "-" if not folder.is_dir() else "partial" if missing_files(name, folder) else "here"
-        lines.append(f"{name:<{width}}  {state:<7}  {model.size / GB:5.2f} GB  {model.purpose}  [{model.licence}]")
+        lines.append(
+            f"{name:<{width}}  {state:<7}  {model.size / GB:5.2f} GB  {model.purpose}  [{model.licence}]"
+        )
         for part in model.parts if names else ():
             lines += [f"    {file.path}  {file.sha256 or 'hash not known'}" for file in part.files]
             lines += [f"    from {source}" for source in part.sources]
-            lines += [f"    publisher's pickle, for `models convert`: {part.pickle}"] if part.pickle else []
+            lines += (
+                [f"    publisher's pickle, for `models convert`: {part.pickle}"]
+                if part.pickle
+                else []
+            )
     return "\n".join(lines) + "\n"

@@ -66,7 +66,9 @@ class Condition:
     def text_for(self, azimuth_deg: Tensor, elevation_deg: Tensor) -> TextEmbedding:
         """The view-worded prompts for B views at these angles [B] in degrees."""
         views = zip(azimuth_deg.tolist(), elevation_deg.tolist(), strict=True)
-        return TextEmbedding.cat([self.text[view_words(azimuth, elevation)] for azimuth, elevation in views])
+        return TextEmbedding.cat(
+            [self.text[view_words(azimuth, elevation)] for azimuth, elevation in views]
+        )
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,20 @@ class Pull:
 
 
 def build_condition(
-    prior: Prior, prompt: str, negative: str, visual_prompt: Tensor | None, debiased: Mapping[str, str] | None = None
+    prior: Prior,
+    prompt: str,
+    negative: str,
+    visual_prompt: Tensor | None,
+    debiased: Mapping[str, str] | None = None,
 ) -> Condition:
     """Encode the prompt for every view word, the negative prompt, and the visual prompt (rgb [1, 3, H, W] in [0, 1]) if any.
 
     debiased: another prompt for some of the view words (diffusion/debias.py).
     """
     words = all_views()
-    embeddings = prior.encode_text([with_view((debiased or {}).get(view, prompt), view) for view in words])
+    embeddings = prior.encode_text(
+        [with_view((debiased or {}).get(view, prompt), view) for view in words]
+    )
     text = dict(zip(words, embeddings.singles(), strict=True))
     image = None if visual_prompt is None else prior.embed_visual_prompt(visual_prompt)
     return Condition(text, prior.encode_null(negative_prompts(negative, 1)[0]), image)
@@ -142,7 +150,12 @@ class Guidance:
         self.config = config
 
     def __call__(
-        self, rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
+        self,
+        rgb: Tensor,
+        camera: Camera,
+        condition: Condition,
+        progress: float,
+        generator: torch.Generator,
     ) -> tuple[dict[str, Tensor], Pull]:
         """The unweighted losses {"sds": scalar} of B views rgb [B, 3, H, W] in [0, 1], composited over their background.
 
@@ -168,11 +181,20 @@ class Guidance:
     def picture(self, latents: Tensor, size: Sequence[int]) -> Tensor:
         """What latents [B, 4, h, w] show, as rgb [B, 3, *size] in [0, 1]."""
         rgb = self.prior.decode(latents)
-        return rgb if rgb.shape[-2:] == size else F.interpolate(rgb, size=tuple(size), mode="bilinear", antialias=True)
+        return (
+            rgb
+            if rgb.shape[-2:] == size
+            else F.interpolate(rgb, size=tuple(size), mode="bilinear", antialias=True)
+        )
 
     @torch.no_grad()
     def estimate(
-        self, latents: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
+        self,
+        latents: Tensor,
+        camera: Camera,
+        condition: Condition,
+        progress: float,
+        generator: torch.Generator,
     ) -> Estimate:
         """Noise the clean latents [B, 4, h, w] and ask the prior for the guided noise."""
         config, prior, table = self.config, self.prior, self.prior.alpha_bar
@@ -194,28 +216,44 @@ class Guidance:
         return Estimate(t, noise, e_hat, x0, weight, weight * ratio, lam)
 
     def _guided_noise(
-        self, noised: Tensor, t: Tensor, camera: Camera, condition: Condition, image: Tensor | None, lam: Tensor
+        self,
+        noised: Tensor,
+        t: Tensor,
+        camera: Camera,
+        condition: Condition,
+        image: Tensor | None,
+        lam: Tensor,
     ) -> Tensor:
         """e_hat [B, 4, h, w] of latents noised to t [B]; image and lam [B] as `_image_branch` gives them."""
         config, prior, alpha_bar = self.config, self.prior, self.prior.alpha_bar[t]
         weights = branch_weights(
-            config.mode, config.guidance_scale, config.text_scale, config.image_scale, image is not None
+            config.mode,
+            config.guidance_scale,
+            config.text_scale,
+            config.image_scale,
+            image is not None,
         )
         text = condition.text_for(camera.azimuth_deg, camera.elevation_deg)
-        texts: dict[Branch, TextEmbedding] = {b: condition.null if b == "null" else text for b in weights}
+        texts: dict[Branch, TextEmbedding] = {
+            b: condition.null if b == "null" else text for b in weights
+        }
         strength = config.perp_neg * (1.0 - weights.get("null", 0.0))  # share * s
         if strength > 0.0:
             texts["null"] = condition.null
             texts |= self._negatives(camera, condition)
         predictions = prior.predict_branches(texts, noised, t, image, lam)
         e_hat = combine(predictions, weights)
-        conditioned = predictions[list(weights)[-1]]  # weights run from the least to the most conditioned branch
+        conditioned = predictions[
+            list(weights)[-1]
+        ]  # weights run from the least to the most conditioned branch
         if strength > 0.0:
             others = [predictions[branch] for branch in OTHERS]
             against = view_negatives(camera.azimuth_deg)[1].to(prior.device)
             e_hat = e_hat - strength * perp_neg(predictions["null"], conditioned, others, against)
         if config.rescale > 0.0:
-            x0, reference = (x0_from_epsilon(noised, epsilon, alpha_bar) for epsilon in (e_hat, conditioned))
+            x0, reference = (
+                x0_from_epsilon(noised, epsilon, alpha_bar) for epsilon in (e_hat, conditioned)
+            )
             e_hat = epsilon_from_x0(noised, rescale_std(x0, reference, config.rescale), alpha_bar)
         return e_hat
 
@@ -225,7 +263,9 @@ class Guidance:
         told = [condition.text_for(azimuth, camera.elevation_deg) for azimuth in azimuths.unbind(1)]
         return dict(zip(OTHERS, told, strict=True))
 
-    def _image_branch(self, camera: Camera, condition: Condition, progress: float) -> tuple[Tensor | None, Tensor]:
+    def _image_branch(
+        self, camera: Camera, condition: Condition, progress: float
+    ) -> tuple[Tensor | None, Tensor]:
         """Image tokens, or None where no view uses them, and lambda per view [B]."""
         lam = self.config.lam.at(progress) * gate_weight(self.config.lam_gate, camera.azimuth_deg)
         if condition.image is None or not bool((lam != 0.0).any()):

@@ -12,7 +12,9 @@ from pathlib import Path
 from vp3d.errors import UserError
 from vp3d.run_folder import sha256_file
 
-WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".msgpack", ".h5", ".onnx"})
+WEIGHT_SUFFIXES = frozenset(
+    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".msgpack", ".h5", ".onnx"}
+)
 RETRAIN = "python -m vp3d.toybox.train"
 
 
@@ -29,7 +31,9 @@ def verify_files(manifest: Path, folder: Path) -> None:
     """
     root, folder = manifest.parent.resolve(), folder.resolve()
     if not folder.is_relative_to(root):
-        raise UserError(f'{folder} is not covered by {manifest}: set prior.manifest="" to use weights of your own')
+        raise UserError(
+            f'{folder} is not covered by {manifest}: set prior.manifest="" to use weights of your own'
+        )
     expected = {root / name: entry for name, entry in read_entries(manifest).items()}
     expected = {path: entry for path, entry in expected.items() if path.is_relative_to(folder)}
     for path, entry in expected.items():
@@ -37,7 +41,9 @@ def verify_files(manifest: Path, folder: Path) -> None:
     present = [folder] if folder.is_file() else sorted(folder.rglob("*"))
     for path in present:
         if path.suffix in WEIGHT_SUFFIXES and path not in expected:
-            raise UserError(f"{path} is not listed in {manifest}: remove it, or make it anew with `{RETRAIN}`")
+            raise UserError(
+                f"{path} is not listed in {manifest}: remove it, or make it anew with `{RETRAIN}`"
+            )
     if not expected:
         raise UserError(f"{manifest} lists no file under {folder}: {_restore(folder)}")
 
@@ -46,11 +52,15 @@ def read_entries(manifest: Path) -> dict[str, dict[str, str | int]]:
     """The `files` table of a manifest; UserError when it is missing, not JSON or not of that form."""
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        complete = all(isinstance(e["sha256"], str) and isinstance(e["bytes"], int) for e in files.values())
+        complete = all(
+            isinstance(e["sha256"], str) and isinstance(e["bytes"], int) for e in files.values()
+        )
     except FileNotFoundError as error:
         raise UserError(f"{manifest} is missing: {_restore(manifest)}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{manifest} is damaged ({type(error).__name__}): {_restore(manifest)}") from error
+        raise UserError(
+            f"{manifest} is damaged ({type(error).__name__}): {_restore(manifest)}"
+        ) from error
     if not complete or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise UserError(f"{manifest} is damaged: {_restore(manifest)}")
     return files
@@ -60,7 +70,9 @@ def _verify_one(path: Path, entry: dict[str, str | int]) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing: {_restore(path)}")
     if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
-        raise UserError(f"{path} is damaged or was changed (its sha256 is not the manifest's): {_restore(path)}")
+        raise UserError(
+            f"{path} is damaged or was changed (its sha256 is not the manifest's): {_restore(path)}"
+        )
 
 
 def _restore(path: Path) -> str:

@@ -85,22 +85,35 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
     models = load_models(fitted, device)
     run = RunFolder.create(config) if begun is None else begun
     with run.lock():
-        run.event("start", prompt=config.prompt, seed=config.seed, device=str(device), resumed=begun is not None)
+        run.event(
+            "start",
+            prompt=config.prompt,
+            seed=config.seed,
+            device=str(device),
+            resumed=begun is not None,
+        )
         if begun is None and is_outside_grammar(config):
             teller(run)("warning", message=OUTSIDE_GRAMMAR)
         visual_prompt = find_visual_prompt(fitted, models, run, device)
         stage = build_coarse(fitted, models, visual_prompt, run, device)
-        with StopFlag() as stop, Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar:
+        with (
+            StopFlag() as stop,
+            Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar,
+        ):
             outcome = loop.run(stage, config, run, stop, bar.show, say)
         asset = export_field(outcome.result, config, run, device)
         try:
             look_around(asset, models.prior, config, run)
-        except Hindered as trouble:  # the asset is there: it gets its pictures and its report all the same
+        except (
+            Hindered
+        ) as trouble:  # the asset is there: it gets its pictures and its report all the same
             teller(run)("warning", message=f"no Janus score: {trouble}")
         present(asset, config, run)
         run.event("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
     if outcome.stopped:
-        say(f"stopped: this asset is cut short at step {outcome.steps} of {config.optim.steps}; to go on: {resume_command(run)}")
+        say(
+            f"stopped: this asset is cut short at step {outcome.steps} of {config.optim.steps}; to go on: {resume_command(run)}"
+        )
     return asset
 
 
@@ -131,9 +144,13 @@ def render_path(path: Path, config: ExportConfig) -> Path:
     frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
     name = f"turntable.{config.turntable}"
     if run is None:
-        return write_turntable(frames, path.with_name(f"{path.stem}_{name}"), warn=say, replaces=False)
+        return write_turntable(
+            frames, path.with_name(f"{path.stem}_{name}"), warn=say, replaces=False
+        )
     with run.lock():
-        turn = {key: getattr(config, key) for key in ("turntable", "turntable_frames", "turntable_size")}
+        turn = {
+            key: getattr(config, key) for key in ("turntable", "turntable_frames", "turntable_size")
+        }
         run.keep_export(dataclasses.replace(run.config().export, **turn))
         return write_turntable(frames, run.path / name, warn=say)
 
@@ -154,7 +171,9 @@ def exported_formats(run: RunFolder) -> list[Any]:
 def resolve_device(backend: str) -> torch.device:
     """The device of `backend`; `auto` takes a GPU where there is one, `cuda` insists on it."""
     if backend == "cuda" and not torch.cuda.is_available():
-        raise UserError("backend=cuda, but torch sees no CUDA device here; use backend=auto, or see `launch.py doctor`")
+        raise UserError(
+            "backend=cuda, but torch sees no CUDA device here; use backend=auto, or see `launch.py doctor`"
+        )
     return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -177,7 +196,11 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         check_prompt(config.prompt, vocabulary)
         check_negative_prompt(config.negative_prompt, vocabulary)
-    places = [(key, place) for key, place in weight_places(config) if not (drawn and key.startswith("visual_prompt."))]
+    places = [
+        (key, place)
+        for key, place in weight_places(config)
+        if not (drawn and key.startswith("visual_prompt."))
+    ]
     check_fetched(places)
     for key, place in places:
         if key.startswith("visual_prompt."):  # loaded late, when there is something to draw
@@ -191,8 +214,12 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
 
 def is_outside_grammar(config: Config) -> bool:
     """Whether a prior of this run knows the prompt's words and was trained on no such sentence."""
-    vocabularies = {prior.vocabulary for prior in (config.prior, config.visual_prompt.prior) if prior.vocabulary}
-    return not all(is_in_grammar(config.prompt, load_vocabulary(locate(path))) for path in vocabularies)
+    vocabularies = {
+        prior.vocabulary for prior in (config.prior, config.visual_prompt.prior) if prior.vocabulary
+    }
+    return not all(
+        is_in_grammar(config.prompt, load_vocabulary(locate(path))) for path in vocabularies
+    )
 
 
 def check_same_weights(run: RunFolder, config: Config) -> None:
@@ -216,10 +243,16 @@ def load_models(config: Config, device: torch.device) -> Models:
     """Read and verify every network a run uses."""
     say("loading models")
     guidance = config.guidance
-    debiased = debiased_prompts(config.prompt, guidance.debias, guidance.debias_words) if guidance.debias else {}
+    debiased = (
+        debiased_prompts(config.prompt, guidance.debias, guidance.debias_words)
+        if guidance.debias
+        else {}
+    )
     prior = load_prior(config.prior, device, tell_fewer_images)
     judges = load_judges(config.rewards, config.prior.manifest, device)
-    judges.text.target([with_view(config.prompt, view) for view in all_views()])  # a prompt it cannot read: say so now
+    judges.text.target(
+        [with_view(config.prompt, view) for view in all_views()]
+    )  # a prompt it cannot read: say so now
     return Models(prior, judges, debiased)
 
 
@@ -234,11 +267,16 @@ def is_drawn(run: RunFolder) -> bool:
 
 
 @told_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
-def find_visual_prompt(config: Config, models: Models, run: RunFolder, device: torch.device) -> VisualPrompt:
+def find_visual_prompt(
+    config: Config, models: Models, run: RunFolder, device: torch.device
+) -> VisualPrompt:
     """The run's visual prompt: as it lies in the folder, else made now."""
     if is_drawn(run):
         return load_visual_prompt(run)
-    say("visual prompt: " + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}"))
+    say(
+        "visual prompt: "
+        + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}")
+    )
     generator = make_generator(config.seed, "visual_prompt")
     prior = drawing_prior(config, models, device)
     return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
@@ -257,7 +295,13 @@ def drawing_prior(config: Config, models: Models, device: torch.device) -> Prior
 
 
 @told_out_of_memory("encoding the prompt", LESS_FOR_MODELS)
-def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, run: RunFolder, device: torch.device) -> Coarse:
+def build_coarse(
+    config: Config,
+    models: Models,
+    visual_prompt: VisualPrompt,
+    run: RunFolder,
+    device: torch.device,
+) -> Coarse:
     """The coarse stage: field, guidance, condition, rewards and generators."""
     condition = find_condition(config, models, visual_prompt)
     if models.debiased:
@@ -267,13 +311,17 @@ def build_coarse(config: Config, models: Models, visual_prompt: VisualPrompt, ru
     rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))
     march = choose_march(config, device)
     generators, encode_less = make_generators(config.seed), models.prior.encode_less
-    return Coarse(config, field, guidance, condition, rewards, generators, teller(run), march, encode_less)
+    return Coarse(
+        config, field, guidance, condition, rewards, generators, teller(run), march, encode_less
+    )
 
 
 def find_condition(config: Config, models: Models, visual_prompt: VisualPrompt) -> Condition:
     """The prompts and the visual prompt encoded; a prior without IP-Adapter is not shown the picture."""
     shown = visual_prompt.rgb if config.prior.ip_adapter else None
-    return build_condition(models.prior, config.prompt, config.negative_prompt, shown, models.debiased)
+    return build_condition(
+        models.prior, config.prompt, config.negative_prompt, shown, models.debiased
+    )
 
 
 def teller(run: RunFolder) -> Callable[..., None]:
@@ -284,7 +332,9 @@ def teller(run: RunFolder) -> Callable[..., None]:
         if kind == "warning":
             say(f"warning: {data['message']}")
         if kind == "out_of_memory":
-            at_once = f"{data['images']} picture(s)" if "images" in data else f"{data['chunk']:,} samples"
+            at_once = (
+                f"{data['images']} picture(s)" if "images" in data else f"{data['chunk']:,} samples"
+            )
             say(f"out of memory: going on with {at_once} at once")
 
     return tell
@@ -317,7 +367,9 @@ def build_rewards(config: Config, judges: Judges, visual_prompt: Tensor) -> dict
     rewards = {
         "text_image": Reward(
             judges.text.score,
-            lambda camera: torch.stack([text[prompt] for prompt in view_prompts(config.prompt, camera)]),
+            lambda camera: torch.stack(
+                [text[prompt] for prompt in view_prompts(config.prompt, camera)]
+            ),
             config.rewards.text_image,
         ),
         "image_image": Reward(
@@ -329,7 +381,9 @@ def build_rewards(config: Config, judges: Judges, visual_prompt: Tensor) -> dict
     }
     if judges.aesthetic is not None:
         nothing = torch.zeros(1, 1, device=visual_prompt.device)
-        rewards["aesthetic"] = Reward(judges.aesthetic.score, lambda camera: nothing, config.rewards.aesthetic)
+        rewards["aesthetic"] = Reward(
+            judges.aesthetic.score, lambda camera: nothing, config.rewards.aesthetic
+        )
     return rewards
 
 
@@ -337,7 +391,9 @@ def load_field(run: RunFolder, device: torch.device, cuda: CudaConfig) -> Field:
     """The field of a run's newest checkpoint, with the backends of `cuda` and not those it was made with."""
     config, found = run.config(), loop.load_checkpoint(run, say)
     if found is None:
-        raise UserError(f"{run.path} has no checkpoint yet; `launch.py resume {run.path}` goes on with it")
+        raise UserError(
+            f"{run.path} has no checkpoint yet; `launch.py resume {run.path}` goes on with it"
+        )
     loop.check_same_config(found, config, run)
     field = make_field(dataclasses.replace(config, cuda=cuda), device)
     field.load_state_dict(part(found.tensors, "field."))
@@ -345,18 +401,29 @@ def load_field(run: RunFolder, device: torch.device, cuda: CudaConfig) -> Field:
 
 
 @torch.no_grad()
-def field_views(field: Field, config: Config, camera: Camera, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def field_views(
+    field: Field, config: Config, camera: Camera, size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The unlit field from B cameras over `REFERENCE_GROUND`: rgb [B, 3, size, size] and opacity [B, 1, size, size] in [0, 1]."""
     rgb, opacity = [], []
-    unlit, bounds = dataclasses.replace(config.render, shading="albedo"), OccupancyGrid(config.render).to(device)
+    unlit, bounds = (
+        dataclasses.replace(config.render, shading="albedo"),
+        OccupancyGrid(config.render).to(device),
+    )
     for view in range(len(camera)):
-        render = render_rays(field, camera_rays(camera[view : view + 1].to(device), size, size), unlit, bounds)
-        rgb.append(to_images(render.over(torch.full((3,), REFERENCE_GROUND, device=device)), 1, size, size))
+        render = render_rays(
+            field, camera_rays(camera[view : view + 1].to(device), size, size), unlit, bounds
+        )
+        rgb.append(
+            to_images(render.over(torch.full((3,), REFERENCE_GROUND, device=device)), 1, size, size)
+        )
         opacity.append(to_images(render.opacity, 1, size, size))
     return torch.cat(rgb), torch.cat(opacity)
 
 
-@told_out_of_memory("exporting", "lower export.grid or export.texture_size, then `launch.py export RUN`")
+@told_out_of_memory(
+    "exporting", "lower export.grid or export.texture_size, then `launch.py export RUN`"
+)
 def export_field(field: Field, config: Config, run: RunFolder, device: torch.device) -> Asset:
     """Mesh, texture and files of a field; each file is read back and judged against the field's own renders."""
     say("exporting")
@@ -383,7 +450,13 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
 def look_around(asset: Asset, prior: Prior, config: Config, run: RunFolder) -> None:
     """Ask the prior from where it sees each of eight views of the mesh, and keep what it says (see evaluate/seen_from.py)."""
     say("looking for a second face")
-    frames = ring_frames(asset.mesh, VIEWS, config.prior.resolution, config.camera, ground=config.visual_prompt.ground)
+    frames = ring_frames(
+        asset.mesh,
+        VIEWS,
+        config.prior.resolution,
+        config.camera,
+        ground=config.visual_prompt.ground,
+    )
     rgb = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255.0
     seen = seen_from(prior, config.prompt, rgb, make_generator(config.seed, "views"))
     run.event("views", **dataclasses.asdict(seen))
@@ -393,6 +466,8 @@ def present(asset: Asset, config: Config, run: RunFolder) -> None:
     """What the user looks at: the eight views, the turntable and the report."""
     say("preview, turntable and report")
     write_preview(asset.mesh, run.path / "preview.png", config.prompt, config.camera)
-    frames = ring_frames(asset.mesh, config.export.turntable_frames, config.export.turntable_size, config.camera)
+    frames = ring_frames(
+        asset.mesh, config.export.turntable_frames, config.export.turntable_size, config.camera
+    )
     write_turntable(frames, run.path / f"turntable.{config.export.turntable}", warn=say)
     write_report(run, asset)

@@ -36,7 +36,9 @@ SECTORS = (
 ABOVE = " from above"
 ABOVE_DEG = 25.0  # elevation beyond which a view is "from above"
 MAX_WORDS = 60  # what fits a CLIP text encoder of 77 tokens with some room for the view words
-MAX_WORDS_VOCABULARY = 20  # the longest sentence of a small grammar, unless its vocabulary says otherwise
+MAX_WORDS_VOCABULARY = (
+    20  # the longest sentence of a small grammar, unless its vocabulary says otherwise
+)
 ARTICLES = frozenset({"a", "an"})
 RELATIONS = (["on"], ["next", "to"])
 OPEN_WORLD = "for the open world use --config configs/sd15.yaml"
@@ -54,7 +56,9 @@ def view_words(azimuth_deg: float, elevation_deg: float) -> str:
 
 def all_views() -> list[str]:
     """Every value of `view_words`: the sectors level, then from above."""
-    return [view_words(45.0 * i, elevation) for elevation in (0.0, 90.0) for i in range(len(SECTORS))]
+    return [
+        view_words(45.0 * i, elevation) for elevation in (0.0, 90.0) for i in range(len(SECTORS))
+    ]
 
 
 def with_view(prompt: str, view: str) -> str:
@@ -93,7 +97,9 @@ def normalize_prompt(prompt: str) -> str:
     """One spelling for prompts that mean the same: case, white space, spaces around commas, full stops at the end."""
     text = unicodedata.normalize("NFKC", prompt).lower()
     text = "".join(c if c.isprintable() else " " for c in text)
-    return ", ".join(part for part in (" ".join(p.split()) for p in text.rstrip(" .,\t\r\n").split(",")) if part)
+    return ", ".join(
+        part for part in (" ".join(p.split()) for p in text.rstrip(" .,\t\r\n").split(",")) if part
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ class Vocabulary:
     @property
     def patterns(self) -> frozenset[str]:
         """The words that are no noun, colour, part, view or function word: "stripes"."""
-        other = {"with", *ARTICLES, *self.nouns, *self.colors, *self.parts.values()}.union(*RELATIONS)
+        other = {"with", *ARTICLES, *self.nouns, *self.colors, *self.parts.values()}.union(
+            *RELATIONS
+        )
         return self.words - other - set(" ".join([*SECTORS, ABOVE]).split())
 
 
@@ -126,9 +134,13 @@ def load_vocabulary(path: Path) -> Vocabulary:
         data = json.loads(path.read_text(encoding="utf-8"))
         nouns = frozenset(data["nouns"])
         vocabulary = Vocabulary(
-            words=frozenset(data["words"]) | {word for noun in nouns for word in noun.split()} | ARTICLES,
+            words=frozenset(data["words"])
+            | {word for noun in nouns for word in noun.split()}
+            | ARTICLES,
             nouns=nouns,
-            colors={name: (float(r), float(g), float(b)) for name, (r, g, b) in data["colors"].items()},
+            colors={
+                name: (float(r), float(g), float(b)) for name, (r, g, b) in data["colors"].items()
+            },
             held_out=tuple((color, noun) for color, noun in data.get("held_out", [])),
             max_words=int(data.get("max_words", MAX_WORDS_VOCABULARY)),
             parts=dict(data.get("parts", {})),
@@ -137,7 +149,9 @@ def load_vocabulary(path: Path) -> Vocabulary:
     except FileNotFoundError as error:
         raise UserError(f"vocabulary {path} is missing: {restore}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"vocabulary {path} is damaged ({type(error).__name__}): {restore}") from error
+        raise UserError(
+            f"vocabulary {path} is damaged ({type(error).__name__}): {restore}"
+        ) from error
     if not nouns:
         raise UserError(f"vocabulary {path} names no objects: {restore}")
     return vocabulary
@@ -147,14 +161,18 @@ def check_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
     """Raise UserError unless the prior can draw this prompt. Without a vocabulary only emptiness and length are checked."""
     words = _words(prompt)
     if not words:
-        raise UserError('the prompt is empty: say what to make, for example "a red mushroom with a white stem"')
+        raise UserError(
+            'the prompt is empty: say what to make, for example "a red mushroom with a white stem"'
+        )
     _check_length("prompt", words, vocabulary)
     if vocabulary is None:
         return
     _check_known("prompt", words, vocabulary)
     spoken = f" {' '.join(words)} "
     if not any(f" {noun} " in spoken for noun in vocabulary.nouns):
-        raise UserError(f"the prompt names no object: name one of {', '.join(sorted(vocabulary.nouns))}; {OPEN_WORLD}")
+        raise UserError(
+            f"the prompt names no object: name one of {', '.join(sorted(vocabulary.nouns))}; {OPEN_WORLD}"
+        )
 
 
 def check_negative_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
@@ -177,7 +195,9 @@ def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
         return bool(noun)
     if rest[0] == "with":
         allowed = {vocabulary.parts[noun]} if noun in vocabulary.parts else vocabulary.patterns
-        return rest[-1] in allowed and (len(rest) == 2 or len(rest) == 3 and rest[1] in vocabulary.colors)
+        return rest[-1] in allowed and (
+            len(rest) == 2 or len(rest) == 3 and rest[1] in vocabulary.colors
+        )
     relation = next((words for words in RELATIONS if rest[: len(words)] == words), rest)
     other, rest = _read_object(rest[len(relation) :], vocabulary)
     stands = relation != ["on"] or not vocabulary.supports or other in vocabulary.supports
@@ -187,7 +207,9 @@ def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
 def _read_object(words: list[str], vocabulary: Vocabulary) -> tuple[str, list[str]]:
     """The noun that `words` begin with, after at most one colour, and the words after it; "" where they begin with none."""
     words = words[1:] if words and words[0] in vocabulary.colors else words
-    noun = next((noun for noun in vocabulary.nouns if words[: len(noun.split())] == noun.split()), "")
+    noun = next(
+        (noun for noun in vocabulary.nouns if words[: len(noun.split())] == noun.split()), ""
+    )
     return noun, words[len(noun.split()) :]
 
 
@@ -199,7 +221,9 @@ def _words(prompt: str) -> list[str]:
 def _check_length(name: str, words: list[str], vocabulary: Vocabulary | None) -> None:
     limit = vocabulary.max_words if vocabulary else MAX_WORDS
     if len(words) > limit:
-        raise UserError(f"the {name} is too long: {len(words)} words, at most {limit} are understood; shorten it")
+        raise UserError(
+            f"the {name} is too long: {len(words)} words, at most {limit} are understood; shorten it"
+        )
 
 
 def _check_known(name: str, words: list[str], vocabulary: Vocabulary) -> None:
@@ -208,7 +232,9 @@ def _check_known(name: str, words: list[str], vocabulary: Vocabulary) -> None:
         return
     hints = [_hint(word, vocabulary) for word in unknown[:5]] + ["..."] * (len(unknown) > 5)
     objects = ", ".join(sorted(vocabulary.nouns))
-    raise UserError(f"unknown words in the {name}: {', '.join(hints)}; known objects: {objects}; {OPEN_WORLD}")
+    raise UserError(
+        f"unknown words in the {name}: {', '.join(hints)}; known objects: {objects}; {OPEN_WORLD}"
+    )
 
 
 def _hint(word: str, vocabulary: Vocabulary) -> str:

@@ -30,14 +30,33 @@ from pathlib import Path
 from typing import Any
 
 from vp3d import __version__
-from vp3d.config import ROOT, Config, ExportConfig, expand, load_config, locate, save_config, weight_places
+from vp3d.config import (
+    ROOT,
+    Config,
+    ExportConfig,
+    expand,
+    load_config,
+    locate,
+    save_config,
+    weight_places,
+)
 from vp3d.errors import Hindered, UserError
 from vp3d.strict import read_file
 from vp3d.weights import MODELS, models_folder, read_receipt
 
 VERSIONED = (  # what shapes the bytes of a run
     *("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "safetensors"),
-    *("numpy", "numba", "scipy", "scikit-image", "Pillow", "trimesh", "fast_simplification", "xatlas", "imageio-ffmpeg"),
+    *(
+        "numpy",
+        "numba",
+        "scipy",
+        "scikit-image",
+        "Pillow",
+        "trimesh",
+        "fast_simplification",
+        "xatlas",
+        "imageio-ffmpeg",
+    ),
 )
 SLUG_LENGTH = 40
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.\w+")  # names that `atomic_write` gives
@@ -53,14 +72,18 @@ HERE = "output_dir=FOLDER"
 
 
 @contextmanager
-def _disk_errors(path: Path, otherwise: str = "try again; `launch.py resume RUN` goes on with a run") -> Iterator[None]:
+def _disk_errors(
+    path: Path, otherwise: str = "try again; `launch.py resume RUN` goes on with a run"
+) -> Iterator[None]:
     """Turn any OSError about `path` into one line that says what to do."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "check the path and its permissions"
-        raise Hindered(f"cannot write {path}: {error.strerror or error}; {advice}, {otherwise}") from error
+        raise Hindered(
+            f"cannot write {path}: {error.strerror or error}; {advice}, {otherwise}"
+        ) from error
 
 
 @contextmanager
@@ -158,7 +181,9 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Take up the run in `path`; a log line cut short by a kill is closed so that the next one stands alone."""
         if not (path / "config.yaml").is_file():
-            raise UserError(f"{path} is not a run folder: it has no config.yaml; give one that `launch.py` made")
+            raise UserError(
+                f"{path} is not a run folder: it has no config.yaml; give one that `launch.py` made"
+            )
         run = cls(path)
         with _disk_errors(run.events_file):
             run.checkpoints.mkdir(exist_ok=True)
@@ -181,7 +206,9 @@ class RunFolder:
         there = read_file(self.path / "config.yaml")
         lost = next((field.name for field in fields(Config) if field.name not in there), None)
         if lost is not None:
-            raise UserError(f"{self.path / 'config.yaml'} is damaged, it lacks '{lost}': restore it, or start a new run")
+            raise UserError(
+                f"{self.path / 'config.yaml'} is damaged, it lacks '{lost}': restore it, or start a new run"
+            )
         save_config(replace(self.config(), export=export), self.path / "config.yaml")
 
     def noted_weights(self) -> dict[str, str]:
@@ -197,7 +224,9 @@ class RunFolder:
 
     def event(self, kind: str, **data: object) -> None:
         """Append one line to events.jsonl: the time (seconds since 1970), the kind, and `data`."""
-        line = json.dumps(plain({"time": round(time.time(), 3), "kind": kind, **data}), allow_nan=False)
+        line = json.dumps(
+            plain({"time": round(time.time(), 3), "kind": kind, **data}), allow_nan=False
+        )
         with _disk_errors(self.events_file), self.events_file.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
@@ -219,7 +248,9 @@ class RunFolder:
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise Hindered(f"{self.path} is in use by another process; wait for it or stop it first") from None
+                    raise Hindered(
+                        f"{self.path} is in use by another process; wait for it or stop it first"
+                    ) from None
             self._sweep()
             yield
 
@@ -244,7 +275,9 @@ def _parse_event(line: str) -> dict[str, Any] | None:
         event = json.loads(line)
     except json.JSONDecodeError:
         return None
-    whole = isinstance(event, dict) and "kind" in event and isinstance(event.get("time"), int | float)
+    whole = (
+        isinstance(event, dict) and "kind" in event and isinstance(event.get("time"), int | float)
+    )
     return event if whole and isinstance(event.get("step", 0), int) else None
 
 
@@ -259,7 +292,9 @@ def _claim(parent: Path, name: str) -> Path:
             except FileExistsError:
                 continue
             return path
-    raise UserError(f"{parent} already holds 999 runs called {name}; remove some or set output_dir=FOLDER")
+    raise UserError(
+        f"{parent} already holds 999 runs called {name}; remove some or set output_dir=FOLDER"
+    )
 
 
 def describe_run(config: Config) -> dict[str, Any]:
@@ -286,12 +321,19 @@ def weight_hashes(places: Iterable[str]) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for place in filter(None, places):
         folder = models_folder() / place if place in MODELS else locate(place)
-        noted = {path: str(entry["sha256"]) for path, entry in read_receipt(folder).items() if path.endswith(".safetensors")}
+        noted = {
+            path: str(entry["sha256"])
+            for path, entry in read_receipt(folder).items()
+            if path.endswith(".safetensors")
+        }
         if noted:
             hashes |= {f"{place}/{path}": digest for path, digest in noted.items()}
         elif folder.is_dir():
             files = sorted(folder.rglob("*.safetensors"))
-            hashes |= {f"{place}/{file.relative_to(folder).as_posix()}": sha256_file(file) for file in files}
+            hashes |= {
+                f"{place}/{file.relative_to(folder).as_posix()}": sha256_file(file)
+                for file in files
+            }
         else:
             hashes[place] = "not a local folder"
     return hashes
@@ -303,10 +345,20 @@ def changed_weights(run: RunFolder, config: Config) -> str:
     A prior that only draws is left out once the visual prompt is there: nothing reads it any more.
     """
     drawn = (run.visual_prompt / "scores.json").is_file()
-    places = [place for key, place in weight_places(config) if not (drawn and key.startswith("visual_prompt."))]
+    places = [
+        place
+        for key, place in weight_places(config)
+        if not (drawn and key.startswith("visual_prompt."))
+    ]
     noted, now = run.noted_weights(), weight_hashes(places)
-    mine = {name for name in noted if any(name == place or name.startswith(f"{place}/") for place in places)}
-    return next((name for name in sorted(mine | now.keys()) if noted.get(name) != now.get(name)), "")
+    mine = {
+        name
+        for name in noted
+        if any(name == place or name.startswith(f"{place}/") for place in places)
+    }
+    return next(
+        (name for name in sorted(mine | now.keys()) if noted.get(name) != now.get(name)), ""
+    )
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
@@ -314,12 +366,17 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     if not (folder / ".git").exists():
         return None
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -12,7 +12,9 @@ COLUMNS = 8
 INK, PAPER, FRAME = (40, 40, 40), (255, 255, 255), (30, 140, 60)
 
 
-def contact_sheet(candidates: Tensor, cutouts: Tensor, labels: list[str], chosen: int) -> Image.Image:
+def contact_sheet(
+    candidates: Tensor, cutouts: Tensor, labels: list[str], chosen: int
+) -> Image.Image:
     """Candidates and cut-outs `[N, 3, H, W]` in [0, 1], eight pairs a row, with one label each; `chosen` -1: none is."""
     columns = min(len(labels), COLUMNS)
     rows = -(-len(labels) // COLUMNS)
@@ -25,19 +27,33 @@ def contact_sheet(candidates: Tensor, cutouts: Tensor, labels: list[str], chosen
         sheet.paste(_tile(cutouts[n]), (left, top + TILE))
         best = n == chosen
         draw.text(
-            (left + 2, top + 2 * TILE + 4), f"{label}  chosen" if best else label, FRAME if best else INK, font=font
+            (left + 2, top + 2 * TILE + 4),
+            f"{label}  chosen" if best else label,
+            FRAME if best else INK,
+            font=font,
         )
         if best:
-            draw.rectangle((left - 3, top - 3, left + TILE + 2, top + 2 * TILE + 2), outline=FRAME, width=3)
+            draw.rectangle(
+                (left - 3, top - 3, left + TILE + 2, top + 2 * TILE + 2), outline=FRAME, width=3
+            )
     return sheet
 
 
 def _tile(rgb: Tensor) -> Image.Image:
     """`[3, H, W]` in [0, 1] fitted into a square tile on paper."""
-    values = (rgb.detach().cpu().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    values = (
+        (rgb.detach().cpu().clamp(0.0, 1.0) * 255.0)
+        .round()
+        .to(torch.uint8)
+        .permute(1, 2, 0)
+        .numpy()
+    )
     picture = Image.fromarray(np.ascontiguousarray(values))
     scale = TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     tile = Image.new("RGB", (TILE, TILE), PAPER)
-    tile.paste(picture.resize(size, Image.Resampling.BICUBIC), ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
+    tile.paste(
+        picture.resize(size, Image.Resampling.BICUBIC),
+        ((TILE - size[0]) // 2, (TILE - size[1]) // 2),
+    )
     return tile

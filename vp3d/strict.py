@@ -46,7 +46,9 @@ class _Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands there twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -64,11 +66,21 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(f"cannot read config file {path}: {error.strerror}; configs/ has some to start from") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date or number that is none
-        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"cannot read config file {path}: {error.strerror}; configs/ has some to start from"
+        ) from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, or a date or number that is none
+        raise UserError(
+            f"config file {path} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(tree, dict | None):
-        raise UserError(f"config file {path} must hold `key: value` lines, not a {type(tree).__name__}")
+        raise UserError(
+            f"config file {path} must hold `key: value` lines, not a {type(tree).__name__}"
+        )
     return tree or {}
 
 
@@ -110,7 +122,9 @@ def _merge(node: Any, layer: Mapping[str, Any], prefix: str, limits: Range | Non
         key = f"{prefix}{name}"
         if name not in kinds:
             raise _UnknownKey(_whole_key(key, value))
-        kind = Annotated[kinds[name], limits] if limits and name in ("start", "end") else kinds[name]
+        kind = (
+            Annotated[kinds[name], limits] if limits and name in ("start", "end") else kinds[name]
+        )
         setattr(node, name, convert(value, kind, key, getattr(node, name)))
 
 
@@ -127,11 +141,17 @@ def _suggestion(key: str, root: object) -> str:
 
     def likeness(known: str) -> tuple[float, float]:
         whole = difflib.SequenceMatcher(None, key, known).ratio()
-        last = difflib.SequenceMatcher(None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]).ratio()
+        last = difflib.SequenceMatcher(
+            None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]
+        ).ratio()
         return max(whole, 0.98 * last), whole
 
     best = max(keys(root), key=likeness)
-    return f"; did you mean '{best}'?" if likeness(best)[0] >= 0.6 else "; config.yaml in any run folder lists them all"
+    return (
+        f"; did you mean '{best}'?"
+        if likeness(best)[0] >= 0.6
+        else "; config.yaml in any run folder lists them all"
+    )
 
 
 def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
@@ -164,7 +184,9 @@ def parse_words(value: Any, key: str) -> Any:
 
 def _check_choice(value: Any, choices: tuple[Any, ...], key: str) -> Any:
     if value not in choices:
-        raise UserError(f"config key '{key}': {value!r} is not allowed; choose one of {', '.join(map(str, choices))}")
+        raise UserError(
+            f"config key '{key}': {value!r} is not allowed; choose one of {', '.join(map(str, choices))}"
+        )
     return value
 
 
@@ -184,13 +206,17 @@ def _convert_scalar(value: Any, kind: Any, key: str, limits: Range | None) -> An
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 1 << 1023 else math.inf
     if type(value) is not kind:
-        wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[
+            kind
+        ]
         raise UserError(f"config key '{key}': {value!r} is not {wanted}")
     if kind is str and "\0" in value:
         raise UserError(f"config key '{key}': {value!r} holds a NUL character")
     if kind is float and not math.isfinite(value):
         raise UserError(f"config key '{key}': {value!r} is not a finite number")
     if limits and not limits.low <= value <= limits.high:
-        bounds = f"{limits.low} to {limits.high}" if limits.high < math.inf else f"at least {limits.low}"
+        bounds = (
+            f"{limits.low} to {limits.high}" if limits.high < math.inf else f"at least {limits.low}"
+        )
         raise UserError(f"config key '{key}': {value!r} is out of range; allowed is {bounds}")
     return value

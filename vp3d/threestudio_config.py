@@ -27,11 +27,27 @@ from vp3d.strict import convert, parse_words, read_file, read_override
 
 SYSTEMS = ("dreamfusion-system", "magic3d-system")
 OWN_GUIDANCE = "vp3d-guidance"  # of integrations/threestudio
-LATENTS = {"stable-diffusion-guidance": 4 * 64 * 64, "deep-floyd-guidance": 3 * 64 * 64, OWN_GUIDANCE: 1}
+LATENTS = {
+    "stable-diffusion-guidance": 4 * 64 * 64,
+    "deep-floyd-guidance": 3 * 64 * 64,
+    OWN_GUIDANCE: 1,
+}
 WEIGHTINGS = {"sds": "sigma2", "uniform": "uniform"}
-REGULARISERS = {"lambda_orient": "orientation", "lambda_sparsity": "sparsity", "lambda_opaque": "opacity"}
-REWARDS = {"lambda_text_image": "text_image", "lambda_image_image": "image_image", "lambda_aesthetic": "aesthetic"}
-GROUPS = ("data", "system", "trainer")  # first words of their keys that may be given as key=value too
+REGULARISERS = {
+    "lambda_orient": "orientation",
+    "lambda_sparsity": "sparsity",
+    "lambda_opaque": "opacity",
+}
+REWARDS = {
+    "lambda_text_image": "text_image",
+    "lambda_image_image": "image_image",
+    "lambda_aesthetic": "aesthetic",
+}
+GROUPS = (
+    "data",
+    "system",
+    "trainer",
+)  # first words of their keys that may be given as key=value too
 TOP = "top level"  # name of the group of keys that stand in none
 BERT = {"bert-base-uncased": "bert-base", "google-bert/bert-base-uncased": "bert-base"}
 NEAREST, STEEPEST_DEG = 1.8, 89.0  # distance and elevation our cameras are held to
@@ -59,7 +75,11 @@ def read_layers(files: list[Path], overrides: list[str]) -> Layers:
     theirs = [place for place, tree in enumerate(trees) if is_threestudio(tree)]
     own = list(overrides)
     if theirs:
-        own = [text for text in overrides if text.partition("=")[0].strip().partition(".")[0] not in GROUPS]
+        own = [
+            text
+            for text in overrides
+            if text.partition("=")[0].strip().partition(".")[0] not in GROUPS
+        ]
         for text in overrides:
             if text not in own:
                 _overlay(trees[theirs[-1]], read_override(text))
@@ -85,9 +105,13 @@ def translate(tree: Layer, name: str) -> tuple[list[Layer], list[str]]:
     source = _Source(tree, name)
     system = source.text("system_type")
     if system not in SYSTEMS:
-        raise UserError(f"{name} is for threestudio's {system or 'system (no system_type)'}; known are {' and '.join(SYSTEMS)}")
+        raise UserError(
+            f"{name} is for threestudio's {system or 'system (no system_type)'}; known are {' and '.join(SYSTEMS)}"
+        )
     if source.take("system.refinement", bool):
-        raise UserError(f"{name} refines a mesh (system.refinement), which VP3D does not do; give the coarse stage's file")
+        raise UserError(
+            f"{name} refines a mesh (system.refinement), which VP3D does not do; give the coarse stage's file"
+        )
     layers = _own_settings(source)
     layer: Layer = {}
     steps = source.take("trainer.max_steps", int)
@@ -124,7 +148,9 @@ class _Source:
             seen.add(match[1])
             value = self._at(match[1])
         if isinstance(value, str) and "${" in value:
-            raise UserError(f"{self.name}: '{key}' is {value}; only whole references like ${{seed}} are read, so write it out")
+            raise UserError(
+                f"{self.name}: '{key}' is {value}; only whole references like ${{seed}} are read, so write it out"
+            )
         return None if value == "???" else value
 
     def take(self, key: str, kind: Any) -> Any:
@@ -194,7 +220,9 @@ class _Source:
         node: Any = self.tree
         for part in key.split("."):
             if node is not None and not isinstance(node, Mapping):
-                raise UserError(f"{self.name}: '{key.rpartition('.')[0]}' is {node!r}, not a group of keys")
+                raise UserError(
+                    f"{self.name}: '{key.rpartition('.')[0]}' is {node!r}, not a group of keys"
+                )
             node = None if node is None else node.get(part)
         return node
 
@@ -202,7 +230,11 @@ class _Source:
 def group_of(key: str) -> str:
     """The group a key is told in: "data", "system.guidance", ..., and "system" for a single key of the system."""
     parts = key.split(".")
-    return TOP if len(parts) == 1 else ".".join(parts[:2] if parts[0] == "system" and len(parts) > 2 else parts[:1])
+    return (
+        TOP
+        if len(parts) == 1
+        else ".".join(parts[:2] if parts[0] == "system" and len(parts) > 2 else parts[:1])
+    )
 
 
 def read_schedule(value: list[Any], steps: int | None, key: str) -> Schedule | str:
@@ -210,10 +242,14 @@ def read_schedule(value: list[Any], steps: int | None, key: str) -> Schedule | s
 
     `[start, end, end_step]`, `[start_step, start, end, end_step]`, or that with more `value, step` pairs behind it.
     """
-    numbers = [float(number) for number in value if type(number) in (int, float) and math.isfinite(number)]
+    numbers = [
+        float(number) for number in value if type(number) in (int, float) and math.isfinite(number)
+    ]
     whole = [0, *value] if len(value) == 3 else value
     if len(numbers) != len(value) or len(whole) < 4 or len(whole) % 2:
-        raise UserError(f"config key '{key}': {value} is not a number or [start_step, start, end, end_step]")
+        raise UserError(
+            f"config key '{key}': {value} is not a number or [start_step, start, end, end_step]"
+        )
     ends = whole[3::2]
     if any(type(end) is float for end in ends):
         return "a step with a decimal point counts epochs, of which there is one"
@@ -255,7 +291,9 @@ def _own_settings(source: _Source) -> list[Layer]:
     settings = source.look("system.guidance.vp3d")
     if settings is not None:
         if not isinstance(settings, Mapping):
-            raise UserError(f"config key 'system.guidance.vp3d': {settings!r} is not a group of VP3D's keys")
+            raise UserError(
+                f"config key 'system.guidance.vp3d': {settings!r} is not a group of VP3D's keys"
+            )
         layers.append(_resolved(source, settings, "system.guidance.vp3d"))
     return layers
 
@@ -266,19 +304,28 @@ def _resolved(source: _Source, node: Mapping[str, Any], prefix: str) -> Layer:
     for name in node:
         value = source.look(f"{prefix}.{name}")
         if value is not None:
-            found[name] = _resolved(source, value, f"{prefix}.{name}") if isinstance(value, Mapping) else value
+            found[name] = (
+                _resolved(source, value, f"{prefix}.{name}")
+                if isinstance(value, Mapping)
+                else value
+            )
     return found
 
 
 def _read_prompt(source: _Source, layer: Layer) -> None:
     prompt = source.text("system.prompt_processor.prompt")
     if prompt is not None and prompt.startswith("lib:"):
-        raise UserError(f"{source.name}: the prompt '{prompt}' is a look-up in threestudio's library; write the prompt out")
+        raise UserError(
+            f"{source.name}: the prompt '{prompt}' is a look-up in threestudio's library; write the prompt out"
+        )
     _put(layer, "prompt", prompt)
     _put(layer, "negative_prompt", source.text("system.prompt_processor.negative_prompt"))
     if source.take("system.prompt_processor.use_perp_neg", bool):
         _put(layer, "guidance.perp_neg", 1.0)
-    model = source.text("system.prompt_processor.pretrained_model_name_or_path_prompt_debiasing") or "bert-base-uncased"
+    model = (
+        source.text("system.prompt_processor.pretrained_model_name_or_path_prompt_debiasing")
+        or "bert-base-uncased"
+    )
     if source.take("system.prompt_processor.use_prompt_debiasing", bool):
         _put(layer, "guidance.debias", BERT.get(model, model))
 
@@ -288,7 +335,9 @@ def _read_guidance(source: _Source, layer: Layer, steps: int | None) -> None:
     place = "system.guidance"
     model = source.look(f"{place}.pretrained_model_name_or_path")
     if model is not None:
-        source.reasons[f"{place}.pretrained_model_name_or_path"] = f"{model}: see prior.path, or add --config configs/sd15.yaml"
+        source.reasons[f"{place}.pretrained_model_name_or_path"] = (
+            f"{model}: see prior.path, or add --config configs/sd15.yaml"
+        )
     if kind is not None and kind not in LATENTS:
         source.note("system", f"guidance_type {kind} is not known, only {', '.join(LATENTS)}")
     elif kind != OWN_GUIDANCE:
@@ -299,8 +348,15 @@ def _read_guidance(source: _Source, layer: Layer, steps: int | None) -> None:
             source.note(place, f"guidance_scale {scale:g} is {ours:g} here")
         weighting = source.look(f"{place}.weighting_strategy")
         if weighting in WEIGHTINGS:
-            _put(layer, "guidance.weighting", WEIGHTINGS[source.text(f"{place}.weighting_strategy") or ""])
-        for theirs, mine, usual in (("min_step_percent", "t_min", 0.02), ("max_step_percent", "t_max", 0.98)):
+            _put(
+                layer,
+                "guidance.weighting",
+                WEIGHTINGS[source.text(f"{place}.weighting_strategy") or ""],
+            )
+        for theirs, mine, usual in (
+            ("min_step_percent", "t_min", 0.02),
+            ("max_step_percent", "t_max", 0.98),
+        ):
             found = source.schedule(f"{place}.{theirs}", steps)
             _put(layer, f"guidance.{mine}", usual if found is None and kind else found)
         if kind:
@@ -314,7 +370,9 @@ def _read_guidance(source: _Source, layer: Layer, steps: int | None) -> None:
 def _read_weights(source: _Source, layer: Layer, steps: int | None) -> None:
     place = "system.loss"
     _put(layer, "guidance.weight", source.constant(f"{place}.lambda_sds", steps))
-    elements = LATENTS.get(source.text("system.guidance_type") or "", LATENTS["stable-diffusion-guidance"])
+    elements = LATENTS.get(
+        source.text("system.guidance_type") or "", LATENTS["stable-diffusion-guidance"]
+    )
     scaled = []
     for theirs, mine in REGULARISERS.items():
         weight = source.schedule(f"{place}.{theirs}", steps)
@@ -326,7 +384,10 @@ def _read_weights(source: _Source, layer: Layer, steps: int | None) -> None:
             scaled.append(theirs)
         _put(layer, f"loss.{mine}", weight)
     if scaled:
-        source.note(place, f"{', '.join(scaled)} divided by {elements}: the SDS loss is a mean here, there a sum")
+        source.note(
+            place,
+            f"{', '.join(scaled)} divided by {elements}: the SDS loss is a mean here, there a sum",
+        )
     for theirs, mine in REWARDS.items():
         _put(layer, f"rewards.{mine}.weight", source.constant(f"{place}.{theirs}", steps))
 
@@ -342,13 +403,21 @@ def _read_cameras(source: _Source, layer: Layer) -> None:
     if distance is not None:
         middle, angle = sum(distance) / 2.0, sum(fov or FOV_RANGE) / 2.0
         placed = max(middle, NEAREST)
-        narrowed = math.degrees(2.0 * math.atan(middle * math.tan(math.radians(angle) / 2.0) / placed))
+        narrowed = math.degrees(
+            2.0 * math.atan(middle * math.tan(math.radians(angle) / 2.0) / placed)
+        )
         layer.setdefault("camera", {}).update(distance=placed, fov_deg=narrowed)
-        source.note("data", f"every camera at distance {placed:g} with a field of view of {narrowed:.3g} degrees")
+        source.note(
+            "data",
+            f"every camera at distance {placed:g} with a field of view of {narrowed:.3g} degrees",
+        )
     elif fov is not None:
         layer.setdefault("camera", {})["fov_deg"] = sum(fov) / 2.0
         source.note("data", f"every camera with a field of view of {sum(fov) / 2.0:.3g} degrees")
-    sizes = {side: parse_words(source.look(f"data.{side}"), f"data.{side}") for side in ("width", "height")}
+    sizes = {
+        side: parse_words(source.look(f"data.{side}"), f"data.{side}")
+        for side in ("width", "height")
+    }
     if sizes["width"] == sizes["height"] and not isinstance(sizes["width"], list):
         _put(layer, "render.resolution", source.take("data.width", int))
         source.take("data.height", int)

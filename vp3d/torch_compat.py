@@ -30,7 +30,11 @@ def declare_missing_operators() -> list[str]:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return []
-    for library in (path for suffix in ("so", "pyd", "dll") for path in Path(spec.origin).parent.glob(f"_C*.{suffix}")):
+    for library in (
+        path
+        for suffix in ("so", "pyd", "dll")
+        for path in Path(spec.origin).parent.glob(f"_C*.{suffix}")
+    ):
         _load(library)
     missing = [name for name in _SCHEMAS if not hasattr(torch.ops.torchvision, name)]
     for name in missing:
@@ -47,7 +51,9 @@ def _load(library: Path) -> bool:
     return True
 
 
-_FRAGMENT = torch.library.Library("torchvision", "FRAGMENT")  # must live as long as the declared operators
+_FRAGMENT = torch.library.Library(
+    "torchvision", "FRAGMENT"
+)  # must live as long as the declared operators
 DECLARED = declare_missing_operators()
 
 

@@ -33,7 +33,10 @@ class Camera:
     fov_deg: Tensor
 
     def __post_init__(self) -> None:
-        shapes = {tuple(t.shape) for t in (self.azimuth_deg, self.elevation_deg, self.distance, self.fov_deg)}
+        shapes = {
+            tuple(t.shape)
+            for t in (self.azimuth_deg, self.elevation_deg, self.distance, self.fov_deg)
+        }
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             raise ValueError(f"Camera fields must share one shape [B], got {sorted(shapes)}")
 
@@ -41,7 +44,12 @@ class Camera:
         return int(self.azimuth_deg.shape[0])
 
     def __getitem__(self, index: slice) -> Camera:
-        return Camera(self.azimuth_deg[index], self.elevation_deg[index], self.distance[index], self.fov_deg[index])
+        return Camera(
+            self.azimuth_deg[index],
+            self.elevation_deg[index],
+            self.distance[index],
+            self.fov_deg[index],
+        )
 
     def to(self, device: torch.device | str) -> Camera:
         """The same cameras on another device."""
@@ -61,7 +69,11 @@ class Rays:
     directions: Tensor
 
     def __post_init__(self) -> None:
-        if self.origins.shape != self.directions.shape or self.origins.ndim != 2 or self.origins.shape[1] != 3:
+        if (
+            self.origins.shape != self.directions.shape
+            or self.origins.ndim != 2
+            or self.origins.shape[1] != 3
+        ):
             raise ValueError(
                 f"Rays need origins and directions [N, 3], got {tuple(self.origins.shape)}, {tuple(self.directions.shape)}"
             )
@@ -118,14 +130,21 @@ class Mesh:
     texture: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or self.faces.ndim != 2 or self.faces.shape[1] != 3:
+        if (
+            self.vertices.ndim != 2
+            or self.vertices.shape[1] != 3
+            or self.faces.ndim != 2
+            or self.faces.shape[1] != 3
+        ):
             raise ValueError(
                 f"Mesh needs vertices [V, 3] and faces [F, 3], got {self.vertices.shape}, {self.faces.shape}"
             )
         for name in ("normals", "vertex_colors", "uv"):
             value = getattr(self, name)
             if value is not None and len(value) != len(self.vertices):
-                raise ValueError(f"Mesh.{name} has {len(value)} rows for {len(self.vertices)} vertices")
+                raise ValueError(
+                    f"Mesh.{name} has {len(value)} rows for {len(self.vertices)} vertices"
+                )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ from vp3d.rewards.text_image import TextImage
 from vp3d.run_folder import RunFolder, atomic_write, write_json
 from vp3d.sheet import contact_sheet
 
-ALONE = 0.25  # how much of what a prompt's phrases score alone is taken off its own score, to choose
+ALONE = (
+    0.25  # how much of what a prompt's phrases score alone is taken off its own score, to choose
+)
 RAGGED = 0.03  # a drawn picture whose cut-out is less steady than the steadiest by more than this is not chosen
 PLAIN = "give a picture of one object with a transparent or plain background"
 
@@ -66,7 +68,12 @@ class VisualPrompt:
 
 
 def make_visual_prompt(
-    prior: Sampler, judge: TextImage, prompt: str, config: Config, run_folder: RunFolder, generator: torch.Generator
+    prior: Sampler,
+    judge: TextImage,
+    prompt: str,
+    config: Config,
+    run_folder: RunFolder,
+    generator: torch.Generator,
 ) -> VisualPrompt:
     """Draw (or read `config.image`), cut out, score, choose; keep everything in the run folder and return what was kept."""
     if config.image:
@@ -76,13 +83,21 @@ def make_visual_prompt(
     candidates, masks = _as_stored(candidates), _as_stored(masks)
     cutouts = on_ground(candidates, masks, config.visual_prompt.ground)
     scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
-    steady = [1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance) for rgb in candidates]
+    steady = [
+        1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance)
+        for rgb in candidates
+    ]
     usable = {n: score for n, score in enumerate(scores) if score is not None}
-    least = max(config.visual_prompt.steadiness, max((steady[n] for n in usable), default=0.0) - RAGGED)
+    least = max(
+        config.visual_prompt.steadiness, max((steady[n] for n in usable), default=0.0) - RAGGED
+    )
     clean = [n for n in usable if steady[n] >= least]
     if not clean:
         sheet = run_folder.visual_prompt / "sheet.png"
-        labels = [f"steadiness {steady[n]:.2f}" if n in usable else "no cut-out" for n in range(len(scores))]
+        labels = [
+            f"steadiness {steady[n]:.2f}" if n in usable else "no cut-out"
+            for n in range(len(scores))
+        ]
         _write_png(contact_sheet(candidates, cutouts, labels, -1), sheet)
         raise UserError(
             f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground (see {sheet}); "
@@ -92,9 +107,17 @@ def make_visual_prompt(
     alone = _alone(judge, cutouts, prompt, config.visual_prompt.view)
     chosen = max(clean, key=lambda n: usable[n] - ALONE * alone[n])
     found = VisualPrompt(
-        _as_stored(cutouts[chosen : chosen + 1]), masks[chosen : chosen + 1], candidates, scores, chosen
+        _as_stored(cutouts[chosen : chosen + 1]),
+        masks[chosen : chosen + 1],
+        candidates,
+        scores,
+        chosen,
     )
-    cut: dict[str, list[Any]] = {"alone": alone, "steadiness": steady, "ragged": sorted(set(usable) - set(clean))}
+    cut: dict[str, list[Any]] = {
+        "alone": alone,
+        "steadiness": steady,
+        "ragged": sorted(set(usable) - set(clean)),
+    }
     _keep(found, cutouts, cut, prompt, config, run_folder)
     return found
 
@@ -108,7 +131,14 @@ def load_visual_prompt(run_folder: RunFolder) -> VisualPrompt:
         candidates = torch.cat([_read_png(folder / name) for name in names])
         rgb, mask = _read_png(folder / "cutout.png"), _read_png(folder / "mask.png")
         return VisualPrompt(rgb, mask, candidates, notes["scores"], int(notes["chosen"]))
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, RuntimeError) as error:  # SyntaxError: Pillow on a bad PNG
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # SyntaxError: Pillow on a bad PNG
         raise UserError(
             f"the visual prompt in {folder} is damaged ({type(error).__name__}): start a new run"
         ) from error
@@ -119,7 +149,9 @@ def drawing_prompt(prompt: str, settings: VisualPromptConfig) -> str:
     return ", ".join(filter(None, (with_view(prompt, settings.view), settings.words)))
 
 
-def _draw(prior: Sampler, prompt: str, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw(
+    prior: Sampler, prompt: str, config: Config, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Candidates `[N, 3, H, W]` in [0, 1] from the prior, and their masks `[N, 1, H, W]`."""
     settings = config.visual_prompt
     drawn = prior.sample(
@@ -145,7 +177,9 @@ def read_reference(config: Config) -> tuple[Tensor, Tensor]:
         raise UserError(f"--image {path}: {_what_is_wrong(mask)}; {PLAIN}")
     rgb, mask = square_up(rgb, mask, config.prior.resolution)
     if not is_usable(_as_stored(mask)):
-        raise UserError(f"--image {path}: the object is lost at {config.prior.resolution} pixels; {PLAIN}")
+        raise UserError(
+            f"--image {path}: the object is lost at {config.prior.resolution} pixels; {PLAIN}"
+        )
     return rgb[None], mask[None]
 
 
@@ -185,7 +219,11 @@ def _keep(
 ) -> None:
     folder = run_folder.visual_prompt
     pictures = {f"candidate_{n}.png": rgb for n, rgb in enumerate(found.candidates)}
-    pictures |= {"chosen.png": found.candidates[found.chosen], "cutout.png": found.rgb[0], "mask.png": found.mask[0]}
+    pictures |= {
+        "chosen.png": found.candidates[found.chosen],
+        "cutout.png": found.rgb[0],
+        "mask.png": found.mask[0],
+    }
     for name, rgb in pictures.items():
         _write_png(_to_pil(rgb), folder / name)
     labels = ["no cut-out" if score is None else f"{score:.3f}" for score in found.scores]
@@ -198,7 +236,9 @@ def _keep(
         "source": source,
         "ground": config.visual_prompt.ground,
     }
-    write_json(folder / "scores.json", notes | cut | {"scores": found.scores, "chosen": found.chosen})
+    write_json(
+        folder / "scores.json", notes | cut | {"scores": found.scores, "chosen": found.chosen}
+    )
     run_folder.event("visual_prompt", source=source, scores=found.scores, chosen=found.chosen)
 
 
@@ -222,4 +262,11 @@ def _read_png(path: Path) -> Tensor:
     """An 8-bit file of ours as `[1, C, H, W]` in [0, 1]."""
     with Image.open(path, formats=("PNG",)) as picture:
         values = np.array(picture)
-    return torch.from_numpy(values).reshape(1, *values.shape[:2], -1).permute(0, 3, 1, 2).contiguous().float() / 255.0
+    return (
+        torch.from_numpy(values)
+        .reshape(1, *values.shape[:2], -1)
+        .permute(0, 3, 1, 2)
+        .contiguous()
+        .float()
+        / 255.0
+    )

@@ -26,7 +26,9 @@ from vp3d.errors import UserError
 
 RECEIPT = "SOURCE.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-GONE = re.compile(r"runwayml/.*|stabilityai/stable-diffusion-2.*")  # taken off the hub by their owners
+GONE = re.compile(
+    r"runwayml/.*|stabilityai/stable-diffusion-2.*"
+)  # taken off the hub by their owners
 FETCH = "python launch.py models fetch"
 GB = 1.0e9
 
@@ -82,7 +84,10 @@ def _plain(*paths: str) -> tuple[File, ...]:
 
 _CLIP_TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 _MIRROR = "https://modelscope.cn/models/AI-ModelScope"  # not looked at by us: weights have hashes to meet, configs none
-_IP_ADAPTER = ("hf:h94/IP-Adapter@018e402774aeeddd60609b4ecdb7e298259dc729", f"{_MIRROR}/IP-Adapter/resolve/master")
+_IP_ADAPTER = (
+    "hf:h94/IP-Adapter@018e402774aeeddd60609b4ecdb7e298259dc729",
+    f"{_MIRROR}/IP-Adapter/resolve/master",
+)
 _VIT_H = (  # the image encoder of every IP-Adapter here
     File("models/image_encoder/config.json"),
     File(
@@ -94,8 +99,20 @@ _VIT_H = (  # the image encoder of every IP-Adapter here
 _VIT_H_14 = {  # open_clip's ViT-H-14, which HPSv2 is a fine-tuned copy of
     "model_cfg": {
         "embed_dim": 1024,
-        "vision_cfg": {"image_size": 224, "layers": 32, "width": 1280, "head_width": 80, "patch_size": 14},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 1024, "heads": 16, "layers": 24},
+        "vision_cfg": {
+            "image_size": 224,
+            "layers": 32,
+            "width": 1280,
+            "head_width": 80,
+            "patch_size": 14,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 1024,
+            "heads": 16,
+            "layers": 24,
+        },
     },
     "preprocess_cfg": {
         "mean": [0.48145466, 0.4578275, 0.40821073],
@@ -103,7 +120,9 @@ _VIT_H_14 = {  # open_clip's ViT-H-14, which HPSv2 is a fine-tuned copy of
         "interpolation": "bicubic",
     },
 }
-_CONVERTED = "https://modelscope.cn/models/DiffSynth-Studio/QualityMetric_reward_pretrained/resolve/master"
+_CONVERTED = (
+    "https://modelscope.cn/models/DiffSynth-Studio/QualityMetric_reward_pretrained/resolve/master"
+)
 
 MODELS: dict[str, Model] = {
     "sd15": Model(
@@ -229,12 +248,22 @@ MODELS: dict[str, Model] = {
     "taesd": Model(
         "small autoencoder for SD 1.5's latents (prior.vae)",
         "MIT",
-        (Part(_plain("config.json", "diffusion_pytorch_model.safetensors"), ("hf:madebyollin/taesd@main",)),),
+        (
+            Part(
+                _plain("config.json", "diffusion_pytorch_model.safetensors"),
+                ("hf:madebyollin/taesd@main",),
+            ),
+        ),
     ),
     "taesdxl": Model(
         "small autoencoder for SDXL's latents (prior.vae)",
         "MIT",
-        (Part(_plain("config.json", "diffusion_pytorch_model.safetensors"), ("hf:madebyollin/taesdxl@main",)),),
+        (
+            Part(
+                _plain("config.json", "diffusion_pytorch_model.safetensors"),
+                ("hf:madebyollin/taesdxl@main",),
+            ),
+        ),
     ),
     "bert-base": Model(
         "BERT base, uncased: which words speak against a view (guidance.debias)",
@@ -254,12 +283,24 @@ MODELS: dict[str, Model] = {
         "Apache-2.0",
         (
             Part(
-                (File("model.safetensors", size=1_790_000_000, remote="ImageReward/ImageReward.safetensors"),),
+                (
+                    File(
+                        "model.safetensors",
+                        size=1_790_000_000,
+                        remote="ImageReward/ImageReward.safetensors",
+                    ),
+                ),
                 (_CONVERTED,),
                 "https://huggingface.co/zai-org/ImageReward: ImageReward.pt",
             ),
             Part(
-                (File("vocab.txt", "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3", 231_508),),
+                (
+                    File(
+                        "vocab.txt",
+                        "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+                        231_508,
+                    ),
+                ),
                 (
                     "hf:google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594",
                     f"{_CONVERTED}/bert-base-uncased",
@@ -272,7 +313,13 @@ MODELS: dict[str, Model] = {
         "Apache-2.0",
         (
             Part(
-                (File("open_clip_model.safetensors", size=1_972_000_000, remote="HPS_v2/HPS_v2.1_compressed.safetensors"),),
+                (
+                    File(
+                        "open_clip_model.safetensors",
+                        size=1_972_000_000,
+                        remote="HPS_v2/HPS_v2.1_compressed.safetensors",
+                    ),
+                ),
                 (_CONVERTED,),
                 "https://huggingface.co/xswu/HPSv2: HPS_v2.1_compressed.pt",
             ),
@@ -285,7 +332,12 @@ MODELS: dict[str, Model] = {
         (
             Part(
                 (
-                    *_plain("config.json", "preprocessor_config.json", "tokenizer.json", *_CLIP_TOKENIZER),
+                    *_plain(
+                        "config.json",
+                        "preprocessor_config.json",
+                        "tokenizer.json",
+                        *_CLIP_TOKENIZER,
+                    ),
                     File("model.safetensors", size=3_944_000_000),
                 ),
                 ("hf:yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800",),
@@ -305,7 +357,9 @@ MODELS: dict[str, Model] = {
                         605_143_316,
                     ),
                 ),
-                ("hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K@1a25a446712ba5ee05982a381eed697ef9b435cf",),
+                (
+                    "hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K@1a25a446712ba5ee05982a381eed697ef9b435cf",
+                ),
             ),
         ),
     ),
@@ -314,7 +368,11 @@ MODELS: dict[str, Model] = {
         "Apache-2.0",
         (
             Part(
-                (File("config.json"), File("preprocessor_config.json"), File("model.safetensors", size=346_345_912)),
+                (
+                    File("config.json"),
+                    File("preprocessor_config.json"),
+                    File("model.safetensors", size=346_345_912),
+                ),
                 ("hf:facebook/dinov2-base@f9e44c814b77203eaa57a6bdbbd535f21ede1415",),
             ),
         ),
@@ -356,7 +414,9 @@ def find_model(name: str) -> Model:
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ";"
-        raise UserError(f"there is no model called '{name}'{hint} `python launch.py models list` shows them all")
+        raise UserError(
+            f"there is no model called '{name}'{hint} `python launch.py models list` shows them all"
+        )
     return MODELS[name]
 
 
@@ -372,7 +432,9 @@ def find_weights(place: str, key: str) -> tuple[str, bool]:
     if folder.is_dir():
         return str(folder), True
     if GONE.fullmatch(place):
-        raise UserError(f"{key}: {place} is gone from the hub; use another, for example {key}=sd15 ({FETCH} sd15)")
+        raise UserError(
+            f"{key}: {place} is gone from the hub; use another, for example {key}=sd15 ({FETCH} sd15)"
+        )
     if HUB_ID.fullmatch(place):
         return place, False
     raise UserError(
@@ -387,7 +449,9 @@ def check_fetched(places: Iterable[tuple[str, str]]) -> None:
         if place in MODELS and place not in lacking and (what := _lack(place)):
             lacking[place] = key, what
     if lacking:
-        told = "; ".join(f"{key}: the model '{place}' {what}" for place, (key, what) in lacking.items())
+        told = "; ".join(
+            f"{key}: the model '{place}' {what}" for place, (key, what) in lacking.items()
+        )
         raise UserError(f"{told}; run: {FETCH} {' '.join(lacking)}")
 
 
@@ -405,7 +469,10 @@ def pin_places(config: Config) -> None:
     """
     if Path.cwd() == ROOT:
         return
-    priors = [(prior, (*PRIOR_PLACES, "manifest", "vocabulary")) for prior in (config.prior, config.visual_prompt.prior)]
+    priors = [
+        (prior, (*PRIOR_PLACES, "manifest", "vocabulary"))
+        for prior in (config.prior, config.visual_prompt.prior)
+    ]
     for node, names in [*priors, (config.rewards, JUDGE_PLACES), (config.guidance, ("debias",))]:
         for name in names:
             place = getattr(node, name)
@@ -417,7 +484,9 @@ def local_weights(place: str, key: str) -> Path:
     """`find_weights` for loaders that read folders only; UserError for a hub id."""
     found, is_local = find_weights(place, key)
     if not is_local:
-        raise UserError(f"{key} {place} must be a folder or a name of `launch.py models list`, not a hub id")
+        raise UserError(
+            f"{key} {place} must be a folder or a name of `launch.py models list`, not a hub id"
+        )
     return Path(found)
 
 
@@ -426,11 +495,19 @@ def read_whole(kind: Any, folder: str | Path, **options: Any) -> Any:
 
     ValueError for a tensor that the file lacks, or has in another shape: transformers would make it up at random.
     """
-    options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     model, notes = kind.from_pretrained(folder, **options)
-    wrong = sorted([*notes["missing_keys"], *(name for name, *_ in notes["mismatched_keys"])])  # it gives sets
+    wrong = sorted(
+        [*notes["missing_keys"], *(name for name, *_ in notes["mismatched_keys"])]
+    )  # it gives sets
     if wrong:
-        raise ValueError(f"its weights are another model's: {wrong[0]} is missing or has another shape")
+        raise ValueError(
+            f"its weights are another model's: {wrong[0]} is missing or has another shape"
+        )
     return model
 
 

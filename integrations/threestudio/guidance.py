@@ -21,7 +21,12 @@ from threestudio.utils.config import config_to_primitive
 
 from .views import ViewLosses, as_views, build_losses, build_rewards, read_settings
 
-CAMERAS = ("elevation", "azimuth", "camera_distances", "fovy")  # what of a batch says where views are taken from
+CAMERAS = (
+    "elevation",
+    "azimuth",
+    "camera_distances",
+    "fovy",
+)  # what of a batch says where views are taken from
 
 
 @dataclass
@@ -58,8 +63,12 @@ class VP3DGuidance(BaseObject):
     class Config(BaseObject.Config):
         """The keys of `system.guidance`."""
 
-        vp3d_file: str = ""  # settings of VP3D: a path, or a file of its repository such as configs/sd15.yaml
-        vp3d: dict = field(default_factory=dict)  # and over them: VP3D's keys, see its vp3d/config.py
+        vp3d_file: str = (
+            ""  # settings of VP3D: a path, or a file of its repository such as configs/sd15.yaml
+        )
+        vp3d: dict = field(
+            default_factory=dict
+        )  # and over them: VP3D's keys, see its vp3d/config.py
         max_steps: int = 10000  # of the run, for VP3D's schedules: ${trainer.max_steps}
 
     cfg: Config
@@ -89,16 +98,24 @@ class VP3DGuidance(BaseObject):
     ) -> dict[str, Tensor]:
         """Unweighted losses (see the top) of views rgb [B, H, H, 3] in [0, 1]; angles [B] in degrees, fovy [B] in radians."""
         if rgb_as_latents or guidance_eval:
-            raise ValueError("VP3D's guidance takes rendered colours alone: no rgb_as_latents, no guidance_eval")
-        with torch.autocast(self.device.type, enabled=False):  # VP3D chooses its precisions itself: prior.dtype
+            raise ValueError(
+                "VP3D's guidance takes rendered colours alone: no rgb_as_latents, no guidance_eval"
+            )
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # VP3D chooses its precisions itself: prior.dtype
             if self.losses is None:
-                negative = getattr(prompt_utils, "negative_prompt", "")  # threestudio's own processors do not tell it
+                negative = getattr(
+                    prompt_utils, "negative_prompt", ""
+                )  # threestudio's own processors do not tell it
                 config = replace(self.settings, prompt=prompt_utils.prompt)
                 config.negative_prompt = negative or config.negative_prompt
                 self.losses = self.build(config, self.device)
             views, camera = as_views(rgb, elevation, azimuth, camera_distances, fovy)
             losses, values = self.losses(views, camera, self.progress)
-        return {f"loss_{name}": loss for name, loss in losses.items()} | {f"reward_{name}": v for name, v in values.items()}
+        return {f"loss_{name}": loss for name, loss in losses.items()} | {
+            f"reward_{name}": v for name, v in values.items()
+        }
 
 
 @threestudio.register("vp3d-rewards")
@@ -123,4 +140,7 @@ class VP3DRewards(VP3DGuidance):
     def __call__(self, rgb: Tensor, prompt_utils: Any, **batch: Any) -> dict[str, Any]:
         """What the other guidance returns of views [B, H, H, 3] in [0, 1], and loss_NAME and reward_NAME of each reward."""
         cameras = {name: batch[name] for name in CAMERAS if name in batch}
-        return {**self.base(rgb, prompt_utils, **batch), **super().__call__(rgb, prompt_utils, **cameras)}
+        return {
+            **self.base(rgb, prompt_utils, **batch),
+            **super().__call__(rgb, prompt_utils, **cameras),
+        }

@@ -25,7 +25,16 @@ from vp3d.train.coarse import Reward, make_generator
 from vp3d.types import Camera
 from vp3d.visual_prompt import make_visual_prompt
 
-READ = ("image", "seed", "negative_prompt", "output_dir", "prior", "visual_prompt", "guidance", "rewards")
+READ = (
+    "image",
+    "seed",
+    "negative_prompt",
+    "output_dir",
+    "prior",
+    "visual_prompt",
+    "guidance",
+    "rewards",
+)
 NO_VIDEO = {"export": {"turntable": "gif"}}  # nothing is exported here, so no ffmpeg is looked for
 NO_PICTURE = "no prior draws a visual prompt here: give vp3d.image, or set vp3d.rewards.image_image.weight to 0"
 
@@ -42,7 +51,9 @@ class ViewLosses:
     rewards: dict[str, Reward]
     noise: torch.Generator
 
-    def __call__(self, rgb: Tensor, camera: Camera, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def __call__(
+        self, rgb: Tensor, camera: Camera, progress: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Unweighted losses ("sds" and the rewards' names) of rgb [B, 3, H, W] in [0, 1], and each reward's mean, no graph.
 
         progress in [0, 1] drives the schedules and the rewards' windows; outside its window a reward's loss is 0.
@@ -53,7 +64,9 @@ class ViewLosses:
         values = {}
         for name, reward in self.rewards.items():
             target = reward.target(camera)
-            losses[name], value = reward_term(reward.score, rgb, target, camera.azimuth_deg, reward.config, progress)
+            losses[name], value = reward_term(
+                reward.score, rgb, target, camera.azimuth_deg, reward.config, progress
+            )
             if value is not None:
                 values[name] = value
         return losses, values
@@ -63,8 +76,12 @@ def read_settings(file: str, settings: Mapping[str, Any]) -> Config:
     """The Config of a YAML file of VP3D ("" for none) changed by `settings`, VP3D's keys; UserError for those of no effect."""
     idle = next((name for name in settings if name not in READ), None)
     if idle is not None:
-        raise UserError(f"vp3d.{idle} changes nothing in threestudio, which has its own; the groups read are {', '.join(READ)}")
-    return build_config(None, [*([read_file(locate(file))] if file else []), dict(settings), NO_VIDEO])
+        raise UserError(
+            f"vp3d.{idle} changes nothing in threestudio, which has its own; the groups read are {', '.join(READ)}"
+        )
+    return build_config(
+        None, [*([read_file(locate(file))] if file else []), dict(settings), NO_VIDEO]
+    )
 
 
 def as_views(
@@ -72,8 +89,12 @@ def as_views(
 ) -> tuple[Tensor, Camera]:
     """threestudio's batch as ours: rgb [B, H, W, 3] as [B, 3, H, W], both in [0, 1], and its cameras [B]."""
     if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.shape[1] != rgb.shape[2]:
-        raise UserError(f"VP3D judges square views [B, H, H, 3], not {tuple(rgb.shape)}: set data.width and data.height alike")
-    fov_deg = torch.zeros_like(distance) if fovy is None else torch.rad2deg(fovy)  # no loss here depends on it
+        raise UserError(
+            f"VP3D judges square views [B, H, H, 3], not {tuple(rgb.shape)}: set data.width and data.height alike"
+        )
+    fov_deg = (
+        torch.zeros_like(distance) if fovy is None else torch.rad2deg(fovy)
+    )  # no loss here depends on it
     return rgb.float().permute(0, 3, 1, 2), Camera(azimuth, elevation, distance, fov_deg)
 
 
@@ -86,17 +107,26 @@ def build_losses(config: Config, device: torch.device) -> ViewLosses:
     visual_prompt = pipeline.find_visual_prompt(fitted, models, run, device)
     condition = pipeline.find_condition(fitted, models, visual_prompt)
     rewards = active(pipeline.build_rewards(config, models.judges, visual_prompt.rgb.to(device)))
-    return ViewLosses(Guidance(models.prior, config.guidance), condition, rewards, make_generator(config.seed, "noise"))
+    return ViewLosses(
+        Guidance(models.prior, config.guidance),
+        condition,
+        rewards,
+        make_generator(config.seed, "noise"),
+    )
 
 
 def build_rewards(config: Config, device: torch.device) -> ViewLosses:
     """The rewards alone, to stand beside another guidance: no prior is loaded, so the visual prompt is `config.image`."""
     judges = load_judges(config.rewards, config.prior.manifest, device)
-    picture = torch.full((1, 3, 32, 32), config.visual_prompt.ground)  # stands in where no reward looks at it
+    picture = torch.full(
+        (1, 3, 32, 32), config.visual_prompt.ground
+    )  # stands in where no reward looks at it
     if config.image:
         generator = make_generator(config.seed, "visual_prompt")
         run = RunFolder.create(config)
-        picture = make_visual_prompt(Nobody(), judges.text, config.prompt, config, run, generator).rgb
+        picture = make_visual_prompt(
+            Nobody(), judges.text, config.prompt, config, run, generator
+        ).rgb
     elif config.rewards.image_image.weight > 0.0:
         raise UserError(NO_PICTURE)
     rewards = active(pipeline.build_rewards(config, judges, picture.to(device)))
@@ -107,7 +137,12 @@ class Nobody:
     """The `Sampler` where there is no prior."""
 
     def sample(
-        self, prompts: list[str], negative: str, steps: int, guidance_scale: float, generator: torch.Generator
+        self,
+        prompts: list[str],
+        negative: str,
+        steps: int,
+        guidance_scale: float,
+        generator: torch.Generator,
     ) -> NoReturn:
         """Refuse to draw."""
         raise UserError(NO_PICTURE)

@@ -32,7 +32,17 @@ from vp3d.bench.runner import (
     key_of,
     run_tasks,
 )
-from vp3d.bench.summary import WHOLE, Figure, cell, failures_line, legend, rows_of, statistics, summarise, text_table
+from vp3d.bench.summary import (
+    WHOLE,
+    Figure,
+    cell,
+    failures_line,
+    legend,
+    rows_of,
+    statistics,
+    summarise,
+    text_table,
+)
 from vp3d.bench.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
 from vp3d.config import ROOT
 from vp3d.errors import Hindered, UserError
@@ -53,8 +63,15 @@ def test_prompt_sets(name: str) -> None:
     assert [caption(spec) for spec in specs] == [entry.prompt for entry in entries]
     held_out = [uses_held_out(spec) for spec in specs]
     assert sum(held_out) == 8 and sum(held_out[:MINI]) == 2
-    assert all(bool(spec.relation) == (name == "relation") and bool(spec.accent) == (name == "parts") for spec in specs)
-    assert {spec.noun for spec in specs} == set(NOUNS) if name != "relation" else sum(s.relation == "on" for s in specs) == 12
+    assert all(
+        bool(spec.relation) == (name == "relation") and bool(spec.accent) == (name == "parts")
+        for spec in specs
+    )
+    assert (
+        {spec.noun for spec in specs} == set(NOUNS)
+        if name != "relation"
+        else sum(s.relation == "on" for s in specs) == 12
+    )
 
 
 def test_tasks_of_the_suite_and_its_subset() -> None:
@@ -68,7 +85,13 @@ def note(settings: Settings, task: Task) -> Record:
     """A judge that writes down that it was asked."""
     with (settings.folder / "asked.txt").open("a") as stream:
         stream.write(f"{task.key}\n")
-    return {"set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": "", "figures": {"iou": 0.5}}
+    return {
+        "set": task.group,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "failure": "",
+        "figures": {"iou": 0.5},
+    }
 
 
 def test_a_finished_result_is_not_made_again_and_a_damaged_one_is(tmp_path: Path) -> None:
@@ -87,12 +110,16 @@ def test_a_result_of_another_prompt_is_not_taken_for_this_one(tmp_path: Path) ->
     long = "a fluffy orange cat lying on its back in a"  # file names hold no more of a prompt
     for place in ("patch of sunlight", "dark cellar", "dark cellar"):
         prompt = f"{long} {place}"
-        (record,) = run_tasks([Task("s", prompt, 0, key_of(3, prompt, 0), source="x.glb")], settings, note)
+        (record,) = run_tasks(
+            [Task("s", prompt, 0, key_of(3, prompt, 0), source="x.glb")], settings, note
+        )
         assert record["prompt"] == prompt
     assert len(asked.read_text().split()) == 2 and len(list((tmp_path / "results").iterdir())) == 1
 
 
-def test_what_only_hinders_is_no_failure_of_the_asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_hinders_is_no_failure_of_the_asset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def hindered(*_: object) -> None:
         raise Hindered("out of memory while exporting")
 
@@ -106,11 +133,15 @@ def test_several_processes_give_the_same_records(tmp_path: Path) -> None:
     tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
-    assert run_tasks(tasks, Settings(tmp_path / "two"), note, 2) == run_tasks(tasks, Settings(tmp_path / "one"), note)
+    assert run_tasks(tasks, Settings(tmp_path / "two"), note, 2) == run_tasks(
+        tasks, Settings(tmp_path / "one"), note
+    )
     assert list((tmp_path / "two" / "logs").iterdir())
 
 
-def test_a_killed_process_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Killed:
         """A pool whose processes are killed at once."""
 
@@ -127,7 +158,10 @@ def test_a_killed_process_is_told_in_one_line(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(runner, "ProcessPoolExecutor", Killed)
     tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
-    with pytest.raises(UserError, match="one of 2 processes was killed.* is kept in .*, and the same command goes on"):
+    with pytest.raises(
+        UserError,
+        match="one of 2 processes was killed.* is kept in .*, and the same command goes on",
+    ):
         run_tasks(tasks, Settings(tmp_path), note, 2)
 
 
@@ -152,7 +186,10 @@ def test_a_folder_keeps_one_suite_of_one_setting(tmp_path: Path) -> None:
     claim(Settings(work), {"suite": "toybench"}, judge)  # nothing was made yet
     run_tasks([Task("s", "a red sphere", 0, "k", source="x.glb")], Settings(work), note)
     claim(Settings(work), {"suite": "toybench"}, judge)
-    with pytest.raises(UserError, match="other settings: optim.steps was .* and is 3 now; give another --work or remove"):
+    with pytest.raises(
+        UserError,
+        match="other settings: optim.steps was .* and is 3 now; give another --work or remove",
+    ):
         claim(Settings(work, overrides=("optim.steps=3",)), {"suite": "toybench"}, judge)
     (work / "suite.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
@@ -166,14 +203,17 @@ def test_a_folder_keeps_to_the_weights_its_results_come_from(tmp_path: Path) -> 
     judge, work = judged_by(tmp_path / "weights" / "judge"), tmp_path / "work"
     claim(Settings(work), {"suite": "toybench"}, judge)
     kept = json.loads((work / "suite.json").read_text())
-    assert {"assets/toybox/pipeline/unet/diffusion_pytorch_model.safetensors", "assets/toybox/clip/tokenizer.json"} <= set(
-        kept["weights"]
-    )
+    assert {
+        "assets/toybox/pipeline/unet/diffusion_pytorch_model.safetensors",
+        "assets/toybox/clip/tokenizer.json",
+    } <= set(kept["weights"])
     (record,) = run_tasks([Task("s", "a red sphere", 0, "k", source="x.glb")], Settings(work), note)
     assert len(record["date"]) == 10 and record["git"] == git_state(ROOT)
     (tmp_path / "weights" / "judge" / "judge.safetensors").write_bytes(b"trained anew")
     judged_by(tmp_path / "weights" / "judge")
-    with pytest.raises(UserError, match=r"other weights: \S*judge/judge.safetensors changed; give another --work"):
+    with pytest.raises(
+        UserError, match=r"other weights: \S*judge/judge.safetensors changed; give another --work"
+    ):
         claim(Settings(work), {"suite": "toybench"}, judge)
     del kept["weights"]
     (work / "suite.json").write_text(json.dumps(kept))
@@ -181,27 +221,40 @@ def test_a_folder_keeps_to_the_weights_its_results_come_from(tmp_path: Path) -> 
         claim(Settings(work), {"suite": "toybench"}, judge)
 
 
-def test_a_finished_run_is_taken_and_one_cut_short_is_not(finished_run: Asset, tmp_path: Path) -> None:
+def test_a_finished_run_is_taken_and_one_cut_short_is_not(
+    finished_run: Asset, tmp_path: Path
+) -> None:
     config = RunFolder(finished_run.run_dir).config()
     shutil.copytree(finished_run.run_dir, tmp_path / "work" / "run")
     run = RunFolder(tmp_path / "work" / "run")
     text = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(text.replace(config.output_dir, str(tmp_path / "work")))
     made = make(config, tmp_path / "work")
-    assert made.folder == run.path and len(made.mesh.faces) == len(finished_run.mesh.faces) and made.seconds > 0
+    assert (
+        made.folder == run.path
+        and len(made.mesh.faces) == len(finished_run.mesh.faces)
+        and made.seconds > 0
+    )
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["run"]
     run.event("done", steps=3, stopped=True)
     assert not is_finished(run)
 
 
 def test_kinds_of_failures(tmp_path: Path) -> None:
-    assert failure_of(EmptyMesh("nothing"), tmp_path) == "empty" and failure_of(UserError("no"), tmp_path) == "no mesh"
+    assert (
+        failure_of(EmptyMesh("nothing"), tmp_path) == "empty"
+        and failure_of(UserError("no"), tmp_path) == "no mesh"
+    )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("seed: 1\n")
     RunFolder(tmp_path / "run").event("failed", message="not finite")
     assert failure_of(UserError("stopped"), tmp_path) == "nan"
     body = trimesh.creation.box((1, 1, 1))
-    cube = Mesh(np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int64), vertex_colors=np.full((8, 3), np.nan))
+    cube = Mesh(
+        np.asarray(body.vertices, np.float32),
+        np.asarray(body.faces, np.int64),
+        vertex_colors=np.full((8, 3), np.nan),
+    )
     assert failed(cube, {}) == "empty" and failed(cube, {"volume": 1.0}) == "nan"
     bare = Mesh(cube.vertices, cube.faces)
     assert failed(bare, {"volume": 7.9}) == "solid" and failed(bare, {"volume": 1.0}) == ""
@@ -211,7 +264,11 @@ def test_names_of_meshes_tell_prompt_and_seed(tmp_path: Path, finished_run: Asse
     for name in ("03-a-red-sphere-s7.glb", "a_blue_mug.obj", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
     shutil.copytree(finished_run.run_dir, tmp_path / "run")
-    assert [found[:2] for found in find_assets(tmp_path)] == [("a red sphere", 7), ("a blue mug", 0), ("a red sphere", 3)]
+    assert [found[:2] for found in find_assets(tmp_path)] == [
+        ("a red sphere", 7),
+        ("a blue mug", 0),
+        ("a red sphere", 3),
+    ]
     first = asset_task(1, "single", *find_assets(tmp_path)[0])
     (tmp_path / "03-a-red-sphere-s7.glb").write_bytes(b"y")
     assert asset_task(1, "single", *find_assets(tmp_path)[0]).key != first.key
@@ -242,12 +299,26 @@ def records() -> list[Record]:
     rows = [("p", 0.2), ("p", 0.4), ("q", 0.9)]
     made = [{"set": "s", "prompt": p, "seed": n, "failure": "", "reason": "", "figures": {"iou": v, "janus": None}}
             for n, (p, v) in enumerate(rows)]  # fmt: skip
-    return [*made, {"set": "t", "prompt": "r", "seed": 0, "failure": "empty", "reason": "x", "figures": {"iou": 0.0}}]
+    return [
+        *made,
+        {
+            "set": "t",
+            "prompt": "r",
+            "seed": 0,
+            "failure": "empty",
+            "reason": "x",
+            "figures": {"iou": 0.0},
+        },
+    ]
 
 
 def test_statistics_are_over_prompts() -> None:
     found = statistics(records()[:3], "iou")
-    assert found is not None and found["count"] == 2 and found["mean"] == found["median"] == pytest.approx(0.6)
+    assert (
+        found is not None
+        and found["count"] == 2
+        and found["mean"] == found["median"] == pytest.approx(0.6)
+    )
     assert found["low"] == pytest.approx(0.3) and found["high"] == pytest.approx(0.9)
     assert statistics(records(), "janus") is None
 
@@ -255,11 +326,21 @@ def test_statistics_are_over_prompts() -> None:
 def test_summary_and_table() -> None:
     figures = {"iou": Figure("IoU", share=False), "janus": Figure("Janus", share=False)}
     told = summarise(records(), figures)
-    assert told["figures"][WHOLE]["iou"]["mean"] == pytest.approx(0.4) and told["failures"] == {"count": 1, "empty": 1}
+    assert told["figures"][WHOLE]["iou"]["mean"] == pytest.approx(0.4) and told["failures"] == {
+        "count": 1,
+        "empty": 1,
+    }
     assert failures_line(told) == "failures: 1 of 4 (1 empty)"
     header, rows = rows_of(told["figures"], figures)
-    assert header == ["figure", "s", "t", WHOLE] and len(rows) == 1 and rows[0][1] == "0.60 [0.30, 0.90] 0.60"
-    assert cell({"mean": 0.5, "low": 0.25, "high": 1.0, "median": 0.5}, Figure("x")) == "50 % [25, 100] 50"
+    assert (
+        header == ["figure", "s", "t", WHOLE]
+        and len(rows) == 1
+        and rows[0][1] == "0.60 [0.30, 0.90] 0.60"
+    )
+    assert (
+        cell({"mean": 0.5, "low": 0.25, "high": 1.0, "median": 0.5}, Figure("x"))
+        == "50 % [25, 100] 50"
+    )
     assert "IoU" in text_table(header, rows, "The assets")
 
 
@@ -269,7 +350,12 @@ def test_the_janus_rate_is_told_with_the_assets_it_is_counted_over() -> None:
     made[0]["figures"]["two_faced"], made[1]["figures"]["two_faced"] = 1.0, 0.0
     told = summarise(made, figures)["figures"]
     assert told[WHOLE]["two_faced"]["assets"] == 2 and told[WHOLE]["two_faced"]["of"] == 4
-    assert rows_of(told, figures)[1][0] == ["Janus rate", "50 % [50, 50] 50 (2 of 3)", "–", "50 % [50, 50] 50 (2 of 4)"]
+    assert rows_of(told, figures)[1][0] == [
+        "Janus rate",
+        "50 % [50, 50] 50 (2 of 3)",
+        "–",
+        "50 % [50, 50] 50 (2 of 4)",
+    ]
     assert "Janus rate: (over how many of the assets)" in legend(figures, told[WHOLE], "95 %")
     assert legend(figures, told["t"], "95 %") == "mean [95 %] median"
 
@@ -284,13 +370,23 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "failures: 1 of 2 (1 empty)" in out and str(work / "index.html") in out
     told = json.loads((work / "summary.json").read_text())
-    assert told["figures"]["parts"]["iou"]["mean"] > 0.95 and told["figures"]["parts"]["color_error"]["mean"] < 2.0
-    assert told["figures"]["single"]["iou"]["mean"] == 0.0 and told["true"]["single"]["all"]["mean"] > 0.8
+    assert (
+        told["figures"]["parts"]["iou"]["mean"] > 0.95
+        and told["figures"]["parts"]["color_error"]["mean"] < 2.0
+    )
+    assert (
+        told["figures"]["single"]["iou"]["mean"] == 0.0
+        and told["true"]["single"]["all"]["mean"] > 0.8
+    )
     text = (work / "index.html").read_text()
-    assert text.count("data:image/png") == 2 and text.count('<video src="data:video/mp4') == 4, "each asset and its true object"
+    assert text.count("data:image/png") == 2 and text.count('<video src="data:video/mp4') == 4, (
+        "each asset and its true object"
+    )
     assert 'src="http' not in text and "a white mug with a red handle" in text
     assert "(1 of 2)" in out and "(1 of 2)" in text
-    assert "preset" not in out and "preset" not in text and "preset" not in told["facts"], "it had no part in these"
+    assert "preset" not in out and "preset" not in text and "preset" not in told["facts"], (
+        "it had no part in these"
+    )
     before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
     assert cli.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()} == before
@@ -306,11 +402,15 @@ def test_a_mesh_turns_on_the_page_as_a_run_does(tmp_path: Path, finished_run: As
 
 
 def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, "draft", (ROOT / "configs" / "sds.yaml", Path("own.yaml")), ("optim.steps=3",))
+    settings = Settings(
+        tmp_path, "draft", (ROOT / "configs" / "sds.yaml", Path("own.yaml")), ("optim.steps=3",)
+    )
     tasks = [Task("s", "a red sphere", n, f"k{n}") for n in (1, 2)]
     made = [{**note(settings, task), "reason": "", "source": "", "date": day, "git": {"commit": commit, "dirty": False}}
             for task, day, commit in zip(tasks, ("2026-01-03", "2026-01-02"), ("a" * 40, "b" * 40), strict=True)]  # fmt: skip
-    out = finish("Toybench", tasks, made, settings, {"iou": Figure("IoU", share=False)}, ("figures",))
+    out = finish(
+        "Toybench", tasks, made, settings, {"iou": Figure("IoU", share=False)}, ("figures",)
+    )
     head = "preset draft, seeds 2, config configs/sds.yaml, own.yaml, settings optim.steps=3, date 2026-01-02 to 2026-01-03"
     assert f"Toybench: {head}, commit aaaaaaaaaa, bbbbbbbbbb, machine" in out
     text = (tmp_path / "index.html").read_text()
@@ -328,7 +428,9 @@ def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
         ["--suite", "t3bench", "--endpoint", "http://localhost/v1"],
     ],
 )  # fmt: skip
-def test_options_that_change_nothing_are_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_change_nothing_are_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a-red-sphere.glb").write_bytes(b"x")
     work = tmp_path / "work"
     assert cli.main(["evaluate", "--assets", str(tmp_path), "--work", str(work), *words]) == 2
@@ -341,10 +443,26 @@ def test_t3bench_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     torch.set_num_threads(1)
     folder, work = tmp_path / "meshes", tmp_path / "work"
     write_glb(lit(true_mesh(parse_caption("a red sphere"), cells=16)), folder / "a-red-sphere.glb")
-    words = ["evaluate", "--suite", "t3bench", "--assets", str(folder), "--size", "32", "--grader", "judge", "--work", str(work)]
+    words = [
+        "evaluate",
+        "--suite",
+        "t3bench",
+        "--assets",
+        str(folder),
+        "--size",
+        "32",
+        "--grader",
+        "judge",
+        "--work",
+        str(work),
+    ]
     assert cli.main(words) == 0
     (record,) = (json.loads(path.read_text()) for path in (work / "results").glob("*.json"))
-    assert record["figures"]["grade"] == 5 and 0 < record["figures"]["quality"] < 100 and len(record["captions"]) == 12
+    assert (
+        record["figures"]["grade"] == 5
+        and 0 < record["figures"]["quality"] < 100
+        and len(record["captions"]) == 12
+    )
     assert "quality" in capsys.readouterr().out
     (folder / "a-fluffy-cat.glb").write_bytes((folder / "a-red-sphere.glb").read_bytes())
     assert cli.main(words) == 2 and "knows the toybox's words alone" in capsys.readouterr().err
@@ -362,7 +480,9 @@ def test_captions_a_view_may_be_taken_for_are_the_whole_suite() -> None:
     assert len(toybench.judges().texts) == 72
 
 
-def test_a_judge_other_than_the_manifests_does_not_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_other_than_the_manifests_does_not_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(toybench.ASSETS / "judge", tmp_path / "judge")
     shutil.copy(toybench.MANIFEST, tmp_path)
     with (tmp_path / "judge" / "judge.safetensors").open("r+b") as stream:
@@ -371,7 +491,12 @@ def test_a_judge_other_than_the_manifests_does_not_measure(tmp_path: Path, monke
     for module in (toybench, t3):
         monkeypatch.setattr(module, "ASSETS", tmp_path)
         monkeypatch.setattr(module, "MANIFEST", tmp_path / "MANIFEST.json")
-    monkeypatch.setattr(toybench, "load_clip", lambda *_: SimpleNamespace(text=lambda prompts: prompts))
-    for load in (toybench.judges.__wrapped__, lambda: t3.grader_of.__wrapped__(t3.Protocol(grader="judge"))):
+    monkeypatch.setattr(
+        toybench, "load_clip", lambda *_: SimpleNamespace(text=lambda prompts: prompts)
+    )
+    for load in (
+        toybench.judges.__wrapped__,
+        lambda: t3.grader_of.__wrapped__(t3.Protocol(grader="judge")),
+    ):
         with pytest.raises(UserError, match="judge.safetensors is damaged or was changed"):
             load()

@@ -21,7 +21,9 @@ def test_joint_is_the_formula(s: float) -> None:
 @pytest.mark.parametrize(("text", "image"), [(7.5, 2.0), (1.0, 1.0), (0.0, 3.0), (10.0, 0.0)])
 def test_split_is_the_formula(text: float, image: float) -> None:
     guided = combine(PREDICTIONS, branch_weights("split", 99.0, text, image, with_image=True))
-    torch.testing.assert_close(guided, E0 + text * (EY - E0) + image * (EYV - EY), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        guided, E0 + text * (EY - E0) + image * (EYV - EY), atol=1e-4, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("s", [1.0, 4.0, 100.0])

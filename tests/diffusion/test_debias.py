@@ -30,7 +30,9 @@ def save_bert(folder: Path, words: list[str], seed: int = 1, **kwargs: object) -
             max_position_embeddings=64, initializer_range=0.3, pad_token_id=0,
         )  # fmt: skip
         transformers.BertForMaskedLM(config).save_pretrained(folder, **kwargs)
-    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(folder)
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -54,7 +56,9 @@ def naive(folder: Path, prompt: str, ids: list[int]) -> dict[str, str]:
     views = tokenizer(" ".join(DIRECTIONS), return_tensors="pt").input_ids[0][1:5]
 
     def probe(words: list[str]) -> torch.Tensor:
-        tokens = tokenizer("This image is depicting a [MASK] view of " + " ".join(words), return_tensors="pt")
+        tokens = tokenizer(
+            "This image is depicting a [MASK] view of " + " ".join(words), return_tensors="pt"
+        )
         place = torch.where(tokens.input_ids == tokenizer.mask_token_id)[1]
         found = torch.softmax(model(**tokens).logits[0, place], dim=-1)[0, views]
         return found / found.sum()
@@ -66,7 +70,9 @@ def naive(folder: Path, prompt: str, ids: list[int]) -> dict[str, str]:
         for n, direction in enumerate(DIRECTIONS):
             if ratio[n] < 0.95:
                 kept[direction][i] = ""
-    return {direction: " ".join(word for word in found if word) for direction, found in kept.items()}
+    return {
+        direction: " ".join(word for word in found if word) for direction, found in kept.items()
+    }
 
 
 def test_every_word_may_go(bert: Path) -> None:
@@ -81,14 +87,19 @@ def test_every_word_may_go(bert: Path) -> None:
 def test_only_named_words_go_and_commas_do_not_hide_them(bert: Path) -> None:
     told = debiased_prompts(PROMPT + ", front view", str(bert), "eyes Smiling, tail")
     expected = naive(bert, PROMPT, [1, 5])
-    assert told["front view"] == expected["front"] and told["right side view from above"] == expected["side"]
+    assert (
+        told["front view"] == expected["front"]
+        and told["right side view from above"] == expected["side"]
+    )
     assert all({"a", "dog", "red", "box"} <= set(prompt.split()) for prompt in told.values())
     assert set(debiased_prompts(PROMPT, str(bert), "tail").values()) == {PROMPT}
 
 
 def test_a_prompt_is_never_emptied(tmp_path: Path) -> None:
     for seed in range(3):
-        told = debiased_prompts("dog", str(save_bert(tmp_path / str(seed), [*WORDS, *DIRECTIONS], seed)))
+        told = debiased_prompts(
+            "dog", str(save_bert(tmp_path / str(seed), [*WORDS, *DIRECTIONS], seed))
+        )
         assert set(told.values()) == {"dog"}
 
 
@@ -97,7 +108,9 @@ def test_probabilities_add_up_whatever_the_length(bert: Path) -> None:
     model = transformers.BertForMaskedLM.from_pretrained(bert).eval()
     both = view_probabilities(tokenizer, model, ["a dog", PROMPT])
     torch.testing.assert_close(both.sum(1), torch.ones(2))
-    torch.testing.assert_close(both[:1], view_probabilities(tokenizer, model, ["a dog"]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        both[:1], view_probabilities(tokenizer, model, ["a dog"]), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_the_names_in_the_published_file_are_read(bert: Path, tmp_path: Path) -> None:
@@ -117,13 +130,20 @@ def test_the_names_in_the_published_file_are_read(bert: Path, tmp_path: Path) ->
         debiased_prompts(PROMPT, str(tmp_path / "bert"))
 
 
-def test_code_in_the_folder_is_not_run_and_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_the_folder_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save_bert(tmp_path / "own", [*WORDS, *DIRECTIONS])
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nOwn = None\n")
-    for name, entry in (("config.json", "AutoModelForMaskedLM"), ("tokenizer_config.json", "AutoTokenizer")):
+    for name, entry in (
+        ("config.json", "AutoModelForMaskedLM"),
+        ("tokenizer_config.json", "AutoTokenizer"),
+    ):
         about = json.loads((folder / name).read_text())
         about["auto_map"] = {"AutoConfig": "own.Own", entry: "own.Own"}
-        (folder / name).write_text(json.dumps(about | {"model_type": "own", "tokenizer_class": "Own"}))
+        (folder / name).write_text(
+            json.dumps(about | {"model_type": "own", "tokenizer_class": "Own"})
+        )
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(UserError, match="cannot load the language model .* contains custom code"):
         debiased_prompts(PROMPT, str(folder))

@@ -35,12 +35,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-def call(unet: torch.nn.Module, condition: object, rows: slice = slice(None), **kwargs: object) -> torch.Tensor:
+def call(
+    unet: torch.nn.Module, condition: object, rows: slice = slice(None), **kwargs: object
+) -> torch.Tensor:
     return unet(LATENTS[rows], T[rows], encoder_hidden_states=condition, **kwargs).sample
 
 
 def load(folder: Path, adapter: bool) -> diffusers.StableDiffusionPipeline:
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder / "pipeline", local_files_only=True)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder / "pipeline", local_files_only=True
+    )
     if adapter:
         pipe.load_ip_adapter(
             str(folder / "ip_adapter"),
@@ -63,18 +67,24 @@ def gated(folder: Path) -> tuple[torch.nn.Module, torch.Tensor, dict[float, torc
     theirs = {}
     for scale in (0.4, 1.0):
         pipe.set_ip_adapter_scale(scale)
-        theirs[scale] = call(pipe.unet, TEXT, added_cond_kwargs={"image_embeds": [EMBEDDING[:, None]]})
+        theirs[scale] = call(
+            pipe.unet, TEXT, added_cond_kwargs={"image_embeds": [EMBEDDING[:, None]]}
+        )
     with torch.no_grad():
         tokens = pipe.unet.encoder_hid_proj.image_projection_layers[0](EMBEDDING)
     pipe.unet.encoder_hid_proj = None
-    assert install_gates(pipe.unet) == 4  # cross-attention layers: one down, one in the middle, two up
+    assert (
+        install_gates(pipe.unet) == 4
+    )  # cross-attention layers: one down, one in the middle, two up
     return pipe.unet, tokens, theirs
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0])
 def test_uniform_gate_is_diffusers_own_processor(gated: tuple, scale: float) -> None:
     unet, tokens, theirs = gated
-    torch.testing.assert_close(call(unet, (TEXT, tokens, torch.full((3,), scale))), theirs[scale], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        call(unet, (TEXT, tokens, torch.full((3,), scale))), theirs[scale], atol=1e-6, rtol=1e-5
+    )
 
 
 def test_gate_zero_is_the_base_network_bit_for_bit(gated: tuple, base: torch.nn.Module) -> None:
@@ -114,11 +124,16 @@ def test_several_adapters_and_masks_are_refused(gated: tuple, folder: Path) -> N
     pipe = load(folder, adapter=False)
     name = "ip-adapter_toybox.safetensors"
     pipe.load_ip_adapter(
-        str(folder / "ip_adapter"), subfolder=["models"] * 2, weight_name=[name] * 2, local_files_only=True
+        str(folder / "ip_adapter"),
+        subfolder=["models"] * 2,
+        weight_name=[name] * 2,
+        local_files_only=True,
     )
     with pytest.raises(ValueError, match="2 IP-Adapters"):
         install_gates(pipe.unet)
-    processor = next(p for p in gated[0].attn_processors.values() if isinstance(p, GatedImageAttention))
+    processor = next(
+        p for p in gated[0].attn_processors.values() if isinstance(p, GatedImageAttention)
+    )
     with pytest.raises(ValueError, match="without a mask"):
         processor(None, torch.zeros(1, 2, 64), TEXT, attention_mask=torch.ones(1, 77))
 
@@ -127,13 +142,17 @@ def test_the_pooled_prompt_is_the_text_alone_or_takes_the_image_by_its_gate() ->
     torch.manual_seed(3)
     pooling = {"addition_embed_type": "text", "addition_embed_type_num_heads": 4}
     config = {name: value for name, value in tiny_unet().config.items() if not name.startswith("_")}
-    pooled = diffusers.UNet2DConditionModel(**config | pooling).eval()  # from_config would drop what was a default before
+    pooled = diffusers.UNet2DConditionModel(
+        **config | pooling
+    ).eval()  # from_config would drop what was a default before
     expected, other = call(pooled, TEXT), call(pooled, TEXT.flip(0))
     assert (expected - other).abs().max() > 1e-3
     processors = pooled.attn_processors
     for name in (n for n in processors if n.endswith("attn2.processor")):
         width = pooled.get_submodule(name.removesuffix(".processor")).to_k.out_features
-        processors[name] = GatedImageAttention(*(torch.nn.Linear(32, width, bias=False) for _ in range(2)))
+        processors[name] = GatedImageAttention(
+            *(torch.nn.Linear(32, width, bias=False) for _ in range(2))
+        )
     pooled.set_attn_processor(processors)
     tokens, gates = torch.randn(3, 4, 32), torch.tensor([0.0, 0.5, 1.0])
     pool_image(pooled)
@@ -143,7 +162,8 @@ def test_the_pooled_prompt_is_the_text_alone_or_takes_the_image_by_its_gate() ->
     pool_image(pooled, weight)  # a second time takes the place of the first
     text = pooled.add_embedding.text(TEXT)
     torch.testing.assert_close(
-        pooled.add_embedding((TEXT, tokens, gates)), text + gates[:, None] * (tokens.flatten(1) @ weight.T)
+        pooled.add_embedding((TEXT, tokens, gates)),
+        text + gates[:, None] * (tokens.flatten(1) @ weight.T),
     )
     assert torch.equal(call(pooled, (TEXT, tokens, gates))[:1], expected[:1])
     assert torch.equal(call(pooled, TEXT), expected)

@@ -62,14 +62,18 @@ def resnet(name: str, c_in: int, c_out: int) -> Shapes:
 def transformer(name: str, c: int, context: int, depth: int, linear: bool) -> Shapes:
     kernel = () if linear else (1, 1)
     found = (
-        layer(f"{name}.norm", c) | layer(f"{name}.proj_in", c, c, *kernel) | layer(f"{name}.proj_out", c, c, *kernel)
+        layer(f"{name}.norm", c)
+        | layer(f"{name}.proj_in", c, c, *kernel)
+        | layer(f"{name}.proj_out", c, c, *kernel)
     )
     for i in range(depth):
         block = f"{name}.transformer_blocks.{i}"
         for n in (1, 2, 3):
             found |= layer(f"{block}.norm{n}", c)
         for attention, width in (("attn1", c), ("attn2", context)):
-            found |= layer(f"{block}.{attention}.to_q", c, c, bias=False) | layer(f"{block}.{attention}.to_out.0", c, c)
+            found |= layer(f"{block}.{attention}.to_q", c, c, bias=False) | layer(
+                f"{block}.{attention}.to_out.0", c, c
+            )
             for part in ("to_k", "to_v"):
                 found |= layer(f"{block}.{attention}.{part}", c, width, bias=False)
         found |= layer(f"{block}.ff.net.0.proj", 8 * c, c) | layer(f"{block}.ff.net.2", c, 4 * c)
@@ -90,7 +94,9 @@ def published_unet(config: dict) -> Shapes:
         | layer("time_embedding.linear_2", 1280, 1280)
     )
     if "addition_embed_type" in config:
-        found |= layer("add_embedding.linear_1", 1280, 2816) | layer("add_embedding.linear_2", 1280, 1280)
+        found |= layer("add_embedding.linear_1", 1280, 2816) | layer(
+            "add_embedding.linear_2", 1280, 1280
+        )
     skips = [320]
     c = 320
     for i, kind in enumerate(config["down_block_types"]):
@@ -99,7 +105,9 @@ def published_unet(config: dict) -> Shapes:
             c = channels[i]
             skips.append(c)
             if kind.startswith("Cross"):
-                found |= transformer(f"down_blocks.{i}.attentions.{j}", c, context, depths[i], linear)
+                found |= transformer(
+                    f"down_blocks.{i}.attentions.{j}", c, context, depths[i], linear
+                )
         if i < len(channels) - 1:
             found |= layer(f"down_blocks.{i}.downsamplers.0.conv", c, c, 3, 3)
             skips.append(c)
@@ -111,7 +119,9 @@ def published_unet(config: dict) -> Shapes:
             found |= resnet(f"up_blocks.{i}.resnets.{j}", c + skips.pop(), width)
             c = width
             if kind.startswith("Cross"):
-                found |= transformer(f"up_blocks.{i}.attentions.{j}", c, context, depths[-1 - i], linear)
+                found |= transformer(
+                    f"up_blocks.{i}.attentions.{j}", c, context, depths[-1 - i], linear
+                )
         if i < len(channels) - 1:
             found |= layer(f"up_blocks.{i}.upsamplers.0.conv", c, c, 3, 3)
     return found | layer("conv_norm_out", 320) | layer("conv_out", 4, 320, 3, 3)
@@ -125,11 +135,17 @@ def published_adapter(name: str) -> tuple[Shapes, Shapes]:
         projection = layer("proj", 4 * context, image) | layer("norm", context)
     else:
         projection: Shapes = {"latents": (1, 16, inner)}
-        projection |= layer("proj_in", inner, image) | layer("proj_out", context, inner) | layer("norm_out", context)
+        projection |= (
+            layer("proj_in", inner, image)
+            | layer("proj_out", context, inner)
+            | layer("norm_out", context)
+        )
         for n in range(4):
             block = f"layers.{n}"
             projection |= (
-                layer(f"{block}.0.norm1", inner) | layer(f"{block}.0.norm2", inner) | layer(f"{block}.1.0", inner)
+                layer(f"{block}.0.norm1", inner)
+                | layer(f"{block}.0.norm2", inner)
+                | layer(f"{block}.1.0", inner)
             )
             for part, shape in {
                 "0.to_q": (64 * heads, inner),
@@ -140,7 +156,9 @@ def published_adapter(name: str) -> tuple[Shapes, Shapes]:
             }.items():
                 projection |= layer(f"{block}.{part}", *shape, bias=False)
     layers: Shapes = {}
-    for n, width in enumerate(CROSSING[unet]):  # odd numbers: the even ones are self-attention, which has no weights
+    for n, width in enumerate(
+        CROSSING[unet]
+    ):  # odd numbers: the even ones are self-attention, which has no weights
         for part in ("to_k_ip", "to_v_ip"):
             layers |= layer(f"{2 * n + 1}.{part}", width, context, bias=False)
     return projection, layers
@@ -154,7 +172,12 @@ def vae_resnet(name: str, c_in: int, c_out: int) -> Shapes:
 def vae_middle(name: str) -> Shapes:
     found = vae_resnet(f"{name}.resnets.0", 512, 512) | vae_resnet(f"{name}.resnets.1", 512, 512)
     found |= layer(f"{name}.attentions.0.group_norm", 512)
-    for part in ("to_q", "to_k", "to_v", "to_out.0"):  # query, key, value and proj_attn in the files
+    for part in (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+    ):  # query, key, value and proj_attn in the files
         found |= layer(f"{name}.attentions.0.{part}", 512, 512)
     return found
 
@@ -185,7 +208,9 @@ def clip_layers(name: str, width: int, depth: int) -> Shapes:
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
             found |= layer(f"{block}.self_attn.{part}", width, width)
         found |= layer(f"{block}.layer_norm1", width) | layer(f"{block}.layer_norm2", width)
-        found |= layer(f"{block}.mlp.fc1", 4 * width, width) | layer(f"{block}.mlp.fc2", width, 4 * width)
+        found |= layer(f"{block}.mlp.fc1", 4 * width, width) | layer(
+            f"{block}.mlp.fc2", width, 4 * width
+        )
     return found
 
 
@@ -198,7 +223,9 @@ def published_text(width: int, depth: int, projection: bool) -> Shapes:
 
 def published_vision() -> Shapes:
     """The ViT-H of the IP-Adapters; `pre_layrnorm` is spelt so."""
-    found = clip_layers("vision_model", 1280, 32) | layer("visual_projection", 1024, 1280, bias=False)
+    found = clip_layers("vision_model", 1280, 32) | layer(
+        "visual_projection", 1024, 1280, bias=False
+    )
     found |= layer("vision_model.pre_layrnorm", 1280) | layer("vision_model.post_layernorm", 1280)
     found |= {"vision_model.embeddings.class_embedding": (1280,)}
     found |= layer("vision_model.embeddings.position_embedding", 257, 1280, bias=False)
@@ -215,17 +242,27 @@ def shapes_of(module: nn.Module) -> Shapes:
 
 def test_published_files_are_as_large_as_these_layouts() -> None:
     """Sizes of the files on the hub: 4 or 2 bytes a parameter and a safetensors header of some 100 bytes a tensor."""
-    files = {file.path: file.size for name in ("ip-adapter-sd15", "ip-adapter-sdxl") for file in MODELS[name].files}
+    files = {
+        file.path: file.size
+        for name in ("ip-adapter-sd15", "ip-adapter-sdxl")
+        for file in MODELS[name].files
+    }
     expected = {"sd15": ("sd15", 4), "sdxl": ("sdxl", 2)}
     found = []
     for name, (unet, width) in expected.items():
-        size = next(file.size for file in MODELS[name].files if file.path.startswith("unet/diffusion"))
+        size = next(
+            file.size for file in MODELS[name].files if file.path.startswith("unet/diffusion")
+        )
         found.append((size, width * SIZES[unet][1], SIZES[unet][0]))
     for name in ADAPTERS:
-        size = next((size for path, size in files.items() if path.endswith(f"/{name}.safetensors")), 0)
+        size = next(
+            (size for path, size in files.items() if path.endswith(f"/{name}.safetensors")), 0
+        )
         if size:
             shapes = [shape for half in published_adapter(name) for shape in half.values()]
-            found.append((size, 2 * sum(torch.Size(shape).numel() for shape in shapes), len(shapes)))
+            found.append(
+                (size, 2 * sum(torch.Size(shape).numel() for shape in shapes), len(shapes))
+            )
     assert len(found) == 6
     for size, payload, tensors in found:
         assert 50 * tensors < size - payload < 200 * tensors
@@ -234,7 +271,9 @@ def test_published_files_are_as_large_as_these_layouts() -> None:
 @pytest.fixture(scope="module")
 def unets() -> Iterator[dict[str, nn.Module]]:
     with torch.device("meta"):
-        yield {name: diffusers.UNet2DConditionModel(**config).eval() for name, config in UNETS.items()}
+        yield {
+            name: diffusers.UNet2DConditionModel(**config).eval() for name, config in UNETS.items()
+        }
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -250,7 +289,10 @@ def test_cross_attention_layers_come_in_the_order_of_the_adapters_numbers(
     unets: dict[str, nn.Module], name: str
 ) -> None:
     crossing = [key for key in unets[name].attn_processors if key.endswith("attn2.processor")]
-    widths = [unets[name].get_submodule(key.removesuffix(".processor")).to_q.in_features for key in crossing]
+    widths = [
+        unets[name].get_submodule(key.removesuffix(".processor")).to_q.in_features
+        for key in crossing
+    ]
     assert widths == CROSSING[name] and len(widths) == {"sd15": 16, "sdxl": 70}[name]
     order = list(dict.fromkeys(key.split("_")[0] for key in crossing))
     assert order == ["down", "up", "mid"]
@@ -265,13 +307,19 @@ def test_published_adapter_goes_into_the_network(unets: dict[str, nn.Module], na
     state = {"image_proj": empty(image_proj), "ip_adapter": empty(ip_adapter)}
     unet._load_ip_adapter_weights(state)
     projection = take_adapter(unet)
-    ours = [(key, p) for key, p in unet.attn_processors.items() if isinstance(p, GatedImageAttention)]
+    ours = [
+        (key, p) for key, p in unet.attn_processors.items() if isinstance(p, GatedImageAttention)
+    ]
     assert len(ours) == len(CROSSING[ADAPTERS[name][0]]) == len(ip_adapter) // 2
     for n, (key, processor) in enumerate(ours):
         attention = unet.get_submodule(key.removesuffix(".processor"))
         for part, text in (("to_k_ip", attention.to_k), ("to_v_ip", attention.to_v)):
             weight = getattr(processor, part).weight
-            assert tuple(weight.shape) == ip_adapter[f"{2 * n + 1}.{part}.weight"] == tuple(text.weight.shape)
+            assert (
+                tuple(weight.shape)
+                == ip_adapter[f"{2 * n + 1}.{part}.weight"]
+                == tuple(text.weight.shape)
+            )
     found = sum(value.numel() for value in projection.state_dict().values())
     assert found == sum(
         torch.Size(shape).numel() for shape in image_proj.values()
@@ -279,8 +327,14 @@ def test_published_adapter_goes_into_the_network(unets: dict[str, nn.Module], na
     total = found + sum(torch.Size(shape).numel() for shape in ip_adapter.values())
     assert name != "ip-adapter_sd15" or round(total / 1e6) == 22  # the 22 M of the authors' README
     plus, width = ADAPTERS[name][2] is not None, ADAPTERS[name][1]
-    vectors = torch.empty(2, 257, width, device="meta") if plus else torch.empty(2, width, device="meta")
-    assert projection(vectors).shape == (2, 16 if plus else 4, UNETS[ADAPTERS[name][0]]["cross_attention_dim"])
+    vectors = (
+        torch.empty(2, 257, width, device="meta") if plus else torch.empty(2, width, device="meta")
+    )
+    assert projection(vectors).shape == (
+        2,
+        16 if plus else 4,
+        UNETS[ADAPTERS[name][0]]["cross_attention_dim"],
+    )
     unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor2_0())
 
 
@@ -294,13 +348,26 @@ def build_part(name: str) -> nn.Module:
             layers_per_block=2,
             latent_channels=4,
         )
-    width, depth, heads = {"text_encoder": (768, 12, 12), "text_encoder_2": (1280, 32, 20), "image_encoder": (1280, 32, 16)}[name]
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, "num_attention_heads": heads}
+    width, depth, heads = {
+        "text_encoder": (768, 12, 12),
+        "text_encoder_2": (1280, 32, 20),
+        "image_encoder": (1280, 32, 16),
+    }[name]
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+    }
     if name == "image_encoder":
         return transformers.CLIPVisionModelWithProjection(
             transformers.CLIPVisionConfig(**sizes, patch_size=14, projection_dim=1024)
         )
-    kind = transformers.CLIPTextModelWithProjection if name == "text_encoder_2" else transformers.CLIPTextModel
+    kind = (
+        transformers.CLIPTextModelWithProjection
+        if name == "text_encoder_2"
+        else transformers.CLIPTextModel
+    )
     return kind(transformers.CLIPTextConfig(**sizes, projection_dim=width))
 
 
@@ -321,9 +388,19 @@ def test_the_parts_beside_the_denoiser_are_the_published_ones(name: str) -> None
     with torch.device("meta"):
         found = shapes_of(build_part(name))
     prefix = "text_model." if name == "text_encoder" else ""
-    assert {f"{prefix}{key.removeprefix(prefix)}": shape for key, shape in found.items()} == expected
-    assert (len(expected), sum(torch.Size(shape).numel() for shape in expected.values())) == (tensors, parameters)
-    files = [(model, file) for model in MODELS for file in MODELS[model].files if f"/{name}/" in f"/{file.path}" and file.sha256]
+    assert {
+        f"{prefix}{key.removeprefix(prefix)}": shape for key, shape in found.items()
+    } == expected
+    assert (len(expected), sum(torch.Size(shape).numel() for shape in expected.values())) == (
+        tensors,
+        parameters,
+    )
+    files = [
+        (model, file)
+        for model in MODELS
+        for file in MODELS[model].files
+        if f"/{name}/" in f"/{file.path}" and file.sha256
+    ]
     assert files
     for model, file in files:
         width = 2 if model == "sdxl" else 4  # bytes a parameter
@@ -331,22 +408,35 @@ def test_the_parts_beside_the_denoiser_are_the_published_ones(name: str) -> None
 
 
 def text_tower(kind: type, hidden: int) -> nn.Module:
-    config = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": hidden // 64}
+    config = {
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_attention_heads": hidden // 64,
+    }
     return kind(transformers.CLIPTextConfig(**config, num_hidden_layers=2, projection_dim=hidden))
 
 
 @pytest.mark.slow
-def test_full_size_sdxl_with_plus_adapter_runs_through_the_prior(unets: dict[str, nn.Module]) -> None:
+def test_full_size_sdxl_with_plus_adapter_runs_through_the_prior(
+    unets: dict[str, nn.Module],
+) -> None:
     """Shapes only: text towers and ViT-H at full width (two layers deep), adapter, sizes and a call of the denoiser."""
     name = "ip-adapter-plus_sdxl_vit-h"
     unet = unets["sdxl"]
-    state = dict(zip(("image_proj", "ip_adapter"), map(empty, published_adapter(name)), strict=True))
+    state = dict(
+        zip(("image_proj", "ip_adapter"), map(empty, published_adapter(name)), strict=True)
+    )
     unet._load_ip_adapter_weights(state)
     projection = take_adapter(unet)
     with torch.device("meta"):
         text = text_tower(transformers.CLIPTextModel, 768)
         text_2 = text_tower(transformers.CLIPTextModelWithProjection, 1280)
-        wide = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "projection_dim": 1024}
+        wide = {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_attention_heads": 16,
+            "projection_dim": 1024,
+        }
         vision = transformers.CLIPVisionConfig(**wide, num_hidden_layers=2, patch_size=14)
         tower = transformers.CLIPVisionModelWithProjection(vision)
         vae = autoencoder("tiny")
@@ -361,6 +451,10 @@ def test_full_size_sdxl_with_plus_adapter_runs_through_the_prior(unets: dict[str
     told = prior.encode_text(["a", "b"])
     assert told.tokens.shape == (2, 77, 2048) and told.pooled.shape == (2, 1280)
     with torch.device("meta"):
-        latents, t, gate = torch.empty(2, 4, 16, 16), torch.zeros(2, dtype=torch.long), torch.empty(2)
+        latents, t, gate = (
+            torch.empty(2, 4, 16, 16),
+            torch.zeros(2, dtype=torch.long),
+            torch.empty(2),
+        )
     noise = prior.predict_noise(latents, t, told, image.expand(2, -1, -1), gate)
     assert noise.shape == (2, 4, 16, 16) and isinstance(told, TextEmbedding)

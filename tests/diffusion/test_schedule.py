@@ -21,10 +21,16 @@ BAR = torch.tensor([0.9991, 0.8, 0.5, 0.1, 0.0047])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_alpha_bar_agrees_with_diffusers(kind: str, zero_snr: bool) -> None:
     theirs = diffusers.DDIMScheduler(
-        num_train_timesteps=300, beta_start=0.00085, beta_end=0.012, beta_schedule=kind, rescale_betas_zero_snr=zero_snr
+        num_train_timesteps=300,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule=kind,
+        rescale_betas_zero_snr=zero_snr,
     )
     ours = S.alpha_bar_from_config(theirs.config)
-    torch.testing.assert_close(ours, theirs.alphas_cumprod.clamp_min(S.ALPHA_BAR_MIN), atol=1e-6, rtol=2e-4)
+    torch.testing.assert_close(
+        ours, theirs.alphas_cumprod.clamp_min(S.ALPHA_BAR_MIN), atol=1e-6, rtol=2e-4
+    )
     assert (ours[1:] <= ours[:-1]).all()
 
 
@@ -36,7 +42,12 @@ def test_trained_betas_are_used() -> None:
 def test_unknown_schedule_is_refused() -> None:
     with pytest.raises(UserError, match="sigmoid"):
         S.alpha_bar_from_config(
-            {"num_train_timesteps": 5, "beta_schedule": "sigmoid", "beta_start": 0.1, "beta_end": 0.2}
+            {
+                "num_train_timesteps": 5,
+                "beta_schedule": "sigmoid",
+                "beta_start": 0.1,
+                "beta_end": 0.2,
+            }
         )
 
 
@@ -56,7 +67,9 @@ def test_conversions_invert_each_other() -> None:
 
 
 def test_weights() -> None:
-    torch.testing.assert_close(S.sds_weight(torch.tensor([0.25, 1.0]), "sigma2"), torch.tensor([0.75, 0.0]))
+    torch.testing.assert_close(
+        S.sds_weight(torch.tensor([0.25, 1.0]), "sigma2"), torch.tensor([0.75, 0.0])
+    )
     assert torch.equal(S.sds_weight(BAR, "uniform"), torch.ones(5))
     with pytest.raises(UserError, match="sigma2"):
         S.sds_weight(BAR, "sds")
@@ -78,7 +91,9 @@ def test_sampled_t_is_stratified_uniform_and_reproducible() -> None:
     assert torch.equal(
         ((draws - 20) // 10).sort(dim=1).values, torch.arange(4).expand(2000, 4)
     )  # one view in each quarter
-    counts = torch.bincount(draws[:, 0] - 20, minlength=40)  # each view alone is uniform: 50 expected a value
+    counts = torch.bincount(
+        draws[:, 0] - 20, minlength=40
+    )  # each view alone is uniform: 50 expected a value
     assert counts.min() > 20 and counts.max() < 90
     first, again = (S.sample_t(4, 0, 999, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again)
@@ -110,4 +125,6 @@ def test_ddim_step_agrees_with_diffusers(prediction_type: str) -> None:
 
 def test_ddim_step_lands_on_x0_when_the_noise_is_known() -> None:
     x_t = S.add_noise(X0, NOISE, BAR)
-    torch.testing.assert_close(S.ddim_step(x_t, NOISE, BAR, torch.ones(5)), X0, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        S.ddim_step(x_t, NOISE, BAR, torch.ones(5)), X0, atol=2e-4, rtol=1e-4
+    )

@@ -20,7 +20,9 @@ def pictures(count: int, seed: int, size: int = 64) -> tuple[torch.Tensor, list[
     generator = torch.Generator().manual_seed(seed)
     rgb, told = torch.full((count, 3, size, size), 0.6), []
     for picture in rgb:
-        color, place, y = (int(torch.randint(n, (), generator=generator)) for n in (3, 2, size // 2))
+        color, place, y = (
+            int(torch.randint(n, (), generator=generator)) for n in (3, 2, size // 2)
+        )
         x = size // 16 + place * size // 2
         picture[:, y : y + size // 3, x : x + size // 3] = torch.eye(3)[color][:, None, None]
         told.append({"color": HEADS["color"][color], "place": HEADS["place"][place]})
@@ -56,8 +58,13 @@ def test_folder_round_trip(trained: Judge, tmp_path: Path) -> None:
     save_judge(trained, tmp_path / "judge")
     loaded = load_judge(tmp_path / "judge")
     rgb, _ = pictures(4, 1)
-    assert sorted(p.name for p in (tmp_path / "judge").iterdir()) == ["judge.json", "judge.safetensors"]
-    assert all(torch.equal(a, b) for a, b in zip(trained(rgb).values(), loaded(rgb).values(), strict=True))
+    assert sorted(p.name for p in (tmp_path / "judge").iterdir()) == [
+        "judge.json",
+        "judge.safetensors",
+    ]
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained(rgb).values(), loaded(rgb).values(), strict=True)
+    )
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
 
 
@@ -70,7 +77,9 @@ def test_damaged_folders_are_one_clear_line(trained: Judge, tmp_path: Path) -> N
     with pytest.raises(UserError, match="damaged"):
         load_judge(tmp_path)
     (tmp_path / "judge.safetensors").write_bytes(weights)
-    (tmp_path / "judge.json").write_text(json.dumps({"widths": list(SMALL), "heads": {"color": ["red"]}}))
+    (tmp_path / "judge.json").write_text(
+        json.dumps({"widths": list(SMALL), "heads": {"color": ["red"]}})
+    )
     with pytest.raises(UserError, match="does not fit"):
         load_judge(tmp_path)
     (tmp_path / "judge.json").write_text('{"heads": []}')
@@ -98,7 +107,10 @@ def test_loss_is_the_sum_of_masked_means() -> None:
     naive = sum(F.cross_entropy(logits[name], targets[name]) for name in HEADS)
     assert torch.allclose(judge_loss(logits, targets), naive)
     visible = {"color": torch.tensor([1, 1, 0, 0, 0, 0]), "place": torch.zeros(6)}
-    assert torch.allclose(judge_loss(logits, targets, visible), F.cross_entropy(logits["color"][:2], targets["color"][:2]))
+    assert torch.allclose(
+        judge_loss(logits, targets, visible),
+        F.cross_entropy(logits["color"][:2], targets["color"][:2]),
+    )
 
 
 def test_every_parameter_gets_a_finite_gradient_and_the_mode_is_kept() -> None:

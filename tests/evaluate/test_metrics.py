@@ -18,17 +18,13 @@ from vp3d.evaluate.metrics import (
 RED, BLUE, WHITE = (0.86, 0.10, 0.12), (0.12, 0.24, 0.84), (0.97, 0.97, 0.96)
 
 
-
-
-
-
-
-
 def test_ciede2000_known_pair_and_metric() -> None:
     # Black to white differ by their lightness alone: 100 by definition of the scale.
     assert float(ciede2000(np.zeros(3), np.ones(3))) == pytest.approx(100.0, abs=0.05)
     assert float(ciede2000(np.array(RED), np.array(RED))) == 0.0
-    assert float(ciede2000(np.array(RED), np.array(BLUE))) == pytest.approx(float(ciede2000(np.array(BLUE), np.array(RED))))
+    assert float(ciede2000(np.array(RED), np.array(BLUE))) == pytest.approx(
+        float(ciede2000(np.array(BLUE), np.array(RED)))
+    )
     assert float(ciede2000(np.array(RED), np.array(BLUE))) > 30
 
 
@@ -51,7 +47,9 @@ def test_dominant_colors_shades_count_as_one_and_nothing_is_random() -> None:
     shaded = np.clip(rgb * np.linspace(0.93, 1.0, 20)[None, :, None], 0, 1)
     first, second = dominant_colors(shaded, mask), dominant_colors(shaded, mask)
     assert len(first.colors) == 3
-    assert np.array_equal(first.colors, second.colors) and np.array_equal(first.weights, second.weights)
+    assert np.array_equal(first.colors, second.colors) and np.array_equal(
+        first.weights, second.weights
+    )
     with pytest.raises(ValueError, match="empty"):
         dominant_colors(rgb, np.zeros((20, 20), bool))
 
@@ -61,7 +59,9 @@ def test_palette_distance_against_all_matchings() -> None:
     for k in (2, 3, 4):  # with equal shares the best transport is the best one-to-one matching
         a, b = (Palette(rng.random((k, 3)), np.full(k, 1 / k)) for _ in range(2))
         cost = ciede2000(a.colors[:, None], b.colors[None])
-        naive = min(np.mean([cost[i, j] for i, j in enumerate(p)]) for p in itertools.permutations(range(k)))
+        naive = min(
+            np.mean([cost[i, j] for i, j in enumerate(p)]) for p in itertools.permutations(range(k))
+        )
         assert dominant_color_distance(a, b) == pytest.approx(naive, abs=1e-6)
 
 
@@ -70,7 +70,9 @@ def test_palette_distance_properties() -> None:
     flipped = Palette(np.array([BLUE, RED]), np.array([0.25, 0.75]))
     other = Palette(np.array([RED]), np.array([1.0]))
     assert dominant_color_distance(one, flipped) == pytest.approx(0.0, abs=1e-9)
-    moved = 0.25 * float(ciede2000(np.array(RED), np.array(BLUE)))  # a quarter of the object must change colour
+    moved = 0.25 * float(
+        ciede2000(np.array(RED), np.array(BLUE))
+    )  # a quarter of the object must change colour
     assert dominant_color_distance(one, other) == pytest.approx(moved)
     assert dominant_color_distance(other, one) == pytest.approx(moved)
 

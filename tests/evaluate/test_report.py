@@ -46,7 +46,9 @@ class Page(HTMLParser):
 
 
 def pyramid() -> Mesh:
-    vertices = 0.6 * np.array([[1, 1, -1], [-1, 1, -1], [-1, -1, -1], [1, -1, -1], [0, 0, 1]], np.float32)
+    vertices = 0.6 * np.array(
+        [[1, 1, -1], [-1, 1, -1], [-1, -1, -1], [1, -1, -1], [0, 0, 1]], np.float32
+    )
     faces = np.array([(0, 2, 1), (0, 3, 2), (0, 1, 4), (1, 2, 4), (2, 3, 4), (3, 0, 4)])
     return Mesh(vertices, faces, vertex_colors=np.full((5, 3), 0.5, np.float32))
 
@@ -54,9 +56,24 @@ def pyramid() -> Mesh:
 def log_steps(run: RunFolder) -> None:
     run.event("start", prompt=PROMPT)
     for step in range(5, 55, 5):
-        told = {"loss": 9.0, "sds": 1.0 / step, "sparsity": 0.1, "reward_text_image": step / 100, "samples": 1e5}
+        told = {
+            "loss": 9.0,
+            "sds": 1.0 / step,
+            "sparsity": 0.1,
+            "reward_text_image": step / 100,
+            "samples": 1e5,
+        }
         run.event("step", step=step, steps=60, **told, opacity=0.3)
-    run.event("step", step=55, steps=60, loss=float("nan"), sds=float("nan"), sparsity=0.1, reward_text_image=0.5, opacity=0.3)
+    run.event(
+        "step",
+        step=55,
+        steps=60,
+        loss=float("nan"),
+        sds=float("nan"),
+        sparsity=0.1,
+        reward_text_image=0.5,
+        opacity=0.3,
+    )
     run.event("warning", message="no video: <script>alert(1)</script>")
 
 
@@ -64,7 +81,9 @@ def log_steps(run: RunFolder) -> None:
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], RunFolder]:
     def make() -> RunFolder:
         folder = tmp_path_factory.mktemp("out")
-        return RunFolder.create(load_config(None, [], [f"prompt={PROMPT}", f"output_dir={folder}", "seed=7"]))
+        return RunFolder.create(
+            load_config(None, [], [f"prompt={PROMPT}", f"output_dir={folder}", "seed=7"])
+        )
 
     return make
 
@@ -86,12 +105,20 @@ def report(make_run: Callable[[], RunFolder]) -> Path:
 def test_everything_is_inside_and_nothing_is_fetched(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     page = Page(text)
-    sources = [a.get("src") for tag in ("img", "video", "script", "iframe", "source") for a in page.all(tag)]
+    sources = [
+        a.get("src")
+        for tag in ("img", "video", "script", "iframe", "source")
+        for a in page.all(tag)
+    ]
     assert all(source is None or source.startswith("data:") for source in sources)
     assert not page.all("link")
-    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy is not None and "default-src 'none'" in policy and "http" not in policy
-    assert [a["href"] for a in page.all("a") if not (report.parent / str(a["href"])).is_file()] == []
+    assert [
+        a["href"] for a in page.all("a") if not (report.parent / str(a["href"])).is_file()
+    ] == []
 
 
 def test_what_the_reader_sees(report: Path) -> None:
@@ -100,7 +127,9 @@ def test_what_the_reader_sees(report: Path) -> None:
     for words in (PROMPT, "seed", "7", *figures, "back left view", "could not be cut out"):
         assert words in page.text
     assert "<script>alert(1)</script>" in page.text  # as text, not as a tag
-    assert len(page.all("video")) == 1 and len(page.all("iframe")) == 1 and len(page.all("svg")) == 3
+    assert (
+        len(page.all("video")) == 1 and len(page.all("iframe")) == 1 and len(page.all("svg")) == 3
+    )
     assert len(page.all("img")) == 3 + 8
     data = str(page.all("video")[0]["src"]).split(",", 1)[1]
     assert base64.b64decode(data) == (report.parent / "turntable.mp4").read_bytes()
@@ -125,7 +154,9 @@ def test_the_viewer_survives_the_frame_and_holds_the_asset(report: Path) -> None
 
 def test_first_view_looks_at_the_origin() -> None:
     pose = first_view()
-    assert np.linalg.det(pose[:3, :3]) == pytest.approx(1.0) and pose[:3, :3].T @ pose[:3, :3] == pytest.approx(np.eye(3))
+    assert np.linalg.det(pose[:3, :3]) == pytest.approx(1.0) and pose[:3, :3].T @ pose[
+        :3, :3
+    ] == pytest.approx(np.eye(3))
     assert pose[:3, 3] - DISTANCE * pose[:3, 2] == pytest.approx(np.zeros(3), abs=1e-9)
     assert pose[1, 1] > 0.9 and pose[2, 3] > 0  # up is up, and the camera stands in front
 
@@ -133,13 +164,26 @@ def test_first_view_looks_at_the_origin() -> None:
 def test_a_bare_run_still_gets_its_report(make_run: Callable[[], RunFolder]) -> None:
     run = make_run()
     page = Page(write_report(run, Asset(PROMPT, pyramid(), run.path)).read_text(encoding="utf-8"))
-    assert len(page.all("iframe")) == 1 and len(page.all("img")) == 8 and not page.all("video") and not page.all("svg")
+    assert (
+        len(page.all("iframe")) == 1
+        and len(page.all("img")) == 8
+        and not page.all("video")
+        and not page.all("svg")
+    )
     assert "Visual prompt" not in page.text and not (run.path / "plots.png").exists()
 
 
 def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
     told = [(5, 1.0), (10, "nan"), (15, 2.0), (5, 3.0)]
-    rest = {"sds": 9.0, "x": -0.1, "smoothness": 0.0, "reward_x": 0.1, "opacity": 0.2, "loss": 1.0, "eta_s": 3}
+    rest = {
+        "sds": 9.0,
+        "x": -0.1,
+        "smoothness": 0.0,
+        "reward_x": 0.1,
+        "opacity": 0.2,
+        "loss": 1.0,
+        "eta_s": 3,
+    }
     events = [{"kind": "step", "step": s, "sparsity": v, **rest} for s, v in told]
     found = curves([{"kind": "start"}, *events])
     steps, values = found["sparsity"]
@@ -147,20 +191,31 @@ def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
     assert values.tolist() == pytest.approx([1.0, np.nan, 2.0, np.nan, 3.0], nan_ok=True)
     plots = {title: list(group) for title, group in grouped(found).items()}
     assert plots == {"Rewards": ["x"], "Opacity": ["opacity"], "Losses": ["sparsity"]}, "no raw SDS"
-    assert plot_svgs(events) == plot_svgs(events) and all("currentColor" in svg for svg in plot_svgs(events).values())
+    assert plot_svgs(events) == plot_svgs(events) and all(
+        "currentColor" in svg for svg in plot_svgs(events).values()
+    )
     assert not write_plots([], tmp_path / "plots.png") and not (tmp_path / "plots.png").exists()
 
 
 def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
     config = load_config(None, [], ["optim.steps=400"])
-    events = [{"kind": "step", "step": 150}, {"kind": "restart", "step": 152}, {"kind": "step", "step": 5}]
+    events = [
+        {"kind": "step", "step": 150},
+        {"kind": "restart", "step": 152},
+        {"kind": "step", "step": 5},
+    ]
     assert facts(config, [])["steps"] == "0 of 400" and facts(config, events)["steps"] == "5 of 400"
     stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
     assert facts(config, stopped)["steps"] == "8 of 400" and not seen(stopped)
     looked = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
-    assert seen(looked)["janus"] == 0.5 and not seen([*looked, {"kind": "export"}])  # exported anew: another mesh
+    assert seen(looked)["janus"] == 0.5 and not seen(
+        [*looked, {"kind": "export"}]
+    )  # exported anew: another mesh
 
 
 def test_time_leaves_pauses_out() -> None:
-    events = [{"time": t, "kind": k} for t, k in ((10, "start"), (15, "step"), (1000, "start"), (1002, "step"), (1003, "done"))]
+    events = [
+        {"time": t, "kind": k}
+        for t, k in ((10, "start"), (15, "step"), (1000, "start"), (1002, "step"), (1003, "done"))
+    ]
     assert time_spent(events) == 8.0

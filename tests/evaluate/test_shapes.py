@@ -18,16 +18,26 @@ def box(side: float, keep: int = 12) -> Mesh:
 def test_a_cube_is_inside_to_the_last_cell_and_its_volume_is_exact() -> None:
     points, volume = inside_points(box(0.6), cells=20)
     assert abs(volume - 0.6**3) < 1e-6 and np.abs(points).max() < 0.3 + 1e-6
-    assert abs(len(points) * 0.03**3 - 0.6**3) < 0.08 * 0.6**3 and np.abs(points.mean(0)).max() < 0.02
+    assert (
+        abs(len(points) * 0.03**3 - 0.6**3) < 0.08 * 0.6**3 and np.abs(points.mean(0)).max() < 0.02
+    )
 
 
 def test_holes_and_turned_faces_and_shells_that_overlap() -> None:
     whole, _ = inside_points(box(0.6), cells=20)
-    assert len(inside_points(box(0.6, keep=10), cells=20)[0]) == len(whole)  # one side is missing: two columns out of three vote
+    assert len(inside_points(box(0.6, keep=10), cells=20)[0]) == len(
+        whole
+    )  # one side is missing: two columns out of three vote
     turned = Mesh(box(0.6).vertices, box(0.6).faces[:, ::-1])
     assert abs(inside_points(turned, cells=20)[1] - 0.6**3) < 1e-6
-    twice = Mesh(np.concatenate([box(0.6).vertices] * 2), np.concatenate([box(0.6).faces, box(0.6).faces + 8]))
-    assert len(inside_points(twice, cells=20)[0]) == len(whole) and abs(inside_points(twice, cells=60)[1] - 0.216) < 0.02
+    twice = Mesh(
+        np.concatenate([box(0.6).vertices] * 2),
+        np.concatenate([box(0.6).faces, box(0.6).faces + 8]),
+    )
+    assert (
+        len(inside_points(twice, cells=20)[0]) == len(whole)
+        and abs(inside_points(twice, cells=60)[1] - 0.216) < 0.02
+    )
     assert len(inside_points(box(0.6, keep=1), cells=20)[0]) == 0
 
 

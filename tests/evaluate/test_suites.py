@@ -37,7 +37,9 @@ HEADS = {
 
 def cube(front: tuple[float, float, float], back: tuple[float, float, float]) -> Mesh:
     """A cube whose half at +x has the colour `front`, the other one `back`."""
-    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float32) * 0.45
+    corners = (
+        np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float32) * 0.45
+    )
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
     faces = np.array([t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))])
     colors = np.where(corners[:, :1] > 0, [front], [back]).astype(np.float32)
@@ -58,12 +60,21 @@ class RedOrBlue(Judge):
 def test_suite_lines() -> None:
     text = "# a suite\n\na red cube seed=7\n a blue ball   # seed=9\na green cone seed=0 # last\n"
     told = parse_suite(text)
-    assert told == [SuitePrompt("a red cube", 7), SuitePrompt("a blue ball", 0), SuitePrompt("a green cone", 0)]
+    assert told == [
+        SuitePrompt("a red cube", 7),
+        SuitePrompt("a blue ball", 0),
+        SuitePrompt("a green cone", 0),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a cube\na ball seed=x", "line 2: seed=x"), ("a cube seed=-1", "line 1"), ("# -", "no prompts"), ("seed=3", "no prompt")],
+    [
+        ("a cube\na ball seed=x", "line 2: seed=x"),
+        ("a cube seed=-1", "line 1"),
+        ("# -", "no prompts"),
+        ("seed=3", "no prompt"),
+    ],
 )
 def test_suite_mistakes_name_the_line(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -81,8 +92,15 @@ def test_suite_files(tmp_path: Path) -> None:
 def test_a_view_needs_objects_and_colours() -> None:
     assert check_view(PAIR, PAIR)["right"]
     wrong_color, wrong_object = PAIR | {"color_b": "red"}, PAIR | {"object_a": "ball"}
-    assert check_view(wrong_color, PAIR) | {"right": False, "objects": True, "colors": False} == check_view(wrong_color, PAIR)
-    assert not check_view(wrong_object, PAIR)["objects"] and not check_view(wrong_object, PAIR)["right"]
+    assert check_view(wrong_color, PAIR) | {
+        "right": False,
+        "objects": True,
+        "colors": False,
+    } == check_view(wrong_color, PAIR)
+    assert (
+        not check_view(wrong_object, PAIR)["objects"]
+        and not check_view(wrong_object, PAIR)["right"]
+    )
     other_detail = check_view(PAIR | {"pattern": "stripes"}, PAIR)
     assert other_detail["right"] and not other_detail["pattern"]
     assert not check_view(PAIR, SINGLE)["right"]  # an object too many
@@ -93,7 +111,9 @@ def test_next_to_may_be_named_in_either_order_but_on_may_not() -> None:
     swapped = {"object_a": "ball", "color_a": "blue", "object_b": "cube", "color_b": "red"}
     assert check_view(beside | swapped, beside)["right"]
     assert not check_view(PAIR | swapped, PAIR)["right"]
-    crossed = beside | swapped | {"color_a": "red", "color_b": "blue"}  # the colours on the wrong objects
+    crossed = (
+        beside | swapped | {"color_a": "red", "color_b": "blue"}
+    )  # the colours on the wrong objects
     assert check_view(crossed, beside)["right"] is False
 
 
@@ -104,7 +124,14 @@ def test_score_of_a_real_mesh_by_its_views() -> None:
     assert red["passed"] and red["right"] == red["objects"] == 1.0 and len(red["views"]) == 8
     half = score_asset(judge, cube((0.9, 0.1, 0.1), (0.1, 0.1, 0.9)), expected)
     seen = {view["azimuth_deg"]: view["right"] for view in half["views"]}
-    assert seen[0.0] and seen[45.0] and seen[315.0] and not seen[135.0] and not seen[180.0] and not seen[225.0]
+    assert (
+        seen[0.0]
+        and seen[45.0]
+        and seen[315.0]
+        and not seen[135.0]
+        and not seen[180.0]
+        and not seen[225.0]
+    )
     assert half["objects"] == 1.0 and half["right"] < PASS_SHARE and not half["passed"]
     with pytest.raises(ValueError, match="color_a=mauve"):
         score_asset(judge, cube((1, 0, 0), (1, 0, 0)), {"color_a": "mauve"})
@@ -114,7 +141,10 @@ def test_score_of_a_real_mesh_by_its_views() -> None:
 def results() -> list[Result]:
     judge = RedOrBlue(HEADS, (8, 8))
     meshes = [cube((0.9, 0.1, 0.1), back) for back in ((0.9, 0.1, 0.1), (0.1, 0.1, 0.9))]
-    prompts = [SuitePrompt("a red cube", 1), SuitePrompt("a red cube, with a rather long story about it", 2)]
+    prompts = [
+        SuitePrompt("a red cube", 1),
+        SuitePrompt("a red cube, with a rather long story about it", 2),
+    ]
     prompt_picture = np.full((64, 64, 3), (10, 200, 10), np.uint8)
     return [
         Result(prompt, score_asset(judge, mesh, SINGLE | {"object_b": "none"}), mesh, shown, 12.5)
@@ -124,7 +154,12 @@ def results() -> list[Result]:
 
 def test_table_and_files(results: list[Result], tmp_path: Path) -> None:
     text = suite_table(results)
-    assert "8/8" in text and "FAIL" in text and "passed 1 of 2: 50 % (95 % interval 0 to 100)" in text and "red cube" in text
+    assert (
+        "8/8" in text
+        and "FAIL" in text
+        and "passed 1 of 2: 50 % (95 % interval 0 to 100)" in text
+        and "red cube" in text
+    )
     write_suite(results, tmp_path, "smoke")
     with (tmp_path / "smoke.csv").open(newline="") as stream:
         records = list(csv.DictReader(stream))

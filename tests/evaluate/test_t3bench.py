@@ -46,7 +46,11 @@ def ball(radius: float = 0.3, at: tuple[float, float, float] = (2.0, 0.0, 0.0)) 
 
 def test_the_sphere_of_162_positions() -> None:
     sphere = icosphere(2)
-    assert (len(icosphere(0).vertices), len(sphere.vertices), len(sphere.edges_unique)) == (12, 162, 480)
+    assert (len(icosphere(0).vertices), len(sphere.vertices), len(sphere.edges_unique)) == (
+        12,
+        162,
+        480,
+    )
     degree = np.bincount(sphere.edges_unique.ravel())
     assert sorted(set(degree.tolist())) == [5, 6] and (degree == 5).sum() == 12
     cameras = cameras_on(sphere, RADIUS, 45.0)
@@ -71,7 +75,9 @@ def test_three_passes_against_the_same_by_a_matrix() -> None:
     for a, b in sphere.edges_unique:
         mean[a, b] = mean[b, a] = 1.0
     mean /= mean.sum(1, keepdims=True)
-    assert regional_score(scores, sphere) == pytest.approx(float((mean @ mean @ mean @ scores.max(1)).max()))
+    assert regional_score(scores, sphere) == pytest.approx(
+        float((mean @ mean @ mean @ scores.max(1)).max())
+    )
 
 
 class Brightness:
@@ -88,9 +94,14 @@ class Brightness:
 
 def test_quality_of_a_ball_is_its_largest_disc_and_of_nothing_is_black() -> None:
     mesh = normalised(ball())
-    assert np.abs(mesh.vertices).max() == pytest.approx(1.0) and np.abs(mesh.vertices.mean(0)).max() < 1e-6
+    assert (
+        np.abs(mesh.vertices).max() == pytest.approx(1.0)
+        and np.abs(mesh.vertices.mean(0)).max() < 1e-6
+    )
     found = quality(ball(), "a ball", Brightness(), size=24)
-    edge = 1.0 / np.sqrt(RADIUS**2 - 1.0) / np.tan(np.deg2rad(12.0))  # radius of the disc by half a picture, at 24 degrees
+    edge = (
+        1.0 / np.sqrt(RADIUS**2 - 1.0) / np.tan(np.deg2rad(12.0))
+    )  # radius of the disc by half a picture, at 24 degrees
     assert edge > np.sqrt(2.0) and found["raw"] == pytest.approx(1.0)  # it fills the picture
     assert quality(None, "a ball", Brightness(), size=24) == {"quality": 50.0, "raw": 0.0}
 
@@ -98,32 +109,52 @@ def test_quality_of_a_ball_is_its_largest_disc_and_of_nothing_is_black() -> None
 def test_words_are_graded_by_what_a_third_of_the_captions_hold() -> None:
     grade = WordGrader().grade
     assert grade("a red ball on a blue cube", ["red ball on blue cube, with legs"] * 3) == 5
-    assert grade("a red ball on a blue cube, front view", ["red ball", "green tree", "ball"]) == 1 + round(4 * 2 / 5)
-    assert grade("a red ball", ["nothing"] * 4) == 1 and grade("a red ball on a red cube", ["red ball on cube"]) == 3
+    assert grade(
+        "a red ball on a blue cube, front view", ["red ball", "green tree", "ball"]
+    ) == 1 + round(4 * 2 / 5)
+    assert (
+        grade("a red ball", ["nothing"] * 4) == 1
+        and grade("a red ball on a red cube", ["red ball on cube"]) == 3
+    )
 
 
 def test_embedded_scorer_and_captioner() -> None:
     red = ball(at=(0.0, 0.0, 0.0))
     red = Mesh(red.vertices, red.faces, vertex_colors=np.full_like(red.vertices, 0.1) + [0.8, 0, 0])
-    found = alignment(red, "a red sphere", JudgeCaptioner(load_judge(ASSETS / "judge")), WordGrader())
+    found = alignment(
+        red, "a red sphere", JudgeCaptioner(load_judge(ASSETS / "judge")), WordGrader()
+    )
     assert len(found["captions"]) == 12 and found["grade"] == 5 and found["alignment"] == 100.0
     scorer, picture = ClipScorer(load_clip(str(ASSETS / "clip"))), torch.full((1, 3, 64, 64), 0.7)
-    assert -1.0 <= float(scorer.score("a red sphere", picture)) <= 1.0 and scorer.quality(0.25) == 25.0
+    assert (
+        -1.0 <= float(scorer.score("a red sphere", picture)) <= 1.0 and scorer.quality(0.25) == 25.0
+    )
 
 
-def test_imagereward_scores_as_the_reward_does_and_cuts_long_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagereward_scores_as_the_reward_does_and_cuts_long_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
     protocol, config = t3.Protocol(scorer="imagereward"), Config(backend="cpu")
-    with pytest.raises(UserError, match="'imagereward' is not fetched; run: python launch.py models fetch imagereward$"):
+    with pytest.raises(
+        UserError,
+        match="'imagereward' is not fetched; run: python launch.py models fetch imagereward$",
+    ):
         t3.configured_scorer(protocol, config)
     write_imagereward(tmp_path / "imagereward")
     scorer, reward = t3.configured_scorer(protocol, config), load_imagereward("imagereward")
     pictures = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(scorer.score("a red sphere", pictures), reward.score(pictures, reward.target(["a red sphere"])))
+    assert torch.equal(
+        scorer.score("a red sphere", pictures),
+        reward.score(pictures, reward.target(["a red sphere"])),
+    )
     assert scorer.quality(-0.5) == 40.0
     long = "a red " * 20 + "sphere"
     kept = reward.target(["a red " * 16 + "a"])  # 33 words between start and end
-    assert torch.equal(reward.target([long], cut=True), kept) and scorer.score(long, pictures).isfinite().all()
+    assert (
+        torch.equal(reward.target([long], cut=True), kept)
+        and scorer.score(long, pictures).isfinite().all()
+    )
     with pytest.raises(UserError, match="ImageReward reads 35"):
         reward.target([long])
 
@@ -154,15 +185,26 @@ def server() -> Iterator[tuple[str, list[dict]]]:
     service.server_close()
 
 
-def test_an_endpoint_captions_and_grades(server: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_captions_and_grades(
+    server: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, asked = server
     monkeypatch.setenv(KEY_VARIABLE, "secret")
     chat = ChatEndpoint(url, "a-model")
-    assert chat.caption(torch.zeros(2, 3, 8, 8)) == ["a red ball"] * 2 and chat.grade("a red ball", ["a", "b"]) == 4
+    assert (
+        chat.caption(torch.zeros(2, 3, 8, 8)) == ["a red ball"] * 2
+        and chat.grade("a red ball", ["a", "b"]) == 4
+    )
     assert [len(a["messages"][0]["content"]) for a in asked] == [2, 2, 1, 1]
     first = asked[0]
-    assert first["path"] == "/v1/chat/completions" and first["key"] == "Bearer secret" and first["temperature"] == 0
-    assert first["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert (
+        first["path"] == "/v1/chat/completions"
+        and first["key"] == "Bearer secret"
+        and first["temperature"] == 0
+    )
+    assert first["messages"][0]["content"][1]["image_url"]["url"].startswith(
+        "data:image/png;base64,"
+    )
 
 
 def test_an_endpoint_that_is_not_there_is_one_line() -> None:

@@ -24,7 +24,9 @@ class Balls:
 
     def density(self, x: Tensor) -> Tensor:
         """Half of the inner density exactly on the surface: [N]."""
-        distance = torch.stack([(x - torch.tensor(c)).norm(dim=-1) - r for c, r in self.balls]).amin(0)
+        distance = torch.stack(
+            [(x - torch.tensor(c)).norm(dim=-1) - r for c, r in self.balls]
+        ).amin(0)
         return 80.0 * torch.sigmoid(-distance / 0.01)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +60,15 @@ def export(cameras: Camera) -> Callable[..., Mesh]:
     """Export a scene of balls with a small config; keyword arguments override it."""
 
     def run(scene: Balls, event: Callable[..., None] | None = None, **settings: float) -> Mesh:
-        config = ExportConfig(**{"grid": 40, "faces": 1000, "texture_size": 128, "unwrap_deadline_s": 60.0, **settings})
+        config = ExportConfig(
+            **{
+                "grid": 40,
+                "faces": 1000,
+                "texture_size": 128,
+                "unwrap_deadline_s": 60.0,
+                **settings,
+            }
+        )
         return export_mesh(scene, config, cameras, scene.opacity(cameras, 64), event=event)
 
     return run

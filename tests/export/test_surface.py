@@ -23,14 +23,18 @@ def pieces(mesh: Mesh) -> int:
 
 
 def test_grid_nodes_are_indexed_x_y_z_and_cover_the_cube() -> None:
-    grid = surface.density_grid(lambda x: (x[:, 0] + 1) * 100 + (x[:, 1] + 1) * 10 + (x[:, 2] + 1), 4, chunk=7)
+    grid = surface.density_grid(
+        lambda x: (x[:, 0] + 1) * 100 + (x[:, 1] + 1) * 10 + (x[:, 2] + 1), 4, chunk=7
+    )
     assert grid.shape == (5, 5, 5)
     assert grid[0, 0, 0] == pytest.approx(0.0) and grid[4, 4, 4] == pytest.approx(222.0)
     assert grid[4, 0, 0] == pytest.approx(200.0) and grid[0, 4, 0] == pytest.approx(20.0)
 
 
 def test_non_finite_density_counts_as_empty() -> None:
-    grid = surface.density_grid(lambda x: torch.where(x[:, 0] > 0, torch.tensor(float("nan")), torch.tensor(-3.0)), 4)
+    grid = surface.density_grid(
+        lambda x: torch.where(x[:, 0] > 0, torch.tensor(float("nan")), torch.tensor(-3.0)), 4
+    )
     assert (grid == 0).all()
 
 
@@ -41,15 +45,21 @@ def test_sphere_keeps_its_radius_place_and_orientation(balls: type, cameras: Cam
     assert abs(radii.mean() - 0.6) < 0.02 * 0.6 and radii.std() < 0.01
     assert made.iou > 0.96
     assert surface.is_watertight(made.mesh)
-    assert surface.face_measures(made.mesh)[1].sum() == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=0.06)
-    outward = ((made.mesh.vertices - np.array([0.1, -0.2, 0.05])) * made.mesh.normals).sum(1) / radii
+    assert surface.face_measures(made.mesh)[1].sum() == pytest.approx(
+        4 / 3 * np.pi * 0.6**3, rel=0.06
+    )
+    outward = ((made.mesh.vertices - np.array([0.1, -0.2, 0.05])) * made.mesh.normals).sum(
+        1
+    ) / radii
     assert outward.min() > 0.95
     np.testing.assert_allclose(np.linalg.norm(made.mesh.normals, axis=1), 1.0, atol=1e-5)
 
 
 def test_threshold_follows_the_silhouette(cameras: Camera, balls: type) -> None:
     """Density falls off linearly with the radius, so any radius is some threshold: the silhouette decides which."""
-    radii = (torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 41)] * 3, indexing="ij"), -1)).norm(dim=-1)
+    radii = (torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 41)] * 3, indexing="ij"), -1)).norm(
+        dim=-1
+    )
     grid = (10.0 * (1.0 - radii).clamp_min(0)).numpy()
     for radius in (0.4, 0.7):
         wanted = balls(((0.0, 0.0, 0.0), radius)).opacity(cameras, 96)
@@ -64,7 +74,11 @@ def test_two_objects_stay_and_a_floater_goes(balls: type) -> None:
     assert pieces(raw) == 3
     kept = surface.drop_floaters(raw)
     assert pieces(kept) == 2
-    assert abs(kept.vertices[:, 2]).max() < 0.4 and kept.vertices[:, 1].min() < -0.7 and kept.vertices[:, 1].max() > 0.7
+    assert (
+        abs(kept.vertices[:, 2]).max() < 0.4
+        and kept.vertices[:, 1].min() < -0.7
+        and kept.vertices[:, 1].max() > 0.7
+    )
 
 
 def test_a_cavity_goes() -> None:
@@ -99,7 +113,9 @@ def test_smoothing_takes_noise_off_and_keeps_the_volume() -> None:
 def test_decimation_respects_the_limit_and_keeps_the_mesh_closed(faces: int) -> None:
     ball = trimesh.creation.icosphere(subdivisions=4, radius=0.6)
     mesh = surface.clean(
-        surface.decimate(Mesh(np.asarray(ball.vertices, np.float32), np.asarray(ball.faces, np.int64)), faces)
+        surface.decimate(
+            Mesh(np.asarray(ball.vertices, np.float32), np.asarray(ball.faces, np.int64)), faces
+        )
     )
     assert 0.5 * faces < len(mesh.faces) <= faces
     assert surface.is_watertight(mesh)
@@ -113,30 +129,44 @@ def test_zero_faces_keeps_all() -> None:
 
 def test_clean_turns_an_inside_out_mesh_and_closes_a_hole() -> None:
     ball = trimesh.creation.icosphere(subdivisions=2)
-    mesh = surface.clean(Mesh(np.asarray(ball.vertices, np.float32), np.asarray(ball.faces[1:, ::-1], np.int64)))
+    mesh = surface.clean(
+        Mesh(np.asarray(ball.vertices, np.float32), np.asarray(ball.faces[1:, ::-1], np.int64))
+    )
     assert surface.is_watertight(mesh)
     assert surface.face_measures(mesh)[1].sum() > 0
 
 
 @pytest.mark.parametrize(("level", "opacity"), [(0.0, 1.0), (1e-3, 0.002), (1e-3, float("nan"))])
-def test_an_empty_field_is_a_user_error_with_a_histogram(level: float, opacity: float, cameras: Camera) -> None:
+def test_an_empty_field_is_a_user_error_with_a_histogram(
+    level: float, opacity: float, cameras: Camera
+) -> None:
     with pytest.raises(surface.EmptyMesh) as caught:
-        surface.choose_threshold(np.full((9, 9, 9), level, np.float32), cameras, torch.full((4, 16, 16), opacity))
+        surface.choose_threshold(
+            np.full((9, 9, 9), level, np.float32), cameras, torch.full((4, 16, 16), opacity)
+        )
     assert isinstance(caught.value, UserError)
     assert "<0.01: 100.0%" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_faint_field_still_gives_its_shape(balls: type, cameras: Camera) -> None:
     scene = balls(((0.0, 0.0, 0.0), 0.5))
-    made = surface.choose_threshold(0.001 * grid_of(scene), cameras, 0.2 * scene.opacity(cameras, 64))
+    made = surface.choose_threshold(
+        0.001 * grid_of(scene), cameras, 0.2 * scene.opacity(cameras, 64)
+    )
     assert made.iou > 0.95
 
 
 def test_export_tells_its_figures(export: Callable[..., Mesh], balls: type) -> None:
     told: dict[str, object] = {}
-    mesh = export(balls(((0.0, 0.0, 0.0), 0.5)), event=lambda kind, **data: told.update(kind=kind, **data), faces=300)
+    mesh = export(
+        balls(((0.0, 0.0, 0.0), 0.5)),
+        event=lambda kind, **data: told.update(kind=kind, **data),
+        faces=300,
+    )
     assert told["kind"] == "mesh" and told["faces"] == len(mesh.faces) <= 300
-    assert told["watertight"] is True and told["atlas"] == "xatlas" and told["silhouette_iou"] > 0.95
+    assert (
+        told["watertight"] is True and told["atlas"] == "xatlas" and told["silhouette_iou"] > 0.95
+    )
 
 
 def edge_uses(mesh: Mesh) -> list[int]:
@@ -152,10 +182,13 @@ def test_doubled_faces_cancel_by_winding() -> None:
 
 
 @pytest.mark.parametrize("shift", [(0.4, 0.4, 0.0), (0.4, 0.4, 0.4)])
-def test_boxes_that_touch_in_an_edge_or_a_corner_are_parted(shift: tuple[float, float, float]) -> None:
+def test_boxes_that_touch_in_an_edge_or_a_corner_are_parted(
+    shift: tuple[float, float, float],
+) -> None:
     box = trimesh.creation.box((0.4, 0.4, 0.4))
     touching = Mesh(
-        np.r_[box.vertices, box.vertices + shift].astype(np.float32), np.r_[box.faces, box.faces + len(box.vertices)]
+        np.r_[box.vertices, box.vertices + shift].astype(np.float32),
+        np.r_[box.faces, box.faces + len(box.vertices)],
     )
     parted = surface.clean(touching)
     assert surface.is_watertight(parted) and edge_uses(parted) == [2] and pieces(parted) == 2

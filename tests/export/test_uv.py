@@ -25,7 +25,10 @@ def coverage(atlas: Unwrap, size: int) -> np.ndarray:
     x, y = np.meshgrid(axis, axis)
     count = np.zeros((size, size), int)
     for a, b, c in atlas.uv[atlas.faces].astype(np.float64):
-        sides = [(q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0]) for p, q in ((a, b), (b, c), (c, a))]
+        sides = [
+            (q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0])
+            for p, q in ((a, b), (b, c), (c, a))
+        ]
         count += np.all([s > 1e-12 for s in sides], 0) | np.all([s < -1e-12 for s in sides], 0)
     return count
 
@@ -89,10 +92,18 @@ def test_is_atlas_refuses_other_triangles_and_bad_uvs() -> None:
 
 @pytest.mark.parametrize(("deadline", "kinds"), [(60.0, ["warning", "mesh"]), (0.0, ["mesh"])])
 def test_our_own_atlas_is_warned_of_where_xatlas_was_asked_for(
-    deadline: float, kinds: list[str], export: Callable[..., Mesh], balls: type, monkeypatch: pytest.MonkeyPatch
+    deadline: float,
+    kinds: list[str],
+    export: Callable[..., Mesh],
+    balls: type,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(uv, "unwrap_xatlas", lambda *_: None)
     told: list[tuple[str, dict[str, object]]] = []
-    export(balls(((0.0, 0.0, 0.0), 0.6)), event=lambda kind, **data: told.append((kind, data)), unwrap_deadline_s=deadline)
+    export(
+        balls(((0.0, 0.0, 0.0), 0.6)),
+        event=lambda kind, **data: told.append((kind, data)),
+        unwrap_deadline_s=deadline,
+    )
     assert [kind for kind, _ in told] == kinds and told[-1][1]["atlas"] == "cells"
     assert deadline == 0.0 or "xatlas failed or took more than 60 s" in str(told[0][1]["message"])

@@ -20,7 +20,9 @@ def test_psnr_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))
-def test_a_file_agrees_with_the_renders_of_its_mesh(kind: str, sided: Mesh, cameras: Camera, tmp_path: Path) -> None:
+def test_a_file_agrees_with_the_renders_of_its_mesh(
+    kind: str, sided: Mesh, cameras: Camera, tmp_path: Path
+) -> None:
     rgb, opacity = render_mesh(sided, cameras, 48, 48, background=0.5)
     WRITERS[kind](sided, tmp_path / f"m.{kind}")
     figures = verify_export(tmp_path / f"m.{kind}", cameras, rgb, opacity, background=0.5)
@@ -29,7 +31,9 @@ def test_a_file_agrees_with_the_renders_of_its_mesh(kind: str, sided: Mesh, came
     assert figures.get("psnr", 99.0) > 30.0 and figures.get("psnr_object", 99.0) > 25.0
 
 
-def test_a_wrong_shape_and_a_wrong_colour_show(sided: Mesh, cameras: Camera, tmp_path: Path) -> None:
+def test_a_wrong_shape_and_a_wrong_colour_show(
+    sided: Mesh, cameras: Camera, tmp_path: Path
+) -> None:
     rgb, opacity = render_mesh(sided, cameras, 48, 48)
     write_glb(replace(sided, vertices=0.5 * sided.vertices), tmp_path / "small.glb")
     assert verify_export(tmp_path / "small.glb", cameras, rgb, opacity)["iou"] < 0.4

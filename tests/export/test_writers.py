@@ -37,12 +37,16 @@ def accessor(tree: dict, blob: bytes, index: int) -> np.ndarray:
     view = tree["bufferViews"][entry["bufferView"]]
     width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}[entry["type"]]
     kind = {5126: np.float32, 5125: np.uint32}[entry["componentType"]]
-    flat = np.frombuffer(blob, kind, entry["count"] * width, view.get("byteOffset", 0) + entry.get("byteOffset", 0))
+    flat = np.frombuffer(
+        blob, kind, entry["count"] * width, view.get("byteOffset", 0) + entry.get("byteOffset", 0)
+    )
     return flat.reshape(-1, width)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_sphere_comes_back_with_radius_handedness_and_normals(kind: str, sided: Mesh, tmp_path: Path) -> None:
+def test_sphere_comes_back_with_radius_handedness_and_normals(
+    kind: str, sided: Mesh, tmp_path: Path
+) -> None:
     writers.WRITERS[kind](sided, tmp_path / f"m.{kind}")
     mesh = writers.read_mesh(tmp_path / f"m.{kind}")
     radii = np.linalg.norm(mesh.vertices - CENTRE, axis=1)
@@ -66,7 +70,9 @@ def test_red_stays_at_plus_y(kind: str, textured: bool, sided: Mesh, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_equal_meshes_give_equal_bytes_and_no_leftovers(kind: str, sided: Mesh, tmp_path: Path) -> None:
+def test_equal_meshes_give_equal_bytes_and_no_leftovers(
+    kind: str, sided: Mesh, tmp_path: Path
+) -> None:
     for folder in ("a", "b"):
         writers.WRITERS[kind](Asset("a ball", sided, tmp_path), tmp_path / folder / f"m.{kind}")
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
@@ -86,7 +92,9 @@ def test_glb_as_the_gltf_standard_wants_it(sided: Mesh, tmp_path: Path) -> None:
     assert material["metallicFactor"] == 0.0 and material["roughnessFactor"] == 1.0
     assert material.get("baseColorFactor", [1, 1, 1, 1]) == [1, 1, 1, 1]
     assert set(part["attributes"]) == {"POSITION", "NORMAL", "TEXCOORD_0"}
-    position, normal, uv = (accessor(tree, blob, part["attributes"][k]) for k in ("POSITION", "NORMAL", "TEXCOORD_0"))
+    position, normal, uv = (
+        accessor(tree, blob, part["attributes"][k]) for k in ("POSITION", "NORMAL", "TEXCOORD_0")
+    )
     np.testing.assert_array_equal(position, sided.vertices[:, [1, 2, 0]])
     np.testing.assert_allclose(normal, sided.normals[:, [1, 2, 0]], atol=1e-6)
     np.testing.assert_allclose(uv, np.c_[sided.uv[:, 0], 1 - sided.uv[:, 1]], atol=1e-6)
@@ -111,9 +119,13 @@ def test_gltf_vertex_colours_are_linear(tmp_path: Path) -> None:
     colors = np.tile(np.float32([0.5, 0.25, 1.0]), (3, 1))
     mesh = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]), vertex_colors=colors)
     writers.write_glb(mesh, tmp_path / "m.glb")
-    stored = next(iter(trimesh.load_scene(tmp_path / "m.glb").geometry.values())).visual.vertex_colors[0]
+    stored = next(
+        iter(trimesh.load_scene(tmp_path / "m.glb").geometry.values())
+    ).visual.vertex_colors[0]
     assert stored.tolist() == [55, 13, 255, 255]  # 255 * ((c + 0.055) / 1.055) ** 2.4 by hand
-    np.testing.assert_allclose(writers.read_mesh(tmp_path / "m.glb").vertex_colors, colors, atol=0.01)
+    np.testing.assert_allclose(
+        writers.read_mesh(tmp_path / "m.glb").vertex_colors, colors, atol=0.01
+    )
 
 
 def test_srgb_curve_and_its_inverse() -> None:
@@ -122,7 +134,9 @@ def test_srgb_curve_and_its_inverse() -> None:
     assert writers.srgb_to_linear(np.array(0.5)) == pytest.approx(0.21404, abs=1e-5)
 
 
-def test_ply_and_stl_are_closed_again_after_the_atlas_split_them(sided: Mesh, tmp_path: Path) -> None:
+def test_ply_and_stl_are_closed_again_after_the_atlas_split_them(
+    sided: Mesh, tmp_path: Path
+) -> None:
     for kind in ("ply", "stl"):
         writers.WRITERS[kind](sided, tmp_path / f"m.{kind}")
         assert trimesh.load_mesh(tmp_path / f"m.{kind}").is_watertight
@@ -136,7 +150,9 @@ def test_foreign_scene_is_joined_with_its_transforms_and_colours(tmp_path: Path)
     image = Image.fromarray(np.uint8([[[0, 0, 255], [0, 255, 0]]]))
     plane = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], process=False)
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=image)
-    plane.visual = trimesh.visual.TextureVisuals(uv=np.array([[0, 0], [1, 0], [0, 1.0]]), material=material)
+    plane.visual = trimesh.visual.TextureVisuals(
+        uv=np.array([[0, 0], [1, 0], [0, 1.0]]), material=material
+    )
     scene = trimesh.Scene([plane])
     scene.add_geometry(box, transform=trimesh.transformations.translation_matrix([0.5, 0, 0]))
     (tmp_path / "s.glb").write_bytes(scene.export(file_type="glb"))
@@ -153,9 +169,13 @@ def test_foreign_scene_is_joined_with_its_transforms_and_colours(tmp_path: Path)
 def test_parts_with_vertex_colours_join_as_vertex_colours() -> None:
     corners, faces = np.eye(3, dtype=np.float32), np.array([[0, 1, 2]])
     colored = Mesh(corners, faces, vertex_colors=np.eye(3, dtype=np.float32))
-    textured = Mesh(corners, faces, uv=np.zeros((3, 2), np.float32), texture=np.full((2, 2, 3), 51, np.uint8))
+    textured = Mesh(
+        corners, faces, uv=np.zeros((3, 2), np.float32), texture=np.full((2, 2, 3), 51, np.uint8)
+    )
     mesh = writers.join([colored, textured])
-    np.testing.assert_allclose(mesh.vertex_colors, np.r_[np.eye(3), np.full((3, 3), 0.2)], atol=1e-6)
+    np.testing.assert_allclose(
+        mesh.vertex_colors, np.r_[np.eye(3), np.full((3, 3), 0.2)], atol=1e-6
+    )
     assert mesh.texture is None and mesh.faces.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -195,10 +215,14 @@ def test_fit_to_cube_scales_only_what_does_not_fit(sided: Mesh) -> None:
 
 
 @pytest.mark.parametrize("size", [1.0, 1.0e-6])
-def test_triangles_without_area_are_one_line_and_small_ones_are_none(size: float, tmp_path: Path) -> None:
+def test_triangles_without_area_are_one_line_and_small_ones_are_none(
+    size: float, tmp_path: Path
+) -> None:
     rows = [f"v {size * x} {size * y} 0" for x, y in ((0, 0), (1, 0), (2, 0), (0, 1))]
     (tmp_path / "flat.obj").write_text("\n".join([*rows, "f 1 2 3", "f 1 1 2"]))
-    with pytest.raises(UserError, match=r"^[^\n]*flat.obj shows nothing: all its triangles are without area[^\n]*$"):
+    with pytest.raises(
+        UserError, match=r"^[^\n]*flat.obj shows nothing: all its triangles are without area[^\n]*$"
+    ):
         writers.read_mesh(tmp_path / "flat.obj")
     (tmp_path / "thin.obj").write_text("\n".join([*rows, "f 1 2 3", "f 1 2 4"]))
     assert len(writers.read_mesh(tmp_path / "thin.obj").faces) == 2

@@ -38,7 +38,9 @@ def naive_trilinear(values: torch.Tensor, p: list[float]) -> torch.Tensor:
         for j in range(side):
             for i in range(side):
                 place = [(c + 1) / 2 * (side - 1) for c in p]
-                weight = math.prod(max(0.0, 1 - abs(u - n)) for u, n in zip(place, (i, j, k), strict=True))
+                weight = math.prod(
+                    max(0.0, 1 - abs(u - n)) for u, n in zip(place, (i, j, k), strict=True)
+                )
                 total = total + weight * values[:, k, j, i]
     return total
 
@@ -76,7 +78,8 @@ def test_density_agrees_with_forward_and_ranges_hold() -> None:
 def test_outside_the_cube_the_face_holds() -> None:
     field = rough_field()
     assert torch.allclose(
-        field.density(torch.tensor([[1.3, 0.1, 0.2]])), field.density(torch.tensor([[1.0, 0.1, 0.2]]))
+        field.density(torch.tensor([[1.3, 0.1, 0.2]])),
+        field.density(torch.tensor([[1.0, 0.1, 0.2]])),
     )
 
 
@@ -87,7 +90,9 @@ def test_initial_blob() -> None:
     assert sigma[1].item() == pytest.approx(math.log(2), abs=2e-2)  # softplus(0) on the radius
     assert 0 < sigma[2].item() < 0.01
     assert blob_bias(torch.ones(1, 3), 0.0, 0.5).isfinite().all()
-    assert F.softplus(blob_bias(torch.zeros(1, 3), 30.0, 0.5)).item() == pytest.approx(30.0, abs=1e-3)
+    assert F.softplus(blob_bias(torch.zeros(1, 3), 30.0, 0.5)).item() == pytest.approx(
+        30.0, abs=1e-3
+    )
 
 
 def test_normals_of_the_blob_point_outwards() -> None:
@@ -129,7 +134,9 @@ def test_gradients_against_finite_differences(output: str) -> None:
         output == "smoothness"
     ):  # the opacity weights of its second term are held fixed, so compare the albedo's part alone
         return _check_smoothness_gradient(field)
-    assert torch.autograd.gradcheck(read, tuple(p.detach().requires_grad_() for p in field.parameters()), atol=1e-5)
+    assert torch.autograd.gradcheck(
+        read, tuple(p.detach().requires_grad_() for p in field.parameters()), atol=1e-5
+    )
     return None
 
 
@@ -141,7 +148,9 @@ def _check_smoothness_gradient(field: GridField) -> None:
         up = field.smoothness()
         field.raw_albedo[node] -= 2 * step
         down = field.smoothness()
-    assert field.raw_albedo.grad[node].item() == pytest.approx(((up - down) / (2 * step)).item(), rel=1e-4)
+    assert field.raw_albedo.grad[node].item() == pytest.approx(
+        ((up - down) / (2 * step)).item(), rel=1e-4
+    )
 
 
 def test_total_variation_by_hand() -> None:
@@ -155,7 +164,9 @@ def test_total_variation_by_hand() -> None:
     assert total_variation(solid, albedo).item() == pytest.approx(area)
     albedo[0, :, :, 1:] = 1.0  # one between solid nodes does
     assert total_variation(solid, albedo).item() > area + 0.1
-    assert total_variation(torch.zeros(side, side, side), albedo).item() == pytest.approx(0.0, abs=1e-4)
+    assert total_variation(torch.zeros(side, side, side), albedo).item() == pytest.approx(
+        0.0, abs=1e-4
+    )
 
 
 def test_total_variation_of_a_sphere_does_not_depend_on_the_resolution() -> None:
@@ -176,4 +187,6 @@ def test_parameter_groups_and_seed() -> None:
     assert [(g["name"], g["lr"]) for g in groups] == [("density", 0.3), ("albedo", 0.2)]
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in field.parameters()}
     again = GridField(FieldConfig(resolution=8), seeded(5))
-    assert all(torch.equal(a, b) for a, b in zip(field.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(field.parameters(), again.parameters(), strict=True)
+    )

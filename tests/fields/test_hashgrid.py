@@ -51,10 +51,14 @@ def naive_features(field: HashGridField, p: list[float]) -> list[float]:
 def test_encoding_against_the_naive_version() -> None:
     field = rough_field()
     x = torch.cat([points(8), torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]])])
-    assert field.resolutions[0] == 16 and field.resolutions[-1] == 40  # one level direct, the last hashed
+    assert (
+        field.resolutions[0] == 16 and field.resolutions[-1] == 40
+    )  # one level direct, the last hashed
     encoded = field.encode(x)
     for i in range(len(x)):
-        assert torch.allclose(encoded[i], torch.tensor(naive_features(field, x[i].tolist())), atol=1e-4)
+        assert torch.allclose(
+            encoded[i], torch.tensor(naive_features(field, x[i].tolist())), atol=1e-4
+        )
 
 
 def test_level_resolutions() -> None:
@@ -113,7 +117,10 @@ def test_gradient_is_the_same_bytes_with_two_threads() -> None:
     field, threads = HashGridField(CONFIG, seeded(5)), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        found = [torch.autograd.grad(sum(v.square().mean() for v in field(x)), field.tables)[0] for _ in range(4)]
+        found = [
+            torch.autograd.grad(sum(v.square().mean() for v in field(x)), field.tables)[0]
+            for _ in range(4)
+        ]
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(found[0], other) for other in found[1:])
@@ -121,7 +128,9 @@ def test_gradient_is_the_same_bytes_with_two_threads() -> None:
 
 def test_parameter_groups_cover_everything_and_seed_repeats() -> None:
     field, again = HashGridField(CONFIG, seeded(5)), HashGridField(CONFIG, seeded(5))
-    assert all(torch.equal(a, b) for a, b in zip(field.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(field.parameters(), again.parameters(), strict=True)
+    )
     groups = field.parameter_groups(OptimConfig(lr_density=0.05, lr_albedo=0.02))
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in field.parameters()}
     assert [g["lr"] for g in groups] == pytest.approx([0.01, 0.002])

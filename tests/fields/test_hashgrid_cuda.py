@@ -34,7 +34,15 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     paths = os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
 
 
 @NO_TRITON
@@ -81,25 +89,41 @@ for (kernel, more, extra), features, capability in itertools.product(kernels, (2
 def test_kernels_compile_for_a_gpu_without_one() -> None:
     done = run_python("-c", COMPILE, TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr[-3000:]
-    found = {(made["name"], made["features"], made["for"]): made for made in map(json.loads, done.stdout.splitlines())}
+    found = {
+        (made["name"], made["features"], made["for"]): made
+        for made in map(json.loads, done.stdout.splitlines())
+    }
     assert len(found) == 18 and all(made["size"] > 1000 for made in found.values())
-    assert not any("bar.sync" in made["ptx"] for made in found.values())  # threads wait for each other nowhere
+    assert not any(
+        "bar.sync" in made["ptx"] for made in found.values()
+    )  # threads wait for each other nowhere
     for capability in (75, 80, 90):  # a row of two halves is one load, a row of three is three
         assert "ld.global.b16" not in found["_forward", 2, capability]["ptx"]
         assert "ld.global.b16" in found["_forward", 3, capability]["ptx"]
     scalar = re.findall(r"(?:atom|red)[.\w]*add\.f32", found["_backward", 2, 80]["ptx"])
     pairs = re.findall(r"(?:atom|red)[.\w]*add\.v2\.f32", found["_backward", 2, 90]["ptx"])
-    assert len(scalar) == 2 * len(pairs) > 0  # ... and where the processor has it, the gradient of two one addition
+    assert (
+        len(scalar) == 2 * len(pairs) > 0
+    )  # ... and where the processor has it, the gradient of two one addition
 
 
 @NO_TRITON
 def test_how_many_features_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from vp3d.fields import hashgrid_triton
 
-    assert [hashgrid_triton.read_at_once(features) for features in (1, 2, 3, 4, 6, 8)] == [1, 2, 1, 4, 2, 4]
+    assert [hashgrid_triton.read_at_once(features) for features in (1, 2, 3, 4, 6, 8)] == [
+        1,
+        2,
+        1,
+        4,
+        2,
+        4,
+    ]
     gpu = torch.device("cuda")
     for capability, expected in (((8, 9), [1, 1, 1]), ((9, 0), [1, 2, 1]), ((12, 0), [1, 2, 1])):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device, found=capability: found
+        )
         assert [hashgrid_triton.added_at_once(features, gpu) for features in (1, 2, 3)] == expected
 
 
@@ -110,7 +134,9 @@ def test_a_correct_look_up_passes_and_wrong_ones_are_named(monkeypatch: pytest.M
     wrong = {
         "": lambda x, tables: field.encode_torch(x, tables.half().float()),
         "its values": lambda x, tables: field.encode_torch(x + 0.01, tables),
-        "its gradients": lambda x, tables: field.encode_torch(x, tables.detach()) + 0.0 * tables.sum(),
+        "its gradients": lambda x, tables: (
+            field.encode_torch(x, tables.detach()) + 0.0 * tables.sum()
+        ),
     }
     for expected, lookup in wrong.items():
         field.lookup = lookup
@@ -130,10 +156,17 @@ def test_what_does_not_work_here_is_passed_over_or_named(monkeypatch: pytest.Mon
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     field = small_field()  # on a CPU no kernel can work, whatever is installed
     said = hashgrid_cuda.accelerate(field, CudaConfig())
-    assert said.startswith("hash grid by torch (triton: ") and field.lookup is None and "\n" not in said
+    assert (
+        said.startswith("hash grid by torch (triton: ")
+        and field.lookup is None
+        and "\n" not in said
+    )
     assert hashgrid_cuda.accelerate(field, CudaConfig(encoder="torch")) == "hash grid by torch"
     if not installed("tinycudann"):
-        with pytest.raises(UserError, match="cuda.encoder=tinycudann does not work here .*not installed.*cuda.encoder=auto"):
+        with pytest.raises(
+            UserError,
+            match="cuda.encoder=tinycudann does not work here .*not installed.*cuda.encoder=auto",
+        ):
             hashgrid_cuda.accelerate(field, CudaConfig(encoder="tinycudann"))
 
 
@@ -145,7 +178,9 @@ def test_encode_goes_through_the_look_up() -> None:
     assert torch.equal(field.encode(x), 2.0 * plain)
 
 
-def tcnn_level(x: list[float], options: dict[str, str | int | float], rows: int) -> dict[int, float]:
+def tcnn_level(
+    x: list[float], options: dict[str, str | int | float], rows: int
+) -> dict[int, float]:
     """Weight of each row, after tiny-cuda-nn's documented scaling, offset, index and hash, in plain Python."""
     base = int(options["base_resolution"])
     scale, size = base - 1.0, rows
@@ -154,7 +189,9 @@ def tcnn_level(x: list[float], options: dict[str, str | int | float], rows: int)
     found: dict[int, float] = {}
     for corner in range(8):
         node = [low[axis] + (corner >> axis & 1) for axis in range(3)]
-        weight = math.prod(abs((corner >> axis & 1) - 1 + place[axis] - low[axis]) for axis in range(3))
+        weight = math.prod(
+            abs((corner >> axis & 1) - 1 + place[axis] - low[axis]) for axis in range(3)
+        )
         if base**3 <= size:
             row = node[0] + base * node[1] + base**2 * node[2]
         else:
@@ -168,8 +205,17 @@ def test_tiny_cuda_nn_is_asked_for_our_nodes(resolution: int) -> None:
     size, generator = 2**13, torch.Generator().manual_seed(resolution)
     options = hashgrid_cuda.tcnn_options(resolution, 2, size)
     rows = hashgrid_cuda.tcnn_rows(resolution, size)
-    assert rows % 8 == 0 and (rows == size) == ((resolution + 1) ** 3 > size - 8) and options["log2_hashmap_size"] == 13
-    unit = torch.cat([torch.rand(20, 3, generator=generator), torch.tensor([[0.0, 0.5, 1.0], [1, 1, 1], [0, 0, 0]])]).double()
+    assert (
+        rows % 8 == 0
+        and (rows == size) == ((resolution + 1) ** 3 > size - 8)
+        and options["log2_hashmap_size"] == 13
+    )
+    unit = torch.cat(
+        [
+            torch.rand(20, 3, generator=generator),
+            torch.tensor([[0.0, 0.5, 1.0], [1, 1, 1], [0, 0, 0]]),
+        ]
+    ).double()
     for point, asked in zip(unit, hashgrid_cuda.tcnn_points(unit, resolution), strict=True):
         cell = (point * resolution).floor().clamp(0, resolution - 1)
         inside = point * resolution - cell
@@ -177,14 +223,18 @@ def test_tiny_cuda_nn_is_asked_for_our_nodes(resolution: int) -> None:
         for corner in range(8):
             bits = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2])
             row = int(table_index(cell.long() + bits, resolution, size))
-            ours[row] = ours.get(row, 0.0) + float(torch.where(bits.bool(), inside, 1 - inside).prod())
+            ours[row] = ours.get(row, 0.0) + float(
+                torch.where(bits.bool(), inside, 1 - inside).prod()
+            )
         theirs = tcnn_level(asked.tolist(), options, rows)
         for row in ours.keys() | theirs.keys():
             assert ours.get(row, 0.0) == pytest.approx(theirs.get(row, 0.0), abs=1e-9)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(bool(cuda_package_here("tinycudann")), reason=cuda_package_here("tinycudann") or "it is there")
+@pytest.mark.skipif(
+    bool(cuda_package_here("tinycudann")), reason=cuda_package_here("tinycudann") or "it is there"
+)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_tiny_cuda_nn_agrees_with_the_reference(dtype: str) -> None:
     field = small_field().cuda()

@@ -16,7 +16,9 @@ from vp3d.fields.hashgrid import HashGridField
 DEVICE, REASON = kernel_device_here()
 pytestmark = pytest.mark.skipif(not DEVICE, reason=REASON)
 
-CONFIG = FieldConfig(kind="hashgrid", resolution=24, levels=2, features=2, log2_table=13)  # one level direct, one hashed
+CONFIG = FieldConfig(
+    kind="hashgrid", resolution=24, levels=2, features=2, log2_table=13
+)  # one level direct, one hashed
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -35,7 +37,9 @@ def awkward_points() -> Tensor:
     """Random points, some beyond the cube; nodes of the coarse level, faces, edges, corners and the centre: [N, 3]."""
     random = torch.rand(40, 3, generator=seeded(2)) * 2.4 - 1.2
     nodes = torch.randint(0, 17, (20, 3), generator=seeded(3)) / 8.0 - 1.0
-    faces = torch.tensor([[1.0, 0.3, -0.2], [-1, 0.1, 0.9], [1, -1, 0.5], [1, 1, 1], [-1, -1, -1], [0, 0, 0]])
+    faces = torch.tensor(
+        [[1.0, 0.3, -0.2], [-1, 0.1, 0.9], [1, -1, 0.5], [1, 1, 1], [-1, -1, -1], [0, 0, 0]]
+    )
     return torch.cat([random, nodes, faces]).to(DEVICE)
 
 
@@ -76,7 +80,9 @@ def test_a_half_table_is_rounded_once_and_its_gradient_is_not() -> None:
     torch.testing.assert_close(values, results(rounded, x)[0], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(by_x, results(rounded, x)[1], atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(by_table, expected[2], atol=2e-4, rtol=1e-4)
-    assert field.tables.dtype == by_table.dtype == torch.float32 and not torch.equal(values, expected[0])
+    assert field.tables.dtype == by_table.dtype == torch.float32 and not torch.equal(
+        values, expected[0]
+    )
 
 
 def test_no_points_and_a_table_beyond_half_range() -> None:
@@ -87,11 +93,16 @@ def test_no_points_and_a_table_beyond_half_range() -> None:
     assert gradient.shape == field.tables.shape and not gradient.any()
     with torch.no_grad():
         field.tables.fill_(1.0e5)
-    assert not field(torch.zeros(1, 3, device=DEVICE))[0].isfinite().all()  # what the finite check of the loop sees
+    assert (
+        not field(torch.zeros(1, 3, device=DEVICE))[0].isfinite().all()
+    )  # what the finite check of the loop sees
 
 
 def test_the_field_is_the_same_with_a_checkpoint_from_the_other_backend() -> None:
-    plain, fast = rough_field(), with_kernels(HashGridField(CONFIG, seeded(9)).to(DEVICE), torch.float32)
+    plain, fast = (
+        rough_field(),
+        with_kernels(HashGridField(CONFIG, seeded(9)).to(DEVICE), torch.float32),
+    )
     assert fast.state_dict().keys() == plain.state_dict().keys()
     fast.load_state_dict(plain.state_dict())
     x = awkward_points()[:8].clamp(-1, 1)

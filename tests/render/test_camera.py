@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from vp3d.config import CameraConfig
-from vp3d.render.camera import camera_frame, camera_position, camera_rays, orbit, project, ring, sample_cameras
+from vp3d.render.camera import (
+    camera_frame,
+    camera_position,
+    camera_rays,
+    orbit,
+    project,
+    ring,
+    sample_cameras,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -38,7 +46,9 @@ def test_frame_by_hand_and_orthonormal() -> None:
     right, up, forward = camera_frame(orbit([0.0, 90.0], 0.0, 2.0, 40.0))
     assert close(right[0], [0, 1, 0]) and close(up[0], [0, 0, 1]) and close(forward[0], [-1, 0, 0])
     assert close(right[1], [-1, 0, 0]) and close(up[1], [0, 0, 1]) and close(forward[1], [0, -1, 0])
-    frame = torch.stack(camera_frame(orbit([10.0, 200.0, 77.0], [35.0, -20.0, 90.0], 3.0, 30.0)), dim=1)
+    frame = torch.stack(
+        camera_frame(orbit([10.0, 200.0, 77.0], [35.0, -20.0, 90.0], 3.0, 30.0)), dim=1
+    )
     assert torch.allclose(frame @ frame.transpose(1, 2), torch.eye(3).expand(3, 3, 3), atol=1e-6)
     assert torch.allclose(torch.linalg.cross(frame[:, 0], frame[:, 1]), -frame[:, 2], atol=1e-6)
 
@@ -46,11 +56,16 @@ def test_frame_by_hand_and_orthonormal() -> None:
 def test_azimuth_90_sees_plus_y_in_the_middle_and_the_front_on_its_left() -> None:
     camera = orbit(90.0, 0.0, 3.0, 40.0)
     pixel, depth = project(
-        camera, torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.0, 0.5]]), 64, 64
+        camera,
+        torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.0, 0.5]]),
+        64,
+        64,
     )
     assert depth[0].tolist() == pytest.approx([2.0, 4.0, 3.0, 3.0], abs=1e-5)
     assert close(pixel[0, 0], [32, 32], 1e-4)
-    assert pixel[0, 2, 0] < 31 and pixel[0, 3, 1] < 31  # the front (+x) to the left, the top (+z) above
+    assert (
+        pixel[0, 2, 0] < 31 and pixel[0, 3, 1] < 31
+    )  # the front (+x) to the left, the top (+z) above
 
 
 def test_rays_are_unit_and_row_major_with_the_field_of_view_vertical() -> None:
@@ -79,7 +94,9 @@ def test_project_is_the_inverse_of_camera_rays() -> None:
 
 
 def test_points_behind_the_camera_have_finite_pixels_and_negative_depth() -> None:
-    pixel, depth = project(orbit(0.0, 0.0, 2.0, 40.0), torch.tensor([[3.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), 8, 8)
+    pixel, depth = project(
+        orbit(0.0, 0.0, 2.0, 40.0), torch.tensor([[3.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), 8, 8
+    )
     assert torch.isfinite(pixel).all() and depth[0, 0] < 0
 
 
@@ -87,7 +104,9 @@ def test_sampled_cameras_are_stratified_in_range_and_reproducible() -> None:
     config = CameraConfig()
     camera = sample_cameras(8, config, seeded(3))
     again = sample_cameras(8, config, seeded(3))
-    assert torch.equal(camera.azimuth_deg, again.azimuth_deg) and torch.equal(camera.elevation_deg, again.elevation_deg)
+    assert torch.equal(camera.azimuth_deg, again.azimuth_deg) and torch.equal(
+        camera.elevation_deg, again.elevation_deg
+    )
     assert (camera.azimuth_deg >= 0).all() and (camera.azimuth_deg < 360).all()
     assert (camera.elevation_deg >= config.elevation_min_deg).all() and (
         camera.elevation_deg <= config.elevation_max_deg
@@ -99,7 +118,9 @@ def test_sampled_cameras_are_stratified_in_range_and_reproducible() -> None:
 
 def test_single_cameras_reach_every_azimuth() -> None:
     generator = seeded()
-    azimuth = torch.cat([sample_cameras(1, CameraConfig(), generator).azimuth_deg for _ in range(400)])
+    azimuth = torch.cat(
+        [sample_cameras(1, CameraConfig(), generator).azimuth_deg for _ in range(400)]
+    )
     counts = torch.histc(azimuth, bins=8, min=0, max=360)
     assert counts.min() > 25 and counts.max() < 80  # 50 expected, standard deviation 6.6
 

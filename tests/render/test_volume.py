@@ -44,7 +44,9 @@ class Formula(Field):
         self.sigma, self.radius = sigma, radius
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.sigma * (x.norm(dim=-1) < self.radius).float(), torch.tensor([0.2, 0.5, 0.8]).expand(len(x), 3)
+        return self.sigma * (x.norm(dim=-1) < self.radius).float(), torch.tensor(
+            [0.2, 0.5, 0.8]
+        ).expand(len(x), 3)
 
 
 def rough_field(side: int = 7, level: float = 0.0) -> GridField:
@@ -72,7 +74,10 @@ def outputs(render: Render) -> list[Tensor]:
 def loss_of(render: Render) -> Tensor:
     """A scalar in which every output of every ray has its own weight."""
     generator = seeded(7)
-    return sum(((v * torch.randn(v.shape, generator=generator)).sum() for v in outputs(render)), torch.zeros(()))
+    return sum(
+        ((v * torch.randn(v.shape, generator=generator)).sum() for v in outputs(render)),
+        torch.zeros(()),
+    )
 
 
 def gradients(field: Field, render: Render) -> list[Tensor]:
@@ -92,14 +97,18 @@ def test_box_interval_by_hand() -> None:
     near, far = box_interval(Rays(origins, directions))
     assert near[:2].tolist() == [2, 0] and far[:2].tolist() == [4, 1]
     assert (far - near)[2:4].tolist() == [0, 0]  # looks away; passes by
-    assert torch.isfinite(near).all() and torch.isfinite(far).all() and (far >= near).all()  # the last grazes a face
+    assert (
+        torch.isfinite(near).all() and torch.isfinite(far).all() and (far >= near).all()
+    )  # the last grazes a face
 
 
 def test_box_interval_against_sampled_points() -> None:
     rays = mixed_rays()
     near, far = box_interval(rays)
     t = torch.linspace(0, 8, 4001)
-    inside = ((rays.origins[:, None] + t[:, None] * rays.directions[:, None]).abs() <= 1 - 1e-4).all(-1)
+    inside = (
+        (rays.origins[:, None] + t[:, None] * rays.directions[:, None]).abs() <= 1 - 1e-4
+    ).all(-1)
     for i in range(len(rays)):
         if inside[i].any():
             assert near[i].item() == pytest.approx(t[inside[i]].min().item(), abs=0.02)
@@ -110,7 +119,9 @@ def test_samples_stay_in_their_bins() -> None:
     rays = mixed_rays()
     near, far = box_interval(rays)
     middle, step = ray_bins(rays, SAMPLES, None)
-    assert torch.allclose(middle, near + 0.5 * step) and torch.allclose(step * SAMPLES, far - near, atol=1e-5)
+    assert torch.allclose(middle, near + 0.5 * step) and torch.allclose(
+        step * SAMPLES, far - near, atol=1e-5
+    )
     start, _ = ray_bins(rays, SAMPLES, seeded())
     assert (start >= near).all() and (start <= near + step).all() and start.unique().numel() > 30
     assert torch.equal(start, ray_bins(rays, SAMPLES, seeded())[0])
@@ -141,7 +152,9 @@ def test_opaque_sphere_has_its_analytic_depth() -> None:
     along = -(rays.origins * rays.directions).sum(-1)
     square = 0.36 - ((rays.origins**2).sum(-1) - along**2)
     hit = square > 0.01
-    assert hit.sum() > 8 and torch.allclose(render.opacity[hit], torch.ones(int(hit.sum())), atol=1e-5)
+    assert hit.sum() > 8 and torch.allclose(
+        render.opacity[hit], torch.ones(int(hit.sum())), atol=1e-5
+    )
     assert torch.allclose(render.depth[hit], (along - square.clamp_min(0).sqrt())[hit], atol=0.01)
     assert (render.opacity[square < -0.01] == 0).all()
 
@@ -172,10 +185,14 @@ def test_routes_agree_with_skipping_and_without_normals() -> None:
 
 
 def test_hashgrid_goes_the_torch_route_and_agrees_with_the_reference() -> None:
-    field = HashGridField(FieldConfig(kind="hashgrid", resolution=20, levels=2, log2_table=9), seeded())
+    field = HashGridField(
+        FieldConfig(kind="hashgrid", resolution=20, levels=2, log2_table=9), seeded()
+    )
     rays = mixed_rays()[::5]
     fast = render_rays(field, rays, CONFIG, generator=seeded(3), want_normal=True)
-    reference = render_rays_reference(field, rays, *ray_bins(rays, SAMPLES, seeded(3)), SAMPLES, want_normal=True)
+    reference = render_rays_reference(
+        field, rays, *ray_bins(rays, SAMPLES, seeded(3)), SAMPLES, want_normal=True
+    )
     assert_same(field, reference, fast, atol=1e-4)
 
 
@@ -183,7 +200,9 @@ def test_compiled_gradient_against_finite_differences() -> None:
     field, rays = rough_field(4, level=1.0), mixed_rays()
 
     def loss() -> Tensor:
-        return loss_of(render_rays(field, rays, RenderConfig(samples=6), generator=seeded(3), want_normal=True))
+        return loss_of(
+            render_rays(field, rays, RenderConfig(samples=6), generator=seeded(3), want_normal=True)
+        )
 
     for parameter, gradient in zip(
         field.parameters(), torch.autograd.grad(loss(), list(field.parameters())), strict=True
@@ -205,7 +224,9 @@ def test_edges_render_nothing_and_still_differentiate(kind: str, case: str) -> N
     occupancy = OccupancyGrid(CONFIG)
     rays = mixed_rays()
     if case == "misses":
-        rays = Rays(torch.tensor([[3.0, 0, 0]]).expand(5, 3), torch.tensor([[1.0, 0, 0]]).expand(5, 3))
+        rays = Rays(
+            torch.tensor([[3.0, 0, 0]]).expand(5, 3), torch.tensor([[1.0, 0, 0]]).expand(5, 3)
+        )
     elif case == "nothing occupied":
         occupancy.mask.fill_(False)
     else:
@@ -220,9 +241,13 @@ def test_edges_render_nothing_and_still_differentiate(kind: str, case: str) -> N
 def test_occupancy_keeps_what_is_there_with_a_margin_and_forgets() -> None:
     field = GridField(FieldConfig(resolution=24), seeded())
     with torch.no_grad():
-        field.raw_density.copy_((400 * (0.3 - lattice(24).norm(dim=-1))).clamp(-15, 60).reshape(1, 1, 24, 24, 24))
+        field.raw_density.copy_(
+            (400 * (0.3 - lattice(24).norm(dim=-1))).clamp(-15, 60).reshape(1, 1, 24, 24, 24)
+        )
     occupancy = OccupancyGrid(RenderConfig(occupancy_resolution=16))
-    assert occupancy.share() == pytest.approx(4 / 3 * math.pi * 0.9**3 / 8, rel=0.03)  # the ball, before the first update
+    assert occupancy.share() == pytest.approx(
+        4 / 3 * math.pi * 0.9**3 / 8, rel=0.03
+    )  # the ball, before the first update
     occupancy.update(field, seeded())
     x = lattice(40)
     near, kept = x.norm(dim=-1) < 0.35, occupancy.contains(x)
@@ -254,13 +279,19 @@ def test_occupancy_knows_its_axes() -> None:
     occupancy = OccupancyGrid(CONFIG)
     occupancy.mask.fill_(False)
     occupancy.mask[7, 0, 3] = True  # z at the top, y at the right side, x in the middle
-    inside = occupancy.contains(torch.tensor([[-0.1, -0.9, 0.9], [0.9, -0.9, -0.1], [-0.1, -1.0, 1.0]]))
+    inside = occupancy.contains(
+        torch.tensor([[-0.1, -0.9, 0.9], [0.9, -0.9, -0.1], [-0.1, -1.0, 1.0]])
+    )
     assert inside.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_two_runs_and_any_number_of_threads_give_the_same_bytes(compiled: bool) -> None:
-    field, rays, found = rough_field(9, level=1.0), camera_rays(ring(2, 15.0, 2.9, 40.0), 24, 24), []
+    field, rays, found = (
+        rough_field(9, level=1.0),
+        camera_rays(ring(2, 15.0, 2.9, 40.0), 24, 24),
+        [],
+    )
     start, step = ray_bins(rays, SAMPLES, seeded(3))
     threads = torch.get_num_threads()
     for count in (1, 2, 1):
@@ -283,7 +314,9 @@ def test_lambert_shading_is_deferred_and_brings_normals() -> None:
     lit = render_rays(field, rays, RenderConfig(samples=SAMPLES, shading="lambert"))
     assert lit.normal is not None
     expected = lambert(plain.rgb, torch.nn.functional.normalize(plain.normal, dim=-1, eps=1e-6))
-    assert torch.allclose(lit.rgb, expected, atol=1e-6) and not torch.allclose(lit.rgb, plain.rgb, atol=1e-2)
+    assert torch.allclose(lit.rgb, expected, atol=1e-6) and not torch.allclose(
+        lit.rgb, plain.rgb, atol=1e-2
+    )
 
 
 class OutOfMemoryAbove(Formula):
@@ -304,12 +337,22 @@ def test_chunks_do_not_change_the_picture_and_shrink_when_memory_runs_out() -> N
     whole = render_rays(Formula(2.0), rays, CONFIG)
     small = render_rays(Formula(2.0), rays, RenderConfig(samples=SAMPLES, chunk=SAMPLES))
     field = OutOfMemoryAbove(20 * SAMPLES, "CUDA out of memory. Tried to allocate 2 GiB")
-    shrunk = render_rays(field, rays, RenderConfig(samples=SAMPLES, chunk=100 * SAMPLES), on_oom=chunks.append)
+    shrunk = render_rays(
+        field, rays, RenderConfig(samples=SAMPLES, chunk=100 * SAMPLES), on_oom=chunks.append
+    )
     for other in (small, shrunk):
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs(whole), outputs(other), strict=True))
-    seen = SAMPLES * int((ray_bins(rays, SAMPLES, None)[1] > 0).sum())  # rays that miss the cube have no samples
+        assert all(
+            torch.allclose(a, b, atol=1e-6)
+            for a, b in zip(outputs(whole), outputs(other), strict=True)
+        )
+    seen = SAMPLES * int(
+        (ray_bins(rays, SAMPLES, None)[1] > 0).sum()
+    )  # rays that miss the cube have no samples
     assert 40 * SAMPLES < seen < 100 * SAMPLES
-    assert chunks == [seen // 2, seen // 2 // SAMPLES * SAMPLES // 2]  # halves of what was tried, in whole rays
+    assert chunks == [
+        seen // 2,
+        seen // 2 // SAMPLES * SAMPLES // 2,
+    ]  # halves of what was tried, in whole rays
 
 
 def test_only_samples_in_occupied_cells_count_for_a_chunk() -> None:
@@ -331,7 +374,9 @@ def test_only_samples_in_occupied_cells_count_for_a_chunk() -> None:
     assert asked == [worth]  # once, forward alone: nothing is evaluated again in the backward pass
     parts = shown(worth // 3)
     assert len(asked) > 6 and max(asked) <= worth // 3 and sum(asked) == 2 * worth
-    assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(whole, parts, strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(whole, parts, strict=True)
+    )
 
 
 @pytest.mark.parametrize("occupied", [False, True])
@@ -343,20 +388,30 @@ def test_chunks_have_the_same_gradient_and_keep_next_to_nothing_for_it(occupied:
 
     def chunked(chunk: int) -> tuple[Render, list[Tensor]]:
         held: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (held.append(x.numel()), x)[1], lambda x: x):
-            render = render_rays(field, rays, RenderConfig(samples=SAMPLES, chunk=chunk), occupancy, want_normal=True)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: (held.append(x.numel()), x)[1], lambda x: x
+        ):
+            render = render_rays(
+                field, rays, RenderConfig(samples=SAMPLES, chunk=chunk), occupancy, want_normal=True
+            )
         kept.append(sum(held))
         return render, gradients(field, render)
 
     (whole, expected), (parts, found) = chunked(10**6), chunked(16 * SAMPLES)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs(whole), outputs(parts), strict=True))
-    assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(expected, found, strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs(whole), outputs(parts), strict=True)
+    )
+    assert all(
+        torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(expected, found, strict=True)
+    )
     assert kept[1] < 0.02 * kept[0]
 
 
 def rough_hash_field() -> HashGridField:
     """A small hash grid with a random table."""
-    field = HashGridField(FieldConfig(kind="hashgrid", resolution=20, levels=2, log2_table=9), seeded())
+    field = HashGridField(
+        FieldConfig(kind="hashgrid", resolution=20, levels=2, log2_table=9), seeded()
+    )
     with torch.no_grad():
         field.tables.copy_(torch.randn(field.tables.shape, generator=seeded(1)))
     return field
@@ -366,7 +421,9 @@ def test_errors_that_are_not_about_memory_and_hopeless_ones_are_raised() -> None
     with pytest.raises(RuntimeError, match="shapes"):
         render_rays(OutOfMemoryAbove(10, "shapes do not match"), mixed_rays(), CONFIG)
     with pytest.raises(RuntimeError, match="allocate"):
-        render_rays(OutOfMemoryAbove(0, "DefaultCPUAllocator: can't allocate memory"), mixed_rays(), CONFIG)
+        render_rays(
+            OutOfMemoryAbove(0, "DefaultCPUAllocator: can't allocate memory"), mixed_rays(), CONFIG
+        )
 
 
 def test_bad_settings_are_one_clear_line() -> None:

@@ -12,7 +12,15 @@ from vp3d.errors import UserError
 from vp3d.fields.nerf import build_field
 from vp3d.render import volume_cuda
 from vp3d.render.camera import camera_rays, orbit
-from vp3d.render.volume import DENSE, March, OccupancyGrid, dense_ahead, occupied_samples, ray_bins, render_rays
+from vp3d.render.volume import (
+    DENSE,
+    March,
+    OccupancyGrid,
+    dense_ahead,
+    occupied_samples,
+    ray_bins,
+    render_rays,
+)
 from vp3d.types import Rays
 
 SAMPLES = 20
@@ -74,9 +82,14 @@ def test_rays_are_handed_over_so_that_the_samples_are_ours(jittered: bool) -> No
     assert len(ours) > 100 and (theirs.diff() > 0).all()
     different = torch.tensor(sorted(set(ours.tolist()) ^ set(theirs.tolist())), dtype=torch.long)
     ray = different // SAMPLES
-    x = rays.origins[ray] + (start[ray] + (different % SAMPLES) * step[ray])[:, None] * rays.directions[ray]
+    x = (
+        rays.origins[ray]
+        + (start[ray] + (different % SAMPLES) * step[ray])[:, None] * rays.directions[ray]
+    )
     cells = (x + 1.0) * 4.0
-    assert ((cells - cells.round()).abs().amin(-1) < 1e-4).all() and len(different) < 0.02 * len(ours)  # on a cell's border
+    assert ((cells - cells.round()).abs().amin(-1) < 1e-4).all() and len(different) < 0.02 * len(
+        ours
+    )  # on a cell's border
 
 
 def check_edges(march: March, device: torch.device) -> None:
@@ -84,14 +97,23 @@ def check_edges(march: March, device: torch.device) -> None:
     miss = Rays(torch.tensor([[3.0, 0, 0]]).expand(4, 3), torch.tensor([[1.0, 0, 0]]).expand(4, 3))
     nothing = OccupancyGrid(CONFIG)
     nothing.mask.fill_(False)
-    for rays, occupancy in ((miss, half_empty()), (some_rays(), nothing), (some_rays(), None), (some_rays()[:0], half_empty())):
+    for rays, occupancy in (
+        (miss, half_empty()),
+        (some_rays(), nothing),
+        (some_rays(), None),
+        (some_rays()[:0], half_empty()),
+    ):
         rays = Rays(rays.origins.to(device), rays.directions.to(device))
         occupancy = None if occupancy is None else occupancy.to(device)
         start, step = ray_bins(rays, SAMPLES, None)
         if len(rays):
-            ours, theirs = (m.occupied(rays, start, step, SAMPLES, occupancy) for m in (DENSE, march))
+            ours, theirs = (
+                m.occupied(rays, start, step, SAMPLES, occupancy) for m in (DENSE, march)
+            )
             assert torch.equal(ours, theirs)
-        field = build_field(FieldConfig(kind="hashgrid", resolution=16, levels=1, log2_table=8), seeded()).to(device)
+        field = build_field(
+            FieldConfig(kind="hashgrid", resolution=16, levels=1, log2_table=8), seeded()
+        ).to(device)
         a, b = (render_rays(field, rays, CONFIG, occupancy, march=m) for m in (DENSE, march))
         torch.testing.assert_close(a.rgb, b.rgb, atol=1e-6, rtol=1e-5)
         if len(rays):
@@ -117,14 +139,24 @@ def test_packed_sums_are_the_dense_ones_with_their_gradient() -> None:
     assert found[0][0][0] == 0.0 and found[0][0][3] == 0.0
 
 
-def test_the_check_accepts_what_agrees_and_names_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_accepts_what_agrees_and_names_what_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(volume_cuda, "CHECK_SIZE", 6)
     assert volume_cuda.check_march(SLOW, CPU) == ""
-    late = March(SLOW.occupied, lambda tau, flat, counts, samples: dense_ahead(tau, flat, counts, samples) + tau)
+    late = March(
+        SLOW.occupied,
+        lambda tau, flat, counts, samples: dense_ahead(tau, flat, counts, samples) + tau,
+    )
     assert volume_cuda.check_march(late, CPU).startswith("its picture differs")
     deaf = March(SLOW.occupied, lambda *arguments: dense_ahead(*arguments).detach())
     assert volume_cuda.check_march(deaf, CPU).startswith("its gradient differs")
-    mirrored = March(volume_cuda.occupied_by(lambda o, d, cells, *rest: slow_traverse(o, d, cells.flip(0), *rest)), SLOW.ahead)
+    mirrored = March(
+        volume_cuda.occupied_by(
+            lambda o, d, cells, *rest: slow_traverse(o, d, cells.flip(0), *rest)
+        ),
+        SLOW.ahead,
+    )
     assert volume_cuda.check_march(mirrored, CPU).startswith("its picture differs")
 
 
@@ -133,14 +165,21 @@ def test_without_a_gpu_nerfacc_is_not_touched() -> None:
         volume_cuda.nerfacc_march(CPU)
 
 
-@pytest.mark.skipif(installed("nerfacc"), reason="nerfacc is installed, and importing it may start a build")
+@pytest.mark.skipif(
+    installed("nerfacc"), reason="nerfacc is installed, and importing it may start a build"
+)
 def test_nerfacc_that_is_asked_for_and_not_there_is_one_line() -> None:
-    with pytest.raises(UserError, match="cuda.compositor=nerfacc does not work here .*nerfacc.*; use cuda.compositor=torch$"):
+    with pytest.raises(
+        UserError,
+        match="cuda.compositor=nerfacc does not work here .*nerfacc.*; use cuda.compositor=torch$",
+    ):
         volume_cuda.nerfacc_march(torch.device("cuda"))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(bool(cuda_package_here("nerfacc")), reason=cuda_package_here("nerfacc") or "it is there")
+@pytest.mark.skipif(
+    bool(cuda_package_here("nerfacc")), reason=cuda_package_here("nerfacc") or "it is there"
+)
 def test_nerfacc_gives_our_pictures_and_gradients() -> None:
     march = volume_cuda.nerfacc_march(torch.device("cuda"))
     assert volume_cuda.check_march(march, torch.device("cuda")) == ""

@@ -40,9 +40,13 @@ def random_rgb(*shape: int, seed: int = 0) -> torch.Tensor:
 def smooth_rgb(side: int) -> torch.Tensor:
     """The same smooth picture at any size: [1, 3, side, side] in [0, 1]."""
     y, x = torch.meshgrid(*[(torch.arange(side) + 0.5) / side] * 2, indexing="ij")
-    return torch.stack([0.5 + 0.4 * torch.sin(6 * x), 0.5 + 0.4 * torch.cos(5 * y), 0.5 + 0.4 * torch.sin(4 * x * y)])[
-        None
-    ]
+    return torch.stack(
+        [
+            0.5 + 0.4 * torch.sin(6 * x),
+            0.5 + 0.4 * torch.cos(5 * y),
+            0.5 + 0.4 * torch.sin(4 * x * y),
+        ]
+    )[None]
 
 
 def test_loads_without_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +67,10 @@ def test_is_frozen_in_eval_mode_with_the_stored_weights(clip: ClipEncoder, folde
 
 
 def test_features_have_unit_length_and_depend_on_their_input(clip: ClipEncoder) -> None:
-    image, text = clip.image(random_rgb(3, 3, 40, 40)), clip.text(["a red sphere", "a blue cube", "a red sphere"])
+    image, text = (
+        clip.image(random_rgb(3, 3, 40, 40)),
+        clip.text(["a red sphere", "a blue cube", "a red sphere"]),
+    )
     tokens = clip.tokens(random_rgb(2, 3, 40, 40))
     for features in (image, text, tokens):
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(features.shape[:-1]))
@@ -109,7 +116,9 @@ def test_features_hardly_depend_on_the_size_of_the_picture(clip: ClipEncoder) ->
 
 def test_preprocessing_agrees_with_open_clips_own(clip: ClipEncoder) -> None:
     values = (smooth_rgb(80)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    theirs = open_clip.create_model_and_transforms(f"local-dir:{clip.folder}")[2](Image.fromarray(values))
+    theirs = open_clip.create_model_and_transforms(f"local-dir:{clip.folder}")[2](
+        Image.fromarray(values)
+    )
     ours = clip.preprocess(torch.from_numpy(values).permute(2, 0, 1)[None].float() / 255)[0]
     assert float((ours - theirs).abs().max()) < 1.5 / 255 / min(STD)
 
@@ -122,7 +131,9 @@ def test_preprocessing_at_the_models_size_is_only_a_normalisation(clip: ClipEnco
 
 def test_image_features_agree_with_the_plain_model(clip: ClipEncoder) -> None:
     rgb = random_rgb(2, 3, 32, 32)
-    plain = clip.model.visual((rgb - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
+    plain = clip.model.visual(
+        (rgb - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    )
     torch.testing.assert_close(clip.image(rgb), F.normalize(plain, dim=-1))
 
 

@@ -49,8 +49,14 @@ def reference_vision(blip: Blip) -> transformers.BlipVisionModel:
     )
     theirs = {}
     for key, value in blip.visual_encoder.state_dict().items():
-        name = key.replace("blocks.", "encoder.layers.").replace("norm1", "layer_norm1").replace("norm2", "layer_norm2")
-        name = name.replace("attn.qkv", "self_attn.qkv").replace("attn.proj", "self_attn.projection")
+        name = (
+            key.replace("blocks.", "encoder.layers.")
+            .replace("norm1", "layer_norm1")
+            .replace("norm2", "layer_norm2")
+        )
+        name = name.replace("attn.qkv", "self_attn.qkv").replace(
+            "attn.proj", "self_attn.projection"
+        )
         name = name.replace("patch_embed.proj", "embeddings.patch_embedding")
         name = {
             "cls_token": "embeddings.class_embedding",
@@ -98,7 +104,9 @@ def test_backbone_agrees_with_transformers(model: ImageReward) -> None:
         encoder_hidden_states=patches,
         encoder_attention_mask=torch.ones(patches.shape[:-1], dtype=torch.long),
     )
-    torch.testing.assert_close(blip(pixels, ids, ids != 0), theirs.last_hidden_state[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        blip(pixels, ids, ids != 0), theirs.last_hidden_state[:, 0], rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -106,9 +114,14 @@ def test_score_by_hand(model: ImageReward, folder: Path) -> None:
     """Normalise, backbone, five linear layers one after another, then the published mean and deviation."""
     rgb, ids = random_rgb(2, 3, 32, 32), model.target(PROMPTS)
     pixels = (rgb - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
-    features, stored = model.net.blip(pixels, ids, ids != 0), load_file(folder / "model.safetensors")
+    features, stored = (
+        model.net.blip(pixels, ids, ids != 0),
+        load_file(folder / "model.safetensors"),
+    )
     for layer in (0, 2, 4, 6, 7):
-        features = features @ stored[f"mlp.layers.{layer}.weight"].T + stored[f"mlp.layers.{layer}.bias"]
+        features = (
+            features @ stored[f"mlp.layers.{layer}.weight"].T + stored[f"mlp.layers.{layer}.bias"]
+        )
     expected = (features[:, 0] - 0.16717362830052426) / 1.0333394966054072
     torch.testing.assert_close(model.score(rgb, ids), expected)
 
@@ -123,9 +136,13 @@ def test_tokens_are_berts(model: ImageReward) -> None:
 
 def test_tokens_agree_with_transformers(model: ImageReward, folder: Path) -> None:
     """Case, accents and punctuation as BERT's own tokenizer treats them."""
-    words = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(BERT_WORDS)}, do_lower_case=True)
+    words = transformers.BertTokenizer(
+        vocab={word: i for i, word in enumerate(BERT_WORDS)}, do_lower_case=True
+    )
     texts = ["A réd sphere,on a BLUE cube", "white zebra  , front\tview", ""]
-    theirs = words(texts, padding="max_length", truncation=True, max_length=35, return_tensors="pt").input_ids
+    theirs = words(
+        texts, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+    ).input_ids
     assert torch.equal(model.target(texts), theirs)
 
 
@@ -133,14 +150,19 @@ def test_tokens_agree_with_transformers(model: ImageReward, folder: Path) -> Non
 def test_padding_does_not_count(model: ImageReward) -> None:
     rgb, ids = random_rgb(1, 3, 32, 32), model.target(PROMPTS[1:])
     length = int((ids != 0).sum())
-    torch.testing.assert_close(model.score(rgb, ids), model.score(rgb, ids[:, :length]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.score(rgb, ids), model.score(rgb, ids[:, :length]), rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()
 def test_score_depends_on_picture_and_text(model: ImageReward) -> None:
     rgb, ids = random_rgb(2, 3, 32, 32), model.target(PROMPTS)
     both = [model.score(rgb, ids[i : i + 1]) for i in range(2)]
-    assert float((both[0] - both[1]).abs().min()) > 1e-4 and float((both[0][0] - both[0][1]).abs()) > 1e-4
+    assert (
+        float((both[0] - both[1]).abs().min()) > 1e-4
+        and float((both[0][0] - both[0][1]).abs()) > 1e-4
+    )
     torch.testing.assert_close(model.score(rgb, ids), torch.stack([both[0][0], both[1][1]]))
 
 
@@ -160,7 +182,11 @@ def test_the_size_of_the_picture_hardly_counts(model: ImageReward) -> None:
     """A smooth picture rendered larger scores the same; another picture does not."""
     coarse, target = random_rgb(1, 3, 4, 4), model.target(PROMPTS[:1])
     scores = [
-        float(model.score(F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False), target))
+        float(
+            model.score(
+                F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False), target
+            )
+        )
         for side in (32, 64, 128, 256)
     ]
     other = float(model.score(random_rgb(1, 3, 32, 32, seed=5), target))
@@ -179,7 +205,10 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 
     vision, text = "blip.visual_encoder", "blip.text_encoder"
     shapes[f"{vision}.cls_token"], shapes[f"{vision}.pos_embed"] = (1, 1, 1024), (1, 197, 1024)
-    shapes[f"{vision}.patch_embed.proj.weight"], shapes[f"{vision}.patch_embed.proj.bias"] = (1024, 3, 16, 16), (1024,)
+    shapes[f"{vision}.patch_embed.proj.weight"], shapes[f"{vision}.patch_embed.proj.bias"] = (
+        (1024, 3, 16, 16),
+        (1024,),
+    )
     norm(f"{vision}.norm", 1024)
     for i in range(24):
         block = f"{vision}.blocks.{i}"
@@ -203,7 +232,9 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
         linear(f"{layer}.intermediate.dense", 3072, 768)
         linear(f"{layer}.output.dense", 768, 3072)
         norm(f"{layer}.output.LayerNorm", 768)
-    for layer, (outside, inside) in zip((0, 2, 4, 6, 7), [(1024, 768), (128, 1024), (64, 128), (16, 64), (1, 16)], strict=True):
+    for layer, (outside, inside) in zip(
+        (0, 2, 4, 6, 7), [(1024, 768), (128, 1024), (64, 128), (16, 64), (1, 16)], strict=True
+    ):
         linear(f"mlp.layers.{layer}", outside, inside)
     return shapes
 
@@ -214,8 +245,13 @@ def test_the_full_size_model_has_the_published_layout() -> None:
         net = ImageRewardNet(BlipSizes())
     assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == shapes
     count = sum(torch.Size(shape).numel() for shape in shapes.values())
-    assert round(4 * count / 1e9, 2) == 1.78  # the published file of 1.79 GB has two projections and indices more
-    assert BlipSizes.of({key.removeprefix("blip."): shape for key, shape in shapes.items()}) == BlipSizes()
+    assert (
+        round(4 * count / 1e9, 2) == 1.78
+    )  # the published file of 1.79 GB has two projections and indices more
+    assert (
+        BlipSizes.of({key.removeprefix("blip."): shape for key, shape in shapes.items()})
+        == BlipSizes()
+    )
 
 
 def refusal(folder: Path) -> str:
@@ -241,7 +277,16 @@ def test_other_checkpoints_and_damage_are_refused(folder: Path, tmp_path: Path) 
     assert "head.extra" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("data", [b"", b"[PAD]\n[UNK]\n[CLS]\n", b"a\n[PAD]\n[UNK]\n[CLS]\n[SEP]\n", b"\xff\xfe" * 20, b"<html>"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[PAD]\n[UNK]\n[CLS]\n",
+        b"a\n[PAD]\n[UNK]\n[CLS]\n[SEP]\n",
+        b"\xff\xfe" * 20,
+        b"<html>",
+    ],
+)
 def test_another_vocabulary_is_refused(data: bytes, folder: Path, tmp_path: Path) -> None:
     """Of some of these the tokenizer would make a TypeError or a bare Exception, of another wrong scores."""
     shutil.copytree(folder, tmp_path / "copy")
@@ -254,7 +299,9 @@ def test_a_prompt_that_would_lose_its_view_words_is_refused(model: ImageReward) 
         model.target(["a red " * 20 + "cube, back view"])
 
 
-def test_a_name_that_is_not_fetched_gives_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_not_fetched_gives_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
     with pytest.raises(UserError, match="run: python launch.py models fetch imagereward$"):
         load_imagereward("imagereward")

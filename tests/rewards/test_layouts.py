@@ -43,7 +43,10 @@ def published_clip(text: tuple[int, int], vision: tuple[int, int], projection: i
     found = clip_layers("text_model", wide, deep) | layer("text_model.final_layer_norm", wide)
     found |= layer("text_model.embeddings.token_embedding", 49408, wide, bias=False)
     found |= layer("text_model.embeddings.position_embedding", 77, wide, bias=False)
-    found |= clip_layers("vision_model", width, depth) | {"vision_model.embeddings.class_embedding": (width,), "logit_scale": ()}
+    found |= clip_layers("vision_model", width, depth) | {
+        "vision_model.embeddings.class_embedding": (width,),
+        "logit_scale": (),
+    }
     found |= layer("vision_model.pre_layrnorm", width) | layer("vision_model.post_layernorm", width)
     found |= layer("vision_model.embeddings.position_embedding", 257, width, bias=False)
     found |= layer("vision_model.embeddings.patch_embedding", width, 3, 14, 14, bias=False)
@@ -73,16 +76,32 @@ def published_bert() -> Shapes:
         found |= layer(f"bert.embeddings.{name}_embeddings", count, 768, bias=False)
     for i in range(12):
         block = f"bert.encoder.layer.{i}"
-        for part in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
+        for part in (
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+        ):
             found |= layer(f"{block}.{part}", 768, 768)
-        found |= layer(f"{block}.attention.output.LayerNorm", 768) | layer(f"{block}.output.LayerNorm", 768)
-        found |= layer(f"{block}.intermediate.dense", 3072, 768) | layer(f"{block}.output.dense", 768, 3072)
-    found |= layer("cls.predictions.transform.dense", 768, 768) | layer("cls.predictions.transform.LayerNorm", 768)
+        found |= layer(f"{block}.attention.output.LayerNorm", 768) | layer(
+            f"{block}.output.LayerNorm", 768
+        )
+        found |= layer(f"{block}.intermediate.dense", 3072, 768) | layer(
+            f"{block}.output.dense", 768, 3072
+        )
+    found |= layer("cls.predictions.transform.dense", 768, 768) | layer(
+        "cls.predictions.transform.LayerNorm", 768
+    )
     return found | {"cls.predictions.bias": (30522,)}
 
 
 def sizes(width: int, depth: int, heads: int) -> dict[str, int]:
-    return {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, "num_attention_heads": heads}
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+    }
 
 
 def clip(text: tuple[int, int, int], vision: tuple[int, int, int], projection: int) -> nn.Module:
@@ -129,8 +148,15 @@ def test_the_full_size_model_has_the_published_layout(name: str) -> None:
     build, expected, more = LAYOUTS[name]
     with torch.device("meta"):
         model = build()
-    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}  # BERT's word embeddings once more
-    found = {in_files(key) if name == "dinov2-base" else key: shape for key, shape in shapes_of(model).items() if key not in tied}
+    tied = {
+        "cls.predictions.decoder.weight",
+        "cls.predictions.decoder.bias",
+    }  # BERT's word embeddings once more
+    found = {
+        in_files(key) if name == "dinov2-base" else key: shape
+        for key, shape in shapes_of(model).items()
+        if key not in tied
+    }
     assert found == expected
     payload = more + 4 * sum(torch.Size(shape).numel() for shape in expected.values())
     size = next(file.size for file in MODELS[name].files if file.path == "model.safetensors")

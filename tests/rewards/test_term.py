@@ -70,7 +70,9 @@ def test_term_agrees_with_the_loss_over_all_views() -> None:
         weights = torch.tensor([naive_gate(gate, a) for a in AZIMUTH.tolist()])
         all_views = reward_loss(Recorder()(rgb, torch.zeros(4, 5)), config, weights, 0.5)
         torch.testing.assert_close(loss, all_views)
-        ours, theirs = (torch.autograd.grad(x, rgb, retain_graph=True)[0] for x in (loss, all_views))
+        ours, theirs = (
+            torch.autograd.grad(x, rgb, retain_graph=True)[0] for x in (loss, all_views)
+        )
         torch.testing.assert_close(ours, theirs)
         open_views = torch.tensor([0.1, 0.2, 0.3, 0.4])[weights > 0]
         assert value is not None and float(value) == pytest.approx(float(open_views.mean()))

@@ -27,23 +27,32 @@ def test_is_the_cosine(clip: ClipEncoder) -> None:
     with torch.no_grad():
         image = clip.model.encode_image(clip.preprocess(rgb)).numpy()
         text = clip.model.encode_text(clip.tokenizer(PROMPTS)).numpy()
-    naive = [float(np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b))) for a, b in zip(image, text, strict=True)]
+    naive = [
+        float(np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b)))
+        for a, b in zip(image, text, strict=True)
+    ]
     found = text_image(rgb, text_target(PROMPTS, clip), clip)
     assert found.shape == (2,)
     np.testing.assert_allclose(found.numpy(), naive, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(text_image(rgb, text_target(PROMPTS, clip), clip, scale=5.0), 5 * found, rtol=1e-6)
+    np.testing.assert_allclose(
+        text_image(rgb, text_target(PROMPTS, clip), clip, scale=5.0), 5 * found, rtol=1e-6
+    )
 
 
 def test_one_text_for_all_views(clip: ClipEncoder) -> None:
     rgb, text = random_rgb(3, 32), text_target(PROMPTS[:1], clip)
-    torch.testing.assert_close(text_image(rgb, text, clip), text_image(rgb, text.expand(3, -1), clip))
+    torch.testing.assert_close(
+        text_image(rgb, text, clip), text_image(rgb, text.expand(3, -1), clip)
+    )
 
 
 def test_following_the_gradient_raises_the_reward(clip: ClipEncoder) -> None:
     rgb, text = random_rgb(2, 48).requires_grad_(), text_target(PROMPTS, clip)
     before = text_image(rgb, text, clip)
     (gradient,) = torch.autograd.grad(before.sum(), rgb)
-    assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().amax(dim=(1, 2, 3)).min()) > 0
+    assert (
+        bool(torch.isfinite(gradient).all()) and float(gradient.abs().amax(dim=(1, 2, 3)).min()) > 0
+    )
     step = 0.05 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
     assert bool((text_image(rgb + step, text, clip) > before).all())
 
@@ -51,5 +60,7 @@ def test_following_the_gradient_raises_the_reward(clip: ClipEncoder) -> None:
 def test_gradients_are_finite_on_flat_pictures(clip: ClipEncoder) -> None:
     for level in (0.0, 0.5, 1.0):
         rgb = torch.full((1, 3, 64, 64), level, requires_grad=True)
-        (gradient,) = torch.autograd.grad(text_image(rgb, text_target(PROMPTS[:1], clip), clip).sum(), rgb)
+        (gradient,) = torch.autograd.grad(
+            text_image(rgb, text_target(PROMPTS[:1], clip), clip).sum(), rgb
+        )
         assert bool(torch.isfinite(gradient).all())

@@ -73,7 +73,9 @@ def test_pickscore_is_the_published_sum(clip: ClipTower, root: Path) -> None:
     logits = plain(input_ids=text.input_ids, pixel_values=pixels_of(rgb)).logits_per_image
     judge = ClipText(clip, clip.scale)
     assert clip.scale == pytest.approx(np.exp(3.0), rel=1e-5)
-    torch.testing.assert_close(judge.score(rgb, judge.target(PROMPTS)), logits.diagonal(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        judge.score(rgb, judge.target(PROMPTS)), logits.diagonal(), rtol=1e-4, atol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -93,11 +95,15 @@ def test_aesthetic_by_hand(aesthetic: Aesthetic, root: Path) -> None:
     """CLIP's projected feature, its length taken off, through five linear layers in NumPy."""
     rgb, stored = random_rgb(2, 3, SIZE, SIZE), load_file(root / "aesthetic" / "head.safetensors")
     plain = transformers.CLIPModel.from_pretrained(root / "aesthetic").eval()
-    x = plain.visual_projection(plain.vision_model(pixel_values=pixels_of(rgb)).pooler_output).numpy()
+    x = plain.visual_projection(
+        plain.vision_model(pixel_values=pixels_of(rgb)).pooler_output
+    ).numpy()
     x = x / np.sqrt((x**2).sum(axis=1, keepdims=True))
     for layer in (0, 2, 4, 6, 7):
         x = x @ stored[f"layers.{layer}.weight"].numpy().T + stored[f"layers.{layer}.bias"].numpy()
-    np.testing.assert_allclose(aesthetic.score(rgb, torch.zeros(1, 1)).numpy(), x[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        aesthetic.score(rgb, torch.zeros(1, 1)).numpy(), x[:, 0], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("side", [24, 32, 50])
@@ -105,12 +111,19 @@ def test_aesthetic_by_hand(aesthetic: Aesthetic, root: Path) -> None:
 def test_gradient_into_the_picture(
     kind: str, side: int, clip: ClipTower, dino: DinoTower, aesthetic: Aesthetic
 ) -> None:
-    judge, target = ClipText(clip, clip.scale), image_target(random_rgb(1, 3, SIZE, SIZE, seed=3), dino)
+    judge, target = (
+        ClipText(clip, clip.scale),
+        image_target(random_rgb(1, 3, SIZE, SIZE, seed=3), dino),
+    )
 
     def value(x: torch.Tensor) -> torch.Tensor:
         if kind == "pickscore":
             return judge.score(x, judge.target(PROMPTS))
-        return image_image(x, target, dino) if kind == "dino" else aesthetic.score(x, torch.zeros(1, 1))
+        return (
+            image_image(x, target, dino)
+            if kind == "dino"
+            else aesthetic.score(x, torch.zeros(1, 1))
+        )
 
     rgb = random_rgb(2, 3, side, side).requires_grad_()
     before = value(rgb)
@@ -127,7 +140,8 @@ def test_the_size_of_the_picture_hardly_counts(kind: str, clip: ClipTower, dino:
     tower = clip if kind == "clip" else dino
     coarse = random_rgb(1, 3, 4, 4)
     at = [
-        tower.image(F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)) for side in (32, 64, 128, 256)
+        tower.image(F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False))
+        for side in (32, 64, 128, 256)
     ]
     assert min(float((feature * at[0]).sum()) for feature in at) > 0.999
     assert float((tower.image(random_rgb(1, 3, 32, 32, seed=4)) * at[0]).sum()) < 0.99
@@ -137,7 +151,11 @@ def test_the_size_of_the_picture_hardly_counts(kind: str, clip: ClipTower, dino:
 def test_the_looks_of_a_picture_hardly_depend_on_its_size(aesthetic: Aesthetic) -> None:
     coarse, nothing = random_rgb(1, 3, 4, 4), torch.zeros(1, 1)
     scores = [
-        float(aesthetic.score(F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False), nothing))
+        float(
+            aesthetic.score(
+                F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False), nothing
+            )
+        )
         for side in (32, 64, 128, 256)
     ]
     other = float(aesthetic.score(random_rgb(1, 3, 32, 32, seed=4), nothing))
@@ -181,10 +199,15 @@ def open_clip_block(name: str, width: int) -> dict[str, tuple[int, ...]]:
     }
     found = {f"{name}.{part}.weight": shape for part, shape in layers.items()}
     found |= {f"{name}.{part}.bias": shape[:1] for part, shape in layers.items()}
-    return found | {f"{name}.attn.in_proj_weight": (3 * width, width), f"{name}.attn.in_proj_bias": (3 * width,)}
+    return found | {
+        f"{name}.attn.in_proj_weight": (3 * width, width),
+        f"{name}.attn.in_proj_bias": (3 * width,),
+    }
 
 
-def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(root: Path, tmp_path: Path) -> None:
+def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(
+    root: Path, tmp_path: Path
+) -> None:
     """HPSv2's and laion's folders: config and weights; the tokenizer is the one open_clip brings. Half precision is read too."""
     shutil.copytree(root / "clip", tmp_path / "hps")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -203,12 +226,19 @@ def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(root: Path
     assert scores.dtype == torch.float32 and float(scores.detach().abs().max()) <= 1.0
     (gradient,) = torch.autograd.grad(scores.sum(), rgb)
     assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().min()) > 0
-    encoder = judge.encoder  # and by hand, as HPSv2's code has it: unit features, their products, the diagonal
+    encoder = (
+        judge.encoder
+    )  # and by hand, as HPSv2's code has it: unit features, their products, the diagonal
     with torch.no_grad():
-        features = [encoder.model.encode_image(encoder.preprocess(rgb)), encoder.model.encode_text(encoder.tokenizer(PROMPTS))]
+        features = [
+            encoder.model.encode_image(encoder.preprocess(rgb)),
+            encoder.model.encode_text(encoder.tokenizer(PROMPTS)),
+        ]
     image, text = (value / value.norm(dim=-1, keepdim=True) for value in features)
     torch.testing.assert_close(scores, (image @ text.T).diagonal())
-    larger = F.interpolate(smooth := random_rgb(1, 3, 4, 4), (96, 96), mode="bicubic", align_corners=False)
+    larger = F.interpolate(
+        smooth := random_rgb(1, 3, 4, 4), (96, 96), mode="bicubic", align_corners=False
+    )
     smaller = F.interpolate(smooth, (32, 32), mode="bicubic", align_corners=False)
     near, far = (judge.score(x, judge.target(PROMPTS[:1])) for x in (larger, smaller))
     assert float((near - far).abs()) < 0.02
@@ -216,7 +246,11 @@ def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(root: Path
 
 def rewards_of(root: Path, **changes: object) -> object:
     config = Config().rewards
-    config.clip, config.pickscore, config.dinov2 = str(root / "clip"), str(root / "pickscore"), str(root / "dino")
+    config.clip, config.pickscore, config.dinov2 = (
+        str(root / "clip"),
+        str(root / "pickscore"),
+        str(root / "dino"),
+    )
     config.hpsv2, config.aesthetic_model = str(root / "clip"), str(root / "aesthetic")
     for name, value in changes.items():
         setattr(config, name, value)
@@ -226,10 +260,16 @@ def rewards_of(root: Path, **changes: object) -> object:
 def test_the_config_chooses_the_models_and_nothing_else_is_read(root: Path) -> None:
     config = rewards_of(root, clip="/nowhere", text_model="pickscore", image_model="dinov2")
     judges = load_judges(config)
-    assert isinstance(judges, Judges) and isinstance(judges.image, DinoTower) and judges.aesthetic is None
+    assert (
+        isinstance(judges, Judges)
+        and isinstance(judges.image, DinoTower)
+        and judges.aesthetic is None
+    )
     assert judges.text.scale == pytest.approx(np.exp(3.0), rel=1e-5)
     assert judge_places(config) == [str(root / "pickscore"), str(root / "dino")]
-    config = rewards_of(root, text_model="hpsv2", image_model="clip", aesthetic=RewardConfig(weight=0.1))
+    config = rewards_of(
+        root, text_model="hpsv2", image_model="clip", aesthetic=RewardConfig(weight=0.1)
+    )
     judges = load_judges(config)
     assert judges.text.scale == 1.0 and judges.aesthetic is not None
     assert judge_places(config) == [str(root / "clip"), str(root / "aesthetic")]
@@ -240,10 +280,16 @@ def test_the_config_chooses_the_models_and_nothing_else_is_read(root: Path) -> N
 def test_sd15_asks_for_imagereward_and_dino() -> None:
     config = load_config(None, [Path("configs/sd15.yaml").resolve()], [])
     assert judge_places(config.rewards) == ["imagereward", "dinov2-base"]
-    assert {config.prior.path, config.prior.ip_adapter, *judge_places(config.rewards)} <= MODELS.keys()
+    assert {
+        config.prior.path,
+        config.prior.ip_adapter,
+        *judge_places(config.rewards),
+    } <= MODELS.keys()
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "missing", ["config.json", "model.safetensors", "preprocessor_config.json"]
+)
 def test_missing_files_are_one_line(missing: str, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "dino", tmp_path / "dino")
     (tmp_path / "dino" / missing).unlink()
@@ -254,7 +300,9 @@ def test_missing_files_are_one_line(missing: str, root: Path, tmp_path: Path) ->
 
 def test_a_pickle_in_the_place_of_weights_is_not_read(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "dino", tmp_path / "dino")
-    torch.save(load_file(root / "dino" / "model.safetensors"), tmp_path / "dino" / "pytorch_model.bin")
+    torch.save(
+        load_file(root / "dino" / "model.safetensors"), tmp_path / "dino" / "pytorch_model.bin"
+    )
     (tmp_path / "dino" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="rewards.dinov2"):
         load_dino(str(tmp_path / "dino"))
@@ -271,7 +319,9 @@ def test_weights_of_another_model_are_refused_and_not_made_up(root: Path, tmp_pa
 
 def test_a_head_of_another_model_is_refused(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "aesthetic", tmp_path / "aesthetic")
-    save_file({"layers.0.weight": torch.zeros(1024, 768)}, tmp_path / "aesthetic" / "head.safetensors")
+    save_file(
+        {"layers.0.weight": torch.zeros(1024, 768)}, tmp_path / "aesthetic" / "head.safetensors"
+    )
     with pytest.raises(UserError, match="head.safetensors"):
         load_aesthetic(str(tmp_path / "aesthetic"))
     (tmp_path / "aesthetic" / "head.safetensors").unlink()

@@ -37,9 +37,13 @@ def model() -> nn.ModuleDict:
 
 def losses(model: nn.ModuleDict, pictures: Pictures, **options: Any) -> PriorLosses:
     """Of few pictures; the reader is a random one."""
-    latents = load_prior(PriorConfig(dtype="float32")).encode_images(to_tensor(pictures.images)).half()
+    latents = (
+        load_prior(PriorConfig(dtype="float32")).encode_images(to_tensor(pictures.images)).half()
+    )
     reader = LatentReader().requires_grad_(False)
-    return PriorLosses(model, TOKENIZER, pictures, latents, read_targets(pictures), reader, batch=4, **options)
+    return PriorLosses(
+        model, TOKENIZER, pictures, latents, read_targets(pictures), reader, batch=4, **options
+    )
 
 
 def embedded(model: nn.ModuleDict, texts: list[str]) -> torch.Tensor:
@@ -47,9 +51,13 @@ def embedded(model: nn.ModuleDict, texts: list[str]) -> torch.Tensor:
         return model["text"](models.tokenize(TOKENIZER, texts))[0]
 
 
-def test_a_captions_tokens_in_the_image_branch_are_heard_like_the_caption(model: nn.ModuleDict, pictures: Pictures) -> None:
+def test_a_captions_tokens_in_the_image_branch_are_heard_like_the_caption(
+    model: nn.ModuleDict, pictures: Pictures
+) -> None:
     nothing = embedded(model, [""])
-    said = embedded(model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))])
+    said = embedded(
+        model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))]
+    )
     copy_text(model["unet"], nothing[0], said.flatten(0, 1))
     hidden = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(0))
     attention = model.get_submodule("unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2")
@@ -63,17 +71,25 @@ def test_teaching_brings_the_tokens_near_the_captions_and_leaves_text_and_denois
     model: nn.ModuleDict, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "WARMUP", 1)
-    nn.init.normal_(model.get_parameter("projection.latents"))  # what the committed tokens tell is forgotten
+    nn.init.normal_(
+        model.get_parameter("projection.latents")
+    )  # what the committed tokens tell is forgotten
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    said = embedded(model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))])
+    said = embedded(
+        model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))]
+    )
 
     def error() -> float:
         with torch.no_grad():
-            tokens = model["projection"](models.patches(models.see(model["eye"], to_tensor(pictures.images))))
+            tokens = model["projection"](
+                models.patches(models.see(model["eye"], to_tensor(pictures.images)))
+            )
         return float((tokens - said).square().mean())
 
     first = error()
-    teach_image(losses(model, pictures), replace(train.PLANS["adapter"], steps=12, ema_share=0.0), tmp_path)
+    teach_image(
+        losses(model, pictures), replace(train.PLANS["adapter"], steps=12, ema_share=0.0), tmp_path
+    )
     assert error() < 0.9 * first
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved and all(k.startswith(train.TAUGHT) or "_ip." in k for k in moved)
@@ -85,20 +101,38 @@ def test_what_is_heard_otherwise_than_the_caption_reaches_every_part_of_the_bran
     model: nn.ModuleDict, pictures: Pictures
 ) -> None:
     model.requires_grad_(False)
-    taught = {k: p for k, p in model.named_parameters() if (k.startswith(train.TAUGHT) and "aid_" not in k) or "_ip." in k}
+    taught = {
+        k: p
+        for k, p in model.named_parameters()
+        if (k.startswith(train.TAUGHT) and "aid_" not in k) or "_ip." in k
+    }
     for parameter in taught.values():
         parameter.requires_grad_(True)
     alone, told = ((0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0))
-    values = AdapterLosses(losses(model, pictures, shares=alone))(np.random.default_rng(1), torch.Generator().manual_seed(1))
+    values = AdapterLosses(losses(model, pictures, shares=alone))(
+        np.random.default_rng(1), torch.Generator().manual_seed(1)
+    )
     values["loss_heard"].backward()
-    unread = ("eye.vision_model.encoder.layers.5.", "eye.vision_model.post_layernorm", "eye.visual_projection")
-    silent = [k for k, p in taught.items() if not k.startswith(unread) and (p.grad is None or not p.grad.abs().sum() > 0.0)]
+    unread = (
+        "eye.vision_model.encoder.layers.5.",
+        "eye.vision_model.post_layernorm",
+        "eye.visual_projection",
+    )
+    silent = [
+        k
+        for k, p in taught.items()
+        if not k.startswith(unread) and (p.grad is None or not p.grad.abs().sum() > 0.0)
+    ]
     assert not silent
-    values = AdapterLosses(losses(model, pictures, shares=told))(np.random.default_rng(1), torch.Generator().manual_seed(1))
+    values = AdapterLosses(losses(model, pictures, shares=told))(
+        np.random.default_rng(1), torch.Generator().manual_seed(1)
+    )
     assert "loss_v" in values and "loss_heard" not in values
 
 
-def test_the_adapter_is_begun_anew_only_without_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Pictures) -> None:
+def test_the_adapter_is_begun_anew_only_without_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Pictures
+) -> None:
     class Begun(Exception):
         pass
 

@@ -51,7 +51,9 @@ def pictures_from(text: str, azimuth: float) -> data.Pictures:
     full = np.ones(1)
     views = view_vectors(full * azimuth, full * 15, full * 2.9, full * 40)
     images, seen = render_scenes([build_scene(spec)], np.zeros(1), views, full * 0.7)
-    return data.Pictures(images, seen, (full * azimuth).astype(np.float32), full * 15, np.zeros(1, int), [spec])
+    return data.Pictures(
+        images, seen, (full * azimuth).astype(np.float32), full * 15, np.zeros(1, int), [spec]
+    )
 
 
 def told(text: str, azimuth: float) -> dict[str, str | None]:
@@ -91,7 +93,9 @@ def test_noun_maps_put_each_noun_where_its_colour_is(text: str) -> None:
 def test_noun_maps_of_one_object_are_its_silhouette() -> None:
     pictures = make_pictures([parse_caption("a yellow duck")], 4, np.random.default_rng(0))
     maps = noun_maps(pictures, np.arange(4))
-    assert torch.equal(maps[:, list(NOUNS).index("duck")].flatten(1), thumbnails(pictures.images)[:, :64])
+    assert torch.equal(
+        maps[:, list(NOUNS).index("duck")].flatten(1), thumbnails(pictures.images)[:, :64]
+    )
     assert float(maps.sum()) == pytest.approx(float(maps[:, list(NOUNS).index("duck")].sum()))
 
 
@@ -108,4 +112,7 @@ def test_an_image_prompt_stays_in_its_place_and_others_are_shifted() -> None:
     rgb = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     still = [data.augment(rgb, np.random.default_rng(seed), 0.0, most_shift=0) for seed in range(4)]
     assert all(torch.equal(picture, rgb) for picture in still)
-    assert any(not torch.equal(data.augment(rgb, np.random.default_rng(seed), 0.0), rgb) for seed in range(4))
+    assert any(
+        not torch.equal(data.augment(rgb, np.random.default_rng(seed), 0.0), rgb)
+        for seed in range(4)
+    )

@@ -41,7 +41,9 @@ def losses(prior: Prior) -> AlignLosses:
     reader = LatentReader().requires_grad_(False)
     for head in (*reader.aid.heads.values(), *reader.view.heads.values()):
         torch.nn.init.normal_(head.weight, std=0.1)
-    return AlignLosses(PriorLosses(model, tokenizer, pictures, latents, read_targets(pictures), reader, batch=4))
+    return AlignLosses(
+        PriorLosses(model, tokenizer, pictures, latents, read_targets(pictures), reader, batch=4)
+    )
 
 
 def test_a_drawing_is_that_of_the_sampler_without_guidance(
@@ -49,7 +51,10 @@ def test_a_drawing_is_that_of_the_sampler_without_guidance(
 ) -> None:
     monkeypatch.setattr(denoising, "half_precision", lambda _: nullcontext())
     texts = ["a red cube, front view", "a blue chair, side view"]
-    gate, tokens = torch.zeros(2), losses.prior.model["projection"](losses.prior.blind()).expand(2, -1, -1)
+    gate, tokens = (
+        torch.zeros(2),
+        losses.prior.model["projection"](losses.prior.blind()).expand(2, -1, -1),
+    )
     with torch.no_grad():
         condition = (losses.prior.encode(texts), tokens, gate)
         latents = losses.draw(condition, Still(np.random.PCG64()), torch.Generator().manual_seed(5))
@@ -61,7 +66,9 @@ def test_the_times_of_a_drawing_are_jittered_within_the_steps_and_fall(losses: A
     called: list[int] = []
     unet = losses.prior.model["unet"]
     hook = unet.register_forward_pre_hook(lambda _, given: called.append(int(given[1])))
-    condition = tuple(torch.zeros(1, *shape) for shape in ((20, 128), (models.IMAGE_TOKENS, 128), ()))
+    condition = tuple(
+        torch.zeros(1, *shape) for shape in ((20, 128), (models.IMAGE_TOKENS, 128), ())
+    )
     with torch.no_grad():
         for seed in range(3):
             losses.draw(condition, np.random.default_rng(seed), torch.Generator().manual_seed(0))
@@ -71,7 +78,9 @@ def test_the_times_of_a_drawing_are_jittered_within_the_steps_and_fall(losses: A
     assert len({run[2] for run in runs}) == 3 and all(500 <= run[2] <= 667 for run in runs)
 
 
-def test_what_is_wrong_with_a_drawing_reaches_text_denoiser_image_branch_and_eye(losses: AlignLosses) -> None:
+def test_what_is_wrong_with_a_drawing_reaches_text_denoiser_image_branch_and_eye(
+    losses: AlignLosses,
+) -> None:
     values = losses(np.random.default_rng(3), torch.Generator().manual_seed(3))
     assert set(values) == {"loss_v", "loss_read", "loss_drawn", "loss_energy"}
     assert all(torch.isfinite(v) for v in values.values())
@@ -79,7 +88,9 @@ def test_what_is_wrong_with_a_drawing_reaches_text_denoiser_image_branch_and_eye
         losses.prior.model.zero_grad()
         values[name].backward(retain_graph=True)
         for part in ("unet", "text", "projection", "eye"):
-            reached = [p.grad.norm() for p in losses.prior.model[part].parameters() if p.grad is not None]
+            reached = [
+                p.grad.norm() for p in losses.prior.model[part].parameters() if p.grad is not None
+            ]
             assert reached and float(torch.stack(reached).norm()) > 0, (name, part)
     assert all(p.grad is None for p in losses.prior.reader.parameters())
 
@@ -96,17 +107,28 @@ def test_only_what_the_condition_tells_is_asked(losses: AlignLosses) -> None:
     assert torch.equal(told.condition[2] > 0, torch.from_numpy(told.kind >= 2))
 
 
-def test_the_image_is_the_picture_itself_or_where_words_tell_the_view_often_another_of_the_scene(losses: AlignLosses) -> None:
+def test_the_image_is_the_picture_itself_or_where_words_tell_the_view_often_another_of_the_scene(
+    losses: AlignLosses,
+) -> None:
     prior = losses.prior
     index, kind = np.arange(72), np.tile([0, 2, 3], 24)
     silent, told = np.zeros(72, bool), np.ones(72, bool)
-    assert np.array_equal(prior._shown(index, kind, silent, np.random.default_rng(0)), np.where(kind > 1, index, -1))
+    assert np.array_equal(
+        prior._shown(index, kind, silent, np.random.default_rng(0)), np.where(kind > 1, index, -1)
+    )
     shown = prior._shown(index, kind, told, np.random.default_rng(0))
     image = kind > 1
-    assert np.array_equal(shown[image] // prior.views, index[image] // prior.views) and (shown[~image] == -1).all()
-    assert 0.3 < np.mean(shown[image] != index[image]) < 0.7, "three in four, of three views of which one is the same"
+    assert (
+        np.array_equal(shown[image] // prior.views, index[image] // prior.views)
+        and (shown[~image] == -1).all()
+    )
+    assert 0.3 < np.mean(shown[image] != index[image]) < 0.7, (
+        "three in four, of three views of which one is the same"
+    )
     truth = read_targets(prior.pictures)
-    with_words = prior.draw_conditions(np.random.default_rng(1), 64, np.cumsum((0.4, 0.2, 0.2, 0.2)))
+    with_words = prior.draw_conditions(
+        np.random.default_rng(1), 64, np.cumsum((0.4, 0.2, 0.2, 0.2))
+    )
     seen = torch.from_numpy(with_words.kind > 1)
     assert (with_words.shown[~seen] == -100).all() and (with_words.shown[seen] >= 0).any()
     alone = torch.from_numpy(with_words.kind == 3) & (with_words.answers[:, -1] < 0)
@@ -119,7 +141,11 @@ def test_the_energy_score_is_least_where_drawings_are_distributed_as_the_truth()
     def energy(mean: float, std: float) -> float:
         first, second, true = torch.randn(3, 20_000, 1, 1, 2, generator=generator)
         first, second = (mean + std * x for x in (first, second))
-        return float((distance(first, true) + distance(second, true) - distance(first, second)).mean())
+        return float(
+            (distance(first, true) + distance(second, true) - distance(first, second)).mean()
+        )
 
     right = energy(0.0, 1.0)
-    assert right < min(energy(0.0, 0.0), energy(0.0, 0.5), energy(0.0, 2.0), energy(1.0, 1.0)) - 0.01
+    assert (
+        right < min(energy(0.0, 0.0), energy(0.0, 0.5), energy(0.0, 2.0), energy(1.0, 1.0)) - 0.01
+    )

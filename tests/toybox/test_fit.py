@@ -90,9 +90,19 @@ save_file(told, folder / f"rank{process_rank()}.safetensors")
 def test_processes_draw_their_own_batches_and_step_on_the_mean_gradient(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
     root = str(Path(__file__).resolve().parents[2])
-    subprocess.run([*command, str(tmp_path)], check=True, timeout=180, env={**os.environ, "PYTHONPATH": root})
+    subprocess.run(
+        [*command, str(tmp_path)], check=True, timeout=180, env={**os.environ, "PYTHONPATH": root}
+    )
     one, two = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
     assert not torch.equal(one["seen"], two["seen"])
     mean = (one["seen"].sum(0) + two["seen"].sum(0)) / 2
@@ -120,7 +130,9 @@ def test_muon_moves_as_far_as_adamw_and_only_what_it_is_given() -> None:
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Linear(4, 4))
     named = dict(model.named_parameters())
     adamw, muon = new_optimizers(named, Plan(steps=1, lr=0.1, muon=r"0\."))
-    assert isinstance(muon, Muon) and [p is named["0.weight"] for p in muon.param_groups[0]["params"]] == [True]
+    assert isinstance(muon, Muon) and [
+        p is named["0.weight"] for p in muon.param_groups[0]["params"]
+    ] == [True]
     assert len(adamw.param_groups[0]["params"]) == 3
     before = named["0.weight"].detach().clone()
     named["0.weight"].grad = torch.randn_like(before)
@@ -129,7 +141,9 @@ def test_muon_moves_as_far_as_adamw_and_only_what_it_is_given() -> None:
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_products_are_bfloat16_only_where_the_processor_makes_them_so(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_bfloat16_only_where_the_processor_makes_them_so(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
     layer, x = nn.Linear(8, 8), torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     with half_precision(torch.device("cpu")):

@@ -35,7 +35,12 @@ def test_view_vectors_agree_with_the_cameras_of_the_renderer() -> None:
     from vp3d.render.camera import camera_frame, camera_position
 
     camera = orbit([0.0, 77.0, -140.0], [10.0, -5.0, 40.0], 2.9, 40.0)
-    ours = view_vectors(np.array([0.0, 77.0, -140.0]), np.array([10.0, -5.0, 40.0]), np.full(3, 2.9), np.full(3, 40.0))
+    ours = view_vectors(
+        np.array([0.0, 77.0, -140.0]),
+        np.array([10.0, -5.0, 40.0]),
+        np.full(3, 2.9),
+        np.full(3, 40.0),
+    )
     right, up, forward = camera_frame(camera)
     theirs = torch.cat([camera_position(camera), right, up, forward], 1).numpy()
     np.testing.assert_allclose(ours[:, :12], theirs, atol=1e-5)
@@ -71,5 +76,8 @@ def test_patterns_show_both_colours() -> None:
 
 
 def test_the_same_caption_gives_the_same_bytes() -> None:
-    first, second = one("a green cactus with an orange pot", 33.0), one("a green cactus with an orange pot", 33.0)
+    first, second = (
+        one("a green cactus with an orange pot", 33.0),
+        one("a green cactus with an orange pot", 33.0),
+    )
     assert (first == second).all()

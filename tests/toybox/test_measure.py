@@ -31,7 +31,12 @@ def test_what_looks_the_same_all_round_is_seen_from_everywhere() -> None:
 
 
 def test_shares_are_told_by_kind() -> None:
-    texts = ["a red cube", "a red cube with blue checks", "a cyan cone on a green table", "a pink duck with a black beak"]
+    texts = [
+        "a red cube",
+        "a red cube with blue checks",
+        "a cyan cone on a green table",
+        "a pink duck with a black beak",
+    ]
     specs = [parse_caption(t) for t in texts]
     rgb = to_tensor(np.concatenate([render_spec(s, [30.0]) for s in specs]))
     judge = load_judge(measure.ASSETS / "judge")

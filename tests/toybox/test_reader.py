@@ -16,7 +16,9 @@ from vp3d.toybox.scenes import kind_of
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[reader.LatentReader, torch.Tensor, torch.Tensor, torch.Tensor]:
+def taught(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[reader.LatentReader, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A reader of few pictures, their latents, noun maps and answers."""
     rng = np.random.default_rng(0)
     pictures = make_pictures(draw_specs(rng, 48, reserved=False), 2, rng)
@@ -27,22 +29,33 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[reader.LatentReade
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "PLAN", replace(reader.PLAN, warmup=5))
         patch.setattr(reader, "BATCH", 32)
-        found = reader.taught_reader(pictures, latents, told, tmp_path_factory.mktemp("work"), "cpu", most_steps=60)
+        found = reader.taught_reader(
+            pictures, latents, told, tmp_path_factory.mktemp("work"), "cpu", most_steps=60
+        )
     return found, latents, noun_maps(pictures, np.arange(len(pictures))), told
 
 
-def test_the_reader_knows_right_from_wrong(taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]]) -> None:
+def test_the_reader_knows_right_from_wrong(
+    taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]],
+) -> None:
     network, latents, shares, told = taught
     with torch.no_grad():
-        right, wrong = float(network(latents, shares, told)), float(network(latents, shares.roll(2, 0), told.roll(2, 0)))
+        right, wrong = (
+            float(network(latents, shares, told)),
+            float(network(latents, shares.roll(2, 0), told.roll(2, 0))),
+        )
         untaught = float(reader.LatentReader()(latents, shares, told))
     assert right < 0.7 * untaught and right < 0.7 * wrong, (right, untaught, wrong)
 
 
-def test_pictures_without_an_answer_do_not_count(taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]]) -> None:
+def test_pictures_without_an_answer_do_not_count(
+    taught: tuple[reader.LatentReader, *tuple[torch.Tensor, ...]],
+) -> None:
     network, latents, shares, told = taught
     asked = torch.arange(len(latents)) < 20
-    silent = network(latents, shares * asked[:, None, None, None], told.where(asked[:, None], torch.tensor(-100)))
+    silent = network(
+        latents, shares * asked[:, None, None, None], told.where(asked[:, None], torch.tensor(-100))
+    )
     assert torch.allclose(silent, network(latents[:20], shares[:20], told[:20]), atol=1e-5)
 
 
@@ -55,7 +68,9 @@ def test_an_attribute_that_no_picture_of_the_batch_tells_costs_nothing(
     heads = len(reader.HEADS)
     assert float(network.missed(whole, torch.full_like(told, -100))) == 0.0
     lost = network.missed(whole, told) - network.missed(whole, silent)
-    first = torch.nn.functional.cross_entropy(network.aid.heads["object_a"](whole), told[:, 0], ignore_index=-100)
+    first = torch.nn.functional.cross_entropy(
+        network.aid.heads["object_a"](whole), told[:, 0], ignore_index=-100
+    )
     view = torch.nn.functional.cross_entropy(network.view.heads["view"](whole), told[:, -1])
     assert torch.allclose(lost, first / heads + 0.5 * view, rtol=1e-4)
 
@@ -75,7 +90,11 @@ def test_kinds_are_drawn_as_often_as_asked() -> None:
     pictures = make_pictures(draw_specs(rng, 200, reserved=False), 2, rng)
     kinds = np.array([kind_of(s) for s in pictures.specs])[pictures.scene_of]
     often = {"on": 6.0, "checks": 0.5}
-    index = np.searchsorted(reader.kind_quantiles(pictures, often), rng.random(40_000), side="right")
+    index = np.searchsorted(
+        reader.kind_quantiles(pictures, often), rng.random(40_000), side="right"
+    )
     weights = np.array([often.get(k, 1.0) for k in kinds])
     for kind in ("on", "checks", "part"):
-        assert (kinds[index] == kind).mean() == pytest.approx(weights[kinds == kind].sum() / weights.sum(), abs=0.02)
+        assert (kinds[index] == kind).mean() == pytest.approx(
+            weights[kinds == kind].sum() / weights.sum(), abs=0.02
+        )

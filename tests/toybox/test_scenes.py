@@ -33,7 +33,9 @@ def test_caption_and_parse_are_inverse_over_the_whole_grammar() -> None:
 
 
 def test_the_issues_own_examples() -> None:
-    assert parse_caption("a red sphere with yellow stripes") == Spec("sphere", "red", "yellow", "stripes")
+    assert parse_caption("a red sphere with yellow stripes") == Spec(
+        "sphere", "red", "yellow", "stripes"
+    )
     assert parse_caption("a purple chair with brown legs") == Spec("chair", "purple", "brown")
     assert parse_caption("a pink cone on a green cylinder").relation == "on"
     assert caption(Spec("egg", "orange")) == "an orange egg"

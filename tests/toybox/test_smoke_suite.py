@@ -23,16 +23,24 @@ def test_a_prompt_that_is_no_caption_is_told_with_its_line(
     prompts = tmp_path / "own.txt"
     prompts.write_text("# mine\nA red sphere.\na fluffy cat seed=3\n")
     monkeypatch.setattr(batch, "make", refuse_to_make)
-    monkeypatch.setattr(sys, "argv", ["smoke", "suite", "--prompts", str(prompts), "--work", str(tmp_path / "work")])
+    monkeypatch.setattr(
+        sys, "argv", ["smoke", "suite", "--prompts", str(prompts), "--work", str(tmp_path / "work")]
+    )
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(smoke.__file__, run_name="__main__")
     told = capsys.readouterr().err
-    assert ended.value.code == 2 and told.count("\n") == 1 and f"{prompts}, line 3: not a toybox caption" in told
+    assert (
+        ended.value.code == 2
+        and told.count("\n") == 1
+        and f"{prompts}, line 3: not a toybox caption" in told
+    )
     prompts.write_text("# mine\nA red sphere.\n")
     assert smoke.read_captions(prompts)[0][1].noun == "sphere"
 
 
-def test_runs_of_unknown_weights_are_not_judged_with_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_unknown_weights_are_not_judged_with_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(smoke, "make", refuse_to_make)
     run = tmp_path / "01-a-red-sphere" / "run"
     run.mkdir(parents=True)

@@ -32,7 +32,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "SCENES", 24)
         patch.setattr(train, "ASSETS", folder / "assets")
-        arguments = ["--steps", "2", "--chunks", "1", "--threads", "1", "--data", str(folder / "data")]
+        arguments = [
+            "--steps",
+            "2",
+            "--chunks",
+            "1",
+            "--threads",
+            "1",
+            "--data",
+            str(folder / "data"),
+        ]
         train.main(arguments)
         train.main(["prior", "clip", "judge", "--more", "1", *arguments[2:]])
     return folder / "assets"
@@ -41,7 +50,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_was_trained_opens_in_the_real_loaders(trained: Path) -> None:
     verify_files(trained / "MANIFEST.json", trained)
     config = PriorConfig(
-        path=str(trained / "pipeline"), ip_adapter=str(trained / "ip_adapter"), manifest=str(trained / "MANIFEST.json")
+        path=str(trained / "pipeline"),
+        ip_adapter=str(trained / "ip_adapter"),
+        manifest=str(trained / "MANIFEST.json"),
     )
     prior = load_prior(config)
     image = prior.embed_visual_prompt(torch.rand(1, 3, 64, 64))
@@ -54,11 +65,17 @@ def test_what_was_trained_opens_in_the_real_loaders(trained: Path) -> None:
 
 def test_the_adapters_file_is_the_published_one_of_plus(trained: Path) -> None:
     weights = load_file(trained / "ip_adapter" / "models" / "ip-adapter_toybox.safetensors")
-    published = {k.removeprefix("image_proj."): v for k, v in weights.items() if k.startswith("image_proj.")}
-    assert published["layers.3.0.to_kv.weight"].shape == (256, 128) and published["latents"].shape == (1, 20, 128)
+    published = {
+        k.removeprefix("image_proj."): v for k, v in weights.items() if k.startswith("image_proj.")
+    }
+    assert published["layers.3.0.to_kv.weight"].shape == (256, 128) and published[
+        "latents"
+    ].shape == (1, 20, 128)
     ours = models.new_image_projection()
     ours.load_state_dict(save.resampler_state(published))
-    theirs = models.new_unet()._convert_ip_adapter_image_proj_to_diffusers(published, low_cpu_mem_usage=False)
+    theirs = models.new_unet()._convert_ip_adapter_image_proj_to_diffusers(
+        published, low_cpu_mem_usage=False
+    )
     patches = torch.randn(2, 65, 128, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours(patches), theirs(patches))
     again = save.published_resampler(ours.state_dict())
@@ -69,7 +86,10 @@ def test_every_toybox_word_is_one_token() -> None:
     tokenizer = models.new_tokenizer(words())
     for word in words():
         assert len(tokenizer(word).input_ids) == 3, word
-    assert tokenizer("a red cube").input_ids == models.new_tokenizer(reversed(words()))("a red cube").input_ids
+    assert (
+        tokenizer("a red cube").input_ids
+        == models.new_tokenizer(reversed(words()))("a red cube").input_ids
+    )
     longest = "an orange snowman next to an orange airplane, front left view from above"
     assert len(tokenizer(longest).input_ids) <= models.TOKENS
 
@@ -77,12 +97,18 @@ def test_every_toybox_word_is_one_token() -> None:
 def test_merges_are_the_same_in_every_process() -> None:
     code = "from vp3d.toybox import models, scenes; print(models.new_tokenizer(scenes.words())._tokenizer.to_str())"
     seeds = ({**os.environ, "PYTHONHASHSEED": str(seed)} for seed in (1, 2))
-    first, second = (subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout for env in seeds)
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout
+        for env in seeds
+    )
     assert len(first) > 1000 and first == second
 
 
 def test_a_tokenizer_that_lies_there_is_kept(tmp_path: Path) -> None:
-    assert train.find_tokenizer(tmp_path)("red cube").input_ids == models.new_tokenizer(words())("red cube").input_ids
+    assert (
+        train.find_tokenizer(tmp_path)("red cube").input_ids
+        == models.new_tokenizer(words())("red cube").input_ids
+    )
     models.new_tokenizer(["red", "zebra"]).save_pretrained(tmp_path)
     assert len(train.find_tokenizer(tmp_path)("zebra").input_ids) == 3
 
@@ -122,13 +148,18 @@ def test_latents_are_kept_added_to_and_made_anew_for_another_autoencoder(
     first = train.encode_pictures(few, path, "cpu")
     encoded = []
     monkeypatch.setattr(
-        train, "to_tensor", lambda images, device: encoded.append(len(images)) or data.to_tensor(images)
+        train,
+        "to_tensor",
+        lambda images, device: encoded.append(len(images)) or data.to_tensor(images),
     )
     whole = train.encode_pictures(pictures, path, "cpu")
     assert whole.shape == (12, 4, 16, 16) and torch.equal(whole[:5], first) and encoded == [7]
     assert torch.equal(train.encode_pictures(pictures, path, "cpu"), whole) and encoded == [7]
     models.new_autoencoder().save_pretrained(tmp_path / "pipeline" / "vae")
-    assert not torch.equal(train.encode_pictures(pictures, path, "cpu"), whole) and encoded == [7, 12]
+    assert not torch.equal(train.encode_pictures(pictures, path, "cpu"), whole) and encoded == [
+        7,
+        12,
+    ]
 
 
 def test_only_the_same_training_is_taken_up_again(tmp_path: Path) -> None:
@@ -153,7 +184,10 @@ def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None
     tokenizer = models.new_tokenizer(words())
     parts = {"unet": models.new_unet(), "text": models.new_text_encoder(tokenizer)}
     models.add_image_branch(parts["unet"])
-    for name, width in (("aid_pooled", parts["unet"].time_embedding.linear_2.out_features), ("aid_tokens", 128)):
+    for name, width in (
+        ("aid_pooled", parts["unet"].time_embedding.linear_2.out_features),
+        ("aid_tokens", 128),
+    ):
         parts[name] = models.Telling(width, reader.READ, 112)
     model = torch.nn.ModuleDict(parts)
     rng = np.random.default_rng(0)
@@ -167,7 +201,9 @@ def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None
         return float(model["aid_tokens"](text.mean(1), told, seen))
 
     first = missed()
-    train.teach_text(model, tokenizer, pictures, train.Plan(steps=40, lr=1e-2, warmup=2), tmp_path, "cpu")
+    train.teach_text(
+        model, tokenizer, pictures, train.Plan(steps=40, lr=1e-2, warmup=2), tmp_path, "cpu"
+    )
     assert missed() < 0.8 * first
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert {k.split(".")[0] for k in moved} == {"unet", "text", "aid_pooled", "aid_tokens"}
@@ -176,15 +212,23 @@ def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None
 
 def test_thumbnails_show_the_object_and_not_the_ground() -> None:
     specs = [data.Spec("cube", "red"), data.Spec("cube", "blue")]
-    cube, other = (images.render_spec(s, [0.0], ground=g) for s, g in zip(specs, (0.5, 0.9), strict=True))
+    cube, other = (
+        images.render_spec(s, [0.0], ground=g) for s, g in zip(specs, (0.5, 0.9), strict=True)
+    )
     red, blue = data.thumbnails(np.concatenate([cube, other]))
     assert torch.equal(red[:64], blue[:64]) and 0.1 < float(red[:64].mean()) < 0.5
-    assert float(red[64:80].mean()) > 3 * float(red[96:].mean()) and float(blue[96:].mean()) > 3 * float(blue[64:80].mean())
+    assert float(red[64:80].mean()) > 3 * float(red[96:].mean()) and float(
+        blue[96:].mean()
+    ) > 3 * float(blue[64:80].mean())
     assert float(red[:8].max()) == 0.0
 
 
-@pytest.mark.parametrize("arguments", [["eye", "--more", "-5"], ["--steps", "0"], ["--chunks", "0"], ["--threads", "0"]])
-def test_counts_below_one_are_refused_before_anything_is_made(tmp_path: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["eye", "--more", "-5"], ["--steps", "0"], ["--chunks", "0"], ["--threads", "0"]]
+)
+def test_counts_below_one_are_refused_before_anything_is_made(
+    tmp_path: Path, arguments: list[str]
+) -> None:
     with pytest.raises(UserError, match="takes a whole number of 1 or more"):
         train.main([*arguments, "--data", str(tmp_path / "data")])
     assert not list(tmp_path.iterdir())
@@ -197,14 +241,22 @@ def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "align.safetensors").touch()
     saved: list[torch.nn.ModuleDict] = []
     monkeypatch.setattr(train, "prior_losses", lambda *_, **__: None)
-    monkeypatch.setattr(train, "fit", lambda _, model, *__: {k: p.detach() + 2.0 for k, p in model.named_parameters()})
+    monkeypatch.setattr(
+        train,
+        "fit",
+        lambda _, model, *__: {k: p.detach() + 2.0 for k, p in model.named_parameters()},
+    )
     monkeypatch.setattr(train, "save_prior", lambda model, _: saved.append(model))
     train.train_align(cast(data.Pictures, None), train.PLANS["align"], tmp_path, "cpu")
-    begun = train.new_prior_parts(train.find_tokenizer(train.ASSETS / "pipeline" / "tokenizer"), trained=True)
+    begun = train.new_prior_parts(
+        train.find_tokenizer(train.ASSETS / "pipeline" / "tokenizer"), trained=True
+    )
     for part, found in saved[0].items():
         for key, parameter in begun[part].named_parameters():
             torch.testing.assert_close(found.get_parameter(key), parameter + 1.0)
@@ -212,9 +264,14 @@ def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("problem", [UserError("damaged"), FileNotFoundError(2, "No such file or directory", "vae")])
+@pytest.mark.parametrize(
+    "problem", [UserError("damaged"), FileNotFoundError(2, "No such file or directory", "vae")]
+)
 def test_what_is_missing_is_one_line_and_no_traceback(
-    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    problem: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object) -> None:
         raise problem

@@ -41,14 +41,22 @@ def test_the_pose_that_was_given_is_found(turned: Comparison) -> None:
 
 def test_the_true_shape_and_colour_are_seen_as_such(turned: Comparison) -> None:
     told = turned.figures
-    assert told["iou"] > 0.97 and told["chamfer"] < 0.005 and told["fscore"] > 0.99 and told["color_error"] < 0.5
+    assert (
+        told["iou"] > 0.97
+        and told["chamfer"] < 0.005
+        and told["fscore"] > 0.99
+        and told["color_error"] < 0.5
+    )
 
 
 def test_a_light_that_was_turned_along_is_an_error_unless_it_may_be(mug: Truth) -> None:
     along = moved(lit(mug.mesh), rotation(90.0), np.zeros(3))
     strict, free = compare(along, mug), compare(along, mug, LIGHTS)
     assert strict is not None and free is not None
-    assert free.light == "true" and free.figures["color_error"] < 0.5 < 2.0 < strict.figures["color_error"]
+    assert (
+        free.light == "true"
+        and free.figures["color_error"] < 0.5 < 2.0 < strict.figures["color_error"]
+    )
 
 
 def test_another_noun_fits_less_and_another_colour_shows(mug: Truth, turned: Comparison) -> None:
@@ -106,5 +114,10 @@ def test_scores_of_views_by_hand() -> None:
     assert janus_score(np.full((24, 24), 0.3), truth) == pytest.approx(0.5)
     assert janus_score(truth, np.full((24, 24), 1.0 - 0.9 * TOLD_APART)) is None
     assert view_agreement(truth, truth, 0.0) == 1.0 and view_agreement(truth, truth, 90.0) == 0.0
-    assert view_agreement(truth, truth, 30.0) == 1.0 and view_agreement(truth, np.ones((24, 24)), 90.0) == 1.0
-    assert view_agreement(front_everywhere, truth, 0.0) == pytest.approx(5 / 24)  # 0, 15, 30, 330 and 345 degrees
+    assert (
+        view_agreement(truth, truth, 30.0) == 1.0
+        and view_agreement(truth, np.ones((24, 24)), 90.0) == 1.0
+    )
+    assert view_agreement(front_everywhere, truth, 0.0) == pytest.approx(
+        5 / 24
+    )  # 0, 15, 30, 330 and 345 degrees

@@ -37,7 +37,9 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     tensors, meta = tensors_of(3), {"step": 7, "watchdog": {"rate_scale": 0.1}}
     checkpoint.save(tmp_path, 7, tensors, meta)
     found = checkpoint.load_latest(tmp_path, refuse)
-    assert found is not None and found.meta["step"] == 7 and found.meta["watchdog"] == meta["watchdog"]
+    assert (
+        found is not None and found.meta["step"] == 7 and found.meta["watchdog"] == meta["watchdog"]
+    )
     assert found.tensors.keys() == tensors.keys()
     assert all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
     assert all(found.tensors[name].dtype == tensors[name].dtype for name in tensors)
@@ -48,7 +50,10 @@ def test_only_the_newest_are_kept_and_none_is_none(tmp_path: Path) -> None:
     for iteration in (9, 10, 11, 100):
         checkpoint.save(tmp_path, iteration, tensors_of(iteration), {})
     assert [int(path.stem) for path in checkpoint.list_checkpoints(tmp_path)] == [11, 100]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000011.safetensors", "00000100.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "00000011.safetensors",
+        "00000100.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "garbage", "header", "number"])
@@ -61,7 +66,11 @@ def test_damage_falls_back_to_the_previous_one(tmp_path: Path, damage: str) -> N
     if damage == "number":  # valid JSON still, but another iteration
         data = data.replace(b'iteration\\": 2', b'iteration\\": 3')
         assert data != newest.read_bytes()
-    newest.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "garbage": b"no checkpoint" * 99}.get(damage, data))
+    newest.write_bytes(
+        {"cut": data[: len(data) // 2], "empty": b"", "garbage": b"no checkpoint" * 99}.get(
+            damage, data
+        )
+    )
     told: list[Path] = []
     found = checkpoint.load_latest(tmp_path, lambda path, reason: told.append(path))
     assert found is not None and found.meta["iteration"] == 1 and told == [newest]
@@ -90,7 +99,9 @@ def test_adam_goes_on_bit_for_bit() -> None:
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.fill_(0.3)
-        return layer, torch.optim.Adam([{"params": [layer.weight], "lr": 0.1}, {"params": [layer.bias], "lr": 0.01}])
+        return layer, torch.optim.Adam(
+            [{"params": [layer.weight], "lr": 0.1}, {"params": [layer.bias], "lr": 0.01}]
+        )
 
     def train(layer: torch.nn.Linear, adam: torch.optim.Adam, steps: range) -> None:
         for step in steps:
@@ -136,4 +147,6 @@ def test_kill_in_mid_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         process.wait()
     found = checkpoint.load_latest(tmp_path, refuse)
     assert found is not None and found.meta["step"] == found.meta["iteration"] >= 2
-    assert torch.equal(found.tensors["field.grid"], torch.full((400_000,), float(found.meta["step"])))
+    assert torch.equal(
+        found.tensors["field.grid"], torch.full((400_000,), float(found.meta["step"]))
+    )

@@ -34,7 +34,12 @@ def small_config(steps: int = 12) -> Config:
     config.render.occupancy_every = 3
     config.render.background_min = config.render.background_max = 1.0
     config.optim.lr_albedo = 0.2
-    config.optim.steps, config.optim.views, config.optim.checkpoint_every, config.optim.preview_every = steps, 2, 4, 50
+    (
+        config.optim.steps,
+        config.optim.views,
+        config.optim.checkpoint_every,
+        config.optim.preview_every,
+    ) = steps, 2, 4, 50
     return config
 
 
@@ -54,12 +59,26 @@ class FailingAt(TowardsRed):
 def make_stage(config: Config, run: RunFolder, guidance: TowardsRed | None = None) -> Coarse:
     field = build_field(config.field, make_generator(config.seed, "field"))
     nothing = torch.zeros(1, 1, 1)
-    redness = Reward(lambda rgb, target: (rgb[:, 0] - target).mean((1, 2)), lambda camera: nothing, config.rewards.text_image)
+    redness = Reward(
+        lambda rgb, target: (rgb[:, 0] - target).mean((1, 2)),
+        lambda camera: nothing,
+        config.rewards.text_image,
+    )
     guidance = guidance or TowardsRed()
-    return Coarse(config, field, guidance, NOTHING, {"text_image": redness}, make_generators(config.seed), run.event)
+    return Coarse(
+        config,
+        field,
+        guidance,
+        NOTHING,
+        {"text_image": redness},
+        make_generators(config.seed),
+        run.event,
+    )
 
 
-def run_once(config: Config, folder: Path, guidance: TowardsRed | None = None) -> tuple[RunFolder, loop.Outcome[Field]]:
+def run_once(
+    config: Config, folder: Path, guidance: TowardsRed | None = None
+) -> tuple[RunFolder, loop.Outcome[Field]]:
     config.output_dir = str(folder)
     run = RunFolder.create(config)
     return run, loop.run(make_stage(config, run, guidance), config, run, STOP)
@@ -82,12 +101,23 @@ def test_step_has_named_terms_and_the_loss_is_their_weighted_sum(tmp_path: Path)
     config.loss.opacity, config.loss.orientation = Schedule(0.5, 0.5), Schedule(0.25, 0.25)
     stage = make_stage(config, RunFolder.create(config))
     terms = stage.step(0)
-    weights = {"sds": 30.0, "text_image": 0.1, "entropy": 0.5, "sparsity": 0.01, "smoothness": 0.01, "orientation": 0.25}
+    weights = {
+        "sds": 30.0,
+        "text_image": 0.1,
+        "entropy": 0.5,
+        "sparsity": 0.01,
+        "smoothness": 0.01,
+        "orientation": 0.25,
+    }
     assert terms.keys() == {*weights, "loss", "opacity", "samples", "reward_text_image"}
-    assert terms["loss"].item() == pytest.approx(sum(weights[name] * terms[name].item() for name in weights), rel=1e-5)
+    assert terms["loss"].item() == pytest.approx(
+        sum(weights[name] * terms[name].item() for name in weights), rel=1e-5
+    )
     assert 0.0 < terms["opacity"].item() < 1.0 and terms["samples"].item() == 2 * 16 * 16 * 12
     terms["loss"].backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in stage.field.parameters())
+    assert all(
+        p.grad is not None and torch.isfinite(p.grad).all() for p in stage.field.parameters()
+    )
 
 
 def test_reward_before_its_window_is_shown_but_does_not_act(tmp_path: Path) -> None:
@@ -109,7 +139,11 @@ def test_a_reward_with_a_ground_sees_the_views_there(tmp_path: Path) -> None:
         seen.append(rgb)
         return rgb.mean((1, 2, 3))
 
-    stage.rewards = {"text_image": Reward(score, lambda camera: torch.zeros(1, 1), config.rewards.text_image, 0.7)}
+    stage.rewards = {
+        "text_image": Reward(
+            score, lambda camera: torch.zeros(1, 1), config.rewards.text_image, 0.7
+        )
+    }
     stage.step(0)
     torch.testing.assert_close(seen[0], torch.full((2, 3, 16, 16), 0.7))
 
@@ -169,7 +203,9 @@ def test_an_estimate_serves_its_steps_from_the_same_views(tmp_path: Path) -> Non
     first, second, over, other = views[0], views[1], views[2], views[3]
     assert first and second and other and over is None and (first.left, second.left) == (2, 1)
     assert first.camera is second.camera and first.grey is second.grey and first.pull is second.pull
-    assert not torch.equal(first.camera.azimuth_deg, other.camera.azimuth_deg) and not torch.equal(first.grey, other.grey)
+    assert not torch.equal(first.camera.azimuth_deg, other.camera.azimuth_deg) and not torch.equal(
+        first.grey, other.grey
+    )
     kept = loop.clone(stage.tensors())
     stage.restart(1.0)
     assert stage.held is None and not any(name.startswith("held.") for name in stage.tensors())
@@ -184,7 +220,9 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     assert same(a, b) and not same(a, final(run_once(other, tmp_path)[0]))
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])  # steps an estimate; at 3, step 8 is in the midst of those of one
+@pytest.mark.parametrize(
+    "every", [1, 2, 3]
+)  # steps an estimate; at 3, step 8 is in the midst of those of one
 def test_resume_from_any_checkpoint_is_bit_for_bit(tmp_path: Path, every: int) -> None:
     config = small_config()
     config.guidance.estimate_every = every
@@ -222,7 +260,11 @@ def test_nan_rolls_back_and_goes_on(tmp_path: Path) -> None:
     assert outcome.steps == 16
     assert [event["step"] for event in run.events("bad_step")] == [6, 7]
     assert [event["rate_scale"] for event in run.events("rollback")] == [0.5, 0.25]
-    assert all(torch.isfinite(tensor).all() for name, tensor in final(run).items() if name.startswith("field."))
+    assert all(
+        torch.isfinite(tensor).all()
+        for name, tensor in final(run).items()
+        if name.startswith("field.")
+    )
     assert run.events("step")[-1]["sds"] < run.events("step")[0]["sds"]
 
 
@@ -232,7 +274,9 @@ def test_roll_back_restores_the_snapshot_even_when_parameters_are_bad(tmp_path: 
     run = RunFolder.create(config)
     stage = make_stage(config, run)
     good = loop.clone(stage.tensors())
-    state = loop.Loop(stage, config, run, loop.silent, loop.silent, loop.LoopState(), good, loop.Pace())
+    state = loop.Loop(
+        stage, config, run, loop.silent, loop.silent, loop.LoopState(), good, loop.Pace()
+    )
     for parameter in stage.field.parameters():
         parameter.data.fill_(float("nan"))
     loop.roll_back(state, "the parameters")
@@ -281,8 +325,13 @@ def test_collapse_restarts_once_and_says_so(tmp_path: Path, raw_density: float, 
     assert 0.01 < run.events("step")[-1]["opacity"] < 0.95
 
 
-@pytest.mark.parametrize(("step", "restarts", "why"), [(20, 0, "too late to start again"), (2, 1, "again, after a restart")])
-def test_a_collapse_that_cannot_be_helped_is_said(tmp_path: Path, step: int, restarts: int, why: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "restarts", "why"),
+    [(20, 0, "too late to start again"), (2, 1, "again, after a restart")],
+)
+def test_a_collapse_that_cannot_be_helped_is_said(
+    tmp_path: Path, step: int, restarts: int, why: str
+) -> None:
     config = small_config(30)
     config.output_dir = str(tmp_path)
     run = RunFolder.create(config)
@@ -292,7 +341,11 @@ def test_a_collapse_that_cannot_be_helped_is_said(tmp_path: Path, step: int, res
     for opacity in (0.0, 0.0):
         loop.watch(watched, opacity)
     (warning,) = run.events("warning")
-    assert said == [f"warning: {warning['message']}"] and state.step == step + 2 and not run.events("restart")
+    assert (
+        said == [f"warning: {warning['message']}"]
+        and state.step == step + 2
+        and not run.events("restart")
+    )
     assert f"became empty at step {step + 1} of 30, {why}" in warning["message"]
 
 
@@ -301,7 +354,13 @@ def test_stop_flag_keeps_what_there_is_and_resume_finishes(tmp_path: Path) -> No
     config = small_config()
     config.output_dir = str(tmp_path)
     run, stop = RunFolder.create(config), threading.Event()
-    outcome = loop.run(make_stage(config, run), config, run, stop, lambda numbers: stop.set() if numbers["step"] == 5 else None)
+    outcome = loop.run(
+        make_stage(config, run),
+        config,
+        run,
+        stop,
+        lambda numbers: stop.set() if numbers["step"] == 5 else None,
+    )
     assert outcome.stopped and outcome.steps == 5 and run.events("stopped")
     assert loop.run(make_stage(config, run), config, run, STOP).steps == 12
     assert same(straight, final(run))

@@ -11,9 +11,13 @@ from vp3d.train import losses
 
 
 def test_opacity_entropy_by_hand() -> None:
-    assert losses.opacity_entropy(torch.full((7,), 0.5)).item() == pytest.approx(math.log(2.0), rel=1e-6)
+    assert losses.opacity_entropy(torch.full((7,), 0.5)).item() == pytest.approx(
+        math.log(2.0), rel=1e-6
+    )
     quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert losses.opacity_entropy(torch.tensor([0.25, 0.75])).item() == pytest.approx(quarter, rel=1e-6)
+    assert losses.opacity_entropy(torch.tensor([0.25, 0.75])).item() == pytest.approx(
+        quarter, rel=1e-6
+    )
     assert losses.opacity_entropy(torch.tensor([0.0, 1.0])).item() < 0.01
 
 
@@ -26,7 +30,9 @@ def test_opacity_entropy_pushes_to_the_nearer_end_and_is_finite_at_both() -> Non
 
 
 def test_opacity_entropy_gradient() -> None:
-    opacity = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+    opacity = (
+        torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+    )
     assert torch.autograd.gradcheck(losses.opacity_entropy, (opacity.requires_grad_(),))
 
 
@@ -36,7 +42,11 @@ def test_sparsity_is_the_mean() -> None:
 
 def test_orientation_sees_only_normals_that_face_away() -> None:
     direction = torch.tensor([[1.0, 0.0, 0.0]])
-    facing, away, half = torch.tensor([[-1.0, 0, 0]]), torch.tensor([[1.0, 0, 0]]), torch.tensor([[0.3, 0.4, 0]])
+    facing, away, half = (
+        torch.tensor([[-1.0, 0, 0]]),
+        torch.tensor([[1.0, 0, 0]]),
+        torch.tensor([[0.3, 0.4, 0]]),
+    )
     assert losses.orientation(facing, direction).item() == 0.0
     assert losses.orientation(away, direction).item() == 1.0
     assert losses.orientation(half, direction).item() == pytest.approx(0.09)
@@ -48,7 +58,11 @@ def test_orientation_never_exceeds_the_per_sample_sum() -> None:
         normals = torch.nn.functional.normalize(torch.randn(12, 3, generator=generator), dim=-1)
         weights = torch.softmax(torch.randn(12, generator=generator), 0) * 0.9
         direction = torch.nn.functional.normalize(torch.randn(1, 3, generator=generator), dim=-1)
-        per_sample = sum(float(w) * max(0.0, float(n @ direction[0])) ** 2 for w, n in zip(weights, normals, strict=True))
-        whole = losses.orientation((weights[:, None] * normals).sum(0, keepdim=True), direction).item()
+        per_sample = sum(
+            float(w) * max(0.0, float(n @ direction[0])) ** 2
+            for w, n in zip(weights, normals, strict=True)
+        )
+        whole = losses.orientation(
+            (weights[:, None] * normals).sum(0, keepdim=True), direction
+        ).item()
         assert whole <= per_sample + 1e-6
-

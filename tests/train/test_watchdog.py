@@ -44,9 +44,13 @@ def test_a_late_collapse_is_told_but_starts_nothing_again_and_recovery_is_not_to
     assert not any(Watchdog().collapse(0.3, step, 100) for step in range(100))
     late = Watchdog()
     told = [late.collapse(0.0, step, 100) for step in range(60, 100)]
-    assert told.count("empty") == 1 and not any(late.may_restart(step, 100) for step in range(60, 100))
+    assert told.count("empty") == 1 and not any(
+        late.may_restart(step, 100) for step in range(60, 100)
+    )
     flicker = Watchdog()
-    assert not any(flicker.collapse(0.0 if step % MIN_PATIENCE else 0.2, step, 100) for step in range(50))
+    assert not any(
+        flicker.collapse(0.0 if step % MIN_PATIENCE else 0.2, step, 100) for step in range(50)
+    )
 
 
 def test_state_survives_json() -> None:

@@ -21,7 +21,12 @@ class TowardsRed:
         self.asked = self.used = 0
 
     def __call__(
-        self, rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
+        self,
+        rgb: Tensor,
+        camera: Camera,
+        condition: Condition,
+        progress: float,
+        generator: torch.Generator,
     ) -> tuple[Terms, Pull]:
         """The loss of views rgb [B, 3, H, W] in [0, 1], and what it pulls them to."""
         self.asked += 1

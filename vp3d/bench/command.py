@@ -10,7 +10,16 @@ from typing import Any
 from vp3d.bench import t3, toybench
 from vp3d.bench.page import PARTS, write_page
 from vp3d.bench.runner import Record, Settings, Task, claim, run_tasks
-from vp3d.bench.summary import WHOLE, Figure, circumstances, failures_line, legend, rows_of, summarise, text_table
+from vp3d.bench.summary import (
+    WHOLE,
+    Figure,
+    circumstances,
+    failures_line,
+    legend,
+    rows_of,
+    summarise,
+    text_table,
+)
 from vp3d.errors import UserError
 from vp3d.evaluate.claim import in_repository
 from vp3d.run_folder import write_json
@@ -27,36 +36,62 @@ def refuse_idle(given: Mapping[str, bool]) -> None:
     """UserError for an option or key=value that changes nothing where the assets are there already."""
     first = next((name for name, is_given in given.items() if is_given), None)
     if first is not None:
-        raise UserError(f"{first} changes nothing with --assets, where nothing is made; leave it out")
+        raise UserError(
+            f"{first} changes nothing with --assets, where nothing is made; leave it out"
+        )
 
 
-def evaluate_toybench(settings: Settings, assets: Path | None, subset: str, seeds: int, jobs: int) -> str:
+def evaluate_toybench(
+    settings: Settings, assets: Path | None, subset: str, seeds: int, jobs: int
+) -> str:
     """Make (or take from `assets`) and judge; returns the printed tables."""
     if assets is not None:
-        asked = idle(settings, seeds) | {"--subset": subset != "all", "--config": bool(settings.files)}
+        asked = idle(settings, seeds) | {
+            "--subset": subset != "all",
+            "--config": bool(settings.files),
+        }
         refuse_idle(asked | dict.fromkeys(settings.overrides, True))
     tasks = toybench.suite_tasks(subset, seeds) if assets is None else toybench.folder_tasks(assets)
-    claim(settings, {"suite": "toybench", "assets": str(assets.absolute()) if assets else None}, toybench.JUDGES)
+    claim(
+        settings,
+        {"suite": "toybench", "assets": str(assets.absolute()) if assets else None},
+        toybench.JUDGES,
+    )
     records = run_tasks(tasks, settings, toybench.judge_asset, jobs)
     name = f"Toybench, {'mini' if subset == 'mini' and assets is None else assets or 'all'}"
     return finish(name, tasks, records, settings, toybench.FIGURES, tuple(PARTS))
 
 
 def evaluate_t3bench(
-    settings: Settings, assets: Path | None, prompts: Sequence[Path], protocol: t3.Protocol, seeds: int, jobs: int
+    settings: Settings,
+    assets: Path | None,
+    prompts: Sequence[Path],
+    protocol: t3.Protocol,
+    seeds: int,
+    jobs: int,
 ) -> str:
     """The same by T3Bench's protocol."""
     if assets is not None:
         unread = [word for word in settings.overrides if not word.startswith(SCORED)]
-        refuse_idle(idle(settings, seeds) | {"--prompts": bool(prompts)} | dict.fromkeys(unread, True))
+        refuse_idle(
+            idle(settings, seeds) | {"--prompts": bool(prompts)} | dict.fromkeys(unread, True)
+        )
     if protocol.grader != "endpoint" and (protocol.endpoint or protocol.endpoint_model):
-        raise UserError("--endpoint and --endpoint-model change nothing without --grader endpoint; add it, or leave them out")
+        raise UserError(
+            "--endpoint and --endpoint-model change nothing without --grader endpoint; add it, or leave them out"
+        )
     tasks = t3.prompt_tasks(prompts, seeds) if assets is None else t3.folder_tasks(assets)
     t3.check_protocol(protocol, tasks, settings)
-    suite = {"suite": "t3bench", "protocol": protocol, "assets": str(assets.absolute()) if assets else None}
+    suite = {
+        "suite": "t3bench",
+        "protocol": protocol,
+        "assets": str(assets.absolute()) if assets else None,
+    }
     claim(settings, suite, t3.places_of(protocol, settings.config()))
     records = run_tasks(tasks, settings, t3.judge_with(protocol), jobs)
-    return finish(f"T3Bench's protocol, {protocol.scorer}", tasks, records, settings, t3.FIGURES, ("figures",))
+    return finish(
+        f"T3Bench's protocol, {protocol.scorer}", tasks, records, settings, t3.FIGURES, ("figures",)
+    )
 
 
 def finish(
@@ -67,12 +102,35 @@ def finish(
     summary: dict[str, Any] = summarise(records, figures, parts)
     about = circumstances()
     facts = facts_of(tasks, records, settings, about)
-    write_json(settings.folder / "summary.json", {"title": title, "facts": facts, "about": about} | summary)
-    write_page(settings.folder / "index.html", title, facts, summary, figures, list(zip(tasks, records, strict=True)), settings)
-    tables = [text_table(*rows_of(summary[part], figures), PARTS[part]) for part in parts if summary[part][WHOLE]]
+    write_json(
+        settings.folder / "summary.json", {"title": title, "facts": facts, "about": about} | summary
+    )
+    write_page(
+        settings.folder / "index.html",
+        title,
+        facts,
+        summary,
+        figures,
+        list(zip(tasks, records, strict=True)),
+        settings,
+    )
+    tables = [
+        text_table(*rows_of(summary[part], figures), PARTS[part])
+        for part in parts
+        if summary[part][WHOLE]
+    ]
     head = f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
     explained = legend(figures, summary["figures"][WHOLE], "95 % interval of the mean over prompts")
-    return "\n".join([head, "", *tables, f"{explained}; {failures_line(summary)}", str(settings.folder / "index.html"), ""])
+    return "\n".join(
+        [
+            head,
+            "",
+            *tables,
+            f"{explained}; {failures_line(summary)}",
+            str(settings.folder / "index.html"),
+            "",
+        ]
+    )
 
 
 def facts_of(
@@ -80,7 +138,11 @@ def facts_of(
 ) -> dict[str, str]:
     """What stands above the tables: how the assets were made (nothing where they were there), when, from which commits, where."""
     seeds = max(Counter((task.group, task.prompt) for task in tasks).values())
-    facts = {"preset": settings.preset, "seeds": str(seeds)} if any(not task.source for task in tasks) else {}
+    facts = (
+        {"preset": settings.preset, "seeds": str(seeds)}
+        if any(not task.source for task in tasks)
+        else {}
+    )
     facts |= {"config": ", ".join(map(in_repository, settings.files))} if settings.files else {}
     facts |= {"settings": " ".join(settings.overrides)} if settings.overrides else {}
     dates = sorted(record["date"] for record in records)

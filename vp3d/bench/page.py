@@ -45,31 +45,60 @@ def write_page(
     ]
     plots = "".join(f'<div class="card">{svg}</div>' for svg in suite_plots(summary, figures))
     cards = "".join(asset_card(task, record, settings, figures) for task, record in assets)
-    read = legend(figures, summary["figures"][WHOLE], "95 % bootstrap interval of the mean over prompts")
+    read = legend(
+        figures, summary["figures"][WHOLE], "95 % bootstrap interval of the mean over prompts"
+    )
     note = f"<p>{escape(read)}. {escape(failures_line(summary))}</p>"
-    drawn = [page.section("Plots", f'<div class="plots">{plots}</div>'), page.section("Every asset", STYLE + cards)]
+    drawn = [
+        page.section("Plots", f'<div class="plots">{plots}</div>'),
+        page.section("Every asset", STYLE + cards),
+    ]
     write_text(path, page.document(title, facts, "", [note, *told, *drawn]))
 
 
-def asset_card(task: Task, record: Record, settings: Settings, figures: Mapping[str, Figure]) -> str:
+def asset_card(
+    task: Task, record: Record, settings: Settings, figures: Mapping[str, Figure]
+) -> str:
     """One asset: its turntable and views above those of the true object, its figures in words, and what went wrong."""
     views = settings.result(task).with_suffix(".png")
-    shown = f'<img src="{page.data_uri(views.read_bytes(), "image/png")}" alt="views">' if views.is_file() else ""
-    words = [f"{f.label} {_short(record['figures'][n], f)}" for n, f in figures.items() if record["figures"].get(n) is not None]
-    wrong = f' <b class="bad">{escape(record["failure"])}: {escape(record["reason"])}</b>' if record["failure"] else ""
+    shown = (
+        f'<img src="{page.data_uri(views.read_bytes(), "image/png")}" alt="views">'
+        if views.is_file()
+        else ""
+    )
+    words = [
+        f"{f.label} {_short(record['figures'][n], f)}"
+        for n, f in figures.items()
+        if record["figures"].get(n) is not None
+    ]
+    wrong = (
+        f' <b class="bad">{escape(record["failure"])}: {escape(record["reason"])}</b>'
+        if record["failure"]
+        else ""
+    )
     caption = f"<b>{escape(record['prompt'])}</b> (seed {record['seed']}){wrong} · {escape(' · '.join(words))}"
-    turns = turntable(Path(record["source"]) / "turntable", settings.result(task)) + turntable(true_turn(settings.result(task)))
+    turns = turntable(Path(record["source"]) / "turntable", settings.result(task)) + turntable(
+        true_turn(settings.result(task))
+    )
     row = f'<div class="row"><div class="turns">{turns}</div>{shown}</div>'
     return f'<figure class="card asset">{row}<figcaption>{caption}</figcaption></figure>'
 
 
 def _short(value: float, figure: Figure) -> str:
-    return f"{100 * value:.0f} %" if figure.share else f"{value:.3f}" if abs(value) < 1.0 else f"{value:.1f}"
+    return (
+        f"{100 * value:.0f} %"
+        if figure.share
+        else f"{value:.3f}"
+        if abs(value) < 1.0
+        else f"{value:.1f}"
+    )
 
 
 def turntable(*stems: Path) -> str:
     """The first turntable that is there, embedded; `stems` are its paths without the suffix."""
-    for path, kind in ((stem.with_suffix(suffix), kind) for stem in stems for suffix, kind in VIDEOS.items()):
+    for path, kind in (
+        (stem.with_suffix(suffix), kind) for stem in stems for suffix, kind in VIDEOS.items()
+    ):
         if path.is_file():
             uri = page.data_uri(path.read_bytes(), kind)
             moving = f'<video src="{uri}" loop muted playsinline controls preload="none"></video>'
@@ -94,14 +123,22 @@ def suite_plots(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> li
     """Bars of the shares with their intervals, a colour a set; and every asset's first figure that is no share, sorted."""
     told = summary["figures"]
     shares = [name for name, f in figures.items() if f.share and name in told[WHOLE]]
-    drawn = [svg_of(lambda axes: draw_shares(axes, told, shares, figures), "toybench shares")] if shares else []
+    drawn = (
+        [svg_of(lambda axes: draw_shares(axes, told, shares, figures), "toybench shares")]
+        if shares
+        else []
+    )
     others = [name for name, f in figures.items() if not f.share and name in told[WHOLE]]
     for name in others[:2]:
-        drawn.append(svg_of(_sorted_plot(summary["records"], name, figures[name].label), f"toybench {name}"))
+        drawn.append(
+            svg_of(_sorted_plot(summary["records"], name, figures[name].label), f"toybench {name}")
+        )
     return drawn
 
 
-def draw_shares(axes: Axes, told: Mapping[str, Any], names: Sequence[str], figures: Mapping[str, Figure]) -> None:
+def draw_shares(
+    axes: Axes, told: Mapping[str, Any], names: Sequence[str], figures: Mapping[str, Figure]
+) -> None:
     """Horizontal bars in per cent, an interval on each."""
     groups = [group for group in told if group != WHOLE]
     for i, group in enumerate(groups):
@@ -122,10 +159,18 @@ def draw_shares(axes: Axes, told: Mapping[str, Any], names: Sequence[str], figur
 
 def _sorted_plot(records: Sequence[Record], name: str, label: str) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
-        for color, group in zip(PALETTE, dict.fromkeys(record["set"] for record in records), strict=False):
+        for color, group in zip(
+            PALETTE, dict.fromkeys(record["set"] for record in records), strict=False
+        ):
             of_group = [r["figures"].get(name) for r in records if r["set"] == group]
             values = sorted(value for value in of_group if value is not None)
-            axes.plot((np.arange(len(values)) + 0.5) / max(len(values), 1), values, ".-", color=color, label=group)
+            axes.plot(
+                (np.arange(len(values)) + 0.5) / max(len(values), 1),
+                values,
+                ".-",
+                color=color,
+                label=group,
+            )
         axes.set_title(f"{label}, assets sorted", loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("share of the assets")
         axes.legend(fontsize=8)

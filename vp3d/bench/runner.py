@@ -31,7 +31,14 @@ from vp3d.errors import Hindered, UserError
 from vp3d.evaluate.claim import Place, keep_to, run_places, weights_of
 from vp3d.evaluate.report import time_spent
 from vp3d.export.writers import SUFFIXES, fit_to_cube, read_mesh
-from vp3d.pipeline import check_request, drawing_prior, exported, fit_to_device, load_models, resolve_device
+from vp3d.pipeline import (
+    check_request,
+    drawing_prior,
+    exported,
+    fit_to_device,
+    load_models,
+    resolve_device,
+)
 from vp3d.run_folder import RunFolder, git_state, plain, sha256_file, slug, write_json
 from vp3d.types import Mesh
 
@@ -103,7 +110,11 @@ def find_mesh(settings: Settings, task: Task) -> Found:
         if not source.is_dir():
             return Found(fit_to_cube(read_mesh(source)))
         run = RunFolder(source)
-        return Found(fit_to_cube(read_mesh(exported(run))), folder=source, seconds=time_spent(run.events()) or None)
+        return Found(
+            fit_to_cube(read_mesh(exported(run))),
+            folder=source,
+            seconds=time_spent(run.events()) or None,
+        )
     except Hindered:
         raise
     except UserError as error:
@@ -117,7 +128,9 @@ def find_assets(folder: Path) -> list[tuple[str, int, Path]]:
     a number before it and `-s7` (the seed) behind it if need be: `03-a-red-sphere-s7.glb`.
     """
     if not folder.is_dir():
-        raise UserError(f"--assets {folder} is not a folder; give one that holds mesh files or run folders")
+        raise UserError(
+            f"--assets {folder} is not a folder; give one that holds mesh files or run folders"
+        )
     found = []
     for path in sorted(folder.iterdir()):
         if (path / "config.yaml").is_file():
@@ -126,14 +139,18 @@ def find_assets(folder: Path) -> list[tuple[str, int, Path]]:
         elif path.suffix.lower() in SUFFIXES:
             found.append((*_named(path.stem), path))
     if not found:
-        raise UserError(f"--assets {folder} holds no run folders and no files ending in {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"--assets {folder} holds no run folders and no files ending in {', '.join(SUFFIXES)}"
+        )
     return found
 
 
 def _named(stem: str) -> tuple[str, int]:
     words = stem.replace("_", "-").split("-")
     seed = words[-1].removeprefix("s")
-    words, number = (words[:-1], int(seed)) if words[-1].startswith("s") and seed.isdecimal() else (words, 0)
+    words, number = (
+        (words[:-1], int(seed)) if words[-1].startswith("s") and seed.isdecimal() else (words, 0)
+    )
     return " ".join(words[1:] if words and words[0].isdecimal() else words), number
 
 
@@ -142,7 +159,9 @@ def asset_task(number: int, group: str, prompt: str, seed: int, path: Path) -> T
 
     A run without a mesh yet is a task too: it fails, and is judged once it has one.
     """
-    return Task(group, prompt, seed, f"{key_of(number, prompt, seed)}-{_state(path)}", str(path.absolute()))
+    return Task(
+        group, prompt, seed, f"{key_of(number, prompt, seed)}-{_state(path)}", str(path.absolute())
+    )
 
 
 def _state(path: Path) -> str:
@@ -165,11 +184,16 @@ def read_record(settings: Settings, task: Task) -> Record | None:
         record = json.loads(settings.result(task).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    mine = isinstance(record, dict) and (record.get("prompt"), record.get("seed")) == (task.prompt, task.seed)
+    mine = isinstance(record, dict) and (record.get("prompt"), record.get("seed")) == (
+        task.prompt,
+        task.seed,
+    )
     return record if mine and "figures" in record else None
 
 
-def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int = 1) -> list[Record]:
+def run_tasks(
+    tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int = 1
+) -> list[Record]:
     """The record of every task, in order; what is not there yet is made and judged by `judge` in up to `jobs` processes."""
     records: dict[str, Record | None] = {task.key: read_record(settings, task) for task in tasks}
     missing = [task for task in tasks if records[task.key] is None]
@@ -181,9 +205,15 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
         config = fit_to_device(settings.config(), device)
         drawing_prior(config, load_models(config, device), device)
         torch.cuda.empty_cache()  # of what was loaded to see whether it loads: the device is for those who make the assets
-    say(f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}")
+    say(
+        f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}"
+    )
     work = partial(_one, settings, judge, git_state(ROOT))
-    done = map(work, missing) if jobs == 1 or len(missing) < 2 else _several(work, missing, settings.folder / "logs", jobs)
+    done = (
+        map(work, missing)
+        if jobs == 1 or len(missing) < 2
+        else _several(work, missing, settings.folder / "logs", jobs)
+    )
     began = time.monotonic()
     for number, (key, record) in enumerate(done, 1):
         records[key] = record
@@ -193,7 +223,9 @@ def run_tasks(tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int
     return [kept for task in tasks if (kept := records[task.key]) is not None]
 
 
-def _one(settings: Settings, judge: Judge, git: dict[str, Any] | None, task: Task) -> tuple[str, Record]:
+def _one(
+    settings: Settings, judge: Judge, git: dict[str, Any] | None, task: Task
+) -> tuple[str, Record]:
     record = plain(judge(settings, task) | {"date": time.strftime("%Y-%m-%d"), "git": git})
     write_json(settings.result(task), record)
     return task.key, record
@@ -205,7 +237,9 @@ def _several(
     """As `map`, in processes of their own, in the order they finish; UserError when the system kills one of them."""
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads))
+    pool = ProcessPoolExecutor(
+        min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads)
+    )
     try:
         for future in as_completed([pool.submit(work, task) for task in tasks]):
             yield future.result()

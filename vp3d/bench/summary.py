@@ -40,7 +40,9 @@ class Figure:
     counted: bool = False
 
 
-def statistics(records: Sequence[Record], name: str, part: str = "figures") -> dict[str, float | int] | None:
+def statistics(
+    records: Sequence[Record], name: str, part: str = "figures"
+) -> dict[str, float | int] | None:
     """mean, median, low and high of the interval of the mean, the count of prompts, and that of assets; None without a value.
 
     `assets` are those that have the figure, `of` is how many there are.
@@ -52,20 +54,28 @@ def statistics(records: Sequence[Record], name: str, part: str = "figures") -> d
             by_prompt.setdefault(record["prompt"], []).append(float(value))
     if not by_prompt:
         return None
-    values = torch.tensor([float(np.mean(of_seeds)) for of_seeds in by_prompt.values()], dtype=torch.float64)
+    values = torch.tensor(
+        [float(np.mean(of_seeds)) for of_seeds in by_prompt.values()], dtype=torch.float64
+    )
     low, high = bootstrap_interval(values, torch.Generator().manual_seed(0))
     middle = float(np.median(values.numpy()))
     counts = {"count": len(values), "assets": sum(map(len, by_prompt.values())), "of": len(records)}
     return {"mean": float(values.mean()), "median": middle, "low": low, "high": high, **counts}
 
 
-def summarise(records: Sequence[Record], figures: Mapping[str, Figure], parts: Sequence[str] = ("figures",)) -> dict[str, Any]:
+def summarise(
+    records: Sequence[Record], figures: Mapping[str, Figure], parts: Sequence[str] = ("figures",)
+) -> dict[str, Any]:
     """For each part of the records and each set (and all together): the statistics of every figure that has values."""
     groups = list(dict.fromkeys(record["set"] for record in records))
-    sets = {group: [r for r in records if r["set"] == group] for group in groups} | {WHOLE: list(records)}
+    sets = {group: [r for r in records if r["set"] == group] for group in groups} | {
+        WHOLE: list(records)
+    }
     told = {
         part: {
-            group: {name: found for name in figures if (found := statistics(of, name, part)) is not None}
+            group: {
+                name: found for name in figures if (found := statistics(of, name, part)) is not None
+            }
             for group, of in sets.items()
         }
         for part in parts
@@ -75,7 +85,10 @@ def summarise(records: Sequence[Record], figures: Mapping[str, Figure], parts: S
         "assets": len(records),
         "failures": {"count": sum(failures.values()), **failures},
         **told,
-        "records": [{key: r.get(key) for key in ("set", "prompt", "seed", "failure", "reason", *parts)} for r in records],
+        "records": [
+            {key: r.get(key) for key in ("set", "prompt", "seed", "failure", "reason", *parts)}
+            for r in records
+        ],
     }
 
 
@@ -104,7 +117,9 @@ def cell(found: Mapping[str, float] | None, figure: Figure) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] {middle:.{digits}f}{counted}"
 
 
-def rows_of(told: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Figure]) -> tuple[list[str], list[list[str]]]:
+def rows_of(
+    told: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Figure]
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one part of a summary: a row a figure, a column a set; figures without values are left out."""
     groups = [group for group in told if group != WHOLE] + [WHOLE]
     groups = groups[1:] if len(groups) == 2 else groups
@@ -116,7 +131,9 @@ def rows_of(told: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Figure]
     return ["figure", *groups], rows
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str, width: int = 150) -> str:
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], title: str, width: int = 150
+) -> str:
     """A table in plain text, without colour."""
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for number, name in enumerate(header):
@@ -132,10 +149,16 @@ def legend(figures: Mapping[str, Figure], told: Mapping[str, Any], interval: str
     """How a cell is read; `told` are the figures that there are, `interval` what that of the mean is called."""
     counted = [figure.label for name, figure in figures.items() if figure.counted and name in told]
     shown = f"mean [{interval}] median"
-    return shown + (f"; {' and '.join(counted)}: (over how many of the assets), {COUNTED}" if counted else "")
+    return shown + (
+        f"; {' and '.join(counted)}: (over how many of the assets), {COUNTED}" if counted else ""
+    )
 
 
 def failures_line(summary: Mapping[str, Any]) -> str:
     """ "failures: 1 of 18 (1 empty)"."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in summary["failures"].items() if kind != "count")
-    return f"failures: {summary['failures']['count']} of {summary['assets']}" + (f" ({kinds})" if kinds else "")
+    kinds = ", ".join(
+        f"{count} {kind}" for kind, count in summary["failures"].items() if kind != "count"
+    )
+    return f"failures: {summary['failures']['count']} of {summary['assets']}" + (
+        f" ({kinds})" if kinds else ""
+    )

@@ -21,7 +21,13 @@ from vp3d.config import CameraConfig, Config, locate
 from vp3d.errors import UserError
 from vp3d.evaluate.claim import Place
 from vp3d.evaluate.judge import load_judge
-from vp3d.evaluate.scorers import ChatEndpoint, ClipScorer, ImageRewardScorer, JudgeCaptioner, WordGrader
+from vp3d.evaluate.scorers import (
+    ChatEndpoint,
+    ClipScorer,
+    ImageRewardScorer,
+    JudgeCaptioner,
+    WordGrader,
+)
 from vp3d.evaluate.suites import read_suite
 from vp3d.evaluate.t3bench import SIZE, Captioner, Grader, Scorer, alignment, quality
 from vp3d.evaluate.views import labelled, ring_frames, save_image, sheet
@@ -66,7 +72,9 @@ def places_of(protocol: Protocol, config: Config) -> list[Place]:
         scorer = (config.rewards.imagereward, "")
     else:
         scorer = (config.rewards.clip, config.prior.manifest)
-    return [scorer, (str(ASSETS / "judge"), str(MANIFEST))] if protocol.grader == "judge" else [scorer]
+    return (
+        [scorer, (str(ASSETS / "judge"), str(MANIFEST))] if protocol.grader == "judge" else [scorer]
+    )
 
 
 def configured_scorer(protocol: Protocol, config: Config) -> Scorer:
@@ -90,12 +98,21 @@ def grader_of(protocol: Protocol) -> tuple[Captioner, Grader] | None:
 def prompt_tasks(files: Sequence[Path], seeds: int) -> list[Task]:
     """A task for each prompt of each file and each of `seeds` seeds."""
     if not files:
-        raise UserError("--suite t3bench needs --prompts FILE (your own copy, one prompt a line), or --assets DIR")
+        raise UserError(
+            "--suite t3bench needs --prompts FILE (your own copy, one prompt a line), or --assets DIR"
+        )
     found = []
     for file in files:
         for number, entry in enumerate(read_suite(locate(str(file))), 1):
             for seed in range(entry.seed, entry.seed + seeds):
-                found.append(Task(file.stem, entry.prompt, seed, f"{file.stem}-{key_of(number, entry.prompt, seed)}"))
+                found.append(
+                    Task(
+                        file.stem,
+                        entry.prompt,
+                        seed,
+                        f"{file.stem}-{key_of(number, entry.prompt, seed)}",
+                    )
+                )
     return found
 
 
@@ -111,9 +128,18 @@ def check_protocol(protocol: Protocol, tasks: Sequence[Task], settings: Settings
     grader_of(protocol)
     if protocol.grader == "judge":
         known = set(words())
-        strange = next((t.prompt for t in tasks if not set(strip_view(t.prompt).replace(",", " ").split()) <= known), None)
+        strange = next(
+            (
+                t.prompt
+                for t in tasks
+                if not set(strip_view(t.prompt).replace(",", " ").split()) <= known
+            ),
+            None,
+        )
         if strange is not None:
-            raise UserError(f"--grader judge knows the toybox's words alone, not {strange!r}; use --grader endpoint or none")
+            raise UserError(
+                f"--grader judge knows the toybox's words alone, not {strange!r}; use --grader endpoint or none"
+            )
 
 
 def judge_with(protocol: Protocol) -> partial[Record]:

@@ -21,7 +21,16 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.bench.page import FPS, FRAMES, SIDE, true_turn, write_turn
-from vp3d.bench.runner import Found, Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
+from vp3d.bench.runner import (
+    Found,
+    Record,
+    Settings,
+    Task,
+    asset_task,
+    find_assets,
+    find_mesh,
+    key_of,
+)
 from vp3d.bench.summary import Figure
 from vp3d.config import ROOT, CameraConfig
 from vp3d.console import say
@@ -47,16 +56,40 @@ from vp3d.toybox.janus import faces
 from vp3d.toybox.scenes import Spec, parse_caption
 from vp3d.toybox.train import ASSETS, MANIFEST
 from vp3d.toybox.truth import LIGHTS, compare, truth_of
-from vp3d.toybox.verdict import VIEWS, azimuths, expected_views, r_precision, true_pictures, true_rgb, verdict
+from vp3d.toybox.verdict import (
+    VIEWS,
+    azimuths,
+    expected_views,
+    r_precision,
+    true_pictures,
+    true_rgb,
+    verdict,
+)
 from vp3d.types import Mesh
 
 SETS = ("single", "parts", "relation")
 MINI = 6  # prompts of each set in the subset `mini`
 SOLID = 0.55  # share of the cube [-1, 1]^3 that no object of this world comes near
 SIZE, SHOWN, SHOWN_VIEWS = 128, 96, 8  # pixels of a judged and of a shown view, shown views
-POSE: tuple[str, ...] = ("yaw_deg", "scale", "shift", "light", "volume")  # of the figures, what is no quality
-JUDGES = tuple((str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip"))  # weights that a result depends on
-NOTHING = {"all": 0.0, "objects": 0.0, "colors": 0.0, "r_precision": 0.0, "iou": 0.0, "fscore": 0.0, "view_agreement": 0.0}
+POSE: tuple[str, ...] = (
+    "yaw_deg",
+    "scale",
+    "shift",
+    "light",
+    "volume",
+)  # of the figures, what is no quality
+JUDGES = tuple(
+    (str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip")
+)  # weights that a result depends on
+NOTHING = {
+    "all": 0.0,
+    "objects": 0.0,
+    "colors": 0.0,
+    "r_precision": 0.0,
+    "iou": 0.0,
+    "fscore": 0.0,
+    "view_agreement": 0.0,
+}
 
 FIGURES = {
     "all": Figure("all attributes"),
@@ -89,8 +122,14 @@ class Judges:
 def judges() -> Judges:
     """The embedded judges, loaded once a process; the captions are those of the whole suite."""
     clip = load_clip(str(ASSETS / "clip"), str(MANIFEST))
-    prompts = list(dict.fromkeys(entry.prompt for name in SETS for entry in read_suite(suite_file(name))))
-    return Judges(load_judge(ASSETS / "judge", MANIFEST), clip, dict(zip(prompts, clip.text(prompts), strict=True)))
+    prompts = list(
+        dict.fromkeys(entry.prompt for name in SETS for entry in read_suite(suite_file(name)))
+    )
+    return Judges(
+        load_judge(ASSETS / "judge", MANIFEST),
+        clip,
+        dict(zip(prompts, clip.text(prompts), strict=True)),
+    )
 
 
 def suite_file(name: str) -> Path:
@@ -105,7 +144,9 @@ def suite_tasks(subset: str, seeds: int) -> list[Task]:
         entries = read_suite(suite_file(name))[: MINI if subset == "mini" else None]
         for number, entry in enumerate(entries, 1):
             for seed in range(entry.seed, entry.seed + seeds):
-                found.append(Task(name, entry.prompt, seed, f"{name}-{key_of(number, entry.prompt, seed)}"))
+                found.append(
+                    Task(name, entry.prompt, seed, f"{name}-{key_of(number, entry.prompt, seed)}")
+                )
     return found
 
 
@@ -117,7 +158,9 @@ def folder_tasks(folder: Path) -> list[Task]:
         try:
             spec = parse_caption(prompt)
         except ValueError as error:
-            raise UserError(f"{path.name}: {error}; name the file by its caption, as in 'a-red-sphere.glb'") from error
+            raise UserError(
+                f"{path.name}: {error}; name the file by its caption, as in 'a-red-sphere.glb'"
+            ) from error
         group = "relation" if spec.relation else "parts" if spec.accent else "single"
         tasks.append(asset_task(number, group, prompt, seed, path))
     return sorted(tasks, key=lambda task: SETS.index(task.group))
@@ -148,7 +191,7 @@ def judge_asset(settings: Settings, task: Task) -> Record:
 
 
 def failed(mesh: Mesh, pose: dict[str, Any]) -> str:
-    """"empty" for a mesh that encloses nothing, "solid" for one that fills the cube, "nan" for colours that are no numbers."""
+    """ "empty" for a mesh that encloses nothing, "solid" for one that fills the cube, "nan" for colours that are no numbers."""
     if "volume" not in pose:
         return "empty"
     if mesh.vertex_colors is not None and not np.isfinite(mesh.vertex_colors).all():
@@ -167,7 +210,9 @@ def measure(mesh: Mesh, spec: Spec, lights: tuple[str, ...]) -> dict[str, Any]:
 
 def views_of(mesh: Mesh) -> Tensor:
     """The judged views [24, 3, S, S] in [0, 1] of a mesh, unlit, on the judge's ground."""
-    return render_mesh(mesh, ring(VIEWS, ELEVATION_DEG, DISTANCE, FOV_DEG), SIZE, SIZE, JUDGE_GROUND)[0]
+    return render_mesh(
+        mesh, ring(VIEWS, ELEVATION_DEG, DISTANCE, FOV_DEG), SIZE, SIZE, JUDGE_GROUND
+    )[0]
 
 
 def true_views(spec: Spec) -> Tensor:
@@ -179,9 +224,16 @@ def true_views(spec: Spec) -> Tensor:
 def by_prompt(rgb: Tensor, prompt: str) -> dict[str, Any]:
     """What judge and CLIP say of the 24 views rgb [24, 3, H, H] in [0, 1], given nothing but the prompt."""
     known, spec = judges(), parse_caption(prompt)
-    texts = known.texts if prompt in known.texts else known.texts | {prompt: known.clip.text([prompt])[0]}
+    texts = (
+        known.texts
+        if prompt in known.texts
+        else known.texts | {prompt: known.clip.text([prompt])[0]}
+    )
     expected = expected_views(true_pictures(spec, azimuths(VIEWS), JUDGE_GROUND, 64))
-    return {**verdict(known.judge, rgb, spec, expected), "r_precision": r_precision(known.clip, rgb, prompt, texts)}
+    return {
+        **verdict(known.judge, rgb, spec, expected),
+        "r_precision": r_precision(known.clip, rgb, prompt, texts),
+    }
 
 
 def drawn(found: Found, spec: Spec) -> dict[str, Any] | None:
@@ -190,7 +242,11 @@ def drawn(found: Found, spec: Spec) -> dict[str, Any] | None:
     if shown is None:
         return None
     rgb = torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255.0
-    return dict(verdict(judges().judge, rgb, spec, expected_views(true_pictures(spec, [0.0], JUDGE_GROUND, 64))))
+    return dict(
+        verdict(
+            judges().judge, rgb, spec, expected_views(true_pictures(spec, [0.0], JUDGE_GROUND, 64))
+        )
+    )
 
 
 def visual_prompt(found: Found) -> np.ndarray | None:
@@ -215,5 +271,8 @@ def picture(found: Found, prompt: str, path: Path) -> None:
     labels = [f"{azimuth:.0f}°" for azimuth in azimuths(SHOWN_VIEWS)]
     above = [labelled(first, title), *(labelled(v, t) for v, t in zip(own, labels, strict=True))]
     blank = np.full_like(first, 250)
-    below = [labelled(blank, "true object"), *(labelled(v, t) for v, t in zip(true, labels, strict=True))]
+    below = [
+        labelled(blank, "true object"),
+        *(labelled(v, t) for v, t in zip(true, labels, strict=True)),
+    ]
     save_image(sheet([above, below]), path)

@@ -57,7 +57,11 @@ def _scale_gradient(entry: Tensor, exit_: Tensor) -> None:
 
     def enlarge(grad: Tensor) -> Tensor:
         largest = grad.abs().amax()
-        scale[:] = [torch.where(largest > 0, torch.exp2(-torch.floor(torch.log2(largest))), torch.ones_like(largest))]
+        scale[:] = [
+            torch.where(
+                largest > 0, torch.exp2(-torch.floor(torch.log2(largest))), torch.ones_like(largest)
+            )
+        ]
         return grad * scale[0]
 
     exit_.register_hook(enlarge)

@@ -61,5 +61,7 @@ def rescale_std(x0: Tensor, reference: Tensor, share: float) -> Tensor:
     """
     if share == 0.0:
         return x0
-    factor = reference.std(dim=(1, 2, 3), keepdim=True) / x0.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-8)
+    factor = reference.std(dim=(1, 2, 3), keepdim=True) / x0.std(
+        dim=(1, 2, 3), keepdim=True
+    ).clamp_min(1e-8)
     return x0 * (share * factor + (1.0 - share))

@@ -38,11 +38,15 @@ def debiased_prompts(prompt: str, place: str, allowed: str = "") -> dict[str, st
     """
     tokenizer, model = _load(place)
     words = strip_view(prompt).split(" ")
-    may_go = set(normalize_prompt(allowed).replace(",", " ").split()) or {word.rstrip(",") for word in words}
+    may_go = set(normalize_prompt(allowed).replace(",", " ").split()) or {
+        word.rstrip(",") for word in words
+    }
     tried = [i for i, word in enumerate(words) if word.rstrip(",") in may_go]
     without = [" ".join(words[:i] + words[i + 1 :]) for i in tried]
     probabilities = view_probabilities(tokenizer, model, [" ".join(words), *without])
-    contradicts = view_ratios(probabilities[0], probabilities[1:]) < THRESHOLD  # [words tried, directions]
+    contradicts = (
+        view_ratios(probabilities[0], probabilities[1:]) < THRESHOLD
+    )  # [words tried, directions]
     told = {}
     for n, direction in enumerate(DIRECTIONS):
         gone = {i for i, against in zip(tried, contradicts[:, n].tolist(), strict=True) if against}
@@ -57,7 +61,9 @@ def view_probabilities(tokenizer: Any, model: Any, prompts: list[str]) -> Tensor
     sentences = [SENTENCE.format(mask=tokenizer.mask_token, prompt=prompt) for prompt in prompts]
     tokens = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
     rows, places = torch.where(tokens.input_ids == tokenizer.mask_token_id)
-    first = torch.stack([places[rows == n][0] for n in range(len(prompts))])  # the prompt itself might hold a mask
+    first = torch.stack(
+        [places[rows == n][0] for n in range(len(prompts))]
+    )  # the prompt itself might hold a mask
     logits = model(**tokens).logits[torch.arange(len(prompts)), first]
     return logits[:, tokenizer.convert_tokens_to_ids(list(DIRECTIONS))].float().softmax(dim=-1)
 
@@ -78,7 +84,10 @@ def _load(place: str) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # it reports what a file has beyond this model, or lacks
     source, local = find_weights(place, "guidance.debias")
-    options = {"local_files_only": local, "trust_remote_code": False}  # False: no code of the folder's, and nobody is asked
+    options = {
+        "local_files_only": local,
+        "trust_remote_code": False,
+    }  # False: no code of the folder's, and nobody is asked
     with readable(f"the language model {place}", "guidance.debias"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         model = read_whole(transformers.AutoModelForMaskedLM, source, **options)

@@ -46,7 +46,9 @@ class ImageEncoder:
     def widths(self) -> tuple[int, int]:
         """Numbers in a vector that the tower gives, and in one that the projection was trained on."""
         config = self.tower.config
-        expected = next(m for m in self.projection.modules() if isinstance(m, nn.Linear)).in_features
+        expected = next(
+            m for m in self.projection.modules() if isinstance(m, nn.Linear)
+        ).in_features
         return (config.projection_dim if self.pooled else config.hidden_size), expected
 
     def normalize(self, rgb: Tensor) -> Tensor:
@@ -54,7 +56,9 @@ class ImageEncoder:
         side, (height, width) = self.tower.config.image_size, rgb.shape[-2:]
         scale = side / min(height, width)
         size = (max(side, int(height * scale)), max(side, int(width * scale)))
-        resized = F.interpolate(rgb, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 1.0)
+        resized = F.interpolate(
+            rgb, size=size, mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0.0, 1.0)
         top, left = (size[0] - side) // 2, (size[1] - side) // 2
         mean, std = (rgb.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
         return (resized[..., top : top + side, left : left + side] - mean) / std
@@ -73,7 +77,9 @@ class ImageEncoder:
         if self.pooled:
             embedding = self.tower(pixels).image_embeds
             return self.projection(torch.zeros_like(embedding) if null else embedding).float()
-        return self.projection(self.tower(pixels, output_hidden_states=True).hidden_states[-2]).float()
+        return self.projection(
+            self.tower(pixels, output_hidden_states=True).hidden_states[-2]
+        ).float()
 
 
 class HasAttentionProcessors(Protocol):
@@ -128,7 +134,9 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V with Q [B, heads, N, d], K and V [B, M, D] (any range); returns [B, N, D]."""
-    mixed = F.scaled_dot_product_attention(query, split_heads(key, heads), split_heads(value, heads))
+    mixed = F.scaled_dot_product_attention(
+        query, split_heads(key, heads), split_heads(value, heads)
+    )
     return mixed.transpose(1, 2).flatten(2)
 
 
@@ -141,7 +149,9 @@ def install_gates(unet: HasAttentionProcessors) -> int:
     adapted = {name: p for name, p in processors.items() if hasattr(p, "to_k_ip")}
     for name, processor in adapted.items():
         if len(processor.to_k_ip) != 1:
-            raise ValueError(f"{name} carries {len(processor.to_k_ip)} IP-Adapters, one is supported")
+            raise ValueError(
+                f"{name} carries {len(processor.to_k_ip)} IP-Adapters, one is supported"
+            )
         processors[name] = GatedImageAttention(processor.to_k_ip[0], processor.to_v_ip[0])
     unet.set_attn_processor(processors)
     return len(adapted)
@@ -167,7 +177,11 @@ class PooledPrompt(nn.Module):
             return self.text(encoder_hidden_states)
         text, tokens, gate = encoder_hidden_states
         pooled = self.text(text)
-        return pooled if self.image is None else pooled + gate[:, None].to(pooled.dtype) * self.image(tokens.flatten(1))
+        return (
+            pooled
+            if self.image is None
+            else pooled + gate[:, None].to(pooled.dtype) * self.image(tokens.flatten(1))
+        )
 
 
 def pool_image(unet: Any, weight: Tensor | None = None) -> None:
@@ -178,7 +192,9 @@ def pool_image(unet: Any, weight: Tensor | None = None) -> None:
     text = pool.text if isinstance(pool, PooledPrompt) else pool
     image = None
     if weight is not None:
-        image = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight.device, unet.dtype)
+        image = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(
+            weight.device, unet.dtype
+        )
         image.load_state_dict({"weight": weight})
     unet.add_embedding = PooledPrompt(text, image)
 

@@ -57,5 +57,7 @@ def perpendicular(x: Tensor, y: Tensor) -> Tensor:
 def perp_neg(null: Tensor, positive: Tensor, negatives: list[Tensor], weights: Tensor) -> Tensor:
     """sum_i w_i perp_i [B, C, H, W] from the predicted noises e(0), e(y,v) and the e(y_i), each of that shape; weights [B, K]."""
     e_pos = positive - null
-    held_back = torch.stack([perpendicular(negative - null, e_pos) for negative in negatives], 1)  # [B, K, C, H, W]
+    held_back = torch.stack(
+        [perpendicular(negative - null, e_pos) for negative in negatives], 1
+    )  # [B, K, C, H, W]
     return (weights[:, :, None, None, None] * held_back).sum(1)

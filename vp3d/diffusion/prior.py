@@ -28,7 +28,12 @@ from vp3d.config import PriorConfig, locate
 from vp3d.diffusion import autoencoder
 from vp3d.diffusion.cfg import Branch, branch_weights, combine
 from vp3d.diffusion.image_prompt import ImageEncoder, install_gates, pool_image, pooled_weight
-from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, ddim_timesteps, epsilon_from_output
+from vp3d.diffusion.schedule import (
+    alpha_bar_from_config,
+    ddim_step,
+    ddim_timesteps,
+    epsilon_from_output,
+)
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.manifest import verify_files
 from vp3d.out_of_memory import attempt
@@ -41,8 +46,19 @@ from diffusers.models.embeddings import ImageProjection  # isort: skip
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
-ADDED = {"StableDiffusionPipeline": (None, "text"), "StableDiffusionXLPipeline": ("text_time",)}  # addition_embed_type
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+)
+ADDED = {
+    "StableDiffusionPipeline": (None, "text"),
+    "StableDiffusionXLPipeline": ("text_time",),
+}  # addition_embed_type
 PUBLISHED_ENCODERS = {  # (pooled embedding, its width): folder of h94/IP-Adapter
     (True, 1024): "models/image_encoder",
     (True, 1280): "sdxl_models/image_encoder",
@@ -67,15 +83,22 @@ class Prior:
         pairs = [(pipe.tokenizer, pipe.text_encoder)]
         if hasattr(pipe, "text_encoder_2"):
             pairs.append((pipe.tokenizer_2, pipe.text_encoder_2))
-        self.text_encoders = TextEncoders(tuple(pairs), bool(pipe.config.get("force_zeros_for_empty_prompt")))
-        self.resolution, self.latent_side = config.resolution, config.resolution // autoencoder.downscale(pipe.vae)
+        self.text_encoders = TextEncoders(
+            tuple(pairs), bool(pipe.config.get("force_zeros_for_empty_prompt"))
+        )
+        self.resolution, self.latent_side = (
+            config.resolution,
+            config.resolution // autoencoder.downscale(pipe.vae),
+        )
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
         self.alpha_bar = alpha_bar_from_config(pipe.scheduler.config).to(device)  # [T]
         # SDXL's size conditioning, [1, 6]: original size, corner of the crop, target size
         side = float(config.resolution)
         self.time_ids = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=device)
         self._text_towers = [model for _, model in pairs]
-        self._image_towers = [] if image_encoder is None else [image_encoder.tower, image_encoder.projection]
+        self._image_towers = (
+            [] if image_encoder is None else [image_encoder.tower, image_encoder.projection]
+        )
         for module in (self.unet, self.vae, *self._text_towers, *self._image_towers):
             torch_compat.freeze(module)
         for module in (self.unet, self.vae):
@@ -83,7 +106,9 @@ class Prior:
         for module in (*self._text_towers, *self._image_towers):
             module.to("cpu" if config.offload_encoders else device)
         with torch.no_grad(), self._here(self._image_towers):
-            self.null_image = None if image_encoder is None else image_encoder.null_tokens()  # [1, T, C]
+            self.null_image = (
+                None if image_encoder is None else image_encoder.null_tokens()
+            )  # [1, T, C]
 
     def compile(self) -> None:
         """Have torch.compile make its own code of the denoiser and of what views are encoded by, at their first call."""
@@ -114,12 +139,16 @@ class Prior:
         size = (self.resolution, self.resolution)
         if rgb.shape[-2:] != size:
             shrinks = max(rgb.shape[-2:]) > self.resolution
-            rgb = F.interpolate(rgb, size=size, mode="bilinear", antialias=shrinks, align_corners=False)
+            rgb = F.interpolate(
+                rgb, size=size, mode="bilinear", antialias=shrinks, align_corners=False
+            )
         if len(rgb) <= self.vae_batch:
             return autoencoder.encode(self.vae, rgb)
 
         def encode(part: Tensor) -> Tensor:
-            found: Tensor = checkpoint(autoencoder.encode, self.vae, part, use_reentrant=False, preserve_rng_state=False)
+            found: Tensor = checkpoint(
+                autoencoder.encode, self.vae, part, use_reentrant=False, preserve_rng_state=False
+            )
             return found
 
         return torch.cat([encode(part) for part in rgb.split(self.vae_batch)])
@@ -148,12 +177,19 @@ class Prior:
     def embed_visual_prompt(self, rgb: Tensor) -> Tensor:
         """Image tokens [B, T, C] float32 of visual prompts rgb [B, 3, H, W] in [0, 1]: the `image` of the calls below."""
         if self.image_encoder is None:
-            raise UserError("this prior has no IP-Adapter, so it takes no visual prompt: set prior.ip_adapter")
+            raise UserError(
+                "this prior has no IP-Adapter, so it takes no visual prompt: set prior.ip_adapter"
+            )
         with self._here(self._image_towers):
             return self.image_encoder.tokens(rgb.to(self.device))
 
     def predict_noise(
-        self, latents_t: Tensor, t: Tensor, text: TextEmbedding, image: Tensor | None = None, gate: Tensor | None = None
+        self,
+        latents_t: Tensor,
+        t: Tensor,
+        text: TextEmbedding,
+        image: Tensor | None = None,
+        gate: Tensor | None = None,
     ) -> Tensor:
         """The predicted epsilon [B, 4, h, w] float32.
 
@@ -171,7 +207,9 @@ class Prior:
                 continue
             outputs.append(output)
             start = rows.stop
-        return epsilon_from_output(torch.cat(outputs), latents_t.float(), self.alpha_bar[t], self.prediction_type)
+        return epsilon_from_output(
+            torch.cat(outputs), latents_t.float(), self.alpha_bar[t], self.prediction_type
+        )
 
     def predict_branches(
         self,
@@ -191,10 +229,14 @@ class Prior:
         if image is not None:
             if self.null_image is None:
                 raise ValueError("image tokens were given to a prior without IP-Adapter")
-            images = torch.cat([(image if n == "full" else self.null_image).expand(batch, -1, -1) for n in texts])
+            images = torch.cat(
+                [(image if n == "full" else self.null_image).expand(batch, -1, -1) for n in texts]
+            )
             gates = None if gate is None else gate.repeat(len(texts))
         text = TextEmbedding.cat([text.expand(batch) for text in texts.values()])
-        predicted = self.predict_noise(latents_t.repeat(len(texts), 1, 1, 1), t.repeat(len(texts)), text, images, gates)
+        predicted = self.predict_noise(
+            latents_t.repeat(len(texts), 1, 1, 1), t.repeat(len(texts)), text, images, gates
+        )
         return dict(zip(texts, predicted.chunk(len(texts)), strict=True))
 
     @torch.no_grad()
@@ -215,7 +257,9 @@ class Prior:
         """
         text, null = self.encode_text(prompts), self.encode_null(negative)
         weights = branch_weights("joint", guidance_scale, 1.0, 1.0, image is not None)
-        texts: dict[Branch, TextEmbedding] = {branch: null if branch == "null" else text for branch in weights}
+        texts: dict[Branch, TextEmbedding] = {
+            branch: null if branch == "null" else text for branch in weights
+        }
         gates = torch.as_tensor(gate, dtype=torch.float32, device=self.device).expand(len(prompts))
         timesteps = ddim_timesteps(len(self.alpha_bar), steps).to(self.device)
         levels = torch.cat([self.alpha_bar[timesteps], self.alpha_bar.new_ones(1)])
@@ -223,7 +267,9 @@ class Prior:
         for i, t in enumerate(timesteps):
             batch_t = t.expand(len(prompts))
             epsilon = combine(self.predict_branches(texts, latents, batch_t, image, gates), weights)
-            latents = ddim_step(latents, epsilon, levels[i].expand(len(prompts)), levels[i + 1].expand(len(prompts)))
+            latents = ddim_step(
+                latents, epsilon, levels[i].expand(len(prompts)), levels[i + 1].expand(len(prompts))
+            )
             if on_step is not None:
                 on_step(i + 1, steps)
         return self.decode(latents)
@@ -234,7 +280,13 @@ class Prior:
         return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
     def _denoise(
-        self, latents_t: Tensor, t: Tensor, text: TextEmbedding, image: Tensor | None, gate: Tensor, rows: slice
+        self,
+        latents_t: Tensor,
+        t: Tensor,
+        text: TextEmbedding,
+        image: Tensor | None,
+        gate: Tensor,
+        rows: slice,
     ) -> Tensor | None:
         """The network's output [R, 4, h, w] float32 for R `rows` of the arguments of `predict_noise`.
 
@@ -246,9 +298,15 @@ class Prior:
             condition = (condition, image[rows].to(self.dtype), gate[rows])
         added = None
         if part.pooled is not None:
-            added = {"text_embeds": part.pooled.to(self.dtype), "time_ids": self.time_ids.expand(len(part), -1)}
+            added = {
+                "text_embeds": part.pooled.to(self.dtype),
+                "time_ids": self.time_ids.expand(len(part), -1),
+            }
         call = {"encoder_hidden_states": condition, "added_cond_kwargs": added}
-        return attempt(lambda: self.unet(latents_t[rows].to(self.dtype), t[rows], **call).sample.float(), len(part) > 1)
+        return attempt(
+            lambda: self.unet(latents_t[rows].to(self.dtype), t[rows], **call).sample.float(),
+            len(part) > 1,
+        )
 
     def _shrink(self, tried: int) -> None:
         """After `tried` images were too many for one call: half of them from here on."""
@@ -276,7 +334,9 @@ class Prior:
 
 
 def load_prior(
-    config: PriorConfig, device: torch.device | str = "cpu", on_oom: Callable[[int, str], None] | None = None
+    config: PriorConfig,
+    device: torch.device | str = "cpu",
+    on_oom: Callable[[int, str], None] | None = None,
 ) -> Prior:
     """Read, check and freeze the pipeline and IP-Adapter that `config` names; UserError for anything missing or unfit.
 
@@ -323,8 +383,12 @@ def _load_pipeline(config: PriorConfig) -> Any:
         for part in ("text_encoder", "text_encoder_2"):
             name = (index.get(part) or [None, None])[1]
             if name:
-                parts[part] = read_whole(getattr(transformers, name), source, subfolder=part, **options)
-        pipe = getattr(diffusers, kind).from_pretrained(source, use_safetensors=True, **options, **parts)
+                parts[part] = read_whole(
+                    getattr(transformers, name), source, subfolder=part, **options
+                )
+        pipe = getattr(diffusers, kind).from_pretrained(
+            source, use_safetensors=True, **options, **parts
+        )
         _check_whole(pipe.unet)
         _check_whole(pipe.vae)
         return pipe
@@ -334,10 +398,14 @@ def _load_autoencoder(config: PriorConfig) -> Any:
     """The autoencoder of `prior.vae`: an AutoencoderTiny or an AutoencoderKL."""
     source, local = find_weights(config.vae, "prior.vae")
     with readable(f"the autoencoder {config.vae}", "prior.vae"):
-        kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get("_class_name")
+        kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get(
+            "_class_name"
+        )
         if kind not in ("AutoencoderTiny", "AutoencoderKL"):
             raise ValueError(f"it holds a {kind}, not an AutoencoderTiny or AutoencoderKL")
-        vae = getattr(diffusers, kind).from_pretrained(source, local_files_only=local, use_safetensors=True)
+        vae = getattr(diffusers, kind).from_pretrained(
+            source, local_files_only=local, use_safetensors=True
+        )
         _check_whole(vae)
         return vae
 
@@ -355,17 +423,25 @@ def _check_pipeline(pipe: Any, config: PriorConfig) -> None:
     towers = [pipe.text_encoder, pipe.text_encoder_2] if large else [pipe.text_encoder]
     plain = None not in towers and unet.addition_embed_type in ADDED[type(pipe).__name__]
     plain = plain and unet.cross_attention_dim == sum(tower.config.hidden_size for tower in towers)
-    if plain and large:  # the pooled text and six numbers on sizes; the refiner has five and one text encoder
+    if (
+        plain and large
+    ):  # the pooled text and six numbers on sizes; the refiner has five and one text encoder
         added = towers[1].config.projection_dim + 6 * unet.addition_time_embed_dim
         plain = unet.projection_class_embeddings_input_dim == added
     if not plain or (unet.in_channels != vae.latent_channels and not config.vae):
-        raise UserError(f"prior.path {config.path} is not a plain text-to-image pipeline (SD 1.x, SD 2.x or SDXL base)")
+        raise UserError(
+            f"prior.path {config.path} is not a plain text-to-image pipeline (SD 1.x, SD 2.x or SDXL base)"
+        )
     if unet.in_channels != vae.latent_channels:
         found = f"gives latents of {vae.latent_channels} channels, the denoiser takes {unet.in_channels}"
-        raise UserError(f"prior.vae {config.vae} {found}: set prior.vae to one that was made for {config.path}")
+        raise UserError(
+            f"prior.vae {config.vae} {found}: set prior.vae to one that was made for {config.path}"
+        )
     scale = autoencoder.downscale(pipe.vae)
     if config.resolution % scale:
-        raise UserError(f"prior.resolution {config.resolution} is no multiple of the autoencoder's {scale}")
+        raise UserError(
+            f"prior.resolution {config.resolution} is no multiple of the autoencoder's {scale}"
+        )
     # only AutoencoderKL knows whether it overflows in float16; those of SD 1.x and 2.x do not
     overflows = large and bool(getattr(vae, "force_upcast", False))
     pipe.vae.to(autoencoder.safe_dtype(config.vae_dtype, pipe.unet.dtype, overflows))
@@ -377,7 +453,9 @@ def _check_compiler(device: torch.device) -> None:
         torch.compile(lambda x: torch.sin(x) + 1.0)(torch.zeros(8, device=device))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"torch.compile does not work here ({reason}): set prior.compile=false") from error
+        raise UserError(
+            f"torch.compile does not work here ({reason}): set prior.compile=false"
+        ) from error
 
 
 def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
@@ -389,23 +467,35 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
     source, local = find_weights(config.ip_adapter, "prior.ip_adapter")
     folder = config.image_encoder_folder
     folder = folder if "/" in folder else f"{config.ip_adapter_subfolder}/{folder}"
-    with readable(f"the IP-Adapter's image encoder {config.ip_adapter}/{folder}", "prior.image_encoder_folder"):
+    with readable(
+        f"the IP-Adapter's image encoder {config.ip_adapter}/{folder}", "prior.image_encoder_folder"
+    ):
         kind = transformers.CLIPVisionModelWithProjection
-        tower = read_whole(kind, source, subfolder=folder, local_files_only=local, dtype=pipe.unet.dtype)
+        tower = read_whole(
+            kind, source, subfolder=folder, local_files_only=local, dtype=pipe.unet.dtype
+        )
     pipe.register_modules(image_encoder=tower)
     with readable(
-        f"the IP-Adapter {config.ip_adapter}", "prior.ip_adapter_weight, and that it was made for this pipeline"
+        f"the IP-Adapter {config.ip_adapter}",
+        "prior.ip_adapter_weight, and that it was made for this pipeline",
     ):
         pipe.load_ip_adapter(
-            source, subfolder=config.ip_adapter_subfolder, weight_name=config.ip_adapter_weight, local_files_only=local
+            source,
+            subfolder=config.ip_adapter_subfolder,
+            weight_name=config.ip_adapter_weight,
+            local_files_only=local,
         )
     projection = take_adapter(pipe.unet)
     weights = Path(source) / config.ip_adapter_subfolder / config.ip_adapter_weight
     if weights.is_file():  # an adapter on this disk may know how its image joins the pooled prompt; no published one does
         pool_image(pipe.unet, pooled_weight(weights))
-    mean, std = (getattr(pipe.feature_extractor, name, None) for name in ("image_mean", "image_std"))
+    mean, std = (
+        getattr(pipe.feature_extractor, name, None) for name in ("image_mean", "image_std")
+    )
     pooled = isinstance(projection, ImageProjection)
-    encoder = ImageEncoder(tower, projection, pooled, tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD))
+    encoder = ImageEncoder(
+        tower, projection, pooled, tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
+    )
     _check_encoder(encoder, f"{config.ip_adapter}/{folder}", config.ip_adapter_weight)
     return encoder
 
@@ -425,7 +515,9 @@ def _check_encoder(encoder: ImageEncoder, folder: str, weight_name: str) -> None
     if found != expected:
         published = PUBLISHED_ENCODERS.get((encoder.pooled, expected))
         right = (
-            f"{published} where the folder is a copy of h94/IP-Adapter" if published else "the one that belongs to it"
+            f"{published} where the folder is a copy of h94/IP-Adapter"
+            if published
+            else "the one that belongs to it"
         )
         raise UserError(
             f"the image encoder in {folder} gives vectors of {found} numbers but {weight_name} was trained on {expected}: "
@@ -440,4 +532,6 @@ def readable(what: str, key: str) -> Iterator[None]:
         yield
     except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load {what} ({type(error).__name__}: {reason}); check {key}") from error
+        raise UserError(
+            f"cannot load {what} ({type(error).__name__}: {reason}); check {key}"
+        ) from error

@@ -34,7 +34,9 @@ def betas_from_config(config: Mapping[str, Any]) -> Tensor:
         return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
     if kind == "squaredcos_cap_v2":  # Nichol and Dhariwal, arXiv 2102.09672, equation 17
         bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
-        return torch.tensor([min(1 - bar[i + 1] / bar[i], 0.999) for i in range(steps)], dtype=torch.float32)
+        return torch.tensor(
+            [min(1 - bar[i + 1] / bar[i], 0.999) for i in range(steps)], dtype=torch.float32
+        )
     raise UserError(
         f'the scheduler\'s beta_schedule "{kind}" is not known: use linear, scaled_linear or squaredcos_cap_v2'
     )
@@ -88,7 +90,9 @@ def v_from_epsilon(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha * epsilon - sigma * x0_from_epsilon(x_t, epsilon, alpha_bar)
 
 
-def epsilon_from_output(output: Tensor, x_t: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+def epsilon_from_output(
+    output: Tensor, x_t: Tensor, alpha_bar: Tensor, prediction_type: str
+) -> Tensor:
     """The predicted noise, whatever the network was trained to predict; [B, C, H, W] each, alpha_bar [B]."""
     if prediction_type == "epsilon":
         return output
@@ -121,7 +125,9 @@ def t_bounds(t_min: Schedule, t_max: Schedule, progress: float, steps: int) -> t
     """The lowest and highest timestep (both included) at `progress` in [0, 1]; the schedules hold fractions of T = `steps`."""
     low, high = t_min.at(progress), t_max.at(progress)
     if not 0.0 <= low <= high <= 1.0:
-        raise UserError(f"guidance.t_min and t_max must satisfy 0 <= t_min <= t_max <= 1, got {low:g} and {high:g}")
+        raise UserError(
+            f"guidance.t_min and t_max must satisfy 0 <= t_min <= t_max <= 1, got {low:g} and {high:g}"
+        )
     top = steps - 1
     return min(round(low * steps), top), min(round(high * steps), top)
 
@@ -142,7 +148,12 @@ def ddim_timesteps(train_steps: int, steps: int) -> Tensor:
     """`steps` falling timesteps [steps] int64 from the noisiest, "trailing" spacing (Lin et al., arXiv 2305.08891, table 2)."""
     if not 1 <= steps <= train_steps:
         raise UserError(f"cannot sample in {steps} steps: use between 1 and {train_steps}")
-    return torch.arange(train_steps, 0, -train_steps / steps, dtype=torch.float64).round().long()[:steps] - 1
+    return (
+        torch.arange(train_steps, 0, -train_steps / steps, dtype=torch.float64)
+        .round()
+        .long()[:steps]
+        - 1
+    )
 
 
 def ddim_step(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> Tensor:

@@ -30,8 +30,13 @@ class TextEmbedding:
 
     def singles(self) -> list[TextEmbedding]:
         """The B embeddings one by one."""
-        pooled: Sequence[Tensor | None] = [None] * len(self) if self.pooled is None else self.pooled.split(1)
-        return [TextEmbedding(tokens, vector) for tokens, vector in zip(self.tokens.split(1), pooled, strict=True)]
+        pooled: Sequence[Tensor | None] = (
+            [None] * len(self) if self.pooled is None else self.pooled.split(1)
+        )
+        return [
+            TextEmbedding(tokens, vector)
+            for tokens, vector in zip(self.tokens.split(1), pooled, strict=True)
+        ]
 
     def expand(self, batch: int) -> TextEmbedding:
         """One embedding, or `batch` of them, as `batch`."""
@@ -40,13 +45,17 @@ class TextEmbedding:
 
     def rows(self, start: int, stop: int) -> TextEmbedding:
         """Embeddings `start` to `stop` (excluded)."""
-        return TextEmbedding(self.tokens[start:stop], None if self.pooled is None else self.pooled[start:stop])
+        return TextEmbedding(
+            self.tokens[start:stop], None if self.pooled is None else self.pooled[start:stop]
+        )
 
     @staticmethod
     def cat(parts: Sequence[TextEmbedding]) -> TextEmbedding:
         """The embeddings of all `parts`, in order."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        return TextEmbedding(torch.cat([part.tokens for part in parts]), torch.cat(pooled) if pooled else None)
+        return TextEmbedding(
+            torch.cat([part.tokens for part in parts]), torch.cat(pooled) if pooled else None
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,8 @@ class TextEncoders:
         if negative or not self.zero_null:
             return found
         return TextEmbedding(
-            torch.zeros_like(found.tokens), None if found.pooled is None else torch.zeros_like(found.pooled)
+            torch.zeros_like(found.tokens),
+            None if found.pooled is None else torch.zeros_like(found.pooled),
         )
 
     def _run(self, tokenizer: Any, model: Any, prompts: list[str]) -> Any:
@@ -85,6 +95,16 @@ class TextEncoders:
                     f'the prompt "{prompt}" has {count} tokens, the text encoder reads {length}: shorten it'
                 )
         device = next(model.parameters()).device
-        found = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        mask = found.attention_mask.to(device) if getattr(model.config, "use_attention_mask", False) else None
-        return model(found.input_ids.to(device), attention_mask=mask, output_hidden_states=len(self.towers) > 1)
+        found = tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        mask = (
+            found.attention_mask.to(device)
+            if getattr(model.config, "use_attention_mask", False)
+            else None
+        )
+        return model(
+            found.input_ids.to(device),
+            attention_mask=mask,
+            output_hidden_states=len(self.towers) > 1,
+        )

@@ -18,11 +18,17 @@ from vp3d.run_folder import check_output, plain, weight_hashes, write_json
 from vp3d.weights import MODELS
 
 SUITE = "suite.json"
-RESULTS = ("results/*.json", "runs/*/*/config.yaml", "*/*/config.yaml")  # what lies in a folder that was used
+RESULTS = (
+    "results/*.json",
+    "runs/*/*/config.yaml",
+    "*/*/config.yaml",
+)  # what lies in a folder that was used
 ELSE = "give another --work or remove the folder"
 TOLD = 3  # of the changes, how many are named
 
-Place = tuple[str, str]  # a folder, hub id or name of the table, and the manifest that covers it ("" for none)
+Place = tuple[
+    str, str
+]  # a folder, hub id or name of the table, and the manifest that covers it ("" for none)
 
 
 def run_places(config: Config) -> list[Place]:
@@ -48,8 +54,12 @@ def _listed(place: str, manifest: str) -> dict[str, str]:
     folder, root = locate(place).resolve(), locate(manifest).parent.resolve()
     if not folder.is_relative_to(root):
         return {}
-    files = {root / name: str(entry["sha256"]) for name, entry in read_entries(locate(manifest)).items()}
-    return {in_repository(path): digest for path, digest in files.items() if path.is_relative_to(folder)}
+    files = {
+        root / name: str(entry["sha256"]) for name, entry in read_entries(locate(manifest)).items()
+    }
+    return {
+        in_repository(path): digest for path, digest in files.items() if path.is_relative_to(folder)
+    }
 
 
 def in_repository(path: Path) -> str:
@@ -64,12 +74,16 @@ def keep_to(folder: Path, asked: Mapping[str, Any]) -> None:
     if any(True for pattern in RESULTS for _ in folder.glob(pattern)):
         kept = _read(path)
         if "weights" not in kept:
-            raise UserError(f"{folder} does not say from which weights its results are (an older version made them); {ELSE}")
+            raise UserError(
+                f"{folder} does not say from which weights its results are (an older version made them); {ELSE}"
+            )
         changes = changed(kept, asked)
         if changes:
             of = "weights" if kept["weights"] != asked["weights"] else "settings"
             more = f" and {len(changes) - TOLD} more" if len(changes) > TOLD else ""
-            raise UserError(f"{folder} holds results of other {of}: {', '.join(changes[:TOLD])}{more}; {ELSE}")
+            raise UserError(
+                f"{folder} holds results of other {of}: {', '.join(changes[:TOLD])}{more}; {ELSE}"
+            )
     write_json(path, asked)
 
 
@@ -89,10 +103,16 @@ def changed(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """What differs, weights first: "judge.safetensors changed", "optim.steps was 600 and is 300 now"."""
     old, new = kept["weights"], asked["weights"]
     files = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    found = [f"{name} {'changed' if name in old and name in new else 'is new' if name in new else 'is gone'}" for name in files]
+    found = [
+        f"{name} {'changed' if name in old and name in new else 'is new' if name in new else 'is gone'}"
+        for name in files
+    ]
     before, now = _leaves(kept), _leaves(asked)
     keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
-    return found + [f"{key} was {before.get(key, 'not set')} and is {now.get(key, 'not set')} now" for key in keys]
+    return found + [
+        f"{key} was {before.get(key, 'not set')} and is {now.get(key, 'not set')} now"
+        for key in keys
+    ]
 
 
 def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -102,5 +122,9 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         if not above and key == "weights":
             continue
         name = f"{above}{key}"
-        found |= _leaves(value, "" if name == "config" else f"{name}.") if isinstance(value, dict) else {name: value}
+        found |= (
+            _leaves(value, "" if name == "config" else f"{name}.")
+            if isinstance(value, dict)
+            else {name: value}
+        )
     return found

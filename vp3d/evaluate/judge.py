@@ -60,14 +60,22 @@ class Judge(nn.Module):
         self.widths = list(widths)
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
-        self.stages = nn.Sequential(*(Block(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
-        self.heads = nn.ModuleDict({name: nn.Linear(2 * widths[-1], len(v)) for name, v in heads.items()})
+        self.stages = nn.Sequential(
+            *(Block(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        )
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(2 * widths[-1], len(v)) for name, v in heads.items()}
+        )
 
     def features(self, rgb: Tensor) -> Tensor:
         """What the heads read of pictures `[B, 3, 64, 64]` in [0, 1]: `[B, 2 * widths[-1]]` >= 0."""
         if rgb.ndim != 4 or tuple(rgb.shape[1:]) != (3, SIZE, SIZE):
-            raise ValueError(f"the judge takes rgb [B, 3, {SIZE}, {SIZE}], got {tuple(rgb.shape)}; judge_views resizes")
-        x = F.pixel_unshuffle(rgb * 2.0 - 1.0, 2).contiguous(memory_format=torch.channels_last)  # [B, 12, 32, 32]
+            raise ValueError(
+                f"the judge takes rgb [B, 3, {SIZE}, {SIZE}], got {tuple(rgb.shape)}; judge_views resizes"
+            )
+        x = F.pixel_unshuffle(rgb * 2.0 - 1.0, 2).contiguous(
+            memory_format=torch.channels_last
+        )  # [B, 12, 32, 32]
         x = F.relu(self.norm(self.stem(x)))
         x = self.stages(x)
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
@@ -77,20 +85,32 @@ class Judge(nn.Module):
         x = self.features(rgb)
         return {name: head(x) for name, head in self.heads.items()}
 
-    def targets(self, attributes: Sequence[Mapping[str, str]], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def targets(
+        self, attributes: Sequence[Mapping[str, str]], device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
         """Indices `[B]` long of named attributes, for the training loss; a value the head does not know is a KeyError."""
-        index = {name: {value: i for i, value in enumerate(values)} for name, values in self.values.items()}
-        return {n: torch.tensor([known[a[n]] for a in attributes], device=device) for n, known in index.items()}
+        index = {
+            name: {value: i for i, value in enumerate(values)}
+            for name, values in self.values.items()
+        }
+        return {
+            n: torch.tensor([known[a[n]] for a in attributes], device=device)
+            for n, known in index.items()
+        }
 
     def name(self, logits: Mapping[str, Tensor]) -> list[dict[str, str]]:
         """The most likely value of every head for logits `[B, n]`; one dict for each of the B pictures."""
         best = {name: logits[name].argmax(1).tolist() for name in self.values}
         count = len(next(iter(best.values())))
-        return [{name: self.values[name][best[name][i]] for name in self.values} for i in range(count)]
+        return [
+            {name: self.values[name][best[name][i]] for name in self.values} for i in range(count)
+        ]
 
 
 def judge_loss(
-    logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], visible: Mapping[str, Tensor] | None = None
+    logits: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    visible: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Sum over the heads of the mean cross-entropy of logits `[B, n]` (any range) against indices `[B]`; a scalar >= 0.
 
@@ -108,7 +128,9 @@ def judge_loss(
 def judge_views(judge: Judge, rgb: Tensor) -> list[dict[str, str]]:
     """What the judge names in each of B pictures `[B, 3, H, W]` in [0, 1], made 64 x 64 with antialiasing first."""
     if rgb.shape[-2:] != (SIZE, SIZE):
-        rgb = F.interpolate(rgb, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)
+        rgb = F.interpolate(
+            rgb, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False
+        ).clamp(0.0, 1.0)
     was_training = judge.training
     judge.eval()
     try:
@@ -121,7 +143,9 @@ def save_judge(judge: Judge, folder: Path) -> None:
     """Write `judge.safetensors` and `judge.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary
+        )
     write_json(folder / SPEC, {"widths": judge.widths, "heads": judge.values})
 
 
@@ -130,13 +154,23 @@ def read_spec(path: Path) -> dict[str, Any]:
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; restore it from the repository or train it anew") from error
+        raise UserError(
+            f"{path} is missing; restore it from the repository or train it anew"
+        ) from error
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it from the repository") from error
-    heads, widths = (spec.get("heads"), spec.get("widths")) if isinstance(spec, dict) else (None, None)
-    named = isinstance(heads, dict) and heads and all(isinstance(v, list) and v for v in heads.values())
+        raise UserError(
+            f"{path} cannot be read ({error}); restore it from the repository"
+        ) from error
+    heads, widths = (
+        (spec.get("heads"), spec.get("widths")) if isinstance(spec, dict) else (None, None)
+    )
+    named = (
+        isinstance(heads, dict) and heads and all(isinstance(v, list) and v for v in heads.values())
+    )
     if not named or not isinstance(widths, list) or len(widths) < 2:
-        raise UserError(f"{path} does not describe a judge: it needs `widths` and `heads`; restore it from the repository")
+        raise UserError(
+            f"{path} does not describe a judge: it needs `widths` and `heads`; restore it from the repository"
+        )
     return spec
 
 
@@ -154,5 +188,7 @@ def load_judge(folder: Path | str, manifest: Path | None = None) -> Judge:
         judge.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{weights} is damaged or does not fit {SPEC} ({reason}); restore it from the repository") from error
+        raise UserError(
+            f"{weights} is damaged or does not fit {SPEC} ({reason}); restore it from the repository"
+        ) from error
     return judge.eval().requires_grad_(False)

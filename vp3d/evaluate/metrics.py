@@ -17,7 +17,9 @@ from torch import Tensor
 
 def ciede2000(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Colour difference of sRGB colours `[..., 3]` in [0, 1] (broadcast against each other); returns `[...]` >= 0."""
-    return np.asarray(deltaE_ciede2000(rgb2lab(np.asarray(a, np.float64)), rgb2lab(np.asarray(b, np.float64))))
+    return np.asarray(
+        deltaE_ciede2000(rgb2lab(np.asarray(a, np.float64)), rgb2lab(np.asarray(b, np.float64)))
+    )
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,30 @@ def cluster(points: np.ndarray, k: int, rounds: int = 30) -> tuple[np.ndarray, n
     labels = np.zeros(len(points), np.int64)
     for _ in range(rounds):
         labels = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
-        moved = np.stack([points[labels == i].mean(0) if (labels == i).any() else c for i, c in enumerate(centres)])
+        moved = np.stack(
+            [
+                points[labels == i].mean(0) if (labels == i).any() else c
+                for i, c in enumerate(centres)
+            ]
+        )
         if np.allclose(moved, centres, atol=1e-6):
             break
         centres = moved
     return centres, labels
 
 
-def dominant_colors(rgb: np.ndarray, mask: np.ndarray, k: int = 4, merge_below: float = 8.0) -> Palette:
+def dominant_colors(
+    rgb: np.ndarray, mask: np.ndarray, k: int = 4, merge_below: float = 8.0
+) -> Palette:
     """The main colours of a picture `[H, W, 3]` sRGB in [0, 1] where `mask [H, W]` is true.
 
     k-means in CIELAB from farthest points (a rare strong colour gets its own centre; no randomness). Centres closer than
     `merge_below` CIEDE2000 are shades of one colour and become one, so at most `k` colours come back.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or mask.shape != rgb.shape[:2]:
-        raise ValueError(f"need a picture [H, W, 3] and a mask [H, W], got {rgb.shape} and {mask.shape}")
+        raise ValueError(
+            f"need a picture [H, W, 3] and a mask [H, W], got {rgb.shape} and {mask.shape}"
+        )
     points = rgb2lab(np.asarray(rgb, np.float64))[mask.astype(bool)]
     if len(points) == 0:
         raise ValueError("the mask is empty: there is nothing to take colours from")
@@ -70,7 +81,9 @@ def dominant_colors(rgb: np.ndarray, mask: np.ndarray, k: int = 4, merge_below: 
     return Palette(colors, counts[order] / counts.sum())
 
 
-def merge_shades(lab: np.ndarray, counts: np.ndarray, below: float) -> tuple[np.ndarray, np.ndarray]:
+def merge_shades(
+    lab: np.ndarray, counts: np.ndarray, below: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Join the closest pair of Lab colours `[K, 3]` (by their `counts [K]`) until no pair is nearer than `below` CIEDE2000."""
     while len(lab) > 1:
         apart = deltaE_ciede2000(lab[:, None], lab[None]) + np.diag(np.full(len(lab), np.inf))
@@ -95,7 +108,9 @@ def dominant_color_distance(a: Palette, b: Palette) -> float:
     arrives = np.kron(np.ones((1, rows)), np.eye(columns))
     solved = linprog(
         cost.ravel(),
-        A_eq=np.concatenate([leaves, arrives])[:-1],  # one row follows from the others, as both sides sum to 1
+        A_eq=np.concatenate([leaves, arrives])[
+            :-1
+        ],  # one row follows from the others, as both sides sum to 1
         b_eq=np.concatenate([a.weights, b.weights])[:-1],
         bounds=(0.0, None),
         method="highs",
@@ -114,5 +129,7 @@ def bootstrap_interval(
     drawn = torch.randint(len(values), (samples, len(values)), generator=generator)
     means = values.double()[drawn].mean(1)
     tail = (1.0 - confidence) / 2.0
-    low, high = torch.quantile(means, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(
+        means, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
+    ).tolist()
     return low, high

@@ -91,22 +91,35 @@ def viewer(page: str, caption: str) -> str:
 def turntable(uri: str, kind: str, caption: str) -> str:
     """A video that plays in a loop without sound, or an animated picture, on a card."""
     video = f'<video src="{uri}" autoplay loop muted playsinline controls></video>'
-    shown = video if kind.startswith("video/") else f'<img class="wide" src="{uri}" alt="{escape(caption)}">'
+    shown = (
+        video
+        if kind.startswith("video/")
+        else f'<img class="wide" src="{uri}" alt="{escape(caption)}">'
+    )
     return f'<figure class="card">{shown}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def stats(values: Mapping[str, str]) -> str:
     """A few figures, each on its own small card."""
-    rows = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
+    rows = (
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in values.items()
+    )
     return f'<dl class="stats">{"".join(rows)}</dl>' if values else ""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> str:
     """A table on a card, of figures (to the right) or of `words` (to the left, wrapped); nothing without rows."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
     kind = "card scroll words" if words else "card scroll"
-    return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>' if rows else ""
+    return (
+        f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        if rows
+        else ""
+    )
 
 
 def folded(title: str, text: str) -> str:
@@ -116,7 +129,9 @@ def folded(title: str, text: str) -> str:
 
 def document(title: str, facts: Mapping[str, str], hero: str, sections: Sequence[str]) -> str:
     """The whole page: the title, a line of facts, the asset large, then the sections."""
-    meta = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in facts.items())
+    meta = "".join(
+        f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in facts.items()
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'

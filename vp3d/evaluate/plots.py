@@ -22,7 +22,18 @@ from vp3d.run_folder import atomic_write
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 INK = "#3b3f45"  # stands for the page's text colour until an SVG is finished
 PALETTE = ("#3b82c4", "#d9772b", "#2f9e6e", "#b04a9c", "#c9a227", "#7a6ad8", "#8a8f98")
-COUNTERS = {"time", "kind", "step", "steps", "iteration", "samples", "samples_per_s", "seconds_a_step", "eta_s", "rate_scale"}
+COUNTERS = {
+    "time",
+    "kind",
+    "step",
+    "steps",
+    "iteration",
+    "samples",
+    "samples_per_s",
+    "seconds_a_step",
+    "eta_s",
+    "rate_scale",
+}
 UNTOLD = ("loss", "sds")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "vp3d", "font.size": 10, "font.family": "sans-serif",
@@ -36,7 +47,12 @@ def curves(events: Sequence[Mapping[str, Any]]) -> Curves:
     """Every number logged by the "step" events against the step, by name."""
     steps = [event for event in events if event.get("kind") == "step" and "step" in event]
     names = dict.fromkeys(name for event in steps for name in event if name not in COUNTERS)
-    return {name: _curve([(float(event["step"]), _number(event[name])) for event in steps if name in event]) for name in names}
+    return {
+        name: _curve(
+            [(float(event["step"]), _number(event[name])) for event in steps if name in event]
+        )
+        for name in names
+    }
 
 
 def _number(value: object) -> float:
@@ -67,16 +83,30 @@ def grouped(found: Curves) -> dict[str, Curves]:
     """
     plots: dict[str, Curves] = {"Rewards": {}, "Opacity": {}, "Losses": {}}
     for name, curve in found.items():
-        plot = "Rewards" if name.startswith("reward") else "Opacity" if name == "opacity" else "Losses"
+        plot = (
+            "Rewards" if name.startswith("reward") else "Opacity" if name == "opacity" else "Losses"
+        )
         if name not in UNTOLD and (plot != "Losses" or bool((curve[1] > 0.0).any())):
             plots[plot][name.removeprefix("reward_").replace("_", " ")] = curve
-    return {title: group for title, group in plots.items() if any(np.isfinite(v).any() for _, v in group.values())}
+    return {
+        title: group
+        for title, group in plots.items()
+        if any(np.isfinite(v).any() for _, v in group.values())
+    }
 
 
 def draw(axes: Axes, title: str, group: Curves) -> None:
     """One plot. Losses of unlike size share a logarithmic axis."""
-    for color, (name, (steps, values)) in zip(PALETTE * (1 + len(group) // len(PALETTE)), group.items(), strict=False):
-        axes.plot(steps, values, color=color, label=name, marker="." if np.isfinite(values).sum() < 3 else "")
+    for color, (name, (steps, values)) in zip(
+        PALETTE * (1 + len(group) // len(PALETTE)), group.items(), strict=False
+    ):
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            label=name,
+            marker="." if np.isfinite(values).sum() < 3 else "",
+        )
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel("step")
     if title == "Losses":
@@ -90,7 +120,8 @@ def draw(axes: Axes, title: str, group: Curves) -> None:
 def plot_svgs(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Each plot of the run as an `<svg>` element, by its title; none for a run without steps."""
     return {
-        title: svg_of(partial(draw, title=title, group=group), title) for title, group in grouped(curves(events)).items()
+        title: svg_of(partial(draw, title=title, group=group), title)
+        for title, group in grouped(curves(events)).items()
     }
 
 
@@ -113,7 +144,11 @@ def write_plots(events: Sequence[Mapping[str, Any]], path: Path) -> bool:
     with rc_context(STYLE):
         figure = Figure(figsize=(5.2 * len(groups), 3.4), dpi=120, facecolor="white")
         for i, (title, group) in enumerate(groups.items()):
-            draw(figure.add_axes(((i + 0.12) / len(groups), 0.15, 0.82 / len(groups), 0.74)), title, group)
+            draw(
+                figure.add_axes(((i + 0.12) / len(groups), 0.15, 0.82 / len(groups), 0.74)),
+                title,
+                group,
+            )
         with atomic_write(path) as temporary:
             figure.savefig(temporary, metadata={"Software": None})
     return True

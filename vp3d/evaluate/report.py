@@ -31,10 +31,21 @@ from vp3d.types import Asset
 
 VIEW_SIZE = 288  # pixels of a side of each of the eight views
 LAST = 10  # logged steps that the final reward is the mean of
-FIGURES = {"iou": ("silhouette IoU", "{:.3f}"), "psnr": ("PSNR", "{:.1f} dB"), "psnr_object": ("PSNR on the object", "{:.1f} dB")}
+FIGURES = {
+    "iou": ("silhouette IoU", "{:.3f}"),
+    "psnr": ("PSNR", "{:.1f} dB"),
+    "psnr_object": ("PSNR on the object", "{:.1f} dB"),
+}
 VIDEOS = {".mp4": "video/mp4", ".gif": "image/gif"}
 COUNTED = ("step", "checkpoint", "stopped")  # kinds of events that say at which step a run is
-NOTED = ("warning", "restart", "bad_step", "out_of_memory", "stopped", "resume")  # kinds of events a reader should know of
+NOTED = (
+    "warning",
+    "restart",
+    "bad_step",
+    "out_of_memory",
+    "stopped",
+    "resume",
+)  # kinds of events a reader should know of
 
 
 def write_report(run: RunFolder, asset: Asset) -> Path:
@@ -49,18 +60,29 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
         page.section("Optimisation", f'<div class="plots">{plots}</div>' if plots else ""),
         page.section("On the way", notes(events)),
         page.section("Files", files(run.path)),
-        page.section("Settings", page.folded("config.yaml", (run.path / "config.yaml").read_text(encoding="utf-8"))),
+        page.section(
+            "Settings",
+            page.folded("config.yaml", (run.path / "config.yaml").read_text(encoding="utf-8")),
+        ),
     ]
     path = run.path / "report.html"
-    write_text(path, page.document(asset.prompt, facts(config, events), hero(run, asset, events), sections))
+    write_text(
+        path, page.document(asset.prompt, facts(config, events), hero(run, asset, events), sections)
+    )
     return path
 
 
 def facts(config: Config, events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What belongs under the title: seed, preset, steps, time, and the picture it was styled after."""
     seconds = time_spent(events)
-    steps = next((int(event["step"]) for event in reversed(events) if event.get("kind") in COUNTED), 0)
-    told = {"seed": str(config.seed), "preset": config.preset, "steps": f"{steps} of {config.optim.steps}"}
+    steps = next(
+        (int(event["step"]) for event in reversed(events) if event.get("kind") in COUNTED), 0
+    )
+    told = {
+        "seed": str(config.seed),
+        "preset": config.preset,
+        "steps": f"{steps} of {config.optim.steps}",
+    }
     if seconds > 0:
         told["time"] = f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
     if config.negative_prompt:
@@ -107,7 +129,9 @@ def video(folder: Path) -> str:
 
 def seen(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """What the prior took the views of the last export for; nothing where it was not asked."""
-    last: Mapping[str, Any] = next((event for event in reversed(events) if event.get("kind") in ("views", "export")), {})
+    last: Mapping[str, Any] = next(
+        (event for event in reversed(events) if event.get("kind") in ("views", "export")), {}
+    )
     return last if last.get("kind") == "views" else {}
 
 
@@ -115,7 +139,9 @@ def main_figures(asset: Asset, events: Sequence[Mapping[str, Any]]) -> dict[str,
     """The first export's IoU and PSNR, rewards and opacity at the end, what the prior makes of the views, the mesh's size."""
     told = {}
     for name, (label, form) in FIGURES.items():
-        values = [asset.figures[f"{kind}_{name}"] for kind in WRITERS if f"{kind}_{name}" in asset.figures]
+        values = [
+            asset.figures[f"{kind}_{name}"] for kind in WRITERS if f"{kind}_{name}" in asset.figures
+        ]
         if values and name != "psnr_object":
             told[label] = form.format(values[0])
     for name, (_, curve) in curves(events).items():
@@ -135,7 +161,10 @@ def export_table(figures: Mapping[str, float]) -> str:
     """Every export's figures against the field's own renders: a row a format."""
     rows = []
     for kind in WRITERS:
-        cells = [form.format(figures[f"{kind}_{n}"]) if f"{kind}_{n}" in figures else "–" for n, (_, form) in FIGURES.items()]
+        cells = [
+            form.format(figures[f"{kind}_{n}"]) if f"{kind}_{n}" in figures else "–"
+            for n, (_, form) in FIGURES.items()
+        ]
         if any(cell != "–" for cell in cells):
             rows.append([f"model.{kind}", *cells])
     return page.table(["file", *(label for label, _ in FIGURES.values())], rows)
@@ -145,21 +174,38 @@ def visual_prompt(run: RunFolder) -> str:
     """The candidates with their scores, the chosen one framed, and the cut-out that was used."""
     try:
         told = json.loads((run.visual_prompt / "scores.json").read_text(encoding="utf-8"))
-        scores, chosen, ragged = list(told["scores"]), int(told["chosen"]), list(told.get("ragged", []))
-    except (OSError, ValueError, KeyError, TypeError):  # no visual prompt was kept, or it is damaged: the asset still stands
+        scores, chosen, ragged = (
+            list(told["scores"]),
+            int(told["chosen"]),
+            list(told.get("ragged", [])),
+        )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # no visual prompt was kept, or it is damaged: the asset still stands
         return ""
     cards = []
     for n, score in enumerate(scores):
         label = "could not be cut out" if score is None else f"reward {float(score):.3f}"
         label = f"{label} · ragged cut-out" if n in ragged else label
         label = f"{label} · chosen" if n == chosen and len(scores) > 1 else label
-        cards.append(_png_card(run.visual_prompt / f"candidate_{n}.png", label, n == chosen and len(scores) > 1))
+        cards.append(
+            _png_card(
+                run.visual_prompt / f"candidate_{n}.png", label, n == chosen and len(scores) > 1
+            )
+        )
     cards.append(_png_card(run.visual_prompt / "cutout.png", "cut out, as it was used"))
     return page.tiles([card for card in cards if card])
 
 
 def _png_card(path: Path, caption: str, chosen: bool = False) -> str:
-    return page.picture(page.data_uri(path.read_bytes(), "image/png"), caption, chosen) if path.is_file() else ""
+    return (
+        page.picture(page.data_uri(path.read_bytes(), "image/png"), caption, chosen)
+        if path.is_file()
+        else ""
+    )
 
 
 def eight_views(asset: Asset, config: Config, events: Sequence[Mapping[str, Any]]) -> str:
@@ -169,7 +215,12 @@ def eight_views(asset: Asset, config: Config, events: Sequence[Mapping[str, Any]
     named = seen(events).get("named", [])
     for k in np.flatnonzero(apart(np.array(named, int), np.arange(len(named))) > 1):
         labels[k] += f" · taken for {SECTORS[named[k]]}"
-    return page.tiles([page.picture(page.data_uri(png(v), "image/png"), label) for v, label in zip(views, labels, strict=True)])
+    return page.tiles(
+        [
+            page.picture(page.data_uri(png(v), "image/png"), label)
+            for v, label in zip(views, labels, strict=True)
+        ]
+    )
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -181,7 +232,11 @@ def png(picture: np.ndarray) -> bytes:
 
 def notes(events: Sequence[Mapping[str, Any]]) -> str:
     """What went otherwise than planned, one row an event."""
-    rows = [[str(e["kind"]).replace("_", " "), str(e.get("step", "")), _details(e)] for e in events if e["kind"] in NOTED]
+    rows = [
+        [str(e["kind"]).replace("_", " "), str(e.get("step", "")), _details(e)]
+        for e in events
+        if e["kind"] in NOTED
+    ]
     return page.table(["event", "step", "details"], rows, words=True)
 
 
@@ -195,6 +250,13 @@ def _details(event: Mapping[str, Any]) -> str:
 
 def files(folder: Path) -> str:
     """The run's files by name and size, as links that work while the report lies in its folder."""
-    found = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "report.html")
-    rows = [f'<li><a href="{quote(p.name)}">{escape(p.name)}</a> {max(1, p.stat().st_size // 1024):,} KiB</li>' for p in found]
+    found = sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and not p.name.startswith(".") and p.name != "report.html"
+    )
+    rows = [
+        f'<li><a href="{quote(p.name)}">{escape(p.name)}</a> {max(1, p.stat().st_size // 1024):,} KiB</li>'
+        for p in found
+    ]
     return f"<ul>{''.join(rows)}</ul>" if rows else ""

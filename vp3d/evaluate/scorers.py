@@ -34,7 +34,9 @@ from vp3d.rewards.encoders import ClipEncoder
 from vp3d.rewards.imagereward import ImageReward
 from vp3d.rewards.text_image import text_image, text_target
 
-KEY_VARIABLE = "VP3D_ENDPOINT_KEY"  # environment variable with the endpoint's key, where it wants one
+KEY_VARIABLE = (
+    "VP3D_ENDPOINT_KEY"  # environment variable with the endpoint's key, where it wants one
+)
 IGNORED = frozenset({"a", "an", "the", "with", "of", "and"})  # words that recall nothing
 
 
@@ -62,7 +64,9 @@ class ImageRewardScorer:
     def score(self, prompt: str, rgb: Tensor) -> Tensor:
         """Scores [B], about -2 to 2, of pictures rgb [B, 3, H, H] in [0, 1]; a prompt of more than 35 tokens is cut."""
         with torch.no_grad():
-            return self.model.score(rgb.to(self.model.device), self.model.target([prompt], cut=True)).cpu()
+            return self.model.score(
+                rgb.to(self.model.device), self.model.target([prompt], cut=True)
+            ).cpu()
 
     def quality(self, score: float) -> float:
         """T3Bench's map: 0 becomes 50."""
@@ -84,7 +88,9 @@ class JudgeCaptioner:
 
 def _sentence(named: dict[str, str]) -> str:
     words = [named["color_a"], named["object_a"]]
-    detail = [v for k in ("accent_a", "pattern") if (v := named.get(k, "none")) not in ("none", "plain")]
+    detail = [
+        v for k in ("accent_a", "pattern") if (v := named.get(k, "none")) not in ("none", "plain")
+    ]
     words += ["with", *detail] if detail else []
     if named.get("object_b", "none") != "none":
         words += [named.get("relation", "none"), named["color_b"], named["object_b"]]
@@ -115,7 +121,9 @@ class ChatEndpoint:
 
     def __init__(self, url: str, model: str, timeout_s: float = 120.0) -> None:
         if not url.startswith(("http://", "https://")) or not model:
-            raise UserError("the endpoint needs a URL and a model: --endpoint http://localhost:8000/v1 --endpoint-model NAME")
+            raise UserError(
+                "the endpoint needs a URL and a model: --endpoint http://localhost:8000/v1 --endpoint-model NAME"
+            )
         self.url, self.model, self.timeout_s = url.rstrip("/"), model, timeout_s
 
     def ask(self, text: str, picture: Image.Image | None = None) -> str:
@@ -126,15 +134,28 @@ class ChatEndpoint:
             picture.save(png, "PNG")
             uri = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode('ascii')}"
             content.append({"type": "image_url", "image_url": {"url": uri}})
-        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
+        body = {
+            "model": self.model,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": content}],
+        }
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {os.environ[KEY_VARIABLE]}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(
+            f"{self.url}/chat/completions", json.dumps(body).encode(), headers
+        )
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
                 told = json.loads(answer.read())["choices"][0]["message"]["content"]
-        except (http.client.HTTPException, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (
+            http.client.HTTPException,
+            OSError,
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+        ) as error:
             raise UserError(
                 f"the endpoint {self.url} gave no answer ({error}); check --endpoint, --endpoint-model and {KEY_VARIABLE}"
             ) from error
@@ -159,5 +180,7 @@ class ChatEndpoint:
         )
         found = re.search(r"[1-5]", told)
         if found is None:
-            raise UserError(f"the endpoint graded with {told[:40]!r} and not from 1 to 5; use another --endpoint-model")
+            raise UserError(
+                f"the endpoint graded with {told[:40]!r} and not from 1 to 5; use another --endpoint-model"
+            )
         return int(found[0])

@@ -67,11 +67,15 @@ def seen_from(prior: Denoiser, prompt: str, rgb: Tensor, generator: torch.Genera
 
 
 @torch.no_grad()
-def view_errors(prior: Denoiser, prompt: str, rgb: Tensor, generator: torch.Generator) -> np.ndarray:
+def view_errors(
+    prior: Denoiser, prompt: str, rgb: Tensor, generator: torch.Generator
+) -> np.ndarray:
     """Errors [8, 8] of each picture of rgb [8, 3, H, W] in [0, 1] under each of the view words."""
     count = len(SECTORS)
     latents = prior.encode_images(rgb.to(prior.device)).repeat_interleave(count, 0)
-    text = TextEmbedding.cat([prior.encode_text([with_view(prompt, view) for view in SECTORS])] * count)
+    text = TextEmbedding.cat(
+        [prior.encode_text([with_view(prompt, view) for view in SECTORS])] * count
+    )
     t = torch.full((count * count,), int(LEVEL * len(prior.alpha_bar)), device=prior.device)
     errors = torch.zeros(count * count, device=prior.device)
     for _ in range(DRAWS):

@@ -15,8 +15,15 @@ from scipy.spatial import cKDTree
 
 from vp3d.types import Mesh
 
-OFF_THE_EDGES = (0.618e-4, 0.271e-4, 0.414e-4)  # of a cell: columns pass beside corners with round coordinates
-PLASTIC = (0.7548776662466927, 0.5698402909980532)  # of the R2 sequence (Roberts 2018), evenly spread over a square
+OFF_THE_EDGES = (
+    0.618e-4,
+    0.271e-4,
+    0.414e-4,
+)  # of a cell: columns pass beside corners with round coordinates
+PLASTIC = (
+    0.7548776662466927,
+    0.5698402909980532,
+)  # of the R2 sequence (Roberts 2018), evenly spread over a square
 
 
 @numba.njit(cache=True)
@@ -24,18 +31,28 @@ def _winding(corners: np.ndarray, low: np.ndarray, cell: float, count: int) -> n
     """Winding number [count, count, count] of cell centres from the crossings above them along the last axis."""
     change = np.zeros((count, count, count + 1), np.int32)
     for f in range(len(corners)):
-        a, b, c = (corners[f, 0] - low) / cell, (corners[f, 1] - low) / cell, (corners[f, 2] - low) / cell
+        a, b, c = (
+            (corners[f, 0] - low) / cell,
+            (corners[f, 1] - low) / cell,
+            (corners[f, 2] - low) / cell,
+        )
         area = (b[0] - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (b[1] - a[1])
         if area == 0.0:
             continue
-        for i in range(max(int(min(a[0], b[0], c[0]) - 0.5), 0), min(int(max(a[0], b[0], c[0])) + 1, count)):
-            for j in range(max(int(min(a[1], b[1], c[1]) - 0.5), 0), min(int(max(a[1], b[1], c[1])) + 1, count)):
+        for i in range(
+            max(int(min(a[0], b[0], c[0]) - 0.5), 0), min(int(max(a[0], b[0], c[0])) + 1, count)
+        ):
+            for j in range(
+                max(int(min(a[1], b[1], c[1]) - 0.5), 0), min(int(max(a[1], b[1], c[1])) + 1, count)
+            ):
                 x, y = i + 0.5, j + 0.5
                 u = ((x - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (y - a[1])) / area
                 v = ((b[0] - a[0]) * (y - a[1]) - (x - a[0]) * (b[1] - a[1])) / area
                 if u >= 0.0 and v >= 0.0 and u + v <= 1.0:
                     z = a[2] + u * (b[2] - a[2]) + v * (c[2] - a[2])
-                    change[i, j, min(max(int(np.ceil(z - 0.5)), 0), count)] += 1 if area > 0.0 else -1
+                    change[i, j, min(max(int(np.ceil(z - 0.5)), 0), count)] += (
+                        1 if area > 0.0 else -1
+                    )
     inside = np.zeros((count, count, count), np.int32)
     for i in range(count):
         for j in range(count):
@@ -65,7 +82,11 @@ def inside_points(mesh: Mesh, cells: int = 96) -> tuple[np.ndarray, float]:
         votes += np.transpose(winding != 0, np.argsort(turn)).astype(np.int8)
     points = low + cell * (np.argwhere(votes >= 2) + 0.5)
     if simple and not ((votes == 1) | (votes == 2)).any():
-        return points, abs(float(np.einsum("fc,fc->f", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum())) / 6.0
+        return points, abs(
+            float(
+                np.einsum("fc,fc->f", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum()
+            )
+        ) / 6.0
     return points, len(points) * cell**3
 
 
@@ -81,7 +102,9 @@ class SurfacePoints:
 def surface_points(mesh: Mesh, count: int) -> SurfacePoints:
     """`count` points spread evenly over the area of `mesh`: systematic sampling of the faces, an R2 sequence within them."""
     corners = mesh.vertices.astype(np.float64)[mesh.faces]
-    area = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    area = 0.5 * np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
+    )
     if not area.sum() > 0:
         raise ValueError("the mesh has no surface: all its faces are degenerate")
     at = (np.arange(count) + 0.5) / count * area.sum()
@@ -111,7 +134,9 @@ class SurfaceIndex:
         rows = np.arange(len(points))
         place, hit = found.reshape(*face.shape, 3)[rows, best], face[rows, best]
         barycentric = trimesh.triangles.points_to_barycentric(self.corners[hit], place)
-        return distance[rows, best], SurfacePoints(place, hit, np.clip(np.nan_to_num(barycentric, nan=1 / 3), 0.0, 1.0))
+        return distance[rows, best], SurfacePoints(
+            place, hit, np.clip(np.nan_to_num(barycentric, nan=1 / 3), 0.0, 1.0)
+        )
 
 
 def moved(mesh: Mesh, matrix: np.ndarray, shift: np.ndarray) -> Mesh:
@@ -119,6 +144,8 @@ def moved(mesh: Mesh, matrix: np.ndarray, shift: np.ndarray) -> Mesh:
     normals = None
     if mesh.normals is not None:
         turned = mesh.normals.astype(np.float64) @ matrix.T
-        normals = (turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        normals = (
+            turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
+        ).astype(np.float32)
     vertices = (mesh.vertices.astype(np.float64) @ matrix.T + shift).astype(np.float32)
     return replace(mesh, vertices=vertices, normals=normals)

@@ -48,10 +48,14 @@ from vp3d.run_folder import write_json, write_text
 from vp3d.types import Mesh
 
 PASS_SHARE = 0.75  # of the views that must be right
-JUDGE_GROUND = 0.7  # grey behind a mesh while it is judged, the middle one of the judge's training grounds
+JUDGE_GROUND = (
+    0.7  # grey behind a mesh while it is judged, the middle one of the judge's training grounds
+)
 OBJECTS, COLORS = ("object_a", "object_b"), ("color_a", "color_b")
 DETAILS = ("accent_a", "pattern", "relation")
-SYMMETRIC = ("next to",)  # "a next to b" is "b next to a", and seen from behind left and right are swapped
+SYMMETRIC = (
+    "next to",
+)  # "a next to b" is "b next to a", and seen from behind left and right are swapped
 SWAP = {"object_a": "object_b", "object_b": "object_a", "color_a": "color_b", "color_b": "color_a"}
 RIGHT, WRONG = (38, 132, 74), (186, 60, 48)  # sRGB of labels in the gallery
 _SEED = re.compile(r"\s+seed=(\S+)\s*$")
@@ -91,7 +95,9 @@ def read_suite(path: Path) -> list[SuitePrompt]:
     except FileNotFoundError as error:
         raise UserError(f"there is no prompt file {path}; check the path") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompt file {path} ({error}); it must be a UTF-8 text file") from error
+        raise UserError(
+            f"cannot read the prompt file {path} ({error}); it must be a UTF-8 text file"
+        ) from error
 
 
 def agrees(named: Mapping[str, str], expected: Mapping[str, str], keys: Sequence[str]) -> bool:
@@ -107,7 +113,9 @@ def check_view(named: Mapping[str, str], expected: Mapping[str, str]) -> dict[st
     orders = [named]
     if expected.get("relation") in SYMMETRIC:
         orders.append({key: named[SWAP.get(key, key)] for key in named})
-    best = max(orders, key=lambda n: (agrees(n, expected, OBJECTS + COLORS), agrees(n, expected, OBJECTS)))
+    best = max(
+        orders, key=lambda n: (agrees(n, expected, OBJECTS + COLORS), agrees(n, expected, OBJECTS))
+    )
     objects, colors = agrees(best, expected, OBJECTS), agrees(best, expected, COLORS)
     return {
         "right": objects and colors,
@@ -132,7 +140,9 @@ def score_asset(
     """
     unknown = [k for k, v in expected.items() if v not in judge.values.get(k, [])]
     if unknown:
-        raise ValueError(f"the judge has no such value: {', '.join(f'{k}={expected[k]}' for k in unknown)}")
+        raise ValueError(
+            f"the judge has no such value: {', '.join(f'{k}={expected[k]}' for k in unknown)}"
+        )
     camera = camera or CameraConfig()
     cameras = ring(VIEWS, ELEVATION_DEG, camera.distance, camera.fov_deg)
     names = judge_views(judge, render_mesh(mesh, cameras, size, size, ground)[0])
@@ -142,7 +152,12 @@ def score_asset(
     ]
     asked = ("right", "objects", "colors", *(key for key in DETAILS if key in expected))
     shares = {key: float(np.mean([view[key] for view in views])) for key in asked}
-    return {"expected": dict(expected), **shares, "passed": shares["right"] >= PASS_SHARE, "views": views}
+    return {
+        "expected": dict(expected),
+        **shares,
+        "passed": shares["right"] >= PASS_SHARE,
+        "views": views,
+    }
 
 
 @dataclass(frozen=True)
@@ -170,7 +185,9 @@ def _phrase(named: Mapping[str, str]) -> str:
     if named.get("object_b", "none") == "none":
         return first
     relation = named.get("relation", "none")
-    return f"{first} {'+' if relation == 'none' else relation} {named['color_b']} {named['object_b']}"
+    return (
+        f"{first} {'+' if relation == 'none' else relation} {named['color_b']} {named['object_b']}"
+    )
 
 
 def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -180,7 +197,11 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "prompt": r.prompt.prompt,
             "seed": r.prompt.seed,
             "passed": r.score["passed"],
-            **{k: round(r.score[k], 4) for k in ("right", "objects", "colors", *DETAILS) if k in r.score},
+            **{
+                k: round(r.score[k], 4)
+                for k in ("right", "objects", "colors", *DETAILS)
+                if k in r.score
+            },
             "seen_as": seen_as(r.score),
             "seconds": round(r.seconds, 1),
         }
@@ -195,7 +216,12 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     for key in ("passed", "right", "objects", "colors"):
         values = torch.tensor([float(r.score[key]) for r in results])
         measured[key] = [float(values.mean()), *bootstrap_interval(values, generator)]
-    return {"prompts": len(results), "pass_share_needed": PASS_SHARE, **measured, "records": rows(results)}
+    return {
+        "prompts": len(results),
+        "pass_share_needed": PASS_SHARE,
+        **measured,
+        "records": rows(results),
+    }
 
 
 def suite_table(results: Sequence[Result], width: int = 110) -> str:
@@ -208,13 +234,17 @@ def suite_table(results: Sequence[Result], width: int = 110) -> str:
     table.add_column("")
     for r in rows(results):
         eighths = (f"{round(r[key] * VIEWS)}/{VIEWS}" for key in ("right", "objects", "colors"))
-        table.add_row(r["prompt"], str(r["seed"]), *eighths, r["seen_as"], "pass" if r["passed"] else "FAIL")
+        table.add_row(
+            r["prompt"], str(r["seed"]), *eighths, r["seen_as"], "pass" if r["passed"] else "FAIL"
+        )
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False, markup=False)
     console.print(table)
     total = summary(results)
     passed = sum(bool(r.score["passed"]) for r in results)
-    console.print(f"\npassed {passed} of {len(results)}: {_interval(total['passed'])}; views right: {_interval(total['right'])}")
+    console.print(
+        f"\npassed {passed} of {len(results)}: {_interval(total['passed'])}; views right: {_interval(total['right'])}"
+    )
     return out.getvalue()
 
 
@@ -236,7 +266,13 @@ def write_suite(results: Sequence[Result], folder: Path, name: str) -> None:
     write_json(folder / f"{name}.json", summary(results) | {"scores": scores})
 
 
-def write_gallery(results: Sequence[Result], path: Path, title: str, camera: CameraConfig | None = None, size: int = 128) -> None:
+def write_gallery(
+    results: Sequence[Result],
+    path: Path,
+    title: str,
+    camera: CameraConfig | None = None,
+    size: int = 128,
+) -> None:
     """The contact sheet of a suite as one PNG: a row an asset, its prompt, visual prompt and eight views, wrong ones in red."""
     camera = camera or CameraConfig()
     save_image(sheet([gallery_row(r, camera, size) for r in results], title), path)
@@ -251,13 +287,17 @@ def gallery_row(result: Result, camera: CameraConfig, size: int) -> list[Image.I
     tiles.append(labelled(shown, "visual prompt"))
     for view, azimuth, judged in zip(views, AZIMUTHS, result.score["views"], strict=True):
         label, right = view_words(azimuth, ELEVATION_DEG).removesuffix(" view"), judged["right"]
-        tiles.append(labelled(view, label if right else f"{label}: wrong", RIGHT if right else WRONG))
+        tiles.append(
+            labelled(view, label if right else f"{label}: wrong", RIGHT if right else WRONG)
+        )
     return tiles
 
 
 def resized(picture: np.ndarray, size: int) -> np.ndarray:
     """A square picture `[H, W, 3]` uint8 at `size` pixels a side."""
-    return np.asarray(Image.fromarray(picture).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(picture).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    )
 
 
 def prompt_tile(result: Result, width: int, height: int) -> Image.Image:
@@ -270,10 +310,20 @@ def prompt_tile(result: Result, width: int, height: int) -> Image.Image:
         lines = [*lines[:-1], longer] if letter.getlength(longer) <= width else [*lines, word]
     room = max(1, int((height - 2.2 * text_size) // (1.25 * text_size)))
     for i, line in enumerate(lines[:room]):
-        draw.text((0, 0.1 * height + 1.25 * text_size * i), shorten(line, width, text_size), fill=INK, font=letter)
+        draw.text(
+            (0, 0.1 * height + 1.25 * text_size * i),
+            shorten(line, width, text_size),
+            fill=INK,
+            font=letter,
+        )
     count = sum(view["right"] for view in result.score["views"])
     verdict, color = (f"{count}/{VIEWS} views right", RIGHT if result.score["passed"] else WRONG)
     below = 0.1 * height + 1.25 * text_size * min(len(lines), room) + 4
     draw.text((0, below), verdict, fill=color, font=font(max(11, text_size - 3)))
-    draw.text((0, below + text_size), f"seed {result.prompt.seed}", fill=FAINT, font=font(max(11, text_size - 3)))
+    draw.text(
+        (0, below + text_size),
+        f"seed {result.prompt.seed}",
+        fill=FAINT,
+        font=font(max(11, text_size - 3)),
+    )
     return tile

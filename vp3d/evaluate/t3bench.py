@@ -110,7 +110,9 @@ def regional_score(scores: np.ndarray, sphere: trimesh.Trimesh, passes: int = PA
 def normalised(mesh: Mesh) -> Mesh:
     """The mesh centred on the mean of its vertices, its largest absolute coordinate 1."""
     vertices = mesh.vertices.astype(np.float64) - mesh.vertices.astype(np.float64).mean(0)
-    return replace(mesh, vertices=(vertices / max(float(np.abs(vertices).max()), 1e-12)).astype(np.float32))
+    return replace(
+        mesh, vertices=(vertices / max(float(np.abs(vertices).max()), 1e-12)).astype(np.float32)
+    )
 
 
 @torch.no_grad()
@@ -123,21 +125,29 @@ def quality(mesh: Mesh | None, prompt: str, scorer: Scorer, size: int = SIZE) ->
     for fov in FOVS_DEG:
         cameras = cameras_on(sphere, RADIUS, fov)
         parts = [cameras[i : i + AT_ONCE] for i in range(0, len(cameras), AT_ONCE)]
-        rendered = (render_mesh(whole, part, size, size, GROUND, supersample=1)[0] for part in parts)
-        columns.append(torch.cat([scorer.score(prompt, rgb).float().cpu() for rgb in rendered]).numpy())
+        rendered = (
+            render_mesh(whole, part, size, size, GROUND, supersample=1)[0] for part in parts
+        )
+        columns.append(
+            torch.cat([scorer.score(prompt, rgb).float().cpu() for rgb in rendered]).numpy()
+        )
     raw = regional_score(np.stack(columns, 1), sphere)
     return {"quality": scorer.quality(raw), "raw": raw}
 
 
 @torch.no_grad()
-def alignment(mesh: Mesh | None, prompt: str, captioner: Captioner, grader: Grader) -> dict[str, Any]:
+def alignment(
+    mesh: Mesh | None, prompt: str, captioner: Captioner, grader: Grader
+) -> dict[str, Any]:
     """`alignment` in [0, 100], the `grade` from 1 to 5, and the twelve `captions`; a missing mesh is captioned as black."""
     look = captioner.views
     cameras = cameras_on(icosphere(0), look.radius, look.fov_deg)
     if mesh is None:
         rgb = torch.zeros(len(cameras), 3, look.size, look.size)
     else:
-        rgb = render_mesh(normalised(mesh), cameras, look.size, look.size, look.ground, supersample=1)[0]
+        rgb = render_mesh(
+            normalised(mesh), cameras, look.size, look.size, look.ground, supersample=1
+        )[0]
     captions = captioner.caption(rgb)
     grade = grader.grade(prompt, captions)
     return {"alignment": 25.0 * (grade - 1), "grade": grade, "captions": captions}

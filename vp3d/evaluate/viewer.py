@@ -61,9 +61,20 @@ def viewer_page(glb: Path) -> str:
 def first_view() -> np.ndarray:
     """Camera-to-world matrix [4, 4] in glTF's frame (Y up, the asset faces +Z): looks at the origin along its own -z."""
     azimuth, elevation = np.deg2rad(AZIMUTH_DEG), np.deg2rad(ELEVATION_DEG)
-    back = np.array([np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)])
+    back = np.array(
+        [
+            np.cos(elevation) * np.sin(azimuth),
+            np.sin(elevation),
+            np.cos(elevation) * np.cos(azimuth),
+        ]
+    )
     right = np.cross([0.0, 1.0, 0.0], back)
     right /= np.linalg.norm(right)
     pose = np.eye(4)
-    pose[:3, 0], pose[:3, 1], pose[:3, 2], pose[:3, 3] = right, np.cross(back, right), back, DISTANCE * back
+    pose[:3, 0], pose[:3, 1], pose[:3, 2], pose[:3, 3] = (
+        right,
+        np.cross(back, right),
+        back,
+        DISTANCE * back,
+    )
     return pose

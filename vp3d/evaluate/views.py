@@ -27,7 +27,11 @@ VIEWS = 8
 AZIMUTHS = tuple(360.0 * i / VIEWS for i in range(VIEWS))
 ELEVATION_DEG = 15.0
 GROUND = 0.93  # grey behind previews and turntables, [0, 1]
-PAPER, INK, FAINT = (250, 250, 249), (38, 40, 44), (112, 116, 122)  # sRGB of a sheet's page, titles and labels
+PAPER, INK, FAINT = (
+    (250, 250, 249),
+    (38, 40, 44),
+    (112, 116, 122),
+)  # sRGB of a sheet's page, titles and labels
 GAP = 14  # pixels between the tiles of a sheet
 FRAMES_AT_ONCE = 8
 Warn = Callable[[str], None]
@@ -35,11 +39,18 @@ Warn = Callable[[str], None]
 
 def to_uint8(rgb: Tensor) -> np.ndarray:
     """Images `[B, 3, H, W]` in [0, 1] as uint8 `[B, H, W, 3]`."""
-    return np.ascontiguousarray((rgb.clamp(0.0, 1.0) * 255.0).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.ascontiguousarray(
+        (rgb.clamp(0.0, 1.0) * 255.0).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    )
 
 
 def ring_frames(
-    mesh: Mesh, count: int, size: int, camera: CameraConfig, shading: str = "flat", ground: float = GROUND
+    mesh: Mesh,
+    count: int,
+    size: int,
+    camera: CameraConfig,
+    shading: str = "flat",
+    ground: float = GROUND,
 ) -> np.ndarray:
     """`count` views of `mesh` at equal steps of azimuth from the front on: uint8 `[count, size, size, 3]`.
 
@@ -81,7 +92,9 @@ def rounded(picture: np.ndarray, radius: int = 10) -> Image.Image:
     """A picture `[H, W, 3]` uint8 with round corners on the page's colour."""
     tile = Image.fromarray(picture)
     mask = Image.new("L", (4 * tile.width, 4 * tile.height), 0)
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), 4 * radius, fill=255)
+    ImageDraw.Draw(mask).rounded_rectangle(
+        (0, 0, mask.width - 1, mask.height - 1), 4 * radius, fill=255
+    )
     page = Image.new("RGB", tile.size, PAPER)
     page.paste(tile, mask=mask.resize(tile.size, Image.Resampling.BOX))
     return page
@@ -94,7 +107,9 @@ def labelled(picture: np.ndarray, label: str, color: tuple[int, int, int] = FAIN
     tile = Image.new("RGB", (side, picture.shape[0] + 2 * text_size), PAPER)
     tile.paste(rounded(picture, max(4, side // 28)))
     at = (side / 2, picture.shape[0] + 0.95 * text_size)
-    ImageDraw.Draw(tile).text(at, shorten(label, side, text_size), fill=color, font=font(text_size), anchor="mm")
+    ImageDraw.Draw(tile).text(
+        at, shorten(label, side, text_size), fill=color, font=font(text_size), anchor="mm"
+    )
     return tile
 
 
@@ -108,7 +123,9 @@ def sheet(rows: Sequence[Sequence[Image.Image]], title: str = "") -> Image.Image
     page = Image.new("RGB", (width, top + sum(heights) + GAP * (len(rows) + 1)), PAPER)
     if title:
         text = shorten(title, max(widths), text_size)
-        ImageDraw.Draw(page).text((2 * GAP, 2 * GAP), text, fill=INK, font=font(text_size), anchor="la")
+        ImageDraw.Draw(page).text(
+            (2 * GAP, 2 * GAP), text, fill=INK, font=font(text_size), anchor="la"
+        )
     y = top
     for row, height in zip(rows, heights, strict=True):
         x = 2 * GAP
@@ -134,7 +151,9 @@ def write_turntable(
     `replaces` what was there, a turn of the other kind goes too: an older video of another asset would only mislead.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"a turntable needs frames [N, H, W, 3] uint8, got {frames.shape} {frames.dtype}")
+        raise ValueError(
+            f"a turntable needs frames [N, H, W, 3] uint8, got {frames.shape} {frames.dtype}"
+        )
     if path.suffix == ".gif":
         write_gif(frames, path, fps)
         _remove(path.with_suffix(".mp4"), replaces)
@@ -146,7 +165,9 @@ def write_turntable(
     except FfmpegError as error:
         if warn is not None:
             instead = path.with_suffix(".gif").name
-            warn(f"no video: {error}; wrote {instead} instead (pip install imageio-ffmpeg brings an ffmpeg)")
+            warn(
+                f"no video: {error}; wrote {instead} instead (pip install imageio-ffmpeg brings an ffmpeg)"
+            )
     write_gif(frames, path.with_suffix(".gif"), fps)
     _remove(path, replaces)
     return path.with_suffix(".gif")
@@ -184,21 +205,59 @@ def find_ffmpeg() -> str:
 
 def write_mp4(frames: np.ndarray, path: Path, fps: int, ffmpeg: str) -> None:
     """H.264 as every browser plays it: yuv420p, BT.709 matrix, even sides, index at the front; one thread, so equal bytes."""
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    frames = np.pad(
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
+    )
     size = f"{frames.shape[2]}x{frames.shape[1]}"
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", size, "-framerate", str(fps), "-i", "pipe:0"]
+    source = [
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-video_size",
+        size,
+        "-framerate",
+        str(fps),
+        "-i",
+        "pipe:0",
+    ]
     tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=iec61966-2-1"  # the last one says that it is sRGB
     color = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{tags}"]
     codec = ["-c:v", "libx264", "-crf", "16", "-preset", "medium", "-threads", "1", "-bf", "0"]
-    exact = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-movflags", "+faststart"]
+    exact = [
+        "-fflags",
+        "+bitexact",
+        "-flags:v",
+        "+bitexact",
+        "-map_metadata",
+        "-1",
+        "-movflags",
+        "+faststart",
+    ]
     with atomic_write(path) as temporary:
-        command = [ffmpeg, "-y", "-loglevel", "error", *source, *color, *codec, *exact, "-f", "mp4", str(temporary.absolute())]
+        command = [
+            ffmpeg,
+            "-y",
+            "-loglevel",
+            "error",
+            *source,
+            *color,
+            *codec,
+            *exact,
+            "-f",
+            "mp4",
+            str(temporary.absolute()),
+        ]
         try:
-            subprocess.run(command, input=frames.tobytes(), capture_output=True, check=True, timeout=600)
+            subprocess.run(
+                command, input=frames.tobytes(), capture_output=True, check=True, timeout=600
+            )
         except FileNotFoundError as error:
             raise FfmpegError(f"{ffmpeg} is not there") from error
         except (OSError, subprocess.SubprocessError) as error:
-            told = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
+            told = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(
+                error
+            )
             raise FfmpegError(f"ffmpeg failed ({told.splitlines()[-1]})") from error
         if not temporary.is_file():
             raise FfmpegError(f"{ffmpeg} wrote nothing")
@@ -207,8 +266,20 @@ def write_mp4(frames: np.ndarray, path: Path, fps: int, ffmpeg: str) -> None:
 def write_gif(frames: np.ndarray, path: Path, fps: int) -> None:
     """The frames `[N, H, W, 3]` uint8 as an endless GIF with one palette for all of them (so that nothing flickers)."""
     step = max(1, len(frames) // 8)
-    palette = Image.fromarray(np.concatenate(list(frames[::step]))).quantize(256, method=Image.Quantize.MEDIANCUT)
-    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    palette = Image.fromarray(np.concatenate(list(frames[::step]))).quantize(
+        256, method=Image.Quantize.MEDIANCUT
+    )
+    pictures = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in frames
+    ]
     duration = max(20, 10 * round(100 / fps))  # milliseconds; GIF counts in hundredths of a second
     with atomic_write(path) as temporary:
-        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=duration, loop=0, disposal=1)
+        pictures[0].save(
+            temporary,
+            save_all=True,
+            append_images=pictures[1:],
+            duration=duration,
+            loop=0,
+            disposal=1,
+        )

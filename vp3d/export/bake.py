@@ -26,7 +26,9 @@ WEIGHT_FLOOR = 1e-4  # total opacity below which the walk saw nothing
 
 
 @torch.no_grad()
-def surface_color(field: SurfaceField, points: Tensor, normals: Tensor, cell: float, chunk: int = 65_536) -> Tensor:
+def surface_color(
+    field: SurfaceField, points: Tensor, normals: Tensor, cell: float, chunk: int = 65_536
+) -> Tensor:
     """Visible colour at `points [N, 3]` in [-1, 1] with outward unit `normals [N, 3]`; `cell` is the grid spacing.
 
     Returns [N, 3] in [0, 1] (the normalised volume-rendering sum stated at the top).
@@ -40,7 +42,9 @@ def surface_color(field: SurfaceField, points: Tensor, normals: Tensor, cell: fl
         sigma, albedo = field(walk.clamp(-1, 1).reshape(-1, 3))
         sigma, albedo = sigma.reshape(walk.shape[:2]) * inside, albedo.reshape(walk.shape)
         alpha = 1.0 - torch.exp(-sigma * step)
-        transmittance = torch.cumprod(torch.cat([torch.ones_like(alpha[:, :1]), 1.0 - alpha[:, :-1]], 1), 1)
+        transmittance = torch.cumprod(
+            torch.cat([torch.ones_like(alpha[:, :1]), 1.0 - alpha[:, :-1]], 1), 1
+        )
         weight = transmittance * alpha
         total = weight.sum(1, keepdim=True)
         seen = (weight[..., None] * albedo).sum(1) / total.clamp_min(WEIGHT_FLOOR)
@@ -49,21 +53,29 @@ def surface_color(field: SurfaceField, points: Tensor, normals: Tensor, cell: fl
 
 
 def _colors_at(
-    field: SurfaceField, points: np.ndarray, normals: np.ndarray, cell: float, device: torch.device | str
+    field: SurfaceField,
+    points: np.ndarray,
+    normals: np.ndarray,
+    cell: float,
+    device: torch.device | str,
 ) -> np.ndarray:
     unit = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     p, n = (torch.from_numpy(np.asarray(v, np.float32)).to(device) for v in (points, unit))
     return surface_color(field, p, n, cell).float().cpu().numpy()
 
 
-def bake_vertex_colors(field: SurfaceField, mesh: Mesh, cell: float, device: torch.device | str = "cpu") -> Mesh:
+def bake_vertex_colors(
+    field: SurfaceField, mesh: Mesh, cell: float, device: torch.device | str = "cpu"
+) -> Mesh:
     """The mesh (with normals) with vertex colours [V, 3] in [0, 1] taken from the field."""
     if mesh.normals is None:
         raise ValueError("bake_vertex_colors needs vertex normals")
     return replace(mesh, vertex_colors=_colors_at(field, mesh.vertices, mesh.normals, cell, device))
 
 
-def bake_texture(field: SurfaceField, mesh: Mesh, size: int, cell: float, device: torch.device | str = "cpu") -> Mesh:
+def bake_texture(
+    field: SurfaceField, mesh: Mesh, size: int, cell: float, device: torch.device | str = "cpu"
+) -> Mesh:
     """The mesh (with uv and normals) with a texture [size, size, 3] uint8 sRGB taken from the field."""
     if mesh.uv is None or mesh.normals is None:
         raise ValueError("bake_texture needs uv and vertex normals")
@@ -72,7 +84,9 @@ def bake_texture(field: SurfaceField, mesh: Mesh, size: int, cell: float, device
     covered = face_index >= 0
     at = (mesh.faces, face_index[covered], barycentric[covered])
     texture = np.zeros((size, size, 3), np.float32)
-    texture[covered] = _colors_at(field, interpolate(mesh.vertices, *at), interpolate(mesh.normals, *at), cell, device)
+    texture[covered] = _colors_at(
+        field, interpolate(mesh.vertices, *at), interpolate(mesh.normals, *at), cell, device
+    )
     return replace(mesh, texture=np.round(255.0 * dilate(texture, covered)).astype(np.uint8))
 
 

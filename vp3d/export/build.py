@@ -44,9 +44,16 @@ def export_mesh(
     cell = 2.0 / config.grid
     mesh = bake_vertex_colors(field, surface.mesh, cell, device)
     atlas = unwrap(mesh.vertices, mesh.faces, config.texture_size, config.unwrap_deadline_s)
-    split = {name: getattr(mesh, name)[atlas.mapping] for name in ("vertices", "normals", "vertex_colors")}
+    split = {
+        name: getattr(mesh, name)[atlas.mapping]
+        for name in ("vertices", "normals", "vertex_colors")
+    }
     mesh = bake_texture(
-        field, replace(mesh, faces=atlas.faces, uv=atlas.uv, **split), config.texture_size, cell, device
+        field,
+        replace(mesh, faces=atlas.faces, uv=atlas.uv, **split),
+        config.texture_size,
+        cell,
+        device,
     )
     if event is not None:
         if atlas.method != "xatlas" and config.unwrap_deadline_s > 0.0:

@@ -30,10 +30,16 @@ from vp3d.types import Camera, Mesh
 KEEP_SHARE = 0.05
 COARSE_LEVELS = 8  # thresholds tried over the whole range
 FINE_LEVELS = 4  # thresholds tried around the best of them
-LOWEST_SHARE, HIGHEST_SHARE = 0.01, 0.8  # the range, as shares of the 99.9th percentile of the density
+LOWEST_SHARE, HIGHEST_SHARE = (
+    0.01,
+    0.8,
+)  # the range, as shares of the 99.9th percentile of the density
 HAIR = 1e-3  # how far sheets that touched are moved apart, as a share of the way to the middle of their faces
 FAINTEST = 0.05  # largest opacity below which a render counts as empty
-TAUBIN = (0.5, 0.53)  # shrinking and growing step (Taubin 1995, "A signal processing approach to fair surface design")
+TAUBIN = (
+    0.5,
+    0.53,
+)  # shrinking and growing step (Taubin 1995, "A signal processing approach to fair surface design")
 
 
 class SurfaceField(Protocol):
@@ -63,7 +69,10 @@ class Surface:
 
 @torch.no_grad()
 def density_grid(
-    density: Callable[[Tensor], Tensor], cells: int, chunk: int = 262_144, device: torch.device | str = "cpu"
+    density: Callable[[Tensor], Tensor],
+    cells: int,
+    chunk: int = 262_144,
+    device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """`density(x [N, 3]) -> [N]` on the nodes of a grid of `cells` a side over [-1, 1]^3.
 
@@ -84,7 +93,11 @@ def marching_cubes(grid: np.ndarray, threshold: float) -> Mesh:
         return Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
     spacing = 2.0 / (grid.shape[0] - 1)
     vertices, faces, _, _ = skimage_marching_cubes(
-        np.pad(grid, 1), threshold, spacing=(spacing,) * 3, gradient_direction="ascent", allow_degenerate=False
+        np.pad(grid, 1),
+        threshold,
+        spacing=(spacing,) * 3,
+        gradient_direction="ascent",
+        allow_degenerate=False,
     )
     vertices = np.clip(vertices - (1.0 + spacing), -1.0, 1.0)
     return Mesh(vertices.astype(np.float32), faces.astype(np.int64))
@@ -145,7 +158,9 @@ def choose_threshold(grid: np.ndarray, cameras: Camera, opacity: Tensor) -> Surf
 
     def cut(threshold: float) -> Surface:
         mesh = drop_floaters(marching_cubes(grid, threshold))
-        return Surface(mesh, threshold, silhouette_iou(mesh, cameras, opacity) if len(mesh.faces) else -1.0)
+        return Surface(
+            mesh, threshold, silhouette_iou(mesh, cameras, opacity) if len(mesh.faces) else -1.0
+        )
 
     if not bool(silhouette(opacity).any()):
         raise _empty(grid)
@@ -162,7 +177,11 @@ def choose_threshold(grid: np.ndarray, cameras: Camera, opacity: Tensor) -> Surf
 def _empty(grid: np.ndarray) -> EmptyMesh:
     edges = [0.0, 0.01, 0.1, 1.0, 10.0, 100.0, np.inf]
     counts = np.histogram(grid, bins=edges)[0]
-    shares = ", ".join(f"<{high:g}: {100 * n / grid.size:.1f}%" for high, n in zip(edges[1:], counts, strict=True) if n)
+    shares = ", ".join(
+        f"<{high:g}: {100 * n / grid.size:.1f}%"
+        for high, n in zip(edges[1:], counts, strict=True)
+        if n
+    )
     return EmptyMesh(
         f"the field is empty, there is no surface to export (highest density {grid.max():.3g}; shares by density {shares}); "
         "try another seed or lower loss.sparsity"
@@ -172,7 +191,9 @@ def _empty(grid: np.ndarray) -> EmptyMesh:
 def clean(mesh: Mesh) -> Mesh:
     """Merge equal vertices, drop what is degenerate or cancels out, part sheets that touch, close holes, turn faces outwards."""
     places, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
-    mesh = split_pinched_edges(part_sheets(Mesh(places, cancel_doubles(index.reshape(-1)[mesh.faces]))))
+    mesh = split_pinched_edges(
+        part_sheets(Mesh(places, cancel_doubles(index.reshape(-1)[mesh.faces])))
+    )
     body = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     if not body.is_watertight:
         trimesh.repair.fill_holes(body)
@@ -211,13 +232,17 @@ def pair_corners(mesh: Mesh) -> np.ndarray:
     pairs = [np.stack([order[plain], order[plain + 1]], -1)]
     for begin, count in zip(first[uses > 2], uses[uses > 2], strict=True):
         corners = order[begin : begin + count]
-        pairs.append(_close_brackets(corners[np.argsort(-_angles(mesh, corners), kind="stable")], starts))
+        pairs.append(
+            _close_brackets(corners[np.argsort(-_angles(mesh, corners), kind="stable")], starts)
+        )
     return np.concatenate(pairs)
 
 
 def _angles(mesh: Mesh, corners: np.ndarray) -> np.ndarray:
     """Angle of each face (by its corner) around the edge they share, which runs from its lower to its higher vertex."""
-    starts, ends, tips = (mesh.faces.ravel()[corners - corners % 3 + (corners + k) % 3] for k in range(3))
+    starts, ends, tips = (
+        mesh.faces.ravel()[corners - corners % 3 + (corners + k) % 3] for k in range(3)
+    )
     vertices = mesh.vertices.astype(np.float64)
     low, high = vertices[min(starts[0], ends[0])], vertices[max(starts[0], ends[0])]
     axis = (high - low) / max(float(np.linalg.norm(high - low)), 1e-20)
@@ -247,7 +272,10 @@ def part_sheets(mesh: Mesh) -> Mesh:
     one, two = pair_corners(mesh).T
     after_one, after_two = (corner - corner % 3 + (corner + 1) % 3 for corner in (one, two))
     same = starts[one] == starts[two]
-    a, b = np.r_[one, after_one], np.r_[np.where(same, two, after_two), np.where(same, after_two, two)]
+    a, b = (
+        np.r_[one, after_one],
+        np.r_[np.where(same, two, after_two), np.where(same, after_two, two)],
+    )
     graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(len(starts),) * 2)
     groups, vertex = connected_components(graph, directed=False)
     old = np.zeros(groups, np.int64)
@@ -305,7 +333,9 @@ def smooth(mesh: Mesh, iterations: int) -> Mesh:
         return mesh
     a, b = mesh.faces[:, [0, 1, 2]].ravel(), mesh.faces[:, [1, 2, 0]].ravel()
     count = len(mesh.vertices)
-    links = coo_matrix((np.ones(2 * len(a)), (np.r_[a, b], np.r_[b, a])), shape=(count, count)).tocsr()
+    links = coo_matrix(
+        (np.ones(2 * len(a)), (np.r_[a, b], np.r_[b, a])), shape=(count, count)
+    ).tocsr()
     links.data[:] = 1.0
     degree = np.maximum(np.asarray(links.sum(1)), 1.0)
     vertices = mesh.vertices.astype(np.float64)
@@ -323,9 +353,14 @@ def decimate(mesh: Mesh, faces: int) -> Mesh:
         if not 0 < faces < len(mesh.faces):
             break
         vertices, triangles = fast_simplification.simplify(
-            mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32), target_count=faces, agg=aggressiveness
+            mesh.vertices.astype(np.float32),
+            mesh.faces.astype(np.int32),
+            target_count=faces,
+            agg=aggressiveness,
         )
-        mesh = Mesh(np.clip(vertices, -1.0, 1.0).astype(np.float32), np.asarray(triangles, np.int64))
+        mesh = Mesh(
+            np.clip(vertices, -1.0, 1.0).astype(np.float32), np.asarray(triangles, np.int64)
+        )
     return mesh
 
 
@@ -343,13 +378,17 @@ def reduce(mesh: Mesh, faces: int) -> Mesh:
 
 def vertex_normals(mesh: Mesh) -> Mesh:
     """The mesh with unit outward vertex normals [V, 3], the angle-weighted mean of the faces around each vertex."""
-    normals = np.array(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals, np.float32)
+    normals = np.array(
+        trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals, np.float32
+    )
     length = np.linalg.norm(normals, axis=1)
     normals[length < 0.5] = (0.0, 0.0, 1.0)
     return replace(mesh, normals=normals)
 
 
-def extract_surface(grid: np.ndarray, cameras: Camera, opacity: Tensor, faces: int = 0, smoothing: int = 4) -> Surface:
+def extract_surface(
+    grid: np.ndarray, cameras: Camera, opacity: Tensor, faces: int = 0, smoothing: int = 4
+) -> Surface:
     """The finished surface of `grid [R, R, R]` >= 0: threshold by silhouette against `opacity [B, H, W]` in [0, 1].
 
     At most `faces` triangles (0 keeps all), watertight, outward, with vertex normals; `iou` is that of the finished mesh.

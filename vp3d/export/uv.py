@@ -34,10 +34,14 @@ class Unwrap:
 
 def unwrap(vertices: np.ndarray, faces: np.ndarray, texture_size: int, deadline_s: float) -> Unwrap:
     """Unwrap `vertices [V, 3]`, `faces [F, 3]` for a square texture of `texture_size`, in `deadline_s` seconds or by cells."""
-    return unwrap_xatlas(vertices, faces, texture_size, deadline_s) or unwrap_cells(faces, texture_size)
+    return unwrap_xatlas(vertices, faces, texture_size, deadline_s) or unwrap_cells(
+        faces, texture_size
+    )
 
 
-def unwrap_xatlas(vertices: np.ndarray, faces: np.ndarray, texture_size: int, deadline_s: float) -> Unwrap | None:
+def unwrap_xatlas(
+    vertices: np.ndarray, faces: np.ndarray, texture_size: int, deadline_s: float
+) -> Unwrap | None:
     """The xatlas atlas, or None if the child was late, died, or made something that is not an atlas of these faces."""
     if deadline_s <= 0:
         return None
@@ -46,15 +50,27 @@ def unwrap_xatlas(vertices: np.ndarray, faces: np.ndarray, texture_size: int, de
     with tempfile.TemporaryDirectory(prefix="vp3d-uv-") as folder:
         given, made = Path(folder, "in.npz"), Path(folder, "out.npz")
         np.savez(
-            given, vertices=vertices.astype(np.float32), faces=faces.astype(np.uint32), size=np.int64(texture_size)
+            given,
+            vertices=vertices.astype(np.float32),
+            faces=faces.astype(np.uint32),
+            size=np.int64(texture_size),
         )
         command = [sys.executable, "-m", "vp3d.export.uv", str(given), str(made)]
         try:
             subprocess.run(
-                command, timeout=deadline_s, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": paths}
+                command,
+                timeout=deadline_s,
+                check=True,
+                capture_output=True,
+                env={**os.environ, "PYTHONPATH": paths},
             )
             with np.load(made, allow_pickle=False) as data:
-                atlas = Unwrap(data["mapping"].astype(np.int64), data["faces"].astype(np.int64), data["uv"], "xatlas")
+                atlas = Unwrap(
+                    data["mapping"].astype(np.int64),
+                    data["faces"].astype(np.int64),
+                    data["uv"],
+                    "xatlas",
+                )
         except (subprocess.SubprocessError, OSError, ValueError, KeyError):
             return None
     return atlas if is_atlas(atlas, faces) else None
@@ -76,7 +92,9 @@ def unwrap_cells(faces: np.ndarray, texture_size: int) -> Unwrap:
     side = max(int(np.ceil(np.sqrt((count + 1) // 2))), 1)
     cell = texture_size / side  # texels
     pad = min(CELL_PADDING, cell / 8.0)
-    leg = cell - (2.0 + np.sqrt(2.0)) * pad * 1.001  # leaves 2 pad between the long sides of the two halves
+    leg = (
+        cell - (2.0 + np.sqrt(2.0)) * pad * 1.001
+    )  # leaves 2 pad between the long sides of the two halves
     lower = np.array([[pad, pad], [pad + leg, pad], [pad, pad + leg]])
     halves = np.stack([lower, cell - lower])
     index = np.arange(count)
@@ -107,5 +125,7 @@ def _child(given: Path, made: Path) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it still wants this atlas
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the parent's to handle: it still wants this atlas
     _child(Path(sys.argv[1]), Path(sys.argv[2]))

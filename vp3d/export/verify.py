@@ -18,7 +18,11 @@ PSNR_CEILING = 99.0  # dB reported for equal pictures
 def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two equally shaped tensors with values in [0, 1], at most `PSNR_CEILING`."""
     error = float((a - b).pow(2).mean()) if a.numel() else 0.0
-    return min(-10.0 * float(torch.log10(torch.tensor(error))), PSNR_CEILING) if error > 0 else PSNR_CEILING
+    return (
+        min(-10.0 * float(torch.log10(torch.tensor(error))), PSNR_CEILING)
+        if error > 0
+        else PSNR_CEILING
+    )
 
 
 def verify_export(

@@ -33,15 +33,25 @@ def write_glb(source: Asset | Mesh, path: Path) -> None:
     """One self-contained binary glTF: NORMAL, TEXCOORD_0, sRGB baseColorTexture inside, metallic 0, roughness 1."""
     mesh = _mesh_of(source)
     body = trimesh.Trimesh(
-        mesh.vertices[:, TO_GLTF], mesh.faces, vertex_normals=_normals_of(mesh)[:, TO_GLTF], process=False
+        mesh.vertices[:, TO_GLTF],
+        mesh.faces,
+        vertex_normals=_normals_of(mesh)[:, TO_GLTF],
+        process=False,
     )
     if mesh.texture is not None and mesh.uv is not None:
         material = trimesh.visual.material.PBRMaterial(
-            name="surface", baseColorTexture=Image.fromarray(mesh.texture), metallicFactor=0.0, roughnessFactor=1.0
+            name="surface",
+            baseColorTexture=Image.fromarray(mesh.texture),
+            metallicFactor=0.0,
+            roughnessFactor=1.0,
         )
-        body.visual = trimesh.visual.TextureVisuals(uv=mesh.uv.astype(np.float64), material=material)
+        body.visual = trimesh.visual.TextureVisuals(
+            uv=mesh.uv.astype(np.float64), material=material
+        )
     elif mesh.vertex_colors is not None:
-        body.visual = trimesh.visual.ColorVisuals(body, vertex_colors=_to_bytes(srgb_to_linear(mesh.vertex_colors)))
+        body.visual = trimesh.visual.ColorVisuals(
+            body, vertex_colors=_to_bytes(srgb_to_linear(mesh.vertex_colors))
+        )
     scene = trimesh.Scene()
     scene.add_geometry(body, node_name="object", geom_name="object")
     write_bytes(path, export_glb(scene, include_normals=True, unitize_normals=True))
@@ -55,13 +65,25 @@ def write_obj(source: Asset | Mesh, path: Path) -> None:
     if mesh.texture is not None and mesh.uv is not None:
         png = BytesIO()
         Image.fromarray(mesh.texture).save(png, format="PNG")
-        material = f"# {FRAME}\nnewmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {stem}.png\n"
+        material = (
+            f"# {FRAME}\nnewmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {stem}.png\n"
+        )
         write_bytes(path.with_name(f"{stem}.png"), png.getvalue())
         write_bytes(path.with_name(f"{stem}.mtl"), material.encode())
-        lines += [f"mtllib {stem}.mtl", "o object", "usemtl surface", *_rows("v", mesh.vertices), *_rows("vt", mesh.uv)]
+        lines += [
+            f"mtllib {stem}.mtl",
+            "o object",
+            "usemtl surface",
+            *_rows("v", mesh.vertices),
+            *_rows("vt", mesh.uv),
+        ]
         corner = "{0}/{0}/{0}"
     else:
-        colored = mesh.vertices if mesh.vertex_colors is None else np.c_[mesh.vertices, mesh.vertex_colors]
+        colored = (
+            mesh.vertices
+            if mesh.vertex_colors is None
+            else np.c_[mesh.vertices, mesh.vertex_colors]
+        )
         lines += ["o object", *_rows("v", colored)]
         corner = "{0}//{0}"
     lines += _rows("vn", _normals_of(mesh))
@@ -75,13 +97,20 @@ def write_ply(source: Asset | Mesh, path: Path) -> None:
     columns = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
     columns += [(name, "u1") for name in ("red", "green", "blue")]
     rows = np.zeros(len(mesh.vertices), columns)
-    for name, values in zip(rows.dtype.names or (), np.c_[mesh.vertices, _normals_of(mesh)].T, strict=False):
+    for name, values in zip(
+        rows.dtype.names or (), np.c_[mesh.vertices, _normals_of(mesh)].T, strict=False
+    ):
         rows[name] = values
     rows["red"], rows["green"], rows["blue"] = _to_bytes(vertex_colors_of(mesh)).T
     faces = np.zeros(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
     faces["count"], faces["corners"] = 3, mesh.faces
     kinds = {"<f4": "float", "u1": "uchar"}
-    header = ["ply", "format binary_little_endian 1.0", f"comment {FRAME}", f"element vertex {len(rows)}"]
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"comment {FRAME}",
+        f"element vertex {len(rows)}",
+    ]
     header += [f"property {kinds[kind]} {name}" for name, kind in columns]
     header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]
     write_bytes(path, ("\n".join(header) + "\n").encode() + rows.tobytes() + faces.tobytes())
@@ -90,9 +119,14 @@ def write_ply(source: Asset | Mesh, path: Path) -> None:
 def write_stl(source: Asset | Mesh, path: Path) -> None:
     """Binary STL in our frame: shape only."""
     mesh = _mesh_of(source)
-    rows = np.zeros(len(mesh.faces), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+    rows = np.zeros(
+        len(mesh.faces), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]
+    )
     rows["normal"], rows["corners"] = face_normals(mesh), mesh.vertices[mesh.faces]
-    write_bytes(path, FRAME.encode().ljust(80) + np.uint32(len(rows)).astype("<u4").tobytes() + rows.tobytes())
+    write_bytes(
+        path,
+        FRAME.encode().ljust(80) + np.uint32(len(rows)).astype("<u4").tobytes() + rows.tobytes(),
+    )
 
 
 WRITERS = {"glb": write_glb, "obj": write_obj, "ply": write_ply, "stl": write_stl}
@@ -105,7 +139,9 @@ def srgb_to_linear(color: np.ndarray) -> np.ndarray:
 
 def linear_to_srgb(color: np.ndarray) -> np.ndarray:
     """Linear light in [0, 1] to sRGB-encoded values in [0, 1], any shape (IEC 61966-2-1)."""
-    return np.where(color <= 0.0031308, color * 12.92, 1.055 * np.maximum(color, 0.0031308) ** (1 / 2.4) - 0.055)
+    return np.where(
+        color <= 0.0031308, color * 12.92, 1.055 * np.maximum(color, 0.0031308) ** (1 / 2.4) - 0.055
+    )
 
 
 def vertex_colors_of(mesh: Mesh) -> np.ndarray:
@@ -124,11 +160,15 @@ def weld(mesh: Mesh) -> Mesh:
 
     def averaged(values: np.ndarray) -> np.ndarray:
         count = np.bincount(index)
-        return np.stack([np.bincount(index, values[:, c]) / count for c in range(3)], -1).astype(np.float32)
+        return np.stack([np.bincount(index, values[:, c]) / count for c in range(3)], -1).astype(
+            np.float32
+        )
 
     normals = averaged(_normals_of(mesh))
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    return Mesh(places, index[mesh.faces].astype(np.int64), normals, averaged(vertex_colors_of(mesh)))
+    return Mesh(
+        places, index[mesh.faces].astype(np.int64), normals, averaged(vertex_colors_of(mesh))
+    )
 
 
 def read_mesh(path: Path) -> Mesh:
@@ -138,7 +178,9 @@ def read_mesh(path: Path) -> Mesh:
     Raises UserError for a missing, unreadable, empty or broken file, and for one whose triangles are all without area.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"cannot read {path} as a mesh: give a file ending in {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"cannot read {path} as a mesh: give a file ending in {', '.join(SUFFIXES)}"
+        )
     if not path.is_file():
         raise UserError(f"there is no mesh file {path}; check the path")
     gltf = path.suffix.lower() == ".glb"
@@ -154,10 +196,18 @@ def read_mesh(path: Path) -> Mesh:
     if not parts:
         raise UserError(f"the mesh file {path} holds no triangles; export it again")
     mesh = join(parts)
-    if not np.isfinite(mesh.vertices).all() or mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
-        raise UserError(f"the mesh {path} is damaged: it has corners that do not exist; export it again")
+    if (
+        not np.isfinite(mesh.vertices).all()
+        or mesh.faces.min() < 0
+        or mesh.faces.max() >= len(mesh.vertices)
+    ):
+        raise UserError(
+            f"the mesh {path} is damaged: it has corners that do not exist; export it again"
+        )
     if not has_area(mesh):
-        raise UserError(f"the mesh {path} shows nothing: all its triangles are without area; export it again")
+        raise UserError(
+            f"the mesh {path} shows nothing: all its triangles are without area; export it again"
+        )
     return mesh
 
 
@@ -179,19 +229,34 @@ def join(parts: Sequence[Mesh]) -> Mesh:
     tiles = [_tile_of(part) for part in parts]
     offsets = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
     vertices = np.concatenate([part.vertices for part in parts])
-    faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=True)])
+    faces = np.concatenate(
+        [part.faces + offset for part, offset in zip(parts, offsets, strict=True)]
+    )
     normals = np.concatenate([_normals_of(part) for part in parts])
     strip = [tile for tile in tiles if tile is not None]
     if len(strip) < len(parts) or all(part.texture is None for part in parts):
-        return Mesh(vertices, faces, normals, np.concatenate([vertex_colors_of(part) for part in parts]))
+        return Mesh(
+            vertices, faces, normals, np.concatenate([vertex_colors_of(part) for part in parts])
+        )
     height, width = max(len(t) for t in strip), sum(t.shape[1] for t in strip)
     images, uvs, left = [], [], 0
     for part, tile in zip(parts, strip, strict=True):
-        images.append(np.asarray(Image.fromarray(tile).resize((tile.shape[1], height), Image.Resampling.NEAREST)))
+        images.append(
+            np.asarray(
+                Image.fromarray(tile).resize((tile.shape[1], height), Image.Resampling.NEAREST)
+            )
+        )
         uv = np.zeros((len(part.vertices), 2), np.float32) if part.uv is None else part.uv
         uvs.append(np.stack([(left + 0.5 + uv[:, 0] * (tile.shape[1] - 1)) / width, uv[:, 1]], -1))
         left += tile.shape[1]
-    return Mesh(vertices, faces, normals, None, np.concatenate(uvs).astype(np.float32), np.concatenate(images, 1))
+    return Mesh(
+        vertices,
+        faces,
+        normals,
+        None,
+        np.concatenate(uvs).astype(np.float32),
+        np.concatenate(images, 1),
+    )
 
 
 def fit_to_cube(mesh: Mesh) -> Mesh:
@@ -200,7 +265,14 @@ def fit_to_cube(mesh: Mesh) -> Mesh:
     if max(abs(low).max(), abs(high).max()) <= 1.001 and (high - low).max() >= 0.4:
         return mesh
     vertices = (mesh.vertices - (low + high) / 2) * (1.6 / max(float((high - low).max()), 1e-12))
-    return Mesh(vertices.astype(np.float32), mesh.faces, mesh.normals, mesh.vertex_colors, mesh.uv, mesh.texture)
+    return Mesh(
+        vertices.astype(np.float32),
+        mesh.faces,
+        mesh.normals,
+        mesh.vertex_colors,
+        mesh.uv,
+        mesh.texture,
+    )
 
 
 def _mesh_of(source: Asset | Mesh) -> Mesh:
@@ -210,7 +282,9 @@ def _mesh_of(source: Asset | Mesh) -> Mesh:
 def _normals_of(mesh: Mesh) -> np.ndarray:
     if mesh.normals is not None:
         return mesh.normals
-    return np.array(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals, np.float32)
+    return np.array(
+        trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals, np.float32
+    )
 
 
 def _to_bytes(color: np.ndarray) -> np.ndarray:
@@ -224,17 +298,26 @@ def _rows(key: str, values: np.ndarray) -> list[str]:
 def _part_of(solid: trimesh.Trimesh, gltf: bool) -> Mesh:
     visual = solid.visual
     bare = visual is None or not visual.defined
-    if bare and not gltf and len(solid.vertices) == 3 * len(solid.faces):  # an STL has no shared vertices
+    if (
+        bare and not gltf and len(solid.vertices) == 3 * len(solid.faces)
+    ):  # an STL has no shared vertices
         solid.merge_vertices()
     axes = FROM_GLTF if gltf else [0, 1, 2]
-    vertices, normals = (np.asarray(v, np.float32)[:, axes] for v in (solid.vertices, solid.vertex_normals))
+    vertices, normals = (
+        np.asarray(v, np.float32)[:, axes] for v in (solid.vertices, solid.vertex_normals)
+    )
     mesh = Mesh(vertices, np.asarray(solid.faces, np.int64), normals)
     if isinstance(visual, trimesh.visual.TextureVisuals):
         return _textured(mesh, visual, gltf)
     if visual is None or bare:
         return mesh
     colors = np.asarray(visual.vertex_colors, np.float32)[:, :3] / 255.0
-    return Mesh(vertices, mesh.faces, normals, np.asarray(linear_to_srgb(colors) if gltf else colors, np.float32))
+    return Mesh(
+        vertices,
+        mesh.faces,
+        normals,
+        np.asarray(linear_to_srgb(colors) if gltf else colors, np.float32),
+    )
 
 
 def _textured(mesh: Mesh, visual: trimesh.visual.TextureVisuals, gltf: bool) -> Mesh:
@@ -244,7 +327,9 @@ def _textured(mesh: Mesh, visual: trimesh.visual.TextureVisuals, gltf: bool) -> 
         if gltf and "color" in visual.vertex_attributes:
             linear = np.asarray(visual.vertex_attributes["color"], np.float32)[:, :3] / 255.0
             colors = linear_to_srgb(linear * srgb_to_linear(colors))
-        return Mesh(mesh.vertices, mesh.faces, mesh.normals, np.ascontiguousarray(colors, np.float32))
+        return Mesh(
+            mesh.vertices, mesh.faces, mesh.normals, np.ascontiguousarray(colors, np.float32)
+        )
     texture = np.array(image.convert("RGB"), np.uint8)
     if gltf and (tint < 1.0).any():
         texture = _to_bytes(linear_to_srgb(srgb_to_linear(texture / 255.0) * srgb_to_linear(tint)))
@@ -254,14 +339,20 @@ def _textured(mesh: Mesh, visual: trimesh.visual.TextureVisuals, gltf: bool) -> 
     if (
         uv.min() < -1e-3 or uv.max() > 1.001
     ):  # a repeating texture: our meshes have none, so its colours go to the vertices
-        return Mesh(mesh.vertices, mesh.faces, mesh.normals, sample_texture(texture, uv - np.floor(uv)))
+        return Mesh(
+            mesh.vertices, mesh.faces, mesh.normals, sample_texture(texture, uv - np.floor(uv))
+        )
     return Mesh(mesh.vertices, mesh.faces, mesh.normals, None, np.clip(uv, 0.0, 1.0), texture)
 
 
 def _material_of(material: object, gltf: bool) -> tuple[Image.Image | None, np.ndarray]:
     """The base-colour image, if any, and the base colour [3] sRGB in [0, 1]."""
-    image = getattr(material, "baseColorTexture", None) if gltf else getattr(material, "image", None)
-    factor = getattr(material, "baseColorFactor", None) if gltf else getattr(material, "diffuse", None)
+    image = (
+        getattr(material, "baseColorTexture", None) if gltf else getattr(material, "image", None)
+    )
+    factor = (
+        getattr(material, "baseColorFactor", None) if gltf else getattr(material, "diffuse", None)
+    )
     if factor is None:
         return image, np.ones(3)
     values = np.asarray(factor)[:3]

@@ -20,7 +20,9 @@ from vp3d.config import OptimConfig
 class Field(nn.Module):
     """Base of the radiance fields. A field defines `forward`, `parameter_groups` and `smoothness`; the rest may be kept."""
 
-    normal_step: float = 1.0 / 32.0  # half-width of the central differences of `normal`, world units
+    normal_step: float = (
+        1.0 / 32.0
+    )  # half-width of the central differences of `normal`, world units
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Density `[N]` >= 0 and albedo `[N, 3]` in [0, 1] at points `[N, 3]`."""
@@ -82,7 +84,8 @@ def total_variation(sigma: Tensor, albedo: Tensor) -> Tensor:
     total = alpha.new_zeros(()) + 1e-8
     for axis in range(3):
         pair = torch.maximum(
-            weight.narrow(axis, 1, weight.shape[axis] - 1), weight.narrow(axis, 0, weight.shape[axis] - 1)
+            weight.narrow(axis, 1, weight.shape[axis] - 1),
+            weight.narrow(axis, 0, weight.shape[axis] - 1),
         )
         area = area + alpha.diff(dim=axis).abs().sum()
         change = change + (pair * albedo.diff(dim=axis + 1).abs().sum(0)).sum()

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from vp3d.config import FieldConfig, OptimConfig
 from vp3d.fields.base import Field, blob_bias, lattice, total_variation
 
-INITIAL_ALBEDO_NOISE = 0.01  # standard deviation of the raw albedo at the start; its mean 0 is mid-grey
+INITIAL_ALBEDO_NOISE = (
+    0.01  # standard deviation of the raw albedo at the start; its mean 0 is mid-grey
+)
 
 
 class GridField(Field):
@@ -42,7 +44,9 @@ class GridField(Field):
         Central differences, one-sided at the faces. softplus is monotone, so this has the direction of minus the gradient
         of the density itself.
         """
-        return -torch.stack(torch.gradient(self.raw_density[0, 0], spacing=2.0 / (self.resolution - 1))[::-1])[None]
+        return -torch.stack(
+            torch.gradient(self.raw_density[0, 0], spacing=2.0 / (self.resolution - 1))[::-1]
+        )[None]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Density `[N]` >= 0 and albedo `[N, 3]` in [0, 1] at points `[N, 3]`, from one fused look-up of four channels."""
@@ -66,12 +70,14 @@ class GridField(Field):
 
     def smoothness(self) -> Tensor:
         """Total variation over all neighbouring nodes, a scalar >= 0."""
-        return total_variation(F.softplus(self.raw_density[0, 0]), torch.sigmoid(self.raw_albedo[0]))
+        return total_variation(
+            F.softplus(self.raw_density[0, 0]), torch.sigmoid(self.raw_albedo[0])
+        )
 
 
 def _interpolate(values: Tensor, x: Tensor) -> Tensor:
     """Trilinear values `[C, N]` of a node grid `[1, C, z, y, x]` (any range) at points `[N, 3]` in [-1, 1]."""
     points = x.reshape(1, 1, 1, -1, 3)
-    return F.grid_sample(values, points, mode="bilinear", padding_mode="border", align_corners=True).reshape(
-        values.shape[1], -1
-    )
+    return F.grid_sample(
+        values, points, mode="bilinear", padding_mode="border", align_corners=True
+    ).reshape(values.shape[1], -1)

@@ -25,7 +25,9 @@ INITIAL_FEATURE = 1e-4  # table entries start uniform in +- this, section 4
 TABLE_RATE, NETWORK_RATE = 0.2, 0.1  # learning rates as shares of lr_density and lr_albedo
 SMOOTHNESS_NODES = 24  # nodes a side of the lattice on which `smoothness` looks
 
-Lookup = Callable[[Tensor, Tensor], Tensor]  # (points [N, 3], tables [levels, rows, features]) -> [N, levels * features]
+Lookup = Callable[
+    [Tensor, Tensor], Tensor
+]  # (points [N, 3], tables [levels, rows, features]) -> [N, levels * features]
 
 
 def level_resolutions(levels: int, finest: int) -> list[int]:
@@ -60,9 +62,13 @@ class HashGridField(Field):
         initial = torch.rand(config.levels, self.table_size, config.features, generator=generator)
         self.tables = nn.Parameter((2.0 * initial - 1.0) * INITIAL_FEATURE)
         width = config.levels * config.features
-        self.hidden_weight = nn.Parameter(torch.randn(HIDDEN, width, generator=generator) * (2.0 / width) ** 0.5)
+        self.hidden_weight = nn.Parameter(
+            torch.randn(HIDDEN, width, generator=generator) * (2.0 / width) ** 0.5
+        )
         self.hidden_bias = nn.Parameter(torch.zeros(HIDDEN))
-        self.out_weight = nn.Parameter(torch.randn(4, HIDDEN, generator=generator) * (1.0 / HIDDEN) ** 0.5)
+        self.out_weight = nn.Parameter(
+            torch.randn(4, HIDDEN, generator=generator) * (1.0 / HIDDEN) ** 0.5
+        )
         self.out_bias = nn.Parameter(torch.zeros(4))
         corners = torch.tensor([[k & 1, k >> 1 & 1, k >> 2] for k in range(8)])
         self.register_buffer("corners", corners, persistent=False)
@@ -83,7 +89,9 @@ class HashGridField(Field):
             inside = (position - cell)[:, None, :]
             weight = torch.where(corners.bool(), inside, 1.0 - inside).prod(-1)
             row = table_index(cell.long()[:, None, :] + corners, resolution, self.table_size)
-            found = F.embedding(row, table)  # table[row] adds up its gradient in the order in which threads come
+            found = F.embedding(
+                row, table
+            )  # table[row] adds up its gradient in the order in which threads come
             features.append((weight[..., None] * found).sum(1))
         return torch.cat(features, dim=-1)
 
@@ -105,4 +113,6 @@ class HashGridField(Field):
         """Total variation on a fixed lattice of SMOOTHNESS_NODES^3 points, a scalar >= 0."""
         side = SMOOTHNESS_NODES
         sigma, albedo = self(lattice(side, self.tables.device))
-        return total_variation(sigma.reshape(side, side, side), albedo.T.reshape(3, side, side, side))
+        return total_variation(
+            sigma.reshape(side, side, side), albedo.T.reshape(3, side, side, side)
+        )

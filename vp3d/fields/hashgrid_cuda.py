@@ -27,8 +27,20 @@ from vp3d.fields.hashgrid import HashGridField, Lookup
 ENCODERS = {"triton": "triton", "tinycudann": "tinycudann"}  # cuda.encoder -> the package it needs
 AUTO = ("triton",)  # what `auto` tries, in this order, before torch
 CHECK_POINTS = 512
-TOLERANCE = {torch.float32: 2.0e-4, torch.float16: 4.0e-3}  # of `check`, relative to the largest number
-FAILURES = (RuntimeError, ImportError, OSError, ValueError, TypeError, AttributeError, AssertionError, subprocess.SubprocessError)
+TOLERANCE = {
+    torch.float32: 2.0e-4,
+    torch.float16: 4.0e-3,
+}  # of `check`, relative to the largest number
+FAILURES = (
+    RuntimeError,
+    ImportError,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    subprocess.SubprocessError,
+)
 
 
 def accelerate(field: HashGridField, config: CudaConfig) -> str:
@@ -38,13 +50,17 @@ def accelerate(field: HashGridField, config: CudaConfig) -> str:
     for by name and does not work is a UserError.
     """
     passed_over = []
-    wanted = AUTO if config.encoder == "auto" else () if config.encoder == "torch" else (config.encoder,)
+    wanted = (
+        AUTO if config.encoder == "auto" else () if config.encoder == "torch" else (config.encoder,)
+    )
     for name in wanted:
         reason = attach(field, name, getattr(torch, config.table_dtype))
         if not reason:
             return f"hash grid by {name}, {config.table_dtype} table"
         if config.encoder != "auto":
-            raise UserError(f"cuda.encoder={name} does not work here ({reason}); use cuda.encoder=auto")
+            raise UserError(
+                f"cuda.encoder={name} does not work here ({reason}); use cuda.encoder=auto"
+            )
         passed_over.append(f"{name}: {reason}")
     field.lookup = None
     return "hash grid by torch" + (f" ({'; '.join(passed_over)})" if passed_over else "")
@@ -76,7 +92,9 @@ def check(field: HashGridField, tolerance: float) -> str:
     generator = torch.Generator().manual_seed(0)
     inside = torch.rand(CHECK_POINTS, 3, generator=generator) * 2.0 - 1.0
     cells = field.resolutions[0]
-    borders = torch.randint(0, cells + 1, (CHECK_POINTS, 3), generator=generator) * (2.0 / cells) - 1.0
+    borders = (
+        torch.randint(0, cells + 1, (CHECK_POINTS, 3), generator=generator) * (2.0 / cells) - 1.0
+    )
     x = torch.cat([inside, borders, inside.sign()]).to(device)
     tables = (torch.rand(field.tables.shape, generator=generator) * 2.0 - 1.0).to(device)
     weight = torch.rand(len(x), tables.shape[0] * tables.shape[2], generator=generator).to(device)
@@ -112,7 +130,8 @@ def build_tcnn(field: HashGridField, dtype: torch.dtype) -> Lookup:
 
     levels, size, features = field.tables.shape
     encodings = [
-        tinycudann.Encoding(3, tcnn_options(resolution, features, size), dtype=dtype) for resolution in field.resolutions
+        tinycudann.Encoding(3, tcnn_options(resolution, features, size), dtype=dtype)
+        for resolution in field.resolutions
     ]
 
     def lookup(x: Tensor, tables: Tensor) -> Tensor:
@@ -121,9 +140,15 @@ def build_tcnn(field: HashGridField, dtype: torch.dtype) -> Lookup:
             return tables.new_zeros(0, levels * features) + 0.0 * tables.sum()
         unit = (0.5 * (x.float() + 1.0)).clamp(0.0, 1.0)
         parts = []
-        for level, (encoding, resolution) in enumerate(zip(encodings, field.resolutions, strict=True)):
+        for level, (encoding, resolution) in enumerate(
+            zip(encodings, field.resolutions, strict=True)
+        ):
             rows = tables[level, : tcnn_rows(resolution, size)].reshape(-1)
-            parts.append(torch.func.functional_call(encoding, {"params": rows}, (tcnn_points(unit, resolution),)).float())
+            parts.append(
+                torch.func.functional_call(
+                    encoding, {"params": rows}, (tcnn_points(unit, resolution),)
+                ).float()
+            )
         return torch.cat(parts, dim=-1)
 
     return lookup

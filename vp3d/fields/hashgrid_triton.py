@@ -40,7 +40,9 @@ def _axis(
 
 
 @triton.jit
-def _row(x: tl.tensor, y: tl.tensor, z: tl.tensor, resolution: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+def _row(
+    x: tl.tensor, y: tl.tensor, z: tl.tensor, resolution: tl.tensor, SIZE: tl.constexpr
+) -> tl.tensor:
     """Row of a node in its level's table: direct where all nodes fit, else the spatial hash."""
     side = resolution + 1
     direct = x + side * (y + side * z)
@@ -69,7 +71,12 @@ def _corner(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Row of corner CORNER (bit 0 is x) of cell x, y, z, and its linear weights along each axis for places u, v, w in [0, 1]."""
     row = _row(x + (CORNER & 1), y + ((CORNER >> 1) & 1), z + (CORNER >> 2), resolution, SIZE)
-    return row, u if CORNER & 1 else 1.0 - u, v if (CORNER >> 1) & 1 else 1.0 - v, w if CORNER >> 2 else 1.0 - w
+    return (
+        row,
+        u if CORNER & 1 else 1.0 - u,
+        v if (CORNER >> 1) & 1 else 1.0 - v,
+        w if CORNER >> 2 else 1.0 - w,
+    )
 
 
 @triton.jit
@@ -97,9 +104,15 @@ def _forward(
         total = tl.zeros([BLOCK, COLUMNS], dtype=tl.float32)
         for corner in tl.static_range(8):
             row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
-            found = tl.load(table + row[:, None] * FEATURES + feature, mask=alive[:, None], other=0.0).to(tl.float32)
+            found = tl.load(
+                table + row[:, None] * FEATURES + feature, mask=alive[:, None], other=0.0
+            ).to(tl.float32)
             total += (a * b * c)[:, None] * found
-        tl.store(out_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature, total, mask=alive[:, None])
+        tl.store(
+            out_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature,
+            total,
+            mask=alive[:, None],
+        )
 
 
 @triton.jit
@@ -133,13 +146,26 @@ def _backward(
     by_z = tl.zeros([BLOCK], dtype=tl.float32)
     for first in tl.static_range(0, FEATURES, COLUMNS):
         feature = first + tl.arange(0, COLUMNS)[None, :]
-        grad = tl.load(grad_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature, mask=alive[:, None], other=0.0)
+        grad = tl.load(
+            grad_ptr + (point * LEVELS + level)[:, None] * FEATURES + feature,
+            mask=alive[:, None],
+            other=0.0,
+        )
         for corner in tl.static_range(8):
             row, a, b, c = _corner(x, y, z, u, v, w, resolution, corner, SIZE)
             entry = offset + row[:, None] * FEATURES + feature
-            tl.atomic_add(grad_table_ptr + entry, (a * b * c)[:, None] * grad, mask=alive[:, None], sem="relaxed")
+            tl.atomic_add(
+                grad_table_ptr + entry,
+                (a * b * c)[:, None] * grad,
+                mask=alive[:, None],
+                sem="relaxed",
+            )
             if WANT_X:
-                value = tl.sum(grad * tl.load(table_ptr + entry, mask=alive[:, None], other=0.0).to(tl.float32), axis=1)
+                value = tl.sum(
+                    grad
+                    * tl.load(table_ptr + entry, mask=alive[:, None], other=0.0).to(tl.float32),
+                    axis=1,
+                )
                 by_x += (2 * (corner & 1) - 1) * b * c * value
                 by_y += (2 * ((corner >> 1) & 1) - 1) * a * c * value
                 by_z += (2 * (corner >> 2) - 1) * a * b * value
@@ -160,7 +186,10 @@ def added_at_once(features: int, device: torch.device) -> int:
 
     Asked for a pair, Triton shuffles the addends of older processors through shared memory and saves no addition there.
     """
-    wide = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)  # not CUDA: Triton's interpreter
+    wide = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (
+        9,
+        0,
+    )  # not CUDA: Triton's interpreter
     return 2 if wide and features % 2 == 0 else 1
 
 
@@ -176,14 +205,29 @@ class Encode(torch.autograd.Function):
     """`encode` with its gradient by table and points; there is no second derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tables: Tensor, resolutions: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, tables: Tensor, resolutions: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         """Features `[N, levels * features]` float32; see `encode`."""
         x, read = x.contiguous(), tables.to(dtype).contiguous()
         levels, size, features = tables.shape
         out = torch.empty(len(x), levels * features, dtype=torch.float32, device=x.device)
         if len(x):
             grid = (triton.cdiv(len(x), BLOCK), levels)
-            _launch(_forward, grid, x, read, resolutions, out, len(x), size, features, read_at_once(features), levels, BLOCK)
+            _launch(
+                _forward,
+                grid,
+                x,
+                read,
+                resolutions,
+                out,
+                len(x),
+                size,
+                features,
+                read_at_once(features),
+                levels,
+                BLOCK,
+            )
         ctx.save_for_backward(x, read, resolutions)
         return out
 
@@ -199,11 +243,28 @@ class Encode(torch.autograd.Function):
         if len(x):
             grid = (triton.cdiv(len(x), BLOCK), levels)
             arguments = (x, read, resolutions, grad.contiguous(), grad_table, grad_x, len(x))
-            _launch(_backward, grid, *arguments, size, features, added_at_once(features, x.device), levels, BLOCK, want_x)
-        return grad_x if want_x else None, grad_table if ctx.needs_input_grad[1] else None, None, None
+            _launch(
+                _backward,
+                grid,
+                *arguments,
+                size,
+                features,
+                added_at_once(features, x.device),
+                levels,
+                BLOCK,
+                want_x,
+            )
+        return (
+            grad_x if want_x else None,
+            grad_table if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+        )
 
 
-def encode(x: Tensor, tables: Tensor, resolutions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def encode(
+    x: Tensor, tables: Tensor, resolutions: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Features `[N, levels * features]` float32 of points `[N, 3]` float32 in [-1, 1], any N, as `HashGridField.encode`.
 
     tables `[levels, 2^k, features]` float32, any range; resolutions `[levels]` int32, cells a side. `dtype` is what the

@@ -19,4 +19,6 @@ def build_field(config: FieldConfig, generator: torch.Generator) -> Field:
         return GridField(config, generator)
     if config.kind == "hashgrid":
         return HashGridField(config, generator)
-    raise UserError(f'unknown field.kind "{config.kind}": choose "grid" (dense, for CPUs) or "hashgrid"')
+    raise UserError(
+        f'unknown field.kind "{config.kind}": choose "grid" (dense, for CPUs) or "hashgrid"'
+    )

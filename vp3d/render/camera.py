@@ -25,11 +25,14 @@ Angles = float | Sequence[float] | Tensor  # one value for every camera, or one 
 def orbit(azimuth_deg: Angles, elevation_deg: Angles, distance: Angles, fov_deg: Angles) -> Camera:
     """Cameras from numbers or sequences (single values are repeated to the longest); fields `[B]` float32."""
     values = [
-        torch.as_tensor(v, dtype=torch.float32).reshape(-1) for v in (azimuth_deg, elevation_deg, distance, fov_deg)
+        torch.as_tensor(v, dtype=torch.float32).reshape(-1)
+        for v in (azimuth_deg, elevation_deg, distance, fov_deg)
     ]
     count = max(len(v) for v in values)
     if any(len(v) not in (1, count) for v in values):
-        raise ValueError(f"orbit needs sequences of one length (or single values), got {[len(v) for v in values]}")
+        raise ValueError(
+            f"orbit needs sequences of one length (or single values), got {[len(v) for v in values]}"
+        )
     return Camera(*(v.expand(count).contiguous() for v in values))
 
 

@@ -40,7 +40,11 @@ class Fragments:
 
 
 def _fill(
-    corners: np.ndarray, z: np.ndarray, face_index: np.ndarray, barycentric: np.ndarray, nearest: np.ndarray
+    corners: np.ndarray,
+    z: np.ndarray,
+    face_index: np.ndarray,
+    barycentric: np.ndarray,
+    nearest: np.ndarray,
 ) -> None:
     """Draw triangles `corners [F, 3, 2]` (pixels) with depths `z [F, 3]` into `face_index`, `barycentric`, `nearest` (1/z)."""
     height, width = face_index.shape
@@ -95,7 +99,9 @@ def _compiled_fill() -> Callable[..., None]:
     return kernel
 
 
-def fill_triangles(corners: np.ndarray, z: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def fill_triangles(
+    corners: np.ndarray, z: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw triangles `corners [F, 3, 2]` in pixels at depths `z [F, 3]` > 0.
 
     Returns face_index [H, W] int64 (-1 empty) and perspective-correct barycentric [H, W, 3] float32 in [0, 1].
@@ -105,7 +111,11 @@ def fill_triangles(corners: np.ndarray, z: np.ndarray, height: int, width: int) 
     nearest = np.zeros((height, width), np.float64)
     fill = _compiled_fill()
     fill(
-        np.ascontiguousarray(corners, np.float64), np.ascontiguousarray(z, np.float64), face_index, barycentric, nearest
+        np.ascontiguousarray(corners, np.float64),
+        np.ascontiguousarray(z, np.float64),
+        face_index,
+        barycentric,
+        nearest,
     )
     return face_index, barycentric
 
@@ -116,7 +126,9 @@ def rasterize(mesh: Mesh, camera: Camera, height: int, width: int) -> Fragments:
     xy, z = (t.double().numpy() for t in project(camera, vertices, height, width))
     eyes = camera_position(camera).numpy()
     views = [_view(mesh, xy[b], z[b], eyes[b], height, width) for b in range(len(camera))]
-    face_index, barycentric, depth = (torch.from_numpy(np.stack(parts)) for parts in zip(*views, strict=True))
+    face_index, barycentric, depth = (
+        torch.from_numpy(np.stack(parts)) for parts in zip(*views, strict=True)
+    )
     return Fragments(face_index, barycentric, depth)
 
 
@@ -162,7 +174,9 @@ def rasterize_reference(mesh: Mesh, camera: Camera, height: int, width: int) -> 
     return Fragments(flat[0].reshape(shape), flat[1].reshape(*shape, 3), flat[2].reshape(shape))
 
 
-def interpolate(values: np.ndarray, faces: np.ndarray, face_index: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+def interpolate(
+    values: np.ndarray, faces: np.ndarray, face_index: np.ndarray, barycentric: np.ndarray
+) -> np.ndarray:
     """Vertex `values [V, C]` at K fragments (`face_index [K]` >= 0, `barycentric [K, 3]`); returns [K, C], same range."""
     return np.einsum("kj,kjc->kc", barycentric, values[faces[face_index]])
 
@@ -190,7 +204,9 @@ def face_normals(mesh: Mesh) -> np.ndarray:
 def base_color(mesh: Mesh, face_index: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
     """sRGB colour [K, 3] in [0, 1] of K points on faces `face_index [K]`: texture before vertex colours before plain grey."""
     if mesh.texture is not None and mesh.uv is not None:
-        return sample_texture(mesh.texture, interpolate(mesh.uv, mesh.faces, face_index, barycentric))
+        return sample_texture(
+            mesh.texture, interpolate(mesh.uv, mesh.faces, face_index, barycentric)
+        )
     if mesh.vertex_colors is not None:
         return interpolate(mesh.vertex_colors, mesh.faces, face_index, barycentric)
     return np.full((len(face_index), 3), PLAIN_COLOR, np.float32)
@@ -225,8 +241,15 @@ def render_mesh(
     face_index, barycentric = seen.face_index[hit].numpy(), seen.barycentric[hit].numpy()
     color = torch.from_numpy(np.asarray(base_color(mesh, face_index, barycentric), np.float32))
     if shading == "lambert":
-        color = lambert(color, torch.from_numpy(np.asarray(surface_normals(mesh, face_index, barycentric), np.float32)))
+        color = lambert(
+            color,
+            torch.from_numpy(
+                np.asarray(surface_normals(mesh, face_index, barycentric), np.float32)
+            ),
+        )
     rgb = torch.zeros(*hit.shape, 3) + torch.as_tensor(background, dtype=torch.float32)
     rgb[hit] = color
     pool = torch.nn.functional.avg_pool2d
-    return pool(rgb.permute(0, 3, 1, 2), supersample).clamp(0, 1), pool(hit[:, None].float(), supersample)
+    return pool(rgb.permute(0, 3, 1, 2), supersample).clamp(0, 1), pool(
+        hit[:, None].float(), supersample
+    )

@@ -45,5 +45,9 @@ def shade_render(render: Render) -> Render:
     One light evaluation a ray instead of one a sample; the same picture wherever a ray meets a single surface.
     """
     if render.normal is None:
-        raise ValueError("shade_render needs a Render with normals: call render_rays(..., want_normal=True)")
-    return dataclasses.replace(render, rgb=lambert(render.rgb, F.normalize(render.normal, dim=-1, eps=1e-6)))
+        raise ValueError(
+            "shade_render needs a Render with normals: call render_rays(..., want_normal=True)"
+        )
+    return dataclasses.replace(
+        render, rgb=lambert(render.rgb, F.normalize(render.normal, dim=-1, eps=1e-6))
+    )

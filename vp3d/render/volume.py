@@ -78,7 +78,10 @@ class OccupancyGrid(nn.Module):
         self.step = 2.0 / config.samples  # a ray straight through the cube
         self.register_buffer("level", torch.zeros(side, side, side))
         middle = (torch.arange(side) + 0.5) * (2.0 / side) - 1.0
-        within = middle.square()[:, None, None] + middle.square()[:, None] + middle.square() <= config.bound_radius**2
+        within = (
+            middle.square()[:, None, None] + middle.square()[:, None] + middle.square()
+            <= config.bound_radius**2
+        )
         self.register_buffer("mask", within.clone())
         self.register_buffer("within", within, persistent=False)
         self.level: Tensor
@@ -94,7 +97,9 @@ class OccupancyGrid(nn.Module):
         corner = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
         level = self.level * OCCUPANCY_DECAY
         for _ in range(OCCUPANCY_PASSES):
-            inside = torch.rand(corner.shape, generator=generator, device=generator.device).to(device)
+            inside = torch.rand(corner.shape, generator=generator, device=generator.device).to(
+                device
+            )
             points = (corner + inside) * (2.0 / side) - 1.0
             sigma = torch.cat([field.density(part) for part in points.split(CELLS_AT_ONCE)])
             level = torch.maximum(level, -torch.expm1(-sigma * self.step).reshape(level.shape))
@@ -128,7 +133,9 @@ class March:
     ahead: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def occupied_samples(rays: Rays, start: Tensor, step: Tensor, samples: int, occupancy: OccupancyGrid | None) -> Tensor:
+def occupied_samples(
+    rays: Rays, start: Tensor, step: Tensor, samples: int, occupancy: OccupancyGrid | None
+) -> Tensor:
     """`March.occupied` by looking at every sample: rays [N], start and step `[N]` >= 0 -> `[M]`."""
     i = torch.arange(samples, device=start.device)
     keep = (step > 0)[:, None].expand(-1, samples)
@@ -141,7 +148,9 @@ def occupied_samples(rays: Rays, start: Tensor, step: Tensor, samples: int, occu
 
 def dense_ahead(tau: Tensor, flat: Tensor, counts: Tensor, samples: int) -> Tensor:
     """`March.ahead` by a cumulative sum over `[N, S]`: tau `[M]` >= 0 -> `[M]` >= 0."""
-    dense = torch.zeros(len(counts) * samples, dtype=tau.dtype, device=tau.device).scatter(0, flat, tau)
+    dense = torch.zeros(len(counts) * samples, dtype=tau.dtype, device=tau.device).scatter(
+        0, flat, tau
+    )
     dense = dense.reshape(-1, samples)
     return (dense.cumsum(-1) - dense).reshape(-1).index_select(0, flat)
 
@@ -175,9 +184,13 @@ def render_rays(
     if isinstance(field, GridField) and start.device.type == "cpu" and not start.requires_grad:
         from vp3d.render.volume_numba import render_grid  # compiled code: imported only when used
 
-        render = render_grid(field, rays, start, step, config.samples, occupancy, want_normal or lit)
+        render = render_grid(
+            field, rays, start, step, config.samples, occupancy, want_normal or lit
+        )
     else:
-        render = render_rays_torch(field, rays, start, step, config, occupancy, want_normal or lit, on_oom, march)
+        render = render_rays_torch(
+            field, rays, start, step, config, occupancy, want_normal or lit, on_oom, march
+        )
     return shade_render(render) if lit else render
 
 
@@ -195,7 +208,9 @@ def render_rays_torch(
     """The torch route of `render_rays` (unlit), for samples at start + i * step (`[N]` each), in chunks of whole rays."""
     chunk, found = config.chunk, None
     while found is None and len(rays):
-        found = attempt(partial(_find, rays, start, step, config.samples, occupancy, march, chunk), chunk > 1)
+        found = attempt(
+            partial(_find, rays, start, step, config.samples, occupancy, march, chunk), chunk > 1
+        )
         if found is None:
             chunk = _less(chunk, len(rays) * config.samples // LOOKED_THROUGH, on_oom)
     if found is None:
@@ -207,9 +222,21 @@ def render_rays_torch(
         last = max(int(torch.searchsorted(ends, done + chunk, right=True)), first + 1)
         piece, until = slice(first, last), int(ends[last - 1])
         ours = flat[done:until] - first * config.samples
-        arguments = (field, rays[piece], start[piece], step[piece], config.samples, ours, counts[piece], want_normal, march)
+        arguments = (
+            field,
+            rays[piece],
+            start[piece],
+            step[piece],
+            config.samples,
+            ours,
+            counts[piece],
+            want_normal,
+            march,
+        )
         again = len(ours) < len(flat) and torch.is_grad_enabled()
-        part = attempt(partial(_composite_again if again else _composite, *arguments), last - first > 1)
+        part = attempt(
+            partial(_composite_again if again else _composite, *arguments), last - first > 1
+        )
         if part is None:
             chunk = _less(chunk, len(ours), on_oom)
             continue
@@ -241,7 +268,13 @@ def render_rays_reference(
 
 
 def _find(
-    rays: Rays, start: Tensor, step: Tensor, samples: int, occupancy: OccupancyGrid | None, march: March, chunk: int
+    rays: Rays,
+    start: Tensor,
+    step: Tensor,
+    samples: int,
+    occupancy: OccupancyGrid | None,
+    march: March,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """The flat numbers `[M]` of the samples worth evaluating and how many each ray has `[N]`; N >= 1.
 
@@ -252,7 +285,10 @@ def _find(
     with torch.no_grad():
         for first in range(0, len(rays), rays_at_once):
             piece = slice(first, first + rays_at_once)
-            found.append(march.occupied(rays[piece], start[piece], step[piece], samples, occupancy) + first * samples)
+            found.append(
+                march.occupied(rays[piece], start[piece], step[piece], samples, occupancy)
+                + first * samples
+            )
         flat = torch.cat(found)
         flat = flat if len(flat) else flat.new_zeros(1)
         return flat, torch.bincount(flat // samples, minlength=len(rays))
@@ -281,7 +317,9 @@ def _composite(
     sigma, albedo = field(x)
     tau = sigma * spacing
     weight = -torch.exp(-march.ahead(tau, flat, counts, samples)) * torch.expm1(-tau)
-    values = [albedo, torch.ones_like(t)[:, None], t[:, None]] + ([field.normal(x)] if want_normal else [])
+    values = [albedo, torch.ones_like(t)[:, None], t[:, None]] + (
+        [field.normal(x)] if want_normal else []
+    )
     weighted = weight[:, None] * torch.cat(values, dim=-1)
     out = torch.segment_reduce(weighted, "sum", lengths=counts, axis=0)
     return Render(out[:, :3], out[:, 3], out[:, 4], out[:, 5:8] if want_normal else None)
@@ -289,7 +327,9 @@ def _composite(
 
 def _composite_again(*arguments: Any) -> Render:
     """`_composite` that keeps nothing for the backward pass and is evaluated again there; nothing in it draws by chance."""
-    render: Render = checkpoint(_composite, *arguments, use_reentrant=False, preserve_rng_state=False)
+    render: Render = checkpoint(
+        _composite, *arguments, use_reentrant=False, preserve_rng_state=False
+    )
     return render
 
 

@@ -21,15 +21,37 @@ from vp3d.config import FieldConfig, RenderConfig
 from vp3d.errors import UserError
 from vp3d.fields.grid import GridField
 from vp3d.render.camera import camera_rays, ring
-from vp3d.render.volume import DENSE, March, OccupancyGrid, box_interval, occupied_samples, ray_bins, render_rays_torch
+from vp3d.render.volume import (
+    DENSE,
+    March,
+    OccupancyGrid,
+    box_interval,
+    occupied_samples,
+    ray_bins,
+    render_rays_torch,
+)
 from vp3d.types import Rays
 
 # (origins [N, 3], directions [N, 3], cells [X, Y, Z] bool over the cube, near [N], far [N], step) -> ray [M], middle [M]:
 # the steps near + (k + 1/2) * step, in units of the direction, whose middle lies in an occupied cell, in order of rays
 Traverse = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-CHECK_SIZE, CHECK_SAMPLES = 12, 24  # pixels of a side, and samples a ray, of the views that `check_march` compares
-TOLERANCE = 2.0e-3  # ... and how far their means may be apart; a sample on a border may fall to either side
-FAILURES = (RuntimeError, ImportError, OSError, ValueError, LookupError, TypeError, AttributeError, subprocess.SubprocessError)
+CHECK_SIZE, CHECK_SAMPLES = (
+    12,
+    24,
+)  # pixels of a side, and samples a ray, of the views that `check_march` compares
+TOLERANCE = (
+    2.0e-3  # ... and how far their means may be apart; a sample on a border may fall to either side
+)
+FAILURES = (
+    RuntimeError,
+    ImportError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    subprocess.SubprocessError,
+)
 
 
 def nerfacc_march(device: torch.device) -> March:
@@ -44,7 +66,9 @@ def nerfacc_march(device: torch.device) -> March:
     except FAILURES as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if problem:
-        raise UserError(f"cuda.compositor=nerfacc does not work here ({problem}); use cuda.compositor=torch")
+        raise UserError(
+            f"cuda.compositor=nerfacc does not work here ({problem}); use cuda.compositor=torch"
+        )
     return march
 
 
@@ -61,10 +85,14 @@ def nerfacc_traverse(
     return samples.ray_indices.long(), middle
 
 
-def occupied_by(traverse: Traverse) -> Callable[[Rays, Tensor, Tensor, int, OccupancyGrid | None], Tensor]:
+def occupied_by(
+    traverse: Traverse,
+) -> Callable[[Rays, Tensor, Tensor, int, OccupancyGrid | None], Tensor]:
     """`March.occupied` by a `traverse`; without an occupancy grid every sample is taken."""
 
-    def occupied(rays: Rays, start: Tensor, step: Tensor, samples: int, occupancy: OccupancyGrid | None) -> Tensor:
+    def occupied(
+        rays: Rays, start: Tensor, step: Tensor, samples: int, occupancy: OccupancyGrid | None
+    ) -> Tensor:
         """Flat numbers `[M]` of the samples of rays [N] that lie in occupied cells; start and step `[N]` >= 0."""
         hit = torch.nonzero(step > 0).squeeze(1)
         if occupancy is None or not len(hit):
@@ -85,7 +113,9 @@ def occupied_by(traverse: Traverse) -> Callable[[Rays, Tensor, Tensor, int, Occu
     return occupied
 
 
-def packed_ahead(exclusive_sum: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+def packed_ahead(
+    exclusive_sum: Callable[..., Tensor],
+) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
     """`March.ahead` by a packed scan: exclusive_sum(values [M], packed_info=[N, 2] (first, count) int64) -> [M]."""
 
     def ahead(tau: Tensor, flat: Tensor, counts: Tensor, samples: int) -> Tensor:
@@ -111,9 +141,18 @@ def check_march(march: March, device: torch.device) -> str:
     found = []
     for route in (march, DENSE):
         render = render_rays_torch(field, rays, start, step, config, occupancy, march=route)
-        total = (render.rgb * torch.tensor([1.0, 2.0, 3.0], device=device)).sum() + render.depth.sum()
+        total = (
+            render.rgb * torch.tensor([1.0, 2.0, 3.0], device=device)
+        ).sum() + render.depth.sum()
         (gradient,) = torch.autograd.grad(total, field.raw_density)
-        found.append((torch.cat([render.rgb, render.opacity[:, None], render.depth[:, None]], dim=-1).detach(), gradient))
+        found.append(
+            (
+                torch.cat(
+                    [render.rgb, render.opacity[:, None], render.depth[:, None]], dim=-1
+                ).detach(),
+                gradient,
+            )
+        )
     for name, ours, theirs in zip(("picture", "gradient"), *found, strict=True):
         error = float((ours - theirs).abs().mean() / theirs.abs().mean())
         if not error <= TOLERANCE:

@@ -34,7 +34,9 @@ from vp3d.types import Rays, Render
 
 BLOCKS = 4
 MIN_REACH = 1e-4  # transmittance below which the rest of a ray is left out
-ZERO, HALF, ONE, TWENTY, TINY = (np.float32(v) for v in (0.0, 0.5, 1.0, 20.0, 1e-9))  # keep the kernels in float32
+ZERO, HALF, ONE, TWENTY, TINY = (
+    np.float32(v) for v in (0.0, 0.5, 1.0, 20.0, 1e-9)
+)  # keep the kernels in float32
 Array = np.ndarray[Any, Any]
 Scalar = Any  # a float32 inside the kernels, a Python float outside
 
@@ -96,7 +98,9 @@ def _gather(table: Array, weight: Array, row: Array) -> tuple[Scalar, Scalar, Sc
 
 
 @_compile
-def _scatter(table: Array, weight: Array, row: Array, a: Scalar, b: Scalar, c: Scalar, d: Scalar) -> None:
+def _scatter(
+    table: Array, weight: Array, row: Array, a: Scalar, b: Scalar, c: Scalar, d: Scalar
+) -> None:
     """table[row] += weight * (a, b, c, d): the transpose of `_gather`."""
     for k in range(8):
         w, r = weight[k], row[k]
@@ -170,7 +174,9 @@ def _forward(
 
 
 @_compile
-def _normal_backward(slopes: Array, g: Array, w: Scalar, weight: Array, row: Array, d_slopes: Array) -> Scalar:
+def _normal_backward(
+    slopes: Array, g: Array, w: Scalar, weight: Array, row: Array, d_slopes: Array
+) -> Scalar:
     """g . n of a sample; adds w * (g - n (g . n)) / length, the gradient of the normalisation, to d_slopes."""
     gx, gy, gz, _ = _gather(slopes, weight, row)
     nx, ny, nz, inverse = _unit(gx, gy, gz)
@@ -239,7 +245,9 @@ class _MarchGrid(torch.autograd.Function):
     """Rows `[N, 8]` (rgb, opacity, depth, normal) of rays through node tables; differentiable in the tables alone."""
 
     @staticmethod
-    def forward(ctx: Any, nodes: Tensor, slopes: Tensor, side: int, mask: Tensor, rays: Tensor, samples: int) -> Tensor:
+    def forward(
+        ctx: Any, nodes: Tensor, slopes: Tensor, side: int, mask: Tensor, rays: Tensor, samples: int
+    ) -> Tensor:
         out = torch.zeros(len(rays), 8)
         ctx.save_for_backward(nodes, slopes, mask, rays, out)
         ctx.sizes = (side, samples)
@@ -310,6 +318,10 @@ def render_grid(
     nodes = _node_table(torch.cat([field.raw_density, field.raw_albedo], dim=1))
     slopes = _node_table(field.normal_grid()) if want_normal else nodes.new_zeros(0, 4)
     mask = torch.zeros(0, dtype=torch.bool) if occupancy is None else occupancy.mask.reshape(-1)
-    packed = torch.cat([rays.origins, rays.directions, start[:, None], step[:, None]], dim=1).detach().contiguous()
+    packed = (
+        torch.cat([rays.origins, rays.directions, start[:, None], step[:, None]], dim=1)
+        .detach()
+        .contiguous()
+    )
     out = _MarchGrid.apply(nodes, slopes, field.resolution, mask, packed, samples)
     return Render(out[:, :3], out[:, 3], out[:, 4], out[:, 5:] if want_normal else None)

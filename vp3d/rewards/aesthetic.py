@@ -40,7 +40,9 @@ def load_aesthetic(place: str, device: torch.device | str = "cpu") -> Aesthetic:
     if not path.is_file():
         raise UserError(f"{path} is missing: set {KEY} to a folder that `models fetch` made")
     with readable(path, KEY):
-        state = {key.removeprefix("layers."): value.float() for key, value in load_file(path).items()}
+        state = {
+            key.removeprefix("layers."): value.float() for key, value in load_file(path).items()
+        }
         layers = score_head(clip.model.config.projection_dim)
         layers.load_state_dict(state)
     return Aesthetic(clip, layers)

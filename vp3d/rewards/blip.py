@@ -40,7 +40,9 @@ class BlipSizes:
         vocabulary, text_width = shapes["text_encoder.embeddings.word_embeddings.weight"]
 
         def count(prefix: str) -> int:
-            return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
+            return len(
+                {key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)}
+            )
 
         return BlipSizes(
             image_size=round(patches**0.5) * patch,
@@ -109,7 +111,9 @@ class VisionTransformer(nn.Module):
     def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
         width, patches = sizes.vision_width, (sizes.image_size // sizes.patch_size) ** 2
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, sizes.patch_size, stride=sizes.patch_size)})
+        self.patch_embed = nn.ModuleDict(
+            {"proj": nn.Conv2d(3, width, sizes.patch_size, stride=sizes.patch_size)}
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + patches, width))
         self.blocks = nn.ModuleList([VisionBlock(width) for _ in range(sizes.vision_layers)])
@@ -193,7 +197,9 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids `[B, L]` -> `[B, L, T]`."""
-        return self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]])
+        return self.LayerNorm(
+            self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]]
+        )
 
 
 class TextEncoder(nn.Module):

@@ -24,17 +24,25 @@ class Judges:
     aesthetic: Aesthetic | None = None
 
 
-def load_judges(config: RewardsConfig, manifest: str = "", device: torch.device | str = "cpu") -> Judges:
+def load_judges(
+    config: RewardsConfig, manifest: str = "", device: torch.device | str = "cpu"
+) -> Judges:
     """Load the models that `config` names; `manifest` covers the open_clip folder `config.clip` alone ("" for none)."""
     needs_clip = "clip" in (config.text_model, config.image_model)
     clip = load_clip(config.clip, manifest, device) if needs_clip else None
     text = _text_model(config, clip, device)
-    image: ImageFeatures = clip if clip and config.image_model == "clip" else load_dino(config.dinov2, device)
-    aesthetic = load_aesthetic(config.aesthetic_model, device) if config.aesthetic.weight > 0.0 else None
+    image: ImageFeatures = (
+        clip if clip and config.image_model == "clip" else load_dino(config.dinov2, device)
+    )
+    aesthetic = (
+        load_aesthetic(config.aesthetic_model, device) if config.aesthetic.weight > 0.0 else None
+    )
     return Judges(text, image, aesthetic)
 
 
-def _text_model(config: RewardsConfig, clip: ClipEncoder | None, device: torch.device | str) -> TextImage:
+def _text_model(
+    config: RewardsConfig, clip: ClipEncoder | None, device: torch.device | str
+) -> TextImage:
     if config.text_model == "imagereward":
         return load_imagereward(config.imagereward, device)
     if config.text_model == "pickscore":

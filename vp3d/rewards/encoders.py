@@ -61,7 +61,15 @@ class ClipEncoder:
         try:
             model = open_clip.create_model(name, device=device, require_pretrained=True)
             self.tokenizer = open_clip.get_tokenizer(name)
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OSError,
+            SafetensorError,
+        ) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"{folder} is not a usable open_clip folder: {reason}") from error
         self.folder = folder
@@ -71,7 +79,10 @@ class ClipEncoder:
         size = preprocess["size"]
         self.size: int = size if isinstance(size, int) else size[0]
         self.interpolation: str = preprocess["interpolation"]
-        self.mean, self.std = channels(preprocess["mean"], device), channels(preprocess["std"], device)
+        self.mean, self.std = (
+            channels(preprocess["mean"], device),
+            channels(preprocess["std"], device),
+        )
 
     def preprocess(self, rgb: Tensor) -> Tensor:
         """What the image tower sees, `[B, 3, size, size]` normalised, of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
@@ -84,7 +95,11 @@ class ClipEncoder:
     def tokens(self, rgb: Tensor) -> Tensor:
         """Unit features of the last block `[B, T, C]`, one for each patch, of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
         found = self.model.visual.forward_intermediates(
-            self.preprocess(rgb), indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+            self.preprocess(rgb),
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
         )
         return F.normalize(found["image_intermediates"][-1], dim=-1)
 

@@ -27,7 +27,11 @@ WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score on the training set
 TOKENS = 35  # the longest text it was trained on, start and end included
 HIDDEN = (1024, 128, 64, 16, 1)
-UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")  # of BLIP's pre-training
+UNUSED = (
+    "blip.vision_proj.",
+    "blip.text_proj.",
+    "blip.text_encoder.embeddings.position_ids",
+)  # of BLIP's pre-training
 
 
 def score_head(width: int) -> nn.Sequential:
@@ -56,7 +60,13 @@ class ImageRewardNet(nn.Module):
 class ImageReward:
     """The frozen model as a text-image reward: `target(prompts)`, then `score(rgb, target)`."""
 
-    def __init__(self, net: ImageRewardNet, image_size: int, vocabulary: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        net: ImageRewardNet,
+        image_size: int,
+        vocabulary: Path,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.net = freeze(net).to(device)
         self.size, self.device = image_size, torch.device(device)
         self.tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
@@ -88,7 +98,9 @@ def check_vocabulary(path: Path) -> None:
     """ValueError for a file that is not BERT's vocabulary, of which the tokenizer makes an error of no particular kind."""
     words = path.read_text(encoding="utf-8").split("\n")
     if words[0] != "[PAD]" or not {"[UNK]", "[CLS]", "[SEP]"} <= set(words):
-        raise ValueError(f"{path.name} is not BERT's vocabulary: it does not begin with [PAD], or has no [UNK], [CLS] or [SEP]")
+        raise ValueError(
+            f"{path.name} is not BERT's vocabulary: it does not begin with [PAD], or has no [UNK], [CLS] or [SEP]"
+        )
 
 
 def load_imagereward(place: str, device: torch.device | str = "cpu") -> ImageReward:
@@ -96,11 +108,19 @@ def load_imagereward(place: str, device: torch.device | str = "cpu") -> ImageRew
     folder = local_weights(place, "rewards.imagereward")
     for name in (WEIGHTS, VOCABULARY):
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing: set rewards.imagereward to a folder that `models fetch` made")
+            raise UserError(
+                f"{folder / name} is missing: set rewards.imagereward to a folder that `models fetch` made"
+            )
     try:
         with safe_open(folder / WEIGHTS, "pt") as stored:
-            state = {key: stored.get_tensor(key).float() for key in stored.keys() if not key.startswith(UNUSED)}  # noqa: SIM118
-        sizes = BlipSizes.of({key.removeprefix("blip."): tuple(value.shape) for key, value in state.items()})
+            state = {
+                key: stored.get_tensor(key).float()
+                for key in stored.keys()  # noqa: SIM118
+                if not key.startswith(UNUSED)
+            }
+        sizes = BlipSizes.of(
+            {key.removeprefix("blip."): tuple(value.shape) for key, value in state.items()}
+        )
         with torch.device("meta"):
             net = ImageRewardNet(sizes)
         net.load_state_dict(state, assign=True)
@@ -108,4 +128,6 @@ def load_imagereward(place: str, device: torch.device | str = "cpu") -> ImageRew
         return ImageReward(net, sizes.image_size, folder / VOCABULARY, device)
     except (SafetensorError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} is not ImageReward ({type(error).__name__}: {reason})") from error
+        raise UserError(
+            f"{folder} is not ImageReward ({type(error).__name__}: {reason})"
+        ) from error

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # BLIP's too
+CLIP_MEAN, CLIP_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # BLIP's too
 
 
 def channels(values: Sequence[float], device: torch.device | str) -> Tensor:
@@ -16,7 +19,9 @@ def channels(values: Sequence[float], device: torch.device | str) -> Tensor:
     return torch.tensor(list(values), device=device).view(1, 3, 1, 1)
 
 
-def resize_normalize(rgb: Tensor, size: int, mean: Tensor, std: Tensor, interpolation: str = "bicubic") -> Tensor:
+def resize_normalize(
+    rgb: Tensor, size: int, mean: Tensor, std: Tensor, interpolation: str = "bicubic"
+) -> Tensor:
     """`[B, 3, size, size]` normalised, of `rgb [B, 3, H, H]` in [0, 1]; mean and std `[1, 3, 1, 1]`; differentiable.
 
     Antialiased resize as in torchvision's tensor path; bicubic overshoot is kept, so that gradients pass everywhere.

@@ -36,7 +36,12 @@ def reward_loss(reward: Tensor, config: RewardConfig, gate: Tensor, progress: fl
 
 
 def reward_term(
-    reward: Reward, rgb: Tensor, target: Tensor, azimuth_deg: Tensor, config: RewardConfig, progress: float
+    reward: Reward,
+    rgb: Tensor,
+    target: Tensor,
+    azimuth_deg: Tensor,
+    config: RewardConfig,
+    progress: float,
 ) -> tuple[Tensor, Tensor | None]:
     """The loss (scalar) of `reward` on views `rgb [B, 3, H, H]` in [0, 1] seen from `azimuth_deg [B]`, and its mean value.
 

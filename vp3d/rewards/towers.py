@@ -27,7 +27,15 @@ from vp3d.weights import local_weights, read_whole
 import transformers  # isort: skip
 
 T = TypeVar("T", bound="Tower")
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+)
 
 
 class Tower:
@@ -54,8 +62,13 @@ class ClipTower(Tower):
         model = _read(transformers.CLIPModel, folder)
         super().__init__(model, folder, model.config.vision_config.image_size, device)
         self.scale = float(model.logit_scale.detach().exp())
-        options = {"local_files_only": True, "trust_remote_code": False}  # False: no code of the folder's, and nobody is asked
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options) if text else None
+        options = {
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }  # False: no code of the folder's, and nobody is asked
+        self.tokenizer = (
+            transformers.AutoTokenizer.from_pretrained(folder, **options) if text else None
+        )
 
     def image(self, rgb: Tensor) -> Tensor:
         """Unit features `[B, D]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable with respect to rgb."""
@@ -68,7 +81,9 @@ class ClipTower(Tower):
         if self.tokenizer is None:
             raise ValueError("this tower was loaded without its tokenizer")
         length = self.model.config.text_config.max_position_embeddings
-        found = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        found = self.tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
         pooled = self.model.text_model(input_ids=found.input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
@@ -97,7 +112,9 @@ def _read(kind: Any, folder: Path) -> Any:
     return read_whole(kind, folder, local_files_only=True, dtype=torch.float32)
 
 
-def load_clip_tower(place: str, key: str, device: torch.device | str = "cpu", text: bool = True) -> ClipTower:
+def load_clip_tower(
+    place: str, key: str, device: torch.device | str = "cpu", text: bool = True
+) -> ClipTower:
     """The CLIP of `place`, the value of config key `key`; without its text side's tokenizer if `text` is False."""
     return _load(place, key, lambda folder: ClipTower(folder, device, text))
 
@@ -122,4 +139,6 @@ def readable(folder: Path, key: str) -> Iterator[None]:
         yield
     except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load {folder} ({type(error).__name__}: {reason}); check {key}") from error
+        raise UserError(
+            f"cannot load {folder} ({type(error).__name__}: {reason}); check {key}"
+        ) from error

@@ -34,8 +34,12 @@ SHOWN_WEIGHT = 0.5
 def teach_image(prior: PriorLosses, plan: Plan, work: Path) -> None:
     """Stage 1, in place: of the model behind `prior` the eye, the projection and the pooled tokens, then `copy_text`."""
     model, pictures = prior.model, prior.pictures
-    pooling, pooled = (model.get_submodule(f"unet.add_embedding.{kind}") for kind in ("text", "image"))
-    taught = nn.ModuleDict({k: model[k] for k in ("eye", "projection", "aid_image")} | {"pooled": pooled})
+    pooling, pooled = (
+        model.get_submodule(f"unet.add_embedding.{kind}") for kind in ("text", "image")
+    )
+    taught = nn.ModuleDict(
+        {k: model[k] for k in ("eye", "projection", "aid_image")} | {"pooled": pooled}
+    )
 
     @torch.no_grad()
     def goals(index: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -51,11 +55,15 @@ def teach_image(prior: PriorLosses, plan: Plan, work: Path) -> None:
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = np.searchsorted(prior.quantiles, rng.random(BATCH), side="right")
         tokens = prior.image(index, rng)
-        missed = [F.mse_loss(a, b) for a, b in zip((tokens, pooled(tokens.flatten(1))), goals(index), strict=True)]
+        missed = [
+            F.mse_loss(a, b)
+            for a, b in zip((tokens, pooled(tokens.flatten(1))), goals(index), strict=True)
+        ]
         return {
             "loss_tokens": missed[0] / spread[0],
             "loss_pooled": missed[1] / spread[1],
-            "loss_shown": SHOWN_WEIGHT * model["aid_image"](tokens.flatten(1), prior.answers[index].to(prior.device)),
+            "loss_shown": SHOWN_WEIGHT
+            * model["aid_image"](tokens.flatten(1), prior.answers[index].to(prior.device)),
         }
 
     lesson = replace(plan, steps=min(STEPS, plan.steps), lr=LR, warmup=WARMUP)
@@ -71,11 +79,15 @@ def copy_text(unet: nn.Module, nothing: Tensor, said: Tensor) -> None:
     [20, C] are alike. So their value is taken off that of every token, by a direction in which texts `said` [N, C] tell "one".
     """
     square = said.T @ said / len(said)
-    one = torch.linalg.solve(square + 0.01 * torch.eye(len(square), device=said.device), said.mean(0))
+    one = torch.linalg.solve(
+        square + 0.01 * torch.eye(len(square), device=said.device), said.mean(0)
+    )
     for attention in [m for name, m in unet.named_modules() if name.endswith("attn2")]:
         branch: Any = attention.processor
         branch.to_k_ip.weight.copy_(attention.to_k.weight)
-        branch.to_v_ip.weight.copy_(attention.to_v.weight - torch.outer(attention.to_v.weight @ nothing.mean(0), one))
+        branch.to_v_ip.weight.copy_(
+            attention.to_v.weight - torch.outer(attention.to_v.weight @ nothing.mean(0), one)
+        )
 
 
 class AdapterLosses:
@@ -84,7 +96,11 @@ class AdapterLosses:
     Of the samples 66 % are told the picture alone, 25 % text and picture, 4 % text and the null image, 5 % the null image alone.
     """
 
-    OF_PRIOR: Mapping[str, Any] = {"shares": (0.0, 0.0, 0.25, 0.66, 0.04), "more_shown": 80, "shown_weight": 0.25}
+    OF_PRIOR: Mapping[str, Any] = {
+        "shares": (0.0, 0.0, 0.25, 0.66, 0.04),
+        "more_shown": 80,
+        "shown_weight": 0.25,
+    }
     HEARD_WEIGHT = 0.15
 
     def __init__(self, prior: PriorLosses) -> None:
@@ -108,6 +124,8 @@ class AdapterLosses:
             texts = tell(prior.pictures, last.told.index[alone], prior.device)[0]
             with torch.no_grad(), half_precision(prior.device):
                 prior.model["unet"](last.noisy[alone], last.t[alone], prior.encode(texts))
-            missed = [F.mse_loss(a[alone], b) / b.var() for a, b in zip(heard, self.heard, strict=True)]
+            missed = [
+                F.mse_loss(a[alone], b) / b.var() for a, b in zip(heard, self.heard, strict=True)
+            ]
             values["loss_heard"] = self.HEARD_WEIGHT * torch.stack(missed).mean()
         return values

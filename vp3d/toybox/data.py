@@ -65,7 +65,14 @@ class Pictures:
     @cached_property
     def nouns(self) -> np.ndarray:
         """Of each scene [S, 3] int64: number of its noun, of its second one (-1: none), and whether they stand side by side."""
-        rows = [(NOUNS.index(s.noun), NOUNS.index(s.noun_b) if s.relation else -1, s.relation == "next to") for s in self.specs]
+        rows = [
+            (
+                NOUNS.index(s.noun),
+                NOUNS.index(s.noun_b) if s.relation else -1,
+                s.relation == "next to",
+            )
+            for s in self.specs
+        ]
         return np.array(rows, np.int64)
 
     def caption(self, index: int) -> str:
@@ -82,7 +89,9 @@ def is_reserved(text: str) -> bool:
     return hashlib.sha256(text.encode()).digest()[0] % 10 == 0
 
 
-def draw_specs(rng: np.random.Generator, count: int, reserved: bool, held_out: bool = False) -> list[Spec]:
+def draw_specs(
+    rng: np.random.Generator, count: int, reserved: bool, held_out: bool = False
+) -> list[Spec]:
     """`count` captions for training (`reserved` False) or for measuring; `held_out` asks for held-out pairs."""
     specs: list[Spec] = []
     while len(specs) < count:
@@ -103,7 +112,12 @@ def make_pictures(specs: list[Spec], views: int, rng: np.random.Generator) -> Pi
     vectors = view_vectors(azimuth, elevation, distance, np.full(count, FOV_DEG))
     images, seen = render_scenes([build_scene(s) for s in specs], scene_of, vectors, grounds)
     return Pictures(
-        images, seen.astype(np.float32), azimuth.astype(np.float32), elevation.astype(np.float32), scene_of, specs
+        images,
+        seen.astype(np.float32),
+        azimuth.astype(np.float32),
+        elevation.astype(np.float32),
+        scene_of,
+        specs,
     )
 
 
@@ -113,7 +127,9 @@ def heldout_pictures(count: int, views: int = 1, pairs: bool = False, seed: int 
     return make_pictures(draw_specs(rng, count, reserved=True, held_out=pairs), views, rng)
 
 
-def training_pictures(folder: Path, chunks: int, report: Callable[[str], None] = lambda _: None) -> Pictures:
+def training_pictures(
+    folder: Path, chunks: int, report: Callable[[str], None] = lambda _: None
+) -> Pictures:
     """The first `chunks` chunks, rendered now where they are not on disk yet (about 300 pictures a second and core)."""
     parts = []
     for index in range(chunks):
@@ -140,7 +156,14 @@ def _read_chunk(path: Path) -> Pictures:
     arrays = load_file(path)
     specs = [Spec(**row) for row in json.loads(path.with_suffix(".json").read_text())]
     scene_of = np.repeat(np.arange(len(specs)), len(arrays["images"]) // len(specs))
-    return Pictures(arrays["images"], arrays["seen"], arrays["azimuth_deg"], arrays["elevation_deg"], scene_of, specs)
+    return Pictures(
+        arrays["images"],
+        arrays["seen"],
+        arrays["azimuth_deg"],
+        arrays["elevation_deg"],
+        scene_of,
+        specs,
+    )
 
 
 def _join(parts: list[Pictures]) -> Pictures:
@@ -155,7 +178,13 @@ def _join(parts: list[Pictures]) -> Pictures:
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Pictures [N, H, W, 3] uint8 as rgb [N, 3, H, W] float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float().div(255.0)
+    return (
+        torch.from_numpy(np.ascontiguousarray(images))
+        .to(device)
+        .permute(0, 3, 1, 2)
+        .float()
+        .div(255.0)
+    )
 
 
 def augment(rgb: Tensor, rng: np.random.Generator, strength: float, most_shift: int = 3) -> Tensor:
@@ -165,10 +194,14 @@ def augment(rgb: Tensor, rng: np.random.Generator, strength: float, most_shift: 
     """
     if most_shift:
         shift, edge = rng.integers(-most_shift, most_shift + 1, 2), most_shift
-        rgb = torch.roll(F.pad(rgb, (edge,) * 4, mode="replicate"), tuple(shift), (2, 3))[:, :, edge:-edge, edge:-edge]
+        rgb = torch.roll(F.pad(rgb, (edge,) * 4, mode="replicate"), tuple(shift), (2, 3))[
+            :, :, edge:-edge, edge:-edge
+        ]
     if rng.random() < 0.6 * strength:
         side = int(rng.integers(24, 60))
-        small = F.interpolate(rgb, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        small = F.interpolate(
+            rgb, (side, side), mode="bilinear", antialias=True, align_corners=False
+        )
         rgb = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
     gain, noise = 1.0 + 0.12 * strength * rng.uniform(-1, 1), 0.05 * strength * rng.random()
     tint = torch.from_numpy(rng.normal(0, 0.02 * strength, (len(rgb), 3, 1, 1))).to(rgb)
@@ -202,13 +235,21 @@ def noun_maps(pictures: Pictures, index: np.ndarray, device: torch.device | str 
     turned = (beside == 1) & (facing < 0)  # the caption's first object is the right one
     cut = np.where(second < 0, 1.0, np.where(turned, both - share, share) / np.maximum(both, 1e-6))
     told, columns, swap, upto = (
-        torch.from_numpy(v).to(device) for v in ((beside == 0) | (np.abs(facing) >= 0.4), beside == 1, turned, cut)
+        torch.from_numpy(v).to(device)
+        for v in ((beside == 0) | (np.abs(facing) >= 0.4), beside == 1, turned, cut)
     )
     lines = torch.where(columns[:, None], opaque.sum(1), opaque.sum(2))
-    before = (lines.cumsum(1) / lines.sum(1, keepdim=True).clamp(min=1.0) <= upto[:, None]) != swap[:, None]
+    before = (lines.cumsum(1) / lines.sum(1, keepdim=True).clamp(min=1.0) <= upto[:, None]) != swap[
+        :, None
+    ]
     mine = torch.where(columns[:, None, None], before[:, None, :], before[:, :, None])
-    parts = [F.avg_pool2d((opaque * side * told[:, None, None]).float()[:, None], 8)[:, 0] for side in (mine, ~mine)]
-    maps = torch.zeros(len(index), len(NOUNS) + 1, 8, 8, device=device)  # the last is of no second object
+    parts = [
+        F.avg_pool2d((opaque * side * told[:, None, None]).float()[:, None], 8)[:, 0]
+        for side in (mine, ~mine)
+    ]
+    maps = torch.zeros(
+        len(index), len(NOUNS) + 1, 8, 8, device=device
+    )  # the last is of no second object
     for nouns, part in zip((first, second), parts, strict=True):
         maps[torch.arange(len(index), device=device), torch.from_numpy(nouns).to(device)] += part
     return maps[:, :-1]
@@ -276,7 +317,9 @@ HEADS: dict[str, list[str]] = {
 
 def spec_targets(specs: list[Spec]) -> Tensor:
     """What the captions say, [N, heads] int64 in the order of `HEADS`: `attributes` as indices."""
-    return torch.tensor([[values.index(attributes(s)[head]) for head, values in HEADS.items()] for s in specs])
+    return torch.tensor(
+        [[values.index(attributes(s)[head]) for head, values in HEADS.items()] for s in specs]
+    )
 
 
 def attribute_targets(pictures: Pictures) -> np.ndarray:
@@ -293,7 +336,9 @@ def attribute_targets(pictures: Pictures) -> np.ndarray:
         beside = spec.relation == "next to"
         told = swapped(attributes(spec)) if beside and facing[n] < 0 else attributes(spec)
         shown = visible_attributes(spec, seen)
-        hidden = min(seen[:3].sum(), seen[3:].sum()) < BOTH_VISIBLE or not (shown["color_a"] and shown["color_b"])
+        hidden = min(seen[:3].sum(), seen[3:].sum()) < BOTH_VISIBLE or not (
+            shown["color_a"] and shown["color_b"]
+        )
         if beside and (abs(facing[n]) < 0.4 or hidden):
             shown |= dict.fromkeys(("object_a", "color_a", "object_b", "color_b"), False)
         answers[n] = [index[h][told[h]] if shown[h] else -100 for h in HEADS]

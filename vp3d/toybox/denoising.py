@@ -95,7 +95,9 @@ class PriorLosses:
         self.quantiles = kind_quantiles(pictures, self.OFTEN)
         self.cells = torch.empty(0)  # features [B, C, 8, 8] of the last denoising
         if "aid_map" in model:
-            model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(self._keep_cells)
+            model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(
+                self._keep_cells
+            )
 
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of one batch; `loss*` are summed."""
@@ -103,18 +105,28 @@ class PriorLosses:
         x0 = self.latents[told.index].to(self.device).float()
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
         u = torch.rand(self.batch, generator=generator, device=self.device)
-        t = (len(self.alpha_bar) * u**0.6).long()  # more of the high noise, where the text decides what there is
-        alpha, sigma = (a[:, None, None, None] for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()))
+        t = (
+            len(self.alpha_bar) * u**0.6
+        ).long()  # more of the high noise, where the text decides what there is
+        alpha, sigma = (
+            a[:, None, None, None]
+            for a in (self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt())
+        )
         noisy = alpha * x0 + sigma * noise
         self.last = Batch(told, noisy, t)
         with half_precision(self.device):
             predicted = self.model["unet"](noisy, t, told.condition).sample
         predicted = predicted.float()
         shares = noun_maps(self.pictures, told.index, self.device)
-        asked = torch.from_numpy((told.kind != 1) & (told.kind < 5))[:, None, None, None].to(self.device)
+        asked = torch.from_numpy((told.kind != 1) & (told.kind < 5))[:, None, None, None].to(
+            self.device
+        )
         with half_precision(self.device):
             read = self.reader(alpha * noisy - sigma * predicted, shares * asked, told.answers)
-        values = {"loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0), "loss_read": self.READ_WEIGHT * read}
+        values = {
+            "loss_v": F.mse_loss(predicted, alpha * noise - sigma * x0),
+            "loss_read": self.READ_WEIGHT * read,
+        }
         if "aid_map" in self.model:
             named = F.log_softmax(self.model["aid_map"](self.cells), 1)
             values["loss_nouns"] = -self.NOUNS_WEIGHT * (shares * named).sum() / shares.sum()
@@ -124,7 +136,9 @@ class PriorLosses:
                 more = np.searchsorted(self.quantiles, rng.random(self.more_shown), side="right")
                 tokens = torch.cat([tokens, self.image(more, rng)])
                 behind = torch.cat([behind, self.answers[more].to(self.device)])
-            values["loss_shown"] = self.shown_weight * self.model["aid_image"](tokens.flatten(1), behind)
+            values["loss_shown"] = self.shown_weight * self.model["aid_image"](
+                tokens.flatten(1), behind
+            )
         return values | (self._text_aids(rng) if "aid_pooled" in self.model else {})
 
     def draw_conditions(self, rng: np.random.Generator, batch: int, shares: np.ndarray) -> Told:
@@ -132,16 +146,24 @@ class PriorLosses:
         index = np.searchsorted(self.quantiles, rng.random(batch), side="right")
         kind = np.searchsorted(shares, rng.random(batch), side="right")
         texts = [self._text(int(i), int(k), rng) for i, k in zip(index, kind, strict=True)]
-        turned = np.array([self.pictures.view(int(i)) in s for i, s in zip(index, texts, strict=True)])  # the view is told
+        turned = np.array(
+            [self.pictures.view(int(i)) in s for i, s in zip(index, texts, strict=True)]
+        )  # the view is told
         shown = self._shown(index, kind, turned, rng)
-        gate = torch.from_numpy(np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, batch)).astype(np.float32))
+        gate = torch.from_numpy(
+            np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, batch)).astype(np.float32)
+        )
         gate = torch.where(torch.from_numpy(kind == 3), torch.ones_like(gate), gate).to(self.device)
         asked = torch.from_numpy((kind != 1) & (kind < 5))[:, None].repeat(1, len(READ))
         asked[:, -1] &= torch.from_numpy(turned)
         untold = self.answers.new_tensor(-100)
         answers = self.answers[index].where(asked, untold).to(self.device)
-        behind = self.answers[shown].where(torch.from_numpy(shown >= 0)[:, None], untold).to(self.device)
-        return Told(index, kind, (self.encode(texts), self.image(shown, rng), gate), answers, behind)
+        behind = (
+            self.answers[shown].where(torch.from_numpy(shown >= 0)[:, None], untold).to(self.device)
+        )
+        return Told(
+            index, kind, (self.encode(texts), self.image(shown, rng), gate), answers, behind
+        )
 
     def blind(self) -> Tensor:
         """What the eye makes of no image, one of zeros after normalising: patches [1, 65, 128]."""
@@ -175,10 +197,16 @@ class PriorLosses:
             text = without_colors(text)
         return f"{text}, {view}" if view else text
 
-    def _shown(self, index: np.ndarray, kind: np.ndarray, turned: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _shown(
+        self, index: np.ndarray, kind: np.ndarray, turned: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         """Number [B] of the picture behind the image tokens, -1 where there is none."""
         other = turned & (rng.random(len(index)) < 0.75)
-        shown = np.where(other, index // self.views * self.views + rng.integers(self.views, size=len(index)), index)
+        shown = np.where(
+            other,
+            index // self.views * self.views + rng.integers(self.views, size=len(index)),
+            index,
+        )
         return np.where((kind == 2) | (kind == 3), shown, -1)
 
     def image(self, shown: np.ndarray, rng: np.random.Generator) -> Tensor:
@@ -187,7 +215,9 @@ class PriorLosses:
         has = np.flatnonzero(shown >= 0)
         if len(has):
             rgb = to_tensor(self.pictures.images[shown[has]], self.device)
-            rgb = augment(rgb, rng, strength=0.25, most_shift=0)  # shifted, it would not say where things are
+            rgb = augment(
+                rgb, rng, strength=0.25, most_shift=0
+            )  # shifted, it would not say where things are
             with half_precision(self.device):
                 embedding[has] = models.patches(models.see(self.model["eye"], rgb)).float()
         with half_precision(self.device):
@@ -218,26 +248,43 @@ class AlignLosses:
         values = prior(rng, generator)
         told = prior.draw_conditions(rng, self.paired, self.shares)
         drawn = self.draw(tuple(torch.cat([c, c]) for c in told.condition), rng, generator)
-        strength = self.NOISE * torch.rand(len(drawn), 1, 1, 1, generator=generator, device=drawn.device)
+        strength = self.NOISE * torch.rand(
+            len(drawn), 1, 1, 1, generator=generator, device=drawn.device
+        )
         noise = torch.randn(drawn.shape, generator=generator, device=drawn.device)
         read = prior.reader.whole(prior.reader.body(drawn + strength * noise))
-        seen = [(x, prior.reader.body(x)) for x in (*drawn.chunk(2), prior.latents[told.index].to(drawn))]
-        energy = torch.stack([distance(a, y) + distance(b, y) - distance(a, b) for a, b, y in zip(*seen, strict=True)])
+        seen = [
+            (x, prior.reader.body(x))
+            for x in (*drawn.chunk(2), prior.latents[told.index].to(drawn))
+        ]
+        energy = torch.stack(
+            [
+                distance(a, y) + distance(b, y) - distance(a, b)
+                for a, b, y in zip(*seen, strict=True)
+            ]
+        )
         return values | {
-            "loss_drawn": self.READ_WEIGHT * prior.reader.missed(read, torch.cat([told.answers, told.answers])),
+            "loss_drawn": self.READ_WEIGHT
+            * prior.reader.missed(read, torch.cat([told.answers, told.answers])),
             "loss_energy": 0.5 * self.ENERGY_WEIGHT * energy.mean(),
         }
 
-    def draw(self, condition: tuple[Tensor, ...], rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def draw(
+        self, condition: tuple[Tensor, ...], rng: np.random.Generator, generator: torch.Generator
+    ) -> Tensor:
         """Latents [B, 4, 16, 16] sampled from noise after `condition`, with their gradient."""
         batch, alpha_bar = len(condition[0]), self.prior.alpha_bar
-        early = rng.random(self.STEPS) * (np.arange(self.STEPS) > 0)  # the first step is from pure noise
+        early = rng.random(self.STEPS) * (
+            np.arange(self.STEPS) > 0
+        )  # the first step is from pure noise
         levels = len(alpha_bar) * (np.arange(self.STEPS, 0, -1) - early) / self.STEPS
         times = [max(round(level) - 1, 0) for level in levels]
         x = torch.randn(batch, 4, 16, 16, generator=generator, device=alpha_bar.device)
         for t, following in zip(times, [*times[1:], None], strict=True):
             here = alpha_bar[t].expand(batch)
-            there = torch.ones_like(here) if following is None else alpha_bar[following].expand(batch)
+            there = (
+                torch.ones_like(here) if following is None else alpha_bar[following].expand(batch)
+            )
             with half_precision(self.prior.device):
                 v = self.prior.model["unet"](x, t, condition).sample
             x = ddim_step(x, epsilon_from_v(x, v.float(), here), here, there)

@@ -82,7 +82,9 @@ def fit(
     path = folder / f"{name}.safetensors"
     first = _load(path, named, ema, optimizers) if path.exists() else 0
     if first >= plan.steps:
-        sys.stderr.write(f"{name}: its checkpoint already has {first} steps; --fresh or --more trains on\n")
+        sys.stderr.write(
+            f"{name}: its checkpoint already has {first} steps; --fresh or --more trains on\n"
+        )
         return {k: v.cpu() for k, v in ema.items()}
     decay = 0.5 ** (1.0 / max(plan.ema_share * plan.steps, 1.0))
     began = saved = shown = time.monotonic()
@@ -90,11 +92,15 @@ def fit(
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = rate(plan, step)
         rng = np.random.default_rng([plan.seed, step, rank])
-        generator = torch.Generator(device=device).manual_seed((rank << 40) + plan.seed * 1_000_003 + step)
+        generator = torch.Generator(device=device).manual_seed(
+            (rank << 40) + plan.seed * 1_000_003 + step
+        )
         values = losses(rng, generator)
         total = torch.stack([v for k, v in values.items() if k.startswith("loss")]).sum()
         if not torch.isfinite(total):
-            raise FloatingPointError(f"{name}: loss is not finite at step {step}; start again from the last checkpoint")
+            raise FloatingPointError(
+                f"{name}: loss is not finite at step {step}; start again from the last checkpoint"
+            )
         for parameter in named.values():
             parameter.grad = None
         total.backward()
@@ -105,7 +111,9 @@ def fit(
                 optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(
-                list(ema.values()), list(named.values()), 1.0 - min(decay, (1.0 + step) / (10.0 + step))
+                list(ema.values()),
+                list(named.values()),
+                1.0 - min(decay, (1.0 + step) / (10.0 + step)),
             )
         now = time.monotonic()
         if rank:
@@ -145,9 +153,13 @@ def new_optimizers(named: dict[str, nn.Parameter], plan: Plan) -> list[torch.opt
     rest = [p for k, p in named.items() if k not in inner]
     found: list[torch.optim.Optimizer] = []
     if rest:
-        found.append(torch.optim.AdamW(rest, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99)))
+        found.append(
+            torch.optim.AdamW(rest, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
+        )
     if inner:
-        found.append(Muon([named[k] for k in sorted(inner)], lr=plan.lr, weight_decay=plan.weight_decay))
+        found.append(
+            Muon([named[k] for k in sorted(inner)], lr=plan.lr, weight_decay=plan.weight_decay)
+        )
     return found
 
 
@@ -164,7 +176,9 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     mean = nn.utils.parameters_to_vector(gradients)
     processes.all_reduce(mean)
     sizes = [p.numel() for p in parameters]
-    for parameter, part in zip(parameters, (mean / processes.get_world_size()).split(sizes), strict=True):
+    for parameter, part in zip(
+        parameters, (mean / processes.get_world_size()).split(sizes), strict=True
+    ):
         parameter.grad = part.view_as(parameter)
 
 
@@ -185,17 +199,28 @@ def _save(
     ema: dict[str, Tensor],
     optimizers: list[torch.optim.Optimizer],
 ) -> None:
-    tensors = {f"model/{k}": v.detach() for k, v in named.items()} | {f"ema/{k}": v for k, v in ema.items()}
+    tensors = {f"model/{k}": v.detach() for k, v in named.items()} | {
+        f"ema/{k}": v for k, v in ema.items()
+    }
     states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     for key, parameter in named.items():
-        tensors |= {f"{m}/{key}": states[parameter][m] for m in MOMENTS if m in states.get(parameter, {})}
+        tensors |= {
+            f"{m}/{key}": states[parameter][m] for m in MOMENTS if m in states.get(parameter, {})
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
+        save_file(
+            {k: v.contiguous().cpu() for k, v in tensors.items()},
+            temporary,
+            metadata={"step": str(step)},
+        )
 
 
 def _load(
-    path: Path, named: dict[str, nn.Parameter], ema: dict[str, Tensor], optimizers: list[torch.optim.Optimizer]
+    path: Path,
+    named: dict[str, nn.Parameter],
+    ema: dict[str, Tensor],
+    optimizers: list[torch.optim.Optimizer],
 ) -> int:
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     with safe_open(path, framework="pt") as file, torch.no_grad():
@@ -203,7 +228,11 @@ def _load(
         for key, parameter in named.items():
             parameter.copy_(file.get_tensor(f"model/{key}"))
             ema[key].copy_(file.get_tensor(f"ema/{key}"))
-            moments = {m: file.get_tensor(f"{m}/{key}").to(parameter.device) for m in MOMENTS if f"{m}/{key}" in known}
+            moments = {
+                m: file.get_tensor(f"{m}/{key}").to(parameter.device)
+                for m in MOMENTS
+                if f"{m}/{key}" in known
+            }
             if moments:
                 owner[parameter].state[parameter] = {"step": torch.tensor(float(step)), **moments}
     return step

@@ -136,7 +136,13 @@ def _albedo(material: np.ndarray, x: float, y: float, z: float) -> tuple[float, 
 
 @numba.njit(cache=True)
 def _trace(
-    prims: np.ndarray, active: np.ndarray, count: int, origin: np.ndarray, ray: np.ndarray, start: float, end: float
+    prims: np.ndarray,
+    active: np.ndarray,
+    count: int,
+    origin: np.ndarray,
+    ray: np.ndarray,
+    start: float,
+    end: float,
 ) -> tuple[float, int]:
     """Distance along the ray to the first surface and the primitive there; -1 when nothing is hit."""
     t = start
@@ -173,7 +179,9 @@ def _shade(prim: np.ndarray, x: float, y: float, z: float) -> float:
 
 
 @numba.njit(cache=True, parallel=True)
-def scene_surface(prims: np.ndarray, materials: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def scene_surface(
+    prims: np.ndarray, materials: np.ndarray, points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Unlit sRGB colour [N, 3] in [0, 1] and unit outward normal [N, 3] of the primitive nearest to each of points [N, 3]."""
     albedo, normals = np.empty((len(points), 3)), np.empty((len(points), 3))
     for n in numba.prange(len(points)):
@@ -192,7 +200,11 @@ def scene_surface(prims: np.ndarray, materials: np.ndarray, points: np.ndarray) 
 
 @numba.njit(cache=True)
 def _sees(
-    prims: np.ndarray, materials: np.ndarray, origin: np.ndarray, ray: np.ndarray, active: np.ndarray
+    prims: np.ndarray,
+    materials: np.ndarray,
+    origin: np.ndarray,
+    ray: np.ndarray,
+    active: np.ndarray,
 ) -> tuple[float, float, float, int]:
     """Shaded colour along one ray and its slot; slot -1 is the ground."""
     count, first, last = 0, 1e9, -1e9
@@ -219,7 +231,12 @@ def _sees(
 
 @numba.njit(cache=True)
 def _picture(
-    prims: np.ndarray, materials: np.ndarray, view: np.ndarray, ground: float, image: np.ndarray, seen: np.ndarray
+    prims: np.ndarray,
+    materials: np.ndarray,
+    view: np.ndarray,
+    ground: float,
+    image: np.ndarray,
+    seen: np.ndarray,
 ) -> None:
     """Fill image [S, S, 3] uint8 and seen [SLOTS] (share of the picture each slot covers)."""
     size, rays = image.shape[0], 2
@@ -277,16 +294,27 @@ def view_vectors(
     """[N, 13]: position, right, up, forward (world, unit), tangent of half the field of view. Inputs [N] degrees."""
     azimuth, elevation = np.deg2rad(azimuth_deg), np.deg2rad(elevation_deg)
     outward = np.stack(
-        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], -1
+        [
+            np.cos(elevation) * np.cos(azimuth),
+            np.cos(elevation) * np.sin(azimuth),
+            np.sin(elevation),
+        ],
+        -1,
     )
     right = np.stack([-np.sin(azimuth), np.cos(azimuth), np.zeros_like(azimuth)], -1)
     up = np.cross(right, -outward)
     half = np.tan(np.deg2rad(fov_deg) / 2)[:, None]
-    return np.concatenate([outward * np.asarray(distance)[:, None], right, up, -outward, half], -1).astype(np.float64)
+    return np.concatenate(
+        [outward * np.asarray(distance)[:, None], right, up, -outward, half], -1
+    ).astype(np.float64)
 
 
 def render_scenes(
-    scenes: list[Scene], scene_of: np.ndarray, views: np.ndarray, grounds: np.ndarray, size: int = 64
+    scenes: list[Scene],
+    scene_of: np.ndarray,
+    views: np.ndarray,
+    grounds: np.ndarray,
+    size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pictures [N, S, S, 3] uint8 sRGB of `scenes[scene_of[n]]` from `views` [N, 13] (`view_vectors`) on grey `grounds` [N].
 
@@ -313,7 +341,11 @@ def render_scenes(
 
 
 def render_spec(
-    spec: Spec, azimuth_deg: list[float], elevation_deg: float = 15.0, ground: float = 0.7, size: int = 64
+    spec: Spec,
+    azimuth_deg: list[float],
+    elevation_deg: float = 15.0,
+    ground: float = 0.7,
+    size: int = 64,
 ) -> np.ndarray:
     """Ground-truth views [N, S, S, 3] uint8 of one caption's scene at the default distance and field of view."""
     azimuth = np.asarray(azimuth_deg, dtype=np.float64)

@@ -18,7 +18,13 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from vp3d.diffusion.image_prompt import GatedImageAttention, pool_image
 
@@ -59,7 +65,9 @@ def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS, unk_token="<|endoftext|>")
+    return CLIPTokenizer(
+        vocab=vocab, merges=merges, model_max_length=TOKENS, unk_token="<|endoftext|>"
+    )
 
 
 def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
@@ -147,7 +155,11 @@ def new_image_projection() -> IPAdapterPlusImageProjection:
     that diffusers assumes of a file.
     """
     return IPAdapterPlusImageProjection(
-        embed_dims=IMAGE_WIDTH, output_dims=TEXT_WIDTH, hidden_dims=128, heads=2, num_queries=IMAGE_TOKENS
+        embed_dims=IMAGE_WIDTH,
+        output_dims=TEXT_WIDTH,
+        hidden_dims=128,
+        heads=2,
+        num_queries=IMAGE_TOKENS,
     )
 
 
@@ -163,7 +175,8 @@ def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
         if not name.endswith("attn2.processor"):
             continue
         keys, values = (
-            nn.Linear(TEXT_WIDTH, layer.out_features, bias=False) for layer in (attention.to_k, attention.to_v)
+            nn.Linear(TEXT_WIDTH, layer.out_features, bias=False)
+            for layer in (attention.to_k, attention.to_v)
         )
         keys.load_state_dict(attention.to_k.state_dict())
         values.load_state_dict(attention.to_v.state_dict())
@@ -209,7 +222,9 @@ class Telling(nn.Module):
         self.thumbnail = nn.Linear(width, thumbnail)
         nn.init.zeros_(self.thumbnail.weight)
 
-    def forward(self, embedding: torch.Tensor, targets: torch.Tensor, thumbnails: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, embedding: torch.Tensor, targets: torch.Tensor, thumbnails: torch.Tensor
+    ) -> torch.Tensor:
         """Loss of `AttributeHeads` plus the share of the variance of `thumbnails [B, T]` that is not told; a scalar."""
         missed = nn.functional.mse_loss(self.thumbnail(embedding), thumbnails)
         return self.attributes(embedding, targets) + missed / thumbnails.var(0).mean()
@@ -221,14 +236,18 @@ class AttributeHeads(nn.Module):
     def __init__(self, width: int, heads: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
         self.values = {name: list(values) for name, values in heads.items()}
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in self.values.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(width, len(values)) for name, values in self.values.items()}
+        )
         for weight in (p for p in self.heads.parameters() if p.ndim > 1):
             nn.init.zeros_(weight)  # random ones would shout an embedding down that already tells
 
     def forward(self, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy against `targets [B, heads]` (int64, -100 where it cannot be told); 0 if none can."""
         losses = [
-            nn.functional.cross_entropy(head(embedding), targets[:, i], ignore_index=-100, reduction="sum")
+            nn.functional.cross_entropy(
+                head(embedding), targets[:, i], ignore_index=-100, reduction="sum"
+            )
             for i, head in enumerate(self.heads.values())
         ]
         return (torch.stack(losses) / (targets >= 0).sum(0).clamp(min=1)).mean()
@@ -247,5 +266,7 @@ def patches(seen: Any) -> torch.Tensor:
 
 def tokenize(tokenizer: object, texts: list[str]) -> torch.Tensor:
     """Token ids [B, 20] int64."""
-    batch = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")  # type: ignore[operator]
+    batch = tokenizer(
+        texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+    )  # type: ignore[operator]
     return batch.input_ids

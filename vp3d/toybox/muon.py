@@ -46,17 +46,28 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             updates = [torch.zeros_like(p) for p in moved]
-            rank, world = (processes.get_rank(), processes.get_world_size()) if processes.is_initialized() else (0, 1)
+            rank, world = (
+                (processes.get_rank(), processes.get_world_size())
+                if processes.is_initialized()
+                else (0, 1)
+            )
             for number, (parameter, update) in enumerate(zip(moved, updates, strict=True)):
                 state = self.state[parameter]
                 momentum = state.setdefault("exp_avg", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 1.0 - MOMENTUM)
                 if number % world == rank:
                     ahead = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
-                    update.copy_((orthogonal(ahead) * LIKE_ADAMW * max(ahead.shape) ** 0.5).view_as(update))
+                    update.copy_(
+                        (orthogonal(ahead) * LIKE_ADAMW * max(ahead.shape) ** 0.5).view_as(update)
+                    )
             if world > 1 and moved:
                 together = nn.utils.parameters_to_vector(updates)
                 processes.all_reduce(together)
-                updates = [u.view_as(p) for u, p in zip(together.split([p.numel() for p in moved]), moved, strict=True)]
+                updates = [
+                    u.view_as(p)
+                    for u, p in zip(together.split([p.numel() for p in moved]), moved, strict=True)
+                ]
             for parameter, update in zip(moved, updates, strict=True):
-                parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(
+                    update, alpha=group["lr"]
+                )

@@ -38,11 +38,17 @@ class LatentReader(nn.Module):
         super().__init__()
 
         def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU())
+            return nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU()
+            )
 
-        self.body = nn.Sequential(block(4, 48), block(48, 64), block(64, 128, 2), block(128, 128), block(128, 128))
+        self.body = nn.Sequential(
+            block(4, 48), block(48, 64), block(64, 128, 2), block(128, 128), block(128, 128)
+        )
         self.map = nn.Conv2d(128, len(NOUNS), 1)
-        self.squeeze = nn.Sequential(nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 8 * 8, 256), nn.SiLU())
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 8 * 8, 256), nn.SiLU()
+        )
         self.aid = models.AttributeHeads(256, HEADS)
         self.view = models.AttributeHeads(256, VIEW)
 
@@ -74,12 +80,19 @@ def read_targets(pictures: Pictures) -> Tensor:
 
 def kind_quantiles(pictures: Pictures, often: Mapping[str, float]) -> np.ndarray:
     """Cumulative shares [N] by which pictures of each kind (`scenes.kind_of`) are drawn `often` times as often, others once."""
-    weights = np.array([often.get(kind_of(s), 1.0) for s in pictures.specs])[pictures.scene_of].cumsum()
+    weights = np.array([often.get(kind_of(s), 1.0) for s in pictures.specs])[
+        pictures.scene_of
+    ].cumsum()
     return np.asarray(weights / weights[-1])
 
 
 def taught_reader(
-    pictures: Pictures, latents: Tensor, told: Tensor, work: Path, device: str, most_steps: int = PLAN.steps
+    pictures: Pictures,
+    latents: Tensor,
+    told: Tensor,
+    work: Path,
+    device: str,
+    most_steps: int = PLAN.steps,
 ) -> LatentReader:
     """A frozen reader of the `latents` [N, 4, 16, 16] of `pictures` with `read_targets` `told`; trained once in `work`."""
     reader = LatentReader().to(device)
@@ -94,14 +107,21 @@ def taught_reader(
         with half_precision(x0.device):
             return {"loss_read": reader(noisy, shares, told[index].to(device))}
 
-    use_ema(reader, fit("reader", reader, losses, replace(PLAN, steps=min(PLAN.steps, most_steps)), work))
+    use_ema(
+        reader,
+        fit("reader", reader, losses, replace(PLAN, steps=min(PLAN.steps, most_steps)), work),
+    )
     return reader.requires_grad_(False)
 
 
-def tell(pictures: Pictures, index: np.ndarray, device: torch.device | str) -> tuple[list[str], Tensor, Tensor]:
+def tell(
+    pictures: Pictures, index: np.ndarray, device: torch.device | str
+) -> tuple[list[str], Tensor, Tensor]:
     """Captions with view words of B pictures, what they say [B, heads + 1] int64 (last the view), and the thumbnails [B, T]."""
     specs = [pictures.specs[pictures.scene_of[i]] for i in index]
     views = [pictures.view(int(i)) for i in index]
-    told = torch.cat([spec_targets(specs), torch.tensor([[READ["view"].index(v)] for v in views])], 1)
+    told = torch.cat(
+        [spec_targets(specs), torch.tensor([[READ["view"].index(v)] for v in views])], 1
+    )
     texts = [f"{caption(s)}, {v}" for s, v in zip(specs, views, strict=True)]
     return texts, told.to(device), thumbnails(pictures.images[index]).to(device)

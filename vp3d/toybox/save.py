@@ -32,9 +32,15 @@ LAYER, KV = re.compile(r"layers\.(\d+)\.(.+)\.(\w+)"), "0.to_kv"
 def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, folder: Path) -> None:
     """A StableDiffusionPipeline folder around the autoencoder that already lies in `folder / "vae"`; the UNet in float16."""
     plain = models.new_unet()
-    state = {k.replace("add_embedding.text.", "add_embedding."): v for k, v in unet.state_dict().items()}
+    state = {
+        k.replace("add_embedding.text.", "add_embedding."): v for k, v in unet.state_dict().items()
+    }
     plain.load_state_dict(
-        {k: v for k, v in state.items() if ".processor." not in k and k != "add_embedding.image.weight"}
+        {
+            k: v
+            for k, v in state.items()
+            if ".processor." not in k and k != "add_embedding.image.weight"
+        }
     )
     pipeline = models.StableDiffusionPipeline(
         vae=models.AutoencoderTiny.from_pretrained(folder / "vae"),
@@ -54,7 +60,9 @@ def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
 
     Beyond the published keys the file has `pooled.weight`, the image's part in the time embedding (`image_prompt.PooledPrompt`).
     """
-    tensors = {f"image_proj.{k}": v for k, v in published_resampler(projection.state_dict()).items()}
+    tensors = {
+        f"image_proj.{k}": v for k, v in published_resampler(projection.state_dict()).items()
+    }
     tensors[POOLED] = unet.get_parameter("add_embedding.image.weight")
     processors: dict[str, Any] = unet.attn_processors  # type: ignore[assignment]
     for number, (name, processor) in enumerate(processors.items()):
@@ -73,7 +81,9 @@ def published_resampler(state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         if layer is None:
             found[key] = value
         elif layer[2] == "attn.to_k":
-            found[f"layers.{layer[1]}.{KV}.weight"] = torch.cat([value, state[key.replace("to_k", "to_v")]])
+            found[f"layers.{layer[1]}.{KV}.weight"] = torch.cat(
+                [value, state[key.replace("to_k", "to_v")]]
+            )
         elif layer[2] != "attn.to_v":
             found[f"layers.{layer[1]}.{PUBLISHED[layer[2]]}.{layer[3]}"] = value
     return found
@@ -103,7 +113,9 @@ def save_clip(model: nn.Module, tokenizer: Any, folder: Path) -> None:
         folder / "open_clip_config.json",
         {"model_cfg": models.clip_config(tokenizer), "preprocess_cfg": preprocess},
     )
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
+    state = {
+        k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"
+    }
     with atomic_write(folder / "open_clip_model.safetensors") as temporary:
         save_file(state, temporary)
     tokenizer.save_pretrained(folder)
@@ -114,7 +126,9 @@ def save_manifest(folder: Path, figures: dict[str, Any] | None = None) -> None:
     path = folder / "MANIFEST.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     listed = sorted(
-        p for p in folder.rglob("*") if p.is_file() and (p.suffix in WEIGHT_SUFFIXES or p.suffix in (".json", ".txt"))
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and (p.suffix in WEIGHT_SUFFIXES or p.suffix in (".json", ".txt"))
     )
     files = {str(p.relative_to(folder)): file_entry(p) for p in listed if p != path}
     write_json(

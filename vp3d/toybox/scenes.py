@@ -48,18 +48,24 @@ COLORS: dict[str, tuple[float, float, float]] = {
 }
 PATTERNS = ("plain", "stripes", "checks")
 RELATIONS = ("on", "next to")
-PATTERN_PERIOD = 0.40  # side of a check and width of a stripe, in units of the object before it is scaled
+PATTERN_PERIOD = (
+    0.40  # side of a check and width of a stripe, in units of the object before it is scaled
+)
 SUPPORTS = ("cube", "cylinder", "table", "gift")  # what another object can stand on
 
 Primitive = tuple[int, tuple[float, float, float], tuple[float, float, float], int, str]
 """kind, centre, size, axis, and what it is painted with: "main", "part", or a colour's name."""
 
 
-def _box(x: float, y: float, z: float, a: float, b: float, c: float, paint: str = "main") -> Primitive:
+def _box(
+    x: float, y: float, z: float, a: float, b: float, c: float, paint: str = "main"
+) -> Primitive:
     return (BOX, (x, y, z), (a, b, c), 2, paint)
 
 
-def _ball(x: float, y: float, z: float, a: float, b: float, c: float, paint: str = "main") -> Primitive:
+def _ball(
+    x: float, y: float, z: float, a: float, b: float, c: float, paint: str = "main"
+) -> Primitive:
     return (ELLIPSOID, (x, y, z), (a, b, c), 2, paint)
 
 
@@ -69,11 +75,15 @@ def _cone(
     return (CONE, (x, y, z), (r0, r1, h), axis, paint)
 
 
-def _capsule(x: float, y: float, z: float, r: float, h: float, paint: str = "main", axis: int = 2) -> Primitive:
+def _capsule(
+    x: float, y: float, z: float, r: float, h: float, paint: str = "main", axis: int = 2
+) -> Primitive:
     return (CAPSULE, (x, y, z), (r, h, 0.0), axis, paint)
 
 
-def _ring(x: float, y: float, z: float, major: float, minor: float, paint: str = "main", axis: int = 2) -> Primitive:
+def _ring(
+    x: float, y: float, z: float, major: float, minor: float, paint: str = "main", axis: int = 2
+) -> Primitive:
     return (RING, (x, y, z), (major, minor, 0.0), axis, paint)
 
 
@@ -104,7 +114,10 @@ COMPOUNDS: dict[str, tuple[str, Callable[[], list[Primitive]]]] = {
             *_legs(0.34, 0.34, -0.4, 0.08, 0.36),
         ],
     ),
-    "table": ("legs", lambda: [_box(0, 0, 0.3, 0.68, 0.55, 0.1), *_legs(0.56, 0.43, -0.2, 0.09, 0.42)]),
+    "table": (
+        "legs",
+        lambda: [_box(0, 0, 0.3, 0.68, 0.55, 0.1), *_legs(0.56, 0.43, -0.2, 0.09, 0.42)],
+    ),
     "car": (
         "wheels",
         lambda: [
@@ -124,7 +137,10 @@ COMPOUNDS: dict[str, tuple[str, Callable[[], list[Primitive]]]] = {
             _box(0.5, 0.0, -0.34, 0.03, 0.14, 0.26, "black"),
         ],
     ),
-    "mushroom": ("stem", lambda: [_ball(0, 0, 0.22, 0.68, 0.68, 0.4), _cone(0, 0, -0.36, 0.24, 0.2, 0.4, "part")]),
+    "mushroom": (
+        "stem",
+        lambda: [_ball(0, 0, 0.22, 0.68, 0.68, 0.4), _cone(0, 0, -0.36, 0.24, 0.2, 0.4, "part")],
+    ),
     "snowman": (
         "hat",
         lambda: [
@@ -161,7 +177,10 @@ COMPOUNDS: dict[str, tuple[str, Callable[[], list[Primitive]]]] = {
             _cone(0, 0, -0.66, 0.42, 0.36, 0.08, "part"),
         ],
     ),
-    "mug": ("handle", lambda: [_cone(0, 0, 0, 0.45, 0.45, 0.52), _ring(0, 0.5, 0, 0.28, 0.09, "part", 0)]),
+    "mug": (
+        "handle",
+        lambda: [_cone(0, 0, 0, 0.45, 0.45, 0.52), _ring(0, 0.5, 0, 0.28, 0.09, "part", 0)],
+    ),
     "sofa": (
         "arms",
         lambda: [
@@ -303,7 +322,9 @@ def parse_caption(text: str) -> Spec:
     objects = rest[len(relation.split()) :]
     if relation in RELATIONS and len(objects) == 2 and objects[0] in COLORS and objects[1] in NOUNS:
         return replace(spec, relation=relation, color_b=objects[0], noun_b=objects[1])
-    raise ValueError(f"not a toybox caption: {text!r} (after the noun: 'with a COLOUR PART', 'on' or 'next to')")
+    raise ValueError(
+        f"not a toybox caption: {text!r} (after the noun: 'with a COLOUR PART', 'on' or 'next to')"
+    )
 
 
 def _with_accent(spec: Spec, accent: str, word: str, text: str) -> Spec:
@@ -323,7 +344,9 @@ def is_held_out(color: str, noun: str) -> bool:
 
 def uses_held_out(spec: Spec) -> bool:
     """Whether any object of `spec` is a held-out colour-object pair."""
-    return is_held_out(spec.color, spec.noun) or bool(spec.noun_b and is_held_out(spec.color_b, spec.noun_b))
+    return is_held_out(spec.color, spec.noun) or bool(
+        spec.noun_b and is_held_out(spec.color_b, spec.noun_b)
+    )
 
 
 def sample_spec(rng: np.random.Generator, held_out: bool = False) -> Spec:
@@ -335,8 +358,10 @@ def sample_spec(rng: np.random.Generator, held_out: bool = False) -> Spec:
 
 
 def kind_of(spec: Spec) -> str:
-    """"on", "next to", "stripes", "checks", "part" or "plain"."""
-    return spec.relation or (spec.pattern if spec.pattern != "plain" else "part" if spec.accent else "plain")
+    """ "on", "next to", "stripes", "checks", "part" or "plain"."""
+    return spec.relation or (
+        spec.pattern if spec.pattern != "plain" else "part" if spec.accent else "plain"
+    )
 
 
 def _propose(rng: np.random.Generator) -> Spec:
@@ -375,7 +400,14 @@ def build_scene(spec: Spec) -> Scene:
     return _assemble(
         [
             (rows_a, offset, size, spec.color, default_accent(spec.noun, spec.color), "plain"),
-            (rows_b, np.zeros(3), 1.0, spec.color_b, default_accent(spec.noun_b, spec.color_b), "plain"),
+            (
+                rows_b,
+                np.zeros(3),
+                1.0,
+                spec.color_b,
+                default_accent(spec.noun_b, spec.color_b),
+                "plain",
+            ),
         ]
     )
 
@@ -412,7 +444,9 @@ def _assemble(objects: list[tuple[list[Primitive], np.ndarray, float, str, str, 
         for kind, centre, extent, axis, paint in rows
     ]
     boxes = [(c, _half_extent((k, tuple(c), tuple(e), a, p))) for k, c, e, a, p, _ in placed]
-    middle = (np.min([c - h for c, h in boxes], axis=0) + np.max([c + h for c, h in boxes], axis=0)) / 2
+    middle = (
+        np.min([c - h for c, h in boxes], axis=0) + np.max([c + h for c, h in boxes], axis=0)
+    ) / 2
     scale = BALL_RADIUS / max(_reach(k, c - middle, e, a) for k, c, e, a, _, _ in placed)
     prims: list[list[float]] = []
     materials: list[list[float]] = []
@@ -456,7 +490,9 @@ def words() -> list[str]:
     """Every word of the captions and view words, sorted."""
     views = "front back left right side view from above".split()
     parts = {part for part, _ in COMPOUNDS.values()}
-    return sorted({"a", "an", "with", "on", "next", "to", *views, *parts, *PATTERNS[1:], *COLORS, *NOUNS})
+    return sorted(
+        {"a", "an", "with", "on", "next", "to", *views, *parts, *PATTERNS[1:], *COLORS, *NOUNS}
+    )
 
 
 def vocabulary() -> dict[str, object]:

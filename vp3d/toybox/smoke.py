@@ -24,7 +24,15 @@ from vp3d.errors import UserError
 from vp3d.evaluate.claim import keep_to, run_places, weights_of
 from vp3d.evaluate.judge import Judge, judge_views, load_judge
 from vp3d.evaluate.metrics import Palette, dominant_color_distance, dominant_colors
-from vp3d.evaluate.suites import Result, SuitePrompt, read_suite, score_asset, suite_table, write_gallery, write_suite
+from vp3d.evaluate.suites import (
+    Result,
+    SuitePrompt,
+    read_suite,
+    score_asset,
+    suite_table,
+    write_gallery,
+    write_suite,
+)
 from vp3d.evaluate.views import save_image, sheet
 from vp3d.prompts import normalize_prompt
 from vp3d.render.camera import ring
@@ -74,13 +82,21 @@ def suite(options: argparse.Namespace) -> None:
         config.prompt, config.seed = entry.prompt, entry.seed
         made = make(config, options.work / f"{number:02d}-{entry.prompt.replace(' ', '-')}")
         score = score_asset(judge, made.mesh, attributes(spec))
-        prompt_image = np.asarray(Image.open(made.folder / "visual_prompt" / "cutout.png").convert("RGB"))
+        prompt_image = np.asarray(
+            Image.open(made.folder / "visual_prompt" / "cutout.png").convert("RGB")
+        )
         results.append(Result(entry, score, made.mesh, prompt_image, made.seconds))
-        sys.stdout.write(f"{number}/{len(prompts)} {entry.prompt}: {8 * score['right']:.0f}/8 views\n")
+        sys.stdout.write(
+            f"{number}/{len(prompts)} {entry.prompt}: {8 * score['right']:.0f}/8 views\n"
+        )
         sys.stdout.flush()
     sys.stdout.write(suite_table(results))
     write_suite(results, options.work, "smoke")
-    write_gallery(results, options.sheet or options.work / "smoke.png", f"{options.prompts.stem}, {options.preset}")
+    write_gallery(
+        results,
+        options.sheet or options.work / "smoke.png",
+        f"{options.prompts.stem}, {options.preset}",
+    )
 
 
 def stylized(options: argparse.Namespace) -> None:
@@ -100,22 +116,41 @@ def stylized(options: argparse.Namespace) -> None:
                 config = load_config(options.preset, options.config, options.overrides)
                 config.prompt, config.image = f"a {noun}", image
                 made = make(
-                    config, options.work / f"{noun}-{number}-{name}" if image else options.work / f"{noun}-{name}"
+                    config,
+                    options.work / f"{noun}-{number}-{name}"
+                    if image
+                    else options.work / f"{noun}-{name}",
                 )
                 found[name] = (made, dominant_color_distance(palette(made.mesh), target))
             kept = noun_share(judge_views_of(judge, found["with"][0].mesh), noun)
             near, far = found["with"][1], found["without"][1]
-            rows.append({"noun": noun, "reference": reference, "kept": kept, "color_error": near, "without": far})
+            rows.append(
+                {
+                    "noun": noun,
+                    "reference": reference,
+                    "kept": kept,
+                    "color_error": near,
+                    "without": far,
+                }
+            )
             tiles.append(style_row(picture, found["with"][0].mesh, found["without"][0].mesh))
-            sys.stdout.write(f"{noun:8s} after {reference:36s} noun {kept:4.2f}  dE {near:5.1f}  without {far:5.1f}\n")
+            sys.stdout.write(
+                f"{noun:8s} after {reference:36s} noun {kept:4.2f}  dE {near:5.1f}  without {far:5.1f}\n"
+            )
             sys.stdout.flush()
-    mean = {key: float(np.mean([row[key] for row in rows])) for key in ("kept", "color_error", "without")}
+    mean = {
+        key: float(np.mean([row[key] for row in rows]))
+        for key in ("kept", "color_error", "without")
+    }
     sys.stdout.write(
         f"\nnoun kept in {mean['kept']:.2f} of views; mean CIEDE2000 of the main colours {mean['color_error']:.1f}, "
         f"without {mean['without']:.1f}\n"
     )
     write_json(options.work / "stylized.json", {"mean": mean, "records": rows})
-    save_image(sheet(tiles, "reference | with it | without"), options.sheet or options.work / "stylized.png")
+    save_image(
+        sheet(tiles, "reference | with it | without"),
+        options.sheet or options.work / "stylized.png",
+    )
 
 
 def views_of(mesh: Mesh, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,14 +171,20 @@ def noun_share(named: list[dict[str, str]], noun: str) -> float:
 def palette(mesh: Mesh) -> Palette:
     """The main colours of a mesh over eight views."""
     rgb, opacity = views_of(mesh)
-    return dominant_colors(rgb.permute(0, 2, 3, 1).flatten(0, 1).numpy(), opacity[:, 0].flatten(0, 1).numpy() > 0.9)
+    return dominant_colors(
+        rgb.permute(0, 2, 3, 1).flatten(0, 1).numpy(), opacity[:, 0].flatten(0, 1).numpy() > 0.9
+    )
 
 
 def style_row(picture: np.ndarray, *meshes: Mesh) -> list[Image.Image]:
     """Reference and two views of each mesh as tiles."""
     tiles = [Image.fromarray(picture).resize((128, 128))]
     for mesh in meshes:
-        rgb = (views_of(mesh)[0][[0, 1, 3]].permute(0, 2, 3, 1).numpy() * 255.0).round().astype(np.uint8)
+        rgb = (
+            (views_of(mesh)[0][[0, 1, 3]].permute(0, 2, 3, 1).numpy() * 255.0)
+            .round()
+            .astype(np.uint8)
+        )
         tiles += [Image.fromarray(view) for view in rgb]
     return tiles
 
@@ -154,10 +195,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("what", choices=["suite", "stylized"])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides")
     parser.add_argument("--preset", default="draft", help="draft, standard or high (default draft)")
-    parser.add_argument("--config", type=Path, action="append", default=[], help="configuration file")
+    parser.add_argument(
+        "--config", type=Path, action="append", default=[], help="configuration file"
+    )
     parser.add_argument("--prompts", type=Path, default=Path("assets/prompts/smoke.txt"))
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every n-th prompt")
-    parser.add_argument("--work", type=Path, default=Path("outputs/smoke"), help="where the runs are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/smoke"), help="where the runs are kept"
+    )
     parser.add_argument("--sheet", type=Path, help="contact sheet (default: in --work)")
     options = parser.parse_intermixed_args(argv)
     if options.every < 1:

@@ -65,7 +65,12 @@ PLANS = {
 }
 PARTS = tuple(PLANS)
 LATENTS = "latents.safetensors"
-TAUGHT = ("eye.", "projection.", "aid_", "unet.add_embedding.image.")  # with the adapter, and the attentions' `*_ip`
+TAUGHT = (
+    "eye.",
+    "projection.",
+    "aid_",
+    "unet.add_embedding.image.",
+)  # with the adapter, and the attentions' `*_ip`
 MORE = "more.txt"  # beside the checkpoints of an unfinished `--more`: its number of steps
 
 
@@ -73,13 +78,22 @@ def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -
     """Fit the AutoencoderTiny on 32 x 32 crops near the middle, where the objects are; L1 + 2 L2 in [-1, 1]."""
     model = models.new_autoencoder().to(device, memory_format=torch.channels_last)
     if (ASSETS / "pipeline" / "vae").exists() and plan.seed:
-        model.load_state_dict(load_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"))
+        model.load_state_dict(
+            load_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
+        )
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=plan.batch)
         corners = rng.integers(0, 17, (plan.batch, 2)) + rng.integers(0, 17, (plan.batch, 2))
-        crops = np.stack([pictures.images[i, y : y + 32, x : x + 32] for i, (y, x) in zip(index, corners, strict=True)])
-        target = (to_tensor(crops, device) * 2.0 - 1.0).contiguous(memory_format=torch.channels_last)
+        crops = np.stack(
+            [
+                pictures.images[i, y : y + 32, x : x + 32]
+                for i, (y, x) in zip(index, corners, strict=True)
+            ]
+        )
+        target = (to_tensor(crops, device) * 2.0 - 1.0).contiguous(
+            memory_format=torch.channels_last
+        )
         latents = model.encoder(target)
         error = model.decoder(latents) - target
         return {
@@ -95,7 +109,9 @@ def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -
     polish = replace(plan, steps=max(plan.steps // 10, 1), lr=plan.lr / 4, seed=plan.seed + 1)
     use_ema(model, fit("decoder", model, losses, polish, work))
     if not process_rank():
-        model.to("cpu", memory_format=torch.contiguous_format).save_pretrained(ASSETS / "pipeline" / "vae")
+        model.to("cpu", memory_format=torch.contiguous_format).save_pretrained(
+            ASSETS / "pipeline" / "vae"
+        )
 
 
 @torch.no_grad()
@@ -120,7 +136,9 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     tokenizer = find_tokenizer(ASSETS / "clip")
     model = models.new_clip(tokenizer)
     if plan.seed:
-        model.load_state_dict(load_file(ASSETS / "clip" / "open_clip_model.safetensors"), strict=False)
+        model.load_state_dict(
+            load_file(ASSETS / "clip" / "open_clip_model.safetensors"), strict=False
+        )
     aids = nn.ModuleDict({k: models.AttributeHeads(128, HEADS) for k in ("image", "text")})
     both = nn.ModuleDict({"clip": model, "aids": aids}).to(device).train()
     answers = torch.from_numpy(attribute_targets(pictures))
@@ -136,9 +154,16 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
         text = model.encode_text(models.tokenize(tokenizer, texts).to(device))
         scale = model.logit_scale.exp().clamp(max=100.0)
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-        wrong = torch.tensor([a == b for a, b in zip(texts[: plan.batch], texts[plan.batch :], strict=True)], device=device)
+        wrong = torch.tensor(
+            [a == b for a, b in zip(texts[: plan.batch], texts[plan.batch :], strict=True)],
+            device=device,
+        )
         logits = logits.masked_fill(
-            torch.cat([torch.zeros(plan.batch, plan.batch, device=device), torch.diag(wrong.float())], 1) > 0, -1e4
+            torch.cat(
+                [torch.zeros(plan.batch, plan.batch, device=device), torch.diag(wrong.float())], 1
+            )
+            > 0,
+            -1e4,
         )
         right = torch.arange(plan.batch, device=device)
         told, said = answers[index].to(device), spec_targets(specs).to(device)
@@ -151,7 +176,9 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
 
     averaged = fit("clip", both, losses, plan, work)
     use_ema(both, averaged)
-    _settle_batch_norm(model.visual, pictures, lambda rgb: model.encode_image((rgb - 0.5) / 0.25), device)
+    _settle_batch_norm(
+        model.visual, pictures, lambda rgb: model.encode_image((rgb - 0.5) / 0.25), device
+    )
     if not process_rank():
         save_clip(model.eval().cpu(), tokenizer, ASSETS / "clip")
 
@@ -168,8 +195,12 @@ def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
         index = rng.integers(len(pictures), size=plan.batch)
         logits = judge(augment(to_tensor(pictures.images[index], device), rng, strength=1.0))
         told = answers[index].to(device)
-        right = torch.stack([(logits[h].argmax(1) == told[:, i]) | (told[:, i] < 0) for i, h in enumerate(HEADS)])
-        losses = [F.cross_entropy(logits[h], told[:, i], ignore_index=-100) for i, h in enumerate(HEADS)]
+        right = torch.stack(
+            [(logits[h].argmax(1) == told[:, i]) | (told[:, i] < 0) for i, h in enumerate(HEADS)]
+        )
+        losses = [
+            F.cross_entropy(logits[h], told[:, i], ignore_index=-100) for i, h in enumerate(HEADS)
+        ]
         return {"loss": torch.stack(losses).sum(), "all_right": right.all(0).float().mean()}
 
     use_ema(judge, fit("judge", judge, losses, replace(plan, seed=plan.seed + 900), work))
@@ -184,15 +215,27 @@ def train_eye(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     eye = models.new_image_encoder()
     if plan.seed:
         eye.load_state_dict(load_file(ASSETS / EYE / "model.safetensors"))
-    whole, each = models.AttributeHeads(models.IMAGE_EMBED, HEADS), models.new_noun_head(models.IMAGE_WIDTH, len(NOUNS))
+    whole, each = (
+        models.AttributeHeads(models.IMAGE_EMBED, HEADS),
+        models.new_noun_head(models.IMAGE_WIDTH, len(NOUNS)),
+    )
     local = nn.Linear(models.IMAGE_WIDTH, 4 * 2 * 2)
-    both = nn.ModuleDict({"eye": eye, "whole": whole, "patches": each, "local": local}).to(device).train()
-    latents = first_process_first(lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device))
+    both = (
+        nn.ModuleDict({"eye": eye, "whole": whole, "patches": each, "local": local})
+        .to(device)
+        .train()
+    )
+    latents = first_process_first(
+        lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device)
+    )
     answers = torch.from_numpy(attribute_targets(pictures))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=plan.batch)
-        seen = models.see(eye, augment(to_tensor(pictures.images[index], device), rng, strength=0.25, most_shift=0))
+        seen = models.see(
+            eye,
+            augment(to_tensor(pictures.images[index], device), rng, strength=0.25, most_shift=0),
+        )
         shares, cells = noun_maps(pictures, index, device), models.patches(seen)[:, 1:]
         named = F.log_softmax(each(cells.mT.unflatten(2, shares.shape[2:])), 1)
         there = F.unfold(latents[index].to(device).float(), 2, stride=2).mT
@@ -264,7 +307,9 @@ def train_prior(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     parts = new_prior_parts(tokenizer, trained=bool(plan.seed))
     if not plan.seed:  # the committed text encoder tells all of it
         seen = thumbnails(pictures.images[:1]).shape[1]
-        parts["aid_pooled"] = models.Telling(parts["unet"].time_embedding.linear_2.out_features, READ, seen)
+        parts["aid_pooled"] = models.Telling(
+            parts["unet"].time_embedding.linear_2.out_features, READ, seen
+        )
         parts["aid_tokens"] = models.Telling(models.TEXT_WIDTH, READ, seen)
     model = nn.ModuleDict(parts).to(device)
     if not plan.seed and not (work / "prior.safetensors").exists():
@@ -285,7 +330,9 @@ def train_adapter(pictures: Pictures, plan: Plan, work: Path, device: str) -> No
     model = nn.ModuleDict(new_prior_parts(tokenizer, trained=True)).to(device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TAUGHT) or "_ip." in name)
-    losses = prior_losses(model, tokenizer, pictures, plan, work.parent, device, **AdapterLosses.OF_PRIOR)
+    losses = prior_losses(
+        model, tokenizer, pictures, plan, work.parent, device, **AdapterLosses.OF_PRIOR
+    )
     if not plan.seed and not (work / "adapter.safetensors").exists():
         teach_image(losses, plan, work)
     use_ema(model, fit("adapter", model, AdapterLosses(losses), plan, work))
@@ -303,22 +350,42 @@ def train_align(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     tokenizer = find_tokenizer(ASSETS / "pipeline" / "tokenizer")
     parts = new_prior_parts(tokenizer, trained=True)
     model = nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection", "eye")}).to(device)
-    losses = AlignLosses(prior_losses(model, tokenizer, pictures, plan, work.parent, device), max(plan.batch // 2, 1))
+    losses = AlignLosses(
+        prior_losses(model, tokenizer, pictures, plan, work.parent, device), max(plan.batch // 2, 1)
+    )
     begun = {k: p.detach().cpu().clone() for k, p in model.named_parameters()}
-    use_ema(model, {k: torch.lerp(begun[k], v, 0.5) for k, v in fit("align", model, losses, plan, work).items()})
+    use_ema(
+        model,
+        {
+            k: torch.lerp(begun[k], v, 0.5)
+            for k, v in fit("align", model, losses, plan, work).items()
+        },
+    )
     if not process_rank():
         save_prior(model, tokenizer)
         forget(work)
 
 
 def prior_losses(
-    model: nn.ModuleDict, tokenizer: object, pictures: Pictures, plan: Plan, work: Path, device: str, **options: Any
+    model: nn.ModuleDict,
+    tokenizer: object,
+    pictures: Pictures,
+    plan: Plan,
+    work: Path,
+    device: str,
+    **options: Any,
 ) -> PriorLosses:
     """`PriorLosses` with `options`; latents, and the reader of this autoencoder, are made where `work` has none."""
-    latents = first_process_first(lambda: encode_pictures(pictures, work / "prior" / LATENTS, device))
+    latents = first_process_first(
+        lambda: encode_pictures(pictures, work / "prior" / LATENTS, device)
+    )
     answers = read_targets(pictures)
-    reader = taught_reader(pictures, latents, answers, work / f"reader-{autoencoder_sum()[:8]}", device, plan.steps)
-    return PriorLosses(model, tokenizer, pictures, latents, answers, reader, batch=plan.batch, **options)
+    reader = taught_reader(
+        pictures, latents, answers, work / f"reader-{autoencoder_sum()[:8]}", device, plan.steps
+    )
+    return PriorLosses(
+        model, tokenizer, pictures, latents, answers, reader, batch=plan.batch, **options
+    )
 
 
 def new_prior_parts(tokenizer: models.CLIPTokenizer, trained: bool) -> dict[str, Any]:
@@ -350,7 +417,9 @@ def teach_text(
     The denoiser's gradient moves it too slowly: after half a million pictures it still drew the same for every view.
     """
     pooling = model.get_submodule("unet.add_embedding.text")
-    taught = nn.ModuleDict({k: model[k] for k in ("text", "aid_pooled", "aid_tokens")} | {"pooling": pooling})
+    taught = nn.ModuleDict(
+        {k: model[k] for k in ("text", "aid_pooled", "aid_tokens")} | {"pooling": pooling}
+    )
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         texts, told, seen = tell(pictures, rng.integers(len(pictures), size=128), device)
@@ -401,14 +470,23 @@ def load_prior_parts(parts: dict[str, nn.Module]) -> None:
     parts["text"].load_state_dict(load_file(pipeline / "text_encoder" / "model.safetensors"))
     weights = load_file(adapter / "ip-adapter_toybox.safetensors")
     parts["projection"].load_state_dict(
-        resampler_state({k.removeprefix("image_proj."): v for k, v in weights.items() if k.startswith("image_proj.")})
+        resampler_state(
+            {
+                k.removeprefix("image_proj."): v
+                for k, v in weights.items()
+                if k.startswith("image_proj.")
+            }
+        )
     )
     unet = load_file(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
     unet = {k.replace("add_embedding.", "add_embedding.text."): v for k, v in unet.items()}
     processors: dict[str, Any] = parts["unet"].attn_processors  # type: ignore[assignment]
     for number, name in enumerate(processors):
         if name.endswith("attn2.processor"):
-            unet |= {f"{name}.{k}.weight": weights[f"ip_adapter.{number}.{k}.weight"] for k in ("to_k_ip", "to_v_ip")}
+            unet |= {
+                f"{name}.{k}.weight": weights[f"ip_adapter.{number}.{k}.weight"]
+                for k in ("to_k_ip", "to_v_ip")
+            }
     unet["add_embedding.image.weight"] = weights[POOLED]
     parts["unet"].load_state_dict(unet)
 
@@ -420,15 +498,37 @@ TRAINERS |= {"eye": train_eye, "prior": train_prior, "align": train_align, "adap
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train the parts it names."""
     parser = Parser(prog="python -m vp3d.toybox.train", description=__doc__.split("\n\n")[1])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of: {', '.join(PARTS)} (default: all, in order)")
-    parser.add_argument("--more", type=int, metavar="STEPS", help="go on from the committed weights for STEPS steps")
-    parser.add_argument("--steps", type=int, help="steps of a whole training; align goes on from the committed weights")
-    parser.add_argument("--batch", type=int, help="pictures a step and process (default: the part's own, for a CPU)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: the part's own, half of it with --more)")
-    parser.add_argument("--chunks", type=int, default=4, help="chunks of 12,000 training pictures (default 4)")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"any of: {', '.join(PARTS)} (default: all, in order)",
+    )
+    parser.add_argument(
+        "--more", type=int, metavar="STEPS", help="go on from the committed weights for STEPS steps"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="steps of a whole training; align goes on from the committed weights",
+    )
+    parser.add_argument(
+        "--batch", type=int, help="pictures a step and process (default: the part's own, for a CPU)"
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        help="peak learning rate (default: the part's own, half of it with --more)",
+    )
+    parser.add_argument(
+        "--chunks", type=int, default=4, help="chunks of 12,000 training pictures (default 4)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument(
-        "--data", type=Path, default=Path("data/toybox"), help="pictures and checkpoints (default data/toybox)"
+        "--data",
+        type=Path,
+        default=Path("data/toybox"),
+        help="pictures and checkpoints (default data/toybox)",
     )
     parser.add_argument("--fresh", action="store_true", help="forget the part's checkpoint")
     options = parser.parse_args(argv)
@@ -452,18 +552,24 @@ def main(argv: list[str] | None = None) -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not process_rank():
         write_json(ASSETS / "vocabulary.json", vocabulary())
-    pictures = first_process_first(lambda: training_pictures(options.data / "pictures", options.chunks, say))
+    pictures = first_process_first(
+        lambda: training_pictures(options.data / "pictures", options.chunks, say)
+    )
     for part in options.parts or PARTS:
         plan = PLANS[part]
         if options.more:
             warmup = min(plan.warmup, options.more // 10)
-            plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1, warmup=warmup)
+            plan = replace(
+                plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1, warmup=warmup
+            )
         elif options.steps:
             plan = replace(plan, steps=options.steps)
         plan = replace(plan, lr=options.lr or plan.lr, batch=options.batch or plan.batch)
         first_process_first(partial(take_up, work / part, options.more, options.fresh))
         TRAINERS[part](pictures, plan, work / part, device)
-        if torch.distributed.is_initialized():  # the next part may read what process 0 has just written
+        if (
+            torch.distributed.is_initialized()
+        ):  # the next part may read what process 0 has just written
             torch.distributed.barrier()
         (work / part / MORE).unlink(missing_ok=True)
     if not process_rank():

@@ -42,7 +42,10 @@ LIGHTS = ("made", "true", "none")
 CELLS = 88  # of the grid over [-1, 1]^3 that the true mesh is taken from
 SOFT, SHARP = 0.03, 0.004  # width of the soft inside in the search and at its end, world units
 NEAR = 0.05  # distance at which a point counts for the F-score, world units
-AS_GOOD, ALIKE = 0.01, 0.1  # loss of IoU, and mean CIEDE2000, that count as none in choosing between yaws
+AS_GOOD, ALIKE = (
+    0.01,
+    0.1,
+)  # loss of IoU, and mean CIEDE2000, that count as none in choosing between yaws
 YAWS, SIZES, SIMPLEXES = 36, (0.85, 1.0, 1.18), 6
 SEARCH_POINTS, POLISH_POINTS, SURFACE_POINTS, COLOR_POINTS = 1500, 6000, 8000, 1200
 
@@ -72,7 +75,12 @@ def true_mesh(spec: Spec, cells: int = CELLS) -> Mesh:
     mesh = marching_cubes(np.clip(0.5 - grid / (4.0 * step), 0.0, 1.0), 0.5)
     vertices = _onto_surface(scene, mesh.vertices.astype(np.float64), step)
     albedo, normals = scene_surface(scene.prims, scene.materials, vertices)
-    return Mesh(vertices.astype(np.float32), mesh.faces, normals.astype(np.float32), albedo.astype(np.float32))
+    return Mesh(
+        vertices.astype(np.float32),
+        mesh.faces,
+        normals.astype(np.float32),
+        albedo.astype(np.float32),
+    )
 
 
 def lit(mesh: Mesh, yaw_deg: float = 0.0) -> Mesh:
@@ -148,7 +156,11 @@ class Pose:
 
     def numbers(self) -> dict[str, Any]:
         """Yaw in degrees in (-180, 180], scale, and shift of the mesh's origin."""
-        return {"yaw_deg": -((180.0 - self.yaw_deg) % 360.0 - 180.0), "scale": self.scale, "shift": self.shift.tolist()}
+        return {
+            "yaw_deg": -((180.0 - self.yaw_deg) % 360.0 - 180.0),
+            "scale": self.scale,
+            "shift": self.shift.tolist(),
+        }
 
 
 class Fit:
@@ -175,10 +187,14 @@ class Fit:
     def starts(self) -> list[np.ndarray]:
         """The best size for each yaw, best first, and the mesh as it stands."""
         equal = np.log(self.truth.volume / self.volume) / 3.0
-        found = [(self._soft(start := np.array([0.0, 0.0, *(self.centre - self.truth.centroid)])), start)]
+        found = [
+            (self._soft(start := np.array([0.0, 0.0, *(self.centre - self.truth.centroid)])), start)
+        ]
         for yaw in np.arange(YAWS) * (2.0 * np.pi / YAWS):
             tried = [np.array([yaw, equal + np.log(size), 0.0, 0.0, 0.0]) for size in SIZES]
-            found.append(min(((self._soft(values), values) for values in tried), key=lambda pair: pair[0]))
+            found.append(
+                min(((self._soft(values), values) for values in tried), key=lambda pair: pair[0])
+            )
         return [values for _, values in sorted(found, key=lambda pair: pair[0])]
 
     def _soft(self, values: np.ndarray) -> float:
@@ -204,20 +220,27 @@ class Fit:
         """Poses whose IoU is within `AS_GOOD` of the best, with their IoU: refined ones, and the best one at every other yaw."""
         found = [self.refined(start) for start in self.starts()[:SIMPLEXES]]
         best = min(found, key=self._soft)
-        turned = [np.array([yaw, *best[1:]]) for yaw in best[0] + np.arange(1, YAWS) * (2.0 * np.pi / YAWS)]
+        turned = [
+            np.array([yaw, *best[1:]])
+            for yaw in best[0] + np.arange(1, YAWS) * (2.0 * np.pi / YAWS)
+        ]
         as_it_stands = np.array([0.0, *best[1:]])
         poses = [self.pose(values) for values in (*found, as_it_stands, *turned)]
         rated = [(self.iou(pose, self.search), pose) for pose in poses]
         return [(iou, pose) for iou, pose in rated if iou >= max(iou for iou, _ in rated) - AS_GOOD]
 
 
-def _simplex(loss: Callable[[np.ndarray], float], start: np.ndarray, steps: np.ndarray, calls: int) -> np.ndarray:
+def _simplex(
+    loss: Callable[[np.ndarray], float], start: np.ndarray, steps: np.ndarray, calls: int
+) -> np.ndarray:
     simplex = start + np.concatenate([np.zeros((1, len(start))), np.diag(steps)])
     options = {"initial_simplex": simplex, "maxfev": calls, "xatol": 1e-4, "fatol": 1e-4}
     return np.asarray(minimize(loss, start, method="Nelder-Mead", options=options).x)
 
 
-def color_errors(surface: SurfaceIndex, truth: Truth, pose: Pose, light: str, count: int = SURFACE_POINTS) -> np.ndarray:
+def color_errors(
+    surface: SurfaceIndex, truth: Truth, pose: Pose, light: str, count: int = SURFACE_POINTS
+) -> np.ndarray:
     """CIEDE2000 [N] between true surface points and the mesh's colour at the point nearest to each, under `light`."""
     pick = slice(None, None, max(1, len(truth.points) // count))
     _, place = surface.nearest(pose.backward(truth.points[pick]))
@@ -236,9 +259,14 @@ def _colors(mesh: Mesh, place: SurfacePoints) -> np.ndarray:
     return np.asarray(base_color(mesh, place.face_index, place.barycentric))
 
 
-def best_light(surface: SurfaceIndex, truth: Truth, pose: Pose, lights: Sequence[str], count: int) -> tuple[float, str]:
+def best_light(
+    surface: SurfaceIndex, truth: Truth, pose: Pose, lights: Sequence[str], count: int
+) -> tuple[float, str]:
     """The least median CIEDE2000 over `lights`, and which it is."""
-    return min((float(np.median(color_errors(surface, truth, pose, light, count))), light) for light in lights)
+    return min(
+        (float(np.median(color_errors(surface, truth, pose, light, count))), light)
+        for light in lights
+    )
 
 
 @dataclass(frozen=True)
@@ -263,14 +291,23 @@ def compare(mesh: Mesh, truth: Truth, lights: Sequence[str] = LIGHTS[:1]) -> Com
     fit, surface = Fit(inside, volume, truth), SurfaceIndex(mesh)
     colored = mesh.vertex_colors is not None or mesh.texture is not None
     pose = fit.polished(chosen_pose(fit.candidates(), surface, truth, lights if colored else ()))
-    error, light = best_light(surface, truth, pose, lights, SURFACE_POINTS) if colored else (None, lights[0])
-    aligned = moved(mesh if mesh.normals is not None else vertex_normals(mesh), pose.matrix, pose.shift)
+    error, light = (
+        best_light(surface, truth, pose, lights, SURFACE_POINTS) if colored else (None, lights[0])
+    )
+    aligned = moved(
+        mesh if mesh.normals is not None else vertex_normals(mesh), pose.matrix, pose.shift
+    )
     shape = distances(surface, truth, pose)
     numbers = {"iou": fit.iou(pose, inside), **shape, "color_error": error, **pose.numbers()}
     return Comparison({**numbers, "light": light, "volume": volume}, pose, light, aligned)
 
 
-def chosen_pose(candidates: Sequence[tuple[float, Pose]], surface: SurfaceIndex, truth: Truth, lights: Sequence[str]) -> Pose:
+def chosen_pose(
+    candidates: Sequence[tuple[float, Pose]],
+    surface: SurfaceIndex,
+    truth: Truth,
+    lights: Sequence[str],
+) -> Pose:
     """Of equally good fits the one with the least mean colour error, and of those the one that turns the mesh least.
 
     The mean, not the median that is told: a beak or a nose is few points. Without `lights` the best IoU is taken.
@@ -278,7 +315,10 @@ def chosen_pose(candidates: Sequence[tuple[float, Pose]], surface: SurfaceIndex,
     if not lights:
         return max(candidates, key=lambda pair: pair[0])[1]
     poses = [pose for _, pose in candidates]
-    errors = [min(color_errors(surface, truth, p, light, COLOR_POINTS).mean() for light in lights) for p in poses]
+    errors = [
+        min(color_errors(surface, truth, p, light, COLOR_POINTS).mean() for light in lights)
+        for p in poses
+    ]
     near = [pose for pose, error in zip(poses, errors, strict=True) if error <= min(errors) + ALIKE]
     return min(near, key=lambda pose: abs(pose.numbers()["yaw_deg"]))
 

@@ -26,7 +26,12 @@ from vp3d.toybox.scenes import Spec, build_scene
 
 VIEWS = 24
 FIGURES = ("all", "objects", "colors", "parts", "relation")
-ASKED = {"objects": OBJECTS, "colors": COLORS, "parts": ("accent_a", "pattern"), "relation": ("relation",)}
+ASKED = {
+    "objects": OBJECTS,
+    "colors": COLORS,
+    "parts": ("accent_a", "pattern"),
+    "relation": ("relation",),
+}
 
 
 def azimuths(count: int) -> list[float]:
@@ -48,10 +53,15 @@ def expected_views(pictures: Pictures) -> list[dict[str, str]]:
     """For each picture of true scenes the attributes that can be told from it, by the judge's names."""
     heads = list(HEADS.items())
     rows = attribute_targets(pictures)
-    return [{head: names[a] for a, (head, names) in zip(row, heads, strict=True) if a >= 0} for row in rows]
+    return [
+        {head: names[a] for a, (head, names) in zip(row, heads, strict=True) if a >= 0}
+        for row in rows
+    ]
 
 
-def verdict(judge: Judge, rgb: Tensor, spec: Spec, expected: Sequence[dict[str, str]]) -> dict[str, float | None]:
+def verdict(
+    judge: Judge, rgb: Tensor, spec: Spec, expected: Sequence[dict[str, str]]
+) -> dict[str, float | None]:
     """Shares in [0, 1] of the `FIGURES` over pictures rgb [B, 3, H, W] in [0, 1]; None for what the prompt does not name."""
     rows: dict[str, list[bool]] = {name: [] for name in FIGURES}
     for named, told in zip(judge_views(judge, rgb), expected, strict=True):

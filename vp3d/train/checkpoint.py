@@ -32,7 +32,13 @@ from vp3d.run_folder import atomic_write
 
 KEEP = 2
 FORMAT = 2
-NOT_TRAINING = ("export", "output_dir", "preset", "backend", "cuda")  # config fields that may change between stop and resume
+NOT_TRAINING = (
+    "export",
+    "output_dir",
+    "preset",
+    "backend",
+    "cuda",
+)  # config fields that may change between stop and resume
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ def save(folder: Path, iteration: int, tensors: dict[str, Tensor], meta: dict[st
     record["sha256"] = content_digest(tensors, record)
     path = folder / f"{iteration:08d}.safetensors"
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save_bytes(tensors, metadata={"vp3d": json.dumps(record, sort_keys=True)}))
+        temporary.write_bytes(
+            save_bytes(tensors, metadata={"vp3d": json.dumps(record, sort_keys=True)})
+        )
     for old in list_checkpoints(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
@@ -107,7 +115,9 @@ def load_latest(folder: Path, warn: Callable[[Path, str], None]) -> Checkpoint |
         except (ValueError, OSError) as error:
             warn(path, str(error))
     if paths:
-        raise UserError(f"no usable checkpoint in {folder}: all {len(paths)} are damaged; delete them to start this run afresh")
+        raise UserError(
+            f"no usable checkpoint in {folder}: all {len(paths)} are damaged; delete them to start this run afresh"
+        )
     return None
 
 
@@ -120,13 +130,18 @@ def adam_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> 
     }
 
 
-def load_adam(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
+def load_adam(
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]
+) -> None:
     """Inverse of `adam_tensors`: replace Adam's state by copies of `tensors` (any shape and range); no entries clear it."""
     optimizer.state.clear()
     for parameter, name in names.items():
         prefix = f"optimizer.{name}."
-        slots = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        slots = {
+            key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)
+        }
         if slots:
             optimizer.state[parameter] = {
-                slot: value.clone().to("cpu" if slot == "step" else parameter.device) for slot, value in slots.items()
+                slot: value.clone().to("cpu" if slot == "step" else parameter.device)
+                for slot, value in slots.items()
             }

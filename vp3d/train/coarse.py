@@ -28,7 +28,12 @@ from vp3d.train import losses
 from vp3d.train.checkpoint import adam_tensors, load_adam
 from vp3d.types import Camera, Rays, Render, to_images
 
-GENERATORS = ("camera", "background", "jitter", "noise")  # noise: the time-steps and noises of the guidance
+GENERATORS = (
+    "camera",
+    "background",
+    "jitter",
+    "noise",
+)  # noise: the time-steps and noises of the guidance
 LEAST_CHUNK = 1024  # samples at once below which halving further is hopeless
 
 
@@ -36,7 +41,12 @@ class GuidanceCall(Protocol):
     """What the stage asks of its guidance: a `Guidance` or a wrapper."""
 
     def __call__(
-        self, rgb: Tensor, camera: Camera, condition: Condition, progress: float, generator: torch.Generator
+        self,
+        rgb: Tensor,
+        camera: Camera,
+        condition: Condition,
+        progress: float,
+        generator: torch.Generator,
     ) -> tuple[dict[str, Tensor], Pull]:
         """Unweighted losses of views rgb [B, 3, H, W] in [0, 1], and where they are pulled."""
         ...
@@ -125,19 +135,27 @@ class Coarse:
         self.rewards = rewards
         self.generators = generators
         self.device = next(field.parameters()).device
-        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(field.parameter_groups(config.optim), eps=1.0e-15)
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            field.parameter_groups(config.optim), eps=1.0e-15
+        )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.occupancy = OccupancyGrid(config.render).to(self.device)
         self.held: Held | None = None
         self.known_held: Held | None = None
         self.known = self._known()
-        self.names: dict[Tensor, str] = {parameter: name for name, parameter in field.named_parameters()}
+        self.names: dict[Tensor, str] = {
+            parameter: name for name, parameter in field.named_parameters()
+        }
         self.regulariser_scale = 1.0
         self.initial = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
 
     def step(self, i: int) -> dict[str, Tensor]:
         """Scalars of step `i`: "loss" (with graph), each unweighted loss, each reward's mean, "opacity" in [0, 1]."""
-        config, progress, size = self.config, i / self.config.optim.steps, self.config.render.resolution
+        config, progress, size = (
+            self.config,
+            i / self.config.optim.steps,
+            self.config.render.resolution,
+        )
         weights = self._weights(progress)
         self.known, self.known_held = self._known(), self.held
         if i % config.render.occupancy_every == 0:
@@ -145,7 +163,9 @@ class Coarse:
         camera, grey = self._views()
         background = grey[:, None, None].expand(-1, size * size, 3).reshape(-1, 3)
         rays = camera_rays(camera, size, size)
-        render = self._render(rays, self.generators["jitter"], want_normal=weights["orientation"] > 0.0)
+        render = self._render(
+            rays, self.generators["jitter"], want_normal=weights["orientation"] > 0.0
+        )
         rgb = to_images(render.over(background), len(camera), size, size)
         rewards, measured = self._rewards(render, rgb, camera, progress)
         guided = self._guide(rgb, camera, grey, progress)
@@ -156,7 +176,13 @@ class Coarse:
         }
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         samples = torch.full_like(loss, float(len(rays) * config.render.samples))
-        return {"loss": loss, **terms, **measured, "opacity": render.opacity.mean(), "samples": samples}
+        return {
+            "loss": loss,
+            **terms,
+            **measured,
+            "opacity": render.opacity.mean(),
+            "samples": samples,
+        }
 
     def preview(self, camera: Camera, size: int) -> Render:
         """What the cameras see without chance: `size` x `size` rays each, row-major; no graph."""
@@ -192,8 +218,12 @@ class Coarse:
         if images:
             self.event("out_of_memory", images=images)
             return
-        places = self.config.optim.views * self.config.render.resolution**2 * self.config.render.samples
-        now = min(self.render_config.chunk, math.ceil(places * self.occupancy.share()))  # about as many are evaluated
+        places = (
+            self.config.optim.views * self.config.render.resolution**2 * self.config.render.samples
+        )
+        now = min(
+            self.render_config.chunk, math.ceil(places * self.occupancy.share())
+        )  # about as many are evaluated
         chunk = now // 2
         if chunk < LEAST_CHUNK:
             raise Hindered(
@@ -207,7 +237,11 @@ class Coarse:
         return {
             **{f"field.{name}": tensor for name, tensor in self.field.state_dict().items()},
             **{f"occupancy.{name}": tensor for name, tensor in self.occupancy.state_dict().items()},
-            **({f"held.{name}": tensor for name, tensor in self.held.tensors().items()} if self.held else {}),
+            **(
+                {f"held.{name}": tensor for name, tensor in self.held.tensors().items()}
+                if self.held
+                else {}
+            ),
             **adam_tensors(self.optimizer, self.names),
         }
 
@@ -219,13 +253,21 @@ class Coarse:
         self.held = held_from(part(tensors, "held."), self.device)
         load_adam(self.optimizer, self.names, tensors)
 
-    def _guide(self, rgb: Tensor, camera: Camera, grey: Tensor, progress: float) -> dict[str, Tensor]:
+    def _guide(
+        self, rgb: Tensor, camera: Camera, grey: Tensor, progress: float
+    ) -> dict[str, Tensor]:
         """The guidance's losses of views rgb `[B, 3, H, W]` over `grey` `[B]`, in [0, 1]: by the estimate held, or a new one."""
         if self.held is None:
-            guided, pull = self.guidance(rgb, camera, self.condition, progress, self.generators["noise"])
+            guided, pull = self.guidance(
+                rgb, camera, self.condition, progress, self.generators["noise"]
+            )
             left = self.config.guidance.estimate_every - 1
         else:
-            guided, pull, left = self.guidance.again(rgb, self.held.pull), self.held.pull, self.held.left - 1
+            guided, pull, left = (
+                self.guidance.again(rgb, self.held.pull),
+                self.held.pull,
+                self.held.left - 1,
+            )
         self.held = Held(camera, grey, pull, left) if left else None
         return guided
 
@@ -233,15 +275,30 @@ class Coarse:
         """The cameras of a step and a grey `[B]` in [background_min, background_max] behind each: those held, or random ones."""
         if self.held is not None:
             return self.held.camera, self.held.grey
-        views, low, high = self.config.optim.views, self.config.render.background_min, self.config.render.background_max
+        views, low, high = (
+            self.config.optim.views,
+            self.config.render.background_min,
+            self.config.render.background_max,
+        )
         camera = sample_cameras(views, self.config.camera, self.generators["camera"])
         grey = low + (high - low) * torch.rand(views, generator=self.generators["background"])
         return camera.to(self.device), grey.to(self.device)
 
-    def _render(self, rays: Rays, jitter: torch.Generator | None, want_normal: bool = False) -> Render:
+    def _render(
+        self, rays: Rays, jitter: torch.Generator | None, want_normal: bool = False
+    ) -> Render:
         """The field along `rays`; when memory runs out, smaller chunks from here on."""
         on_oom = self._on_out_of_memory
-        return render_rays(self.field, rays, self.render_config, self.occupancy, jitter, want_normal, on_oom, self.march)
+        return render_rays(
+            self.field,
+            rays,
+            self.render_config,
+            self.occupancy,
+            jitter,
+            want_normal,
+            on_oom,
+            self.march,
+        )
 
     def _known(self) -> dict[str, Tensor]:
         """A copy of the occupancy grid's tensors (any shape and range)."""
@@ -262,7 +319,9 @@ class Coarse:
         for name, reward in self.rewards.items():
             target = reward.target(camera)
             shown = rgb if reward.ground is None else on_grey(render, reward.ground, rgb.shape)
-            terms[name], value = term.reward_term(reward.score, shown, target, camera.azimuth_deg, reward.config, progress)
+            terms[name], value = term.reward_term(
+                reward.score, shown, target, camera.azimuth_deg, reward.config, progress
+            )
             if not term.is_active(reward.config, progress):
                 with torch.no_grad():
                     value = reward.score(shown, target).mean()
@@ -270,7 +329,9 @@ class Coarse:
                 values[f"reward_{name}"] = value
         return terms, values
 
-    def _regularisers(self, render: Render, rays: Rays, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    def _regularisers(
+        self, render: Render, rays: Rays, weights: Mapping[str, float]
+    ) -> dict[str, Tensor]:
         """The regularisers whose weight is not zero, unweighted."""
         terms: dict[str, Callable[[], Tensor]] = {
             "entropy": lambda: losses.opacity_entropy(render.opacity),
@@ -307,4 +368,6 @@ def shown_normal(render: Render) -> Tensor:
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors (any shape and range) whose name starts with `prefix`, without it."""
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)
+    }

@@ -32,7 +32,10 @@ LOG_EVERY = 5  # steps between "step" events
 PREVIEW_SIZE = 96  # pixels of a side of each of the live preview's views
 PREVIEW_VIEWS = 4
 PREVIEW_ELEVATION_DEG = 15.0
-WORTH = {"empty": "nothing at all", "solid": "a solid block"}  # what a collapsed field is exported as
+WORTH = {
+    "empty": "nothing at all",
+    "solid": "a solid block",
+}  # what a collapsed field is exported as
 PREVIEW_GROUND = 1.0  # grey behind the live preview, [0, 1]
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -178,7 +181,9 @@ def advance(loop: Loop) -> tuple[dict[str, float], str]:
     """
     stage, step, grad_clip = loop.stage, loop.state.step, loop.config.optim.grad_clip
     chance = {name: generator.get_state() for name, generator in stage.generators.items()}
-    while (done := attempt(lambda: differentiate(stage, stage.step(step), grad_clip), may_shrink=True)) is None:
+    while (
+        done := attempt(lambda: differentiate(stage, stage.step(step), grad_clip), may_shrink=True)
+    ) is None:
         stage.shrink()
         for name, generator in stage.generators.items():
             generator.set_state(chance[name])
@@ -186,19 +191,27 @@ def advance(loop: Loop) -> tuple[dict[str, float], str]:
     return numbers, problem or apply(stage)
 
 
-def differentiate(stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float) -> tuple[dict[str, float], str]:
+def differentiate(
+    stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float
+) -> tuple[dict[str, float], str]:
     """Leave the clipped gradient of `terms["loss"]` in the parameters: the terms (scalars, any range); "" or what is wrong."""
-    values = torch.stack([value.detach().float() for value in terms.values()]).tolist()  # asks the device once
+    values = torch.stack(
+        [value.detach().float() for value in terms.values()]
+    ).tolist()  # asks the device once
     numbers = dict(zip(terms, values, strict=True))
     if not all(map(math.isfinite, values)):
-        return numbers, "the loss: " + ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
+        return numbers, "the loss: " + ", ".join(
+            name for name, value in numbers.items() if not math.isfinite(value)
+        )
     stage.optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters_of(stage), grad_clip or torch.inf)
     return numbers, "" if bool(torch.isfinite(norm)) else "the gradient"
 
 
-@told_out_of_memory("updating the field", "free memory on the device, or lower field.resolution or field.log2_table")
+@told_out_of_memory(
+    "updating the field", "free memory on the device, or lower field.resolution or field.log2_table"
+)
 def apply(stage: Stage[Any]) -> str:
     """Step the optimiser; "" or what was not finite afterwards."""
     stage.optimizer.step()
@@ -214,7 +227,9 @@ def parameters_of(stage: Stage[Any]) -> list[Tensor]:
 def roll_back(loop: Loop, problem: str) -> None:
     """Skip a bad step: back to the last good snapshot with lower rates, or stop with a diagnosis after too many in a row."""
     state = loop.state
-    loop.run_folder.event("bad_step", step=state.step, what=problem, in_a_row=state.watchdog.bad_in_row + 1)
+    loop.run_folder.event(
+        "bad_step", step=state.step, what=problem, in_a_row=state.watchdog.bad_in_row + 1
+    )
     try:
         state.watchdog.bad(loop.config.optim.bad_steps, f"{problem}, at step {state.step}")
     except UserError as diagnosis:
@@ -222,7 +237,9 @@ def roll_back(loop: Loop, problem: str) -> None:
         raise
     loop.stage.load_tensors(clone(loop.snapshot), state.watchdog.regulariser_scale)
     loop.run_folder.event("rollback", step=state.step, rate_scale=state.watchdog.rate_scale)
-    loop.say(f"step {state.step} was not finite ({problem}): rolled back, rates times {state.watchdog.rate_scale:g}")
+    loop.say(
+        f"step {state.step} was not finite ({problem}): rolled back, rates times {state.watchdog.rate_scale:g}"
+    )
     state.step += 1
     state.iteration += 1
 
@@ -242,7 +259,9 @@ def watch(loop: Loop, opacity: float) -> None:
         loop.run_folder.event("warning", step=state.step, message=message, opacity=opacity)
         loop.say(f"warning: {message}")
     elif kind:
-        loop.say(f"the field became {kind} at step {state.step}: starting again with lower rates and weaker regularisers")
+        loop.say(
+            f"the field became {kind} at step {state.step}: starting again with lower rates and weaker regularisers"
+        )
         loop.run_folder.event("restart", step=state.step, reason=kind, opacity=opacity)
         state.watchdog.restarted()
         loop.stage.restart(state.watchdog.regulariser_scale)
@@ -254,7 +273,13 @@ def report(loop: Loop, numbers: dict[str, float]) -> None:
     """Log the step, refresh the progress display, and now and then the live preview."""
     step, optim = loop.state.step, loop.config.optim
     pace = loop.pace.tick(optim.steps - step, numbers.get("samples", 0.0))
-    numbers = {"step": step, "steps": optim.steps, **numbers, "rate_scale": loop.state.watchdog.rate_scale, **pace}
+    numbers = {
+        "step": step,
+        "steps": optim.steps,
+        **numbers,
+        "rate_scale": loop.state.watchdog.rate_scale,
+        **pace,
+    }
     loop.show(numbers)
     if step % LOG_EVERY == 0 or step == optim.steps:
         loop.run_folder.event("step", **numbers)
@@ -274,14 +299,19 @@ def keep(loop: Loop) -> None:
 
 def save(loop: Loop) -> None:
     """Write a checkpoint: the stage's tensors, every generator's state, and the loop's."""
-    generators = {f"generator.{name}": generator.get_state() for name, generator in loop.stage.generators.items()}
+    generators = {
+        f"generator.{name}": generator.get_state()
+        for name, generator in loop.stage.generators.items()
+    }
     meta = {"config_hash": checkpoint.config_hash(loop.config), "loop": asdict(loop.state)}
     tensors = {**loop.stage.tensors(), **generators}
     path = checkpoint.save(loop.run_folder.checkpoints, loop.state.iteration, tensors, meta)
     loop.run_folder.event("checkpoint", step=loop.state.step, file=path.name)
 
 
-def resume(stage: Stage[Any], config: Config, run_folder: RunFolder, say: Say = silent) -> LoopState:
+def resume(
+    stage: Stage[Any], config: Config, run_folder: RunFolder, say: Say = silent
+) -> LoopState:
     """Bring the stage to the run's newest whole checkpoint; a fresh state where there is none."""
     found = load_checkpoint(run_folder, say)
     if found is None:
@@ -324,7 +354,16 @@ def write_preview(stage: Stage[Any], config: CameraConfig, path: Path) -> None:
         render = stage.preview(camera, PREVIEW_SIZE)
         flat = render.over(torch.full((3,), PREVIEW_GROUND, device=render.rgb.device))
     images = to_images(flat, len(camera), PREVIEW_SIZE, PREVIEW_SIZE)
-    strip = torch.cat(list(images), dim=-1).clamp(0.0, 1.0).mul(255.0).round().byte().permute(1, 2, 0).cpu().numpy()
+    strip = (
+        torch.cat(list(images), dim=-1)
+        .clamp(0.0, 1.0)
+        .mul(255.0)
+        .round()
+        .byte()
+        .permute(1, 2, 0)
+        .cpu()
+        .numpy()
+    )
     with atomic_write(path) as temporary:
         Image.fromarray(strip).save(temporary)
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from vp3d.fields.nerf import Field
 
-ENTROPY_CLAMP = 1.0e-3  # opacities nearer to 0 or 1 than this count as decided: no pull, and a finite gradient
+ENTROPY_CLAMP = (
+    1.0e-3  # opacities nearer to 0 or 1 than this count as decided: no pull, and a finite gradient
+)
 
 
 def opacity_entropy(opacity: Tensor) -> Tensor:
@@ -44,4 +46,3 @@ def orientation(normal: Tensor, directions: Tensor) -> Tensor:
     """
     away = (normal * directions).sum(dim=-1)
     return torch.relu(away).square().mean()
-

@@ -48,7 +48,11 @@ PROFILES = (  # by memory; the first is for less than 8 GB
 
 def profile_for(free_gb: float) -> Profile:
     """The profile of the largest card of which `USABLE` is free; the smallest where there is less."""
-    return [profile for profile in PROFILES if profile is PROFILES[0] or free_gb >= USABLE * profile.memory_gb][-1]
+    return [
+        profile
+        for profile in PROFILES
+        if profile is PROFILES[0] or free_gb >= USABLE * profile.memory_gb
+    ][-1]
 
 
 def fit_to_memory(config: Config, free_gb: float) -> tuple[Config, Profile]:
@@ -68,7 +72,9 @@ def fit_to_memory(config: Config, free_gb: float) -> tuple[Config, Profile]:
     )
     visual_prompt = dataclasses.replace(config.visual_prompt, prior=drawing)
     render = dataclasses.replace(config.render, chunk=min(config.render.chunk, profile.samples))
-    return dataclasses.replace(config, prior=prior, visual_prompt=visual_prompt, render=render), profile
+    return dataclasses.replace(
+        config, prior=prior, visual_prompt=visual_prompt, render=render
+    ), profile
 
 
 def free_memory_gb(device: torch.device) -> float:

@@ -19,7 +19,9 @@ RATE_DROP = 0.5  # factor on all rates after a roll-back
 RATE_FLOOR = 1.0 / 16.0  # ... down to this share
 EMPTY = 0.01  # mean opacity over a step's pixels below which nothing is there
 SOLID = 0.95  # ... above which fog fills the frame
-FIRST_PART = 0.5  # progress after which a collapse no longer leads to a restart: too little time is left
+FIRST_PART = (
+    0.5  # progress after which a collapse no longer leads to a restart: too little time is left
+)
 PATIENCE = 0.04  # share of all steps a collapse must last, at least MIN_PATIENCE steps
 MIN_PATIENCE = 5
 SOFTER_RATE = 0.5  # factor on the rates after a restart
