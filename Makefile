@@ -28,7 +28,7 @@ types: $(VENV)/.installed-dev
 	$(RUN) -m mypy
 
 train: $(VENV)/.installed  ## make every embedded weight anew
-	$(RUN) -m vp3d.toybox.train
+	$(RUN) -m vp3d.embedded.train
 
 doctor: $(VENV)/.installed  ## what works on this machine
 	$(RUN) launch.py doctor

@@ -3,7 +3,7 @@
 
 import sys
 
-from vp3d.cli import main
+from vp3d.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

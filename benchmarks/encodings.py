@@ -27,14 +27,14 @@ from torch import Tensor
 
 from benchmarks.textbook import TextbookField
 from benchmarks.timing import Bench, ms, new_parser, positive, prepare, tell, times
-from vp3d.config import CameraConfig, FieldConfig
-from vp3d.console import run_program
+from vp3d.config.schema import CameraConfig, FieldConfig
 from vp3d.fields.base import Field
 from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField, level_resolutions
 from vp3d.render.camera import camera_rays, sample_cameras
 from vp3d.render.volume import ray_bins
 from vp3d.render.volume_numba import render_grid
+from vp3d.system.console import run_program
 
 FAST = "vp3d.fields.hashgrid_cuda"  # faster look-ups of the same table; looked for, as only a GPU has them
 SAMPLES = 64  # on each ray of the compiled march

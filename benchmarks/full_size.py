@@ -50,18 +50,22 @@ from benchmarks.random_weights import (
     write_folders,
 )
 from benchmarks.timing import Bench, new_parser, prepare, tell
-from vp3d import pipeline, torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
-from vp3d.config import ROOT, Config, load_config, save_config
-from vp3d.console import run_program
+from vp3d import build, pipeline
+from vp3d.config.loader import load_config
+from vp3d.config.paths import ROOT
+from vp3d.config.schema import Config
 from vp3d.errors import UserError
-from vp3d.export.surface import EmptyMesh
-from vp3d.out_of_memory import is_out_of_memory
+from vp3d.export.threshold import EmptyMesh
 from vp3d.prompts import strip_view
-from vp3d.run_folder import write_json
+from vp3d.runs.folder import save_config
+from vp3d.system import torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
+from vp3d.system.console import run_program
+from vp3d.system.files import write_json
+from vp3d.system.memory import GIB, USABLE, fit_to_memory, free_memory_gb
+from vp3d.system.out_of_memory import is_out_of_memory
 from vp3d.train import loop
-from vp3d.train.coarse import make_generator
-from vp3d.train.memory import GIB, USABLE, fit_to_memory, free_memory_gb
-from vp3d.visual_prompt import drawing_prompt
+from vp3d.train.generators import make_generator
+from vp3d.visual_prompt.make import drawing_prompt
 
 PROMPT = "a red ball"
 PICTURE_SIDE = 256
@@ -175,7 +179,7 @@ class Watch:
             setattr(
                 pipeline, name, self._kept(name, self._in_phase(phase, getattr(pipeline, name)))
             )
-        pipeline.fit_to_device = self._kept("fit_to_device", pipeline.fit_to_device)
+        build.fit_to_device = self._kept("fit_to_device", build.fit_to_device)
         pipeline.find_visual_prompt = self._drawing(pipeline.find_visual_prompt)
         pipeline.say = self._heard(pipeline.say)
         loop.run = self._in_phase("steps", loop.run)
@@ -232,7 +236,7 @@ class Watch:
     def _drawing(self, find: Callable[..., Any]) -> Callable[..., Any]:
         """`find_visual_prompt` with the picture drawn first: the run is given one, and that would never be measured."""
 
-        def drawing(config: Config, models: pipeline.Models, *args: Any) -> Any:
+        def drawing(config: Config, models: build.Models, *args: Any) -> Any:
             asked = config.visual_prompt
             prompts = [drawing_prompt(config.prompt, asked)] * asked.candidates
             generator = make_generator(config.seed, "visual_prompt")

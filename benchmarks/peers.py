@@ -31,15 +31,16 @@ from torch import Tensor
 
 from benchmarks.textbook import TextbookField, composite, composite_nerfacc, squared_error
 from benchmarks.timing import Bench, find_nerfacc, ms, new_parser, positive, prepare, tell, times
-from vp3d.config import CameraConfig, FieldConfig, OptimConfig, RenderConfig
-from vp3d.console import run_program
+from vp3d.config.schema import CameraConfig, FieldConfig, OptimConfig, RenderConfig
 from vp3d.errors import UserError
 from vp3d.fields.nerf import Field, build_field
 from vp3d.render.camera import camera_rays, orbit
-from vp3d.render.volume import OccupancyGrid, ray_bins, render_rays
-from vp3d.toybox.images import render_scenes, view_vectors
-from vp3d.toybox.scenes import build_scene, parse_caption
+from vp3d.render.occupancy import OccupancyGrid
+from vp3d.render.volume import ray_bins, render_rays
+from vp3d.system.console import run_program
 from vp3d.types import Rays
+from vp3d.worlds.toybox.images import render_scenes, view_vectors
+from vp3d.worlds.toybox.scenes import build_scene, parse_caption
 
 ARMS = ("ours", "hashgrid", "textbook", "textbook-nerfacc", "grid-nerfacc")
 CAPTION = "a red mushroom with a white stem"

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import sds_step
-from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
-from vp3d.config import PriorConfig, locate
-from vp3d.diffusion.prior import CLIP_MEAN, CLIP_STD
+from vp3d.config.paths import locate
+from vp3d.config.schema import PriorConfig
+from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
 from vp3d.rewards.blip import BlipSizes
 from vp3d.rewards.imagereward import VOCABULARY, WEIGHTS, ImageRewardNet
-from vp3d.run_folder import write_json
+from vp3d.system import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
+from vp3d.system.files import write_json
 
 import diffusers  # isort: skip
 import transformers  # isort: skip

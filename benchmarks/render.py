@@ -27,14 +27,15 @@ from torch import Tensor
 
 from benchmarks.textbook import composite, composite_nerfacc
 from benchmarks.timing import Bench, find_nerfacc, ms, new_parser, positive, prepare, tell, times
-from vp3d.config import CameraConfig, FieldConfig, RenderConfig
-from vp3d.console import run_program
+from vp3d.config.schema import CameraConfig, FieldConfig, RenderConfig
 from vp3d.errors import UserError
 from vp3d.fields.base import Field, lattice
 from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.render.camera import camera_rays, sample_cameras
-from vp3d.render.volume import OccupancyGrid, box_interval, ray_bins, render_rays, render_rays_torch
+from vp3d.render.occupancy import OccupancyGrid, box_interval
+from vp3d.render.volume import ray_bins, render_rays, render_rays_torch
+from vp3d.system.console import run_program
 from vp3d.types import Rays, Render
 
 BALL_RADIUS = 0.66  # 15 % of the cube's volume

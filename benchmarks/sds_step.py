@@ -30,19 +30,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.timing import MIB, Bench, ms, new_parser, positive, prepare, tell
-from vp3d import pipeline, torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
-from vp3d.config import ROOT, CameraConfig, Config, PriorConfig, load_config, locate
-from vp3d.console import run_program
-from vp3d.diffusion.image_prompt import ImageEncoder
-from vp3d.diffusion.prior import CLIP_MEAN, CLIP_STD, Prior, take_adapter
+from vp3d import build
+from vp3d.config.loader import load_config
+from vp3d.config.paths import ROOT, locate
+from vp3d.config.schema import CameraConfig, Config, PriorConfig
+from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD, ImageEncoder
+from vp3d.diffusion.load import take_adapter
+from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.text import TextEmbedding
+from vp3d.embedded.architectures import new_text_encoder
 from vp3d.errors import UserError
-from vp3d.guidance import Condition, Guidance
-from vp3d.out_of_memory import is_out_of_memory
+from vp3d.guidance.condition import Condition
+from vp3d.guidance.vp_sds import Guidance
 from vp3d.prompts import all_views
 from vp3d.render.camera import sample_cameras
-from vp3d.toybox.models import new_text_encoder
-from vp3d.train.coarse import Coarse, make_generators
+from vp3d.system import torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
+from vp3d.system.console import run_program
+from vp3d.system.out_of_memory import is_out_of_memory
+from vp3d.train.coarse import Coarse
+from vp3d.train.generators import make_generators
 from vp3d.train.loop import apply, differentiate
 
 import diffusers  # isort: skip
@@ -256,7 +262,7 @@ def training_step(
     config = dataclasses.replace(
         config, optim=dataclasses.replace(config.optim, views=batch), guidance=every
     )
-    field, march = pipeline.make_field(config, device), pipeline.choose_march(config, device)
+    field, march = build.make_field(config, device), build.choose_march(config, device)
     stage = Coarse(
         config, field, guidance, condition, {}, make_generators(config.seed), ignore, march
     )

@@ -40,16 +40,17 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.timing import Bench, ms, new_parser, prepare, tell
-from vp3d import pipeline
-from vp3d.config import PRESETS, Config, load_config
-from vp3d.console import run_program
+from vp3d import build, checks, pipeline
+from vp3d.config.loader import PRESETS, load_config
+from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.render import volume, volume_numba
-from vp3d.run_folder import RunFolder
-from vp3d.toybox.images import render_spec
-from vp3d.toybox.scenes import parse_caption
+from vp3d.runs.folder import RunFolder
+from vp3d.system.console import run_program
 from vp3d.train import coarse, loop
 from vp3d.train.coarse import Coarse
+from vp3d.worlds.toybox.images import render_spec
+from vp3d.worlds.toybox.scenes import parse_caption
 
 PROMPT = "a red mushroom with a white stem"
 PARTS = (
@@ -228,12 +229,12 @@ def measure(config: Config, bench: Bench, steps: int) -> list[Step]:
             Image.fromarray(render_spec(parse_caption(config.prompt), [20.0], size=256)[0]).save(
                 config.image
             )
-        pipeline.check_request(config, new=True)
-        config = pipeline.fit_to_device(config, bench.device)
-        models = pipeline.load_models(config, bench.device)
+        checks.check_request(config, new=True)
+        config = build.fit_to_device(config, bench.device)
+        models = build.load_models(config, bench.device)
         folder_of_run = RunFolder.create(config)
         visual_prompt = pipeline.find_visual_prompt(config, models, folder_of_run, bench.device)
-        stage = pipeline.build_coarse(config, models, visual_prompt, folder_of_run, bench.device)
+        stage = build.build_coarse(config, models, visual_prompt, folder_of_run, bench.device)
         clock = PartClock(bench.now)
         with seams(clock, stage, models.prior):
             clock.next_step()  # what came before the first

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vp3d.config import FieldConfig, OptimConfig
+from vp3d.config.schema import FieldConfig, OptimConfig
 from vp3d.fields.base import Field, lattice, total_variation
 from vp3d.fields.hashgrid import PRIMES, level_resolutions
 from vp3d.types import Rays

@@ -25,12 +25,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from vp3d.bench.summary import circumstances, text_table
-from vp3d.config import ROOT
-from vp3d.console import Parser
+from vp3d.build import resolve_device
+from vp3d.config.paths import ROOT
 from vp3d.errors import UserError
-from vp3d.pipeline import resolve_device
-from vp3d.run_folder import write_json
+from vp3d.evaluate.statistics import circumstances, text_table
+from vp3d.system.console import Parser
+from vp3d.system.files import write_json
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 LOOK_EVERY_S = 0.002  # between two looks at the resident memory

@@ -19,7 +19,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Asset:
     """A whole tiny run, made once for every test that reads one; whoever changes files works on a copy of its folder."""
     import torch
 
-    from tests.tiny_run import tiny_config
+    from tests.helpers.tiny_run import tiny_config
     from vp3d import pipeline
 
     torch.set_num_threads(1)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from vp3d import prompts
-from vp3d.config import ROOT, Config
+from vp3d.checks import is_outside_grammar
+from vp3d.config.paths import ROOT
+from vp3d.config.schema import Config
 from vp3d.errors import UserError
-from vp3d.pipeline import is_outside_grammar
 from vp3d.prompts import (
     Vocabulary,
     check_negative_prompt,
@@ -27,8 +28,8 @@ from vp3d.prompts import (
     view_prompts,
     view_words,
 )
-from vp3d.toybox.scenes import caption, parse_caption, sample_spec, without_colors
 from vp3d.types import Camera
+from vp3d.worlds.toybox.scenes import caption, parse_caption, sample_spec, without_colors
 
 WORDS = "red yellow pink green purple brown white sphere cube cone cylinder chair mushroom stem legs stripes with on next to"
 NOUNS = ["sphere", "cube", "cone", "cylinder", "chair", "mushroom"]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vp3d.errors import UserError  # noqa: F401  re-exported: everyone raises `vp3d.types.UserError`
+from vp3d.errors import UserError  # noqa: F401  re-exported: everyone raises `vp3d.errors.UserError`
 
 
 @dataclass(frozen=True)

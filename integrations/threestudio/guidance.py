@@ -68,7 +68,7 @@ class VP3DGuidance(BaseObject):
         )
         vp3d: dict = field(
             default_factory=dict
-        )  # and over them: VP3D's keys, see its vp3d/config.py
+        )  # and over them: VP3D's keys, see its vp3d/config/schema.py
         max_steps: int = 10000  # of the run, for VP3D's schedules: ${trainer.max_steps}
 
     cfg: Config

@@ -13,17 +13,20 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from vp3d import pipeline
-from vp3d.config import Config, build_config, locate
+from vp3d import build, checks, pipeline
+from vp3d.config.loader import build_config
+from vp3d.config.paths import locate
+from vp3d.config.reader import read_file
+from vp3d.config.schema import Config
 from vp3d.errors import UserError
-from vp3d.guidance import Condition, Guidance
+from vp3d.guidance.condition import Condition
+from vp3d.guidance.reward_term import Reward, reward_term
+from vp3d.guidance.vp_sds import Guidance
 from vp3d.rewards.build import load_judges
-from vp3d.rewards.term import reward_term
-from vp3d.run_folder import RunFolder
-from vp3d.strict import read_file
-from vp3d.train.coarse import Reward, make_generator
+from vp3d.runs.folder import RunFolder
+from vp3d.train.generators import make_generator
 from vp3d.types import Camera
-from vp3d.visual_prompt import make_visual_prompt
+from vp3d.visual_prompt.make import make_visual_prompt
 
 READ = (
     "image",
@@ -100,13 +103,13 @@ def as_views(
 
 def build_losses(config: Config, device: torch.device) -> ViewLosses:
     """VP-SDS and the rewards, for `config.prompt`; the visual prompt and the settings are kept in a run folder of VP3D's."""
-    pipeline.check_request(config, new=True)
-    fitted = pipeline.fit_to_device(config, device)
-    models = pipeline.load_models(fitted, device)
+    checks.check_request(config, new=True)
+    fitted = build.fit_to_device(config, device)
+    models = build.load_models(fitted, device)
     run = RunFolder.create(config)
     visual_prompt = pipeline.find_visual_prompt(fitted, models, run, device)
-    condition = pipeline.find_condition(fitted, models, visual_prompt)
-    rewards = active(pipeline.build_rewards(config, models.judges, visual_prompt.rgb.to(device)))
+    condition = build.find_condition(fitted, models, visual_prompt)
+    rewards = active(build.build_rewards(config, models.judges, visual_prompt.rgb.to(device)))
     return ViewLosses(
         Guidance(models.prior, config.guidance),
         condition,
@@ -129,7 +132,7 @@ def build_rewards(config: Config, device: torch.device) -> ViewLosses:
         ).rgb
     elif config.rewards.image_image.weight > 0.0:
         raise UserError(NO_PICTURE)
-    rewards = active(pipeline.build_rewards(config, judges, picture.to(device)))
+    rewards = active(build.build_rewards(config, judges, picture.to(device)))
     return ViewLosses(None, None, rewards, make_generator(config.seed, "noise"))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vp3d.diffusion.cfg import branch_weights, combine, rescale_std
-from vp3d.types import UserError
+from vp3d.errors import UserError
 
 E0, EY, EYV = torch.randn(3, 2, 4, 5, 5, generator=torch.Generator().manual_seed(0)).unbind()
 PREDICTIONS = {"null": E0, "text": EY, "full": EYV}

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vp3d.diffusion.debias import DIRECTIONS, debiased_prompts, view_probabilities, view_ratios
+from vp3d.errors import UserError
 from vp3d.prompts import all_views
-from vp3d.types import UserError
 
 import transformers  # isort: skip
 

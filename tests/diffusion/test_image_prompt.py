@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_models import save_ip_adapter, save_pipeline
-from tests.tiny_models import unet as tiny_unet
+from tests.helpers.tiny_models import save_ip_adapter, save_pipeline
+from tests.helpers.tiny_models import unet as tiny_unet
 from vp3d.diffusion.image_prompt import (
     GatedImageAttention,
     attend,

@@ -15,12 +15,13 @@ from torch import nn
 
 from benchmarks.random_weights import SDXL_UNET
 from benchmarks.sds_step import UNET
-from tests.tiny_models import autoencoder, scheduler, tokenizer
-from vp3d.config import PriorConfig
+from tests.helpers.tiny_models import autoencoder, scheduler, tokenizer
+from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.image_prompt import GatedImageAttention, ImageEncoder
-from vp3d.diffusion.prior import Prior, take_adapter
+from vp3d.diffusion.load import take_adapter
+from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.text import TextEmbedding
-from vp3d.weights import MODELS
+from vp3d.weights.catalogue import MODELS
 
 import diffusers  # isort: skip
 import transformers  # isort: skip

@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch._inductor.config as inductor
 
-from tests.tiny_models import RESOLUTION, autoencoder, save_pipeline, tiny_prior_config
-from vp3d.config import PriorConfig
+from tests.helpers.tiny_models import RESOLUTION, autoencoder, save_pipeline, tiny_prior_config
+from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.autoencoder import encode, safe_dtype
 from vp3d.diffusion.image_prompt import GatedImageAttention
-from vp3d.diffusion.prior import Prior, load_prior
-from vp3d.types import UserError
+from vp3d.diffusion.load import load_prior
+from vp3d.diffusion.prior import Prior
+from vp3d.errors import UserError
 
 import diffusers  # isort: skip
 

@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
-from tests.tiny_models import tiny_prior_config
-from vp3d.config import GuidanceConfig, Schedule
+from tests.helpers.tiny_models import tiny_prior_config
+from vp3d.config.schema import GuidanceConfig, Schedule
+from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.perp_neg import perp_neg, perpendicular, view_negatives
-from vp3d.diffusion.prior import Prior, load_prior
-from vp3d.guidance import Guidance, build_condition
+from vp3d.diffusion.prior import Prior
+from vp3d.guidance.condition import build_condition
+from vp3d.guidance.vp_sds import Guidance
 from vp3d.types import Camera
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -10,17 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
     RESOLUTION,
     save_ip_adapter,
     save_pipeline,
     scheduler,
     tiny_prior_config,
 )
-from vp3d.config import PriorConfig
+from vp3d.config.schema import PriorConfig
 from vp3d.diffusion import schedule as S
-from vp3d.diffusion.prior import Prior, load_prior
-from vp3d.types import UserError
+from vp3d.diffusion.load import load_prior
+from vp3d.diffusion.prior import Prior
+from vp3d.errors import UserError
 
 import diffusers  # isort: skip
 import transformers  # isort: skip

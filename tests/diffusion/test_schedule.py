@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny_models import scheduler
-from vp3d.config import Schedule
+from tests.helpers.tiny_models import scheduler
+from vp3d.config.schema import Schedule
 from vp3d.diffusion import schedule as S
-from vp3d.types import UserError
+from vp3d.errors import UserError
 
 import diffusers  # isort: skip
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
     LARGE_WIDTH,
     POOLED_WIDTH,
     RESOLUTION,
@@ -22,11 +22,14 @@ from tests.tiny_models import (
     scheduler,
     tiny_prior_config,
 )
-from vp3d.config import GuidanceConfig, PriorConfig, Schedule, ViewGate
-from vp3d.diffusion.prior import Prior, load_prior
+from vp3d.config.schema import GuidanceConfig, PriorConfig, Schedule, ViewGate
+from vp3d.diffusion.load import load_prior
+from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.text import TextEmbedding
-from vp3d.guidance import Guidance, build_condition
-from vp3d.types import Camera, UserError
+from vp3d.errors import UserError
+from vp3d.guidance.condition import build_condition
+from vp3d.guidance.vp_sds import Guidance
+from vp3d.types import Camera
 
 import diffusers  # isort: skip
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vp3d.config import ExportConfig
+from vp3d.config.schema import ExportConfig
 from vp3d.export.build import export_mesh
 from vp3d.render.camera import camera_rays, ring
 from vp3d.types import Camera, Mesh

@@ -10,20 +10,20 @@ import torch
 import trimesh
 
 from vp3d.errors import UserError
-from vp3d.export import surface
+from vp3d.export import marching_cubes, repair, surface, threshold
 from vp3d.types import Camera, Mesh
 
 
 def grid_of(scene: object, cells: int = 40) -> np.ndarray:
-    return surface.density_grid(scene.density, cells, chunk=5000)
+    return marching_cubes.density_grid(scene.density, cells, chunk=5000)
 
 
 def pieces(mesh: Mesh) -> int:
-    return len(np.unique(surface.components(mesh)))
+    return len(np.unique(repair.components(mesh)))
 
 
 def test_grid_nodes_are_indexed_x_y_z_and_cover_the_cube() -> None:
-    grid = surface.density_grid(
+    grid = marching_cubes.density_grid(
         lambda x: (x[:, 0] + 1) * 100 + (x[:, 1] + 1) * 10 + (x[:, 2] + 1), 4, chunk=7
     )
     assert grid.shape == (5, 5, 5)
@@ -32,7 +32,7 @@ def test_grid_nodes_are_indexed_x_y_z_and_cover_the_cube() -> None:
 
 
 def test_non_finite_density_counts_as_empty() -> None:
-    grid = surface.density_grid(
+    grid = marching_cubes.density_grid(
         lambda x: torch.where(x[:, 0] > 0, torch.tensor(float("nan")), torch.tensor(-3.0)), 4
     )
     assert (grid == 0).all()
@@ -44,8 +44,8 @@ def test_sphere_keeps_its_radius_place_and_orientation(balls: type, cameras: Cam
     radii = np.linalg.norm(made.mesh.vertices - np.array([0.1, -0.2, 0.05]), axis=1)
     assert abs(radii.mean() - 0.6) < 0.02 * 0.6 and radii.std() < 0.01
     assert made.iou > 0.96
-    assert surface.is_watertight(made.mesh)
-    assert surface.face_measures(made.mesh)[1].sum() == pytest.approx(
+    assert repair.is_watertight(made.mesh)
+    assert repair.face_measures(made.mesh)[1].sum() == pytest.approx(
         4 / 3 * np.pi * 0.6**3, rel=0.06
     )
     outward = ((made.mesh.vertices - np.array([0.1, -0.2, 0.05])) * made.mesh.normals).sum(
@@ -63,16 +63,16 @@ def test_threshold_follows_the_silhouette(cameras: Camera, balls: type) -> None:
     grid = (10.0 * (1.0 - radii).clamp_min(0)).numpy()
     for radius in (0.4, 0.7):
         wanted = balls(((0.0, 0.0, 0.0), radius)).opacity(cameras, 96)
-        made = surface.choose_threshold(grid, cameras, wanted)
+        made = threshold.choose_threshold(grid, cameras, wanted)
         assert made.threshold == pytest.approx(10.0 * (1.0 - radius), rel=0.2)
         assert made.iou > 0.9
 
 
 def test_two_objects_stay_and_a_floater_goes(balls: type) -> None:
     scene = balls(((0.0, -0.45, 0.0), 0.35), ((0.0, 0.45, 0.0), 0.3), ((0.8, 0.0, 0.8), 0.06))
-    raw = surface.marching_cubes(grid_of(scene, 64), 40.0)
+    raw = marching_cubes.marching_cubes(grid_of(scene, 64), 40.0)
     assert pieces(raw) == 3
-    kept = surface.drop_floaters(raw)
+    kept = repair.drop_floaters(raw)
     assert pieces(kept) == 2
     assert (
         abs(kept.vertices[:, 2]).max() < 0.4
@@ -85,17 +85,17 @@ def test_a_cavity_goes() -> None:
     axis = np.linspace(-1, 1, 49)
     radius = np.linalg.norm(np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1), axis=-1)
     shell = 10.0 * ((radius < 0.7) & (radius > 0.4)).astype(np.float32)
-    raw = surface.marching_cubes(shell, 5.0)
-    kept = surface.drop_floaters(raw)
+    raw = marching_cubes.marching_cubes(shell, 5.0)
+    kept = repair.drop_floaters(raw)
     assert pieces(raw) == 2 and pieces(kept) == 1
     assert np.linalg.norm(kept.vertices, axis=1).min() > 0.6
 
 
 def test_matter_at_the_border_is_closed_inside_the_cube() -> None:
-    mesh = surface.clean(surface.marching_cubes(np.full((17, 17, 17), 9.0, np.float32), 3.0))
-    assert surface.is_watertight(mesh)
+    mesh = repair.clean(marching_cubes.marching_cubes(np.full((17, 17, 17), 9.0, np.float32), 3.0))
+    assert repair.is_watertight(mesh)
     assert abs(mesh.vertices).max() <= 1.0
-    assert surface.face_measures(mesh)[1].sum() == pytest.approx(8.0, rel=0.05)
+    assert repair.face_measures(mesh)[1].sum() == pytest.approx(8.0, rel=0.05)
 
 
 def test_smoothing_takes_noise_off_and_keeps_the_volume() -> None:
@@ -104,7 +104,7 @@ def test_smoothing_takes_noise_off_and_keeps_the_volume() -> None:
     rough = Mesh((ball.vertices + noise).astype(np.float32), np.asarray(ball.faces, np.int64))
     fair = surface.smooth(rough, 6)
     spread = [np.linalg.norm(m.vertices, axis=1).std() for m in (rough, fair)]
-    volume = [surface.face_measures(m)[1].sum() for m in (rough, fair)]
+    volume = [repair.face_measures(m)[1].sum() for m in (rough, fair)]
     assert spread[1] < 0.5 * spread[0]
     assert volume[1] == pytest.approx(volume[0], rel=0.01)
 
@@ -112,13 +112,13 @@ def test_smoothing_takes_noise_off_and_keeps_the_volume() -> None:
 @pytest.mark.parametrize("faces", [60, 400, 2000])
 def test_decimation_respects_the_limit_and_keeps_the_mesh_closed(faces: int) -> None:
     ball = trimesh.creation.icosphere(subdivisions=4, radius=0.6)
-    mesh = surface.clean(
+    mesh = repair.clean(
         surface.decimate(
             Mesh(np.asarray(ball.vertices, np.float32), np.asarray(ball.faces, np.int64)), faces
         )
     )
     assert 0.5 * faces < len(mesh.faces) <= faces
-    assert surface.is_watertight(mesh)
+    assert repair.is_watertight(mesh)
 
 
 def test_zero_faces_keeps_all() -> None:
@@ -129,19 +129,19 @@ def test_zero_faces_keeps_all() -> None:
 
 def test_clean_turns_an_inside_out_mesh_and_closes_a_hole() -> None:
     ball = trimesh.creation.icosphere(subdivisions=2)
-    mesh = surface.clean(
+    mesh = repair.clean(
         Mesh(np.asarray(ball.vertices, np.float32), np.asarray(ball.faces[1:, ::-1], np.int64))
     )
-    assert surface.is_watertight(mesh)
-    assert surface.face_measures(mesh)[1].sum() > 0
+    assert repair.is_watertight(mesh)
+    assert repair.face_measures(mesh)[1].sum() > 0
 
 
 @pytest.mark.parametrize(("level", "opacity"), [(0.0, 1.0), (1e-3, 0.002), (1e-3, float("nan"))])
 def test_an_empty_field_is_a_user_error_with_a_histogram(
     level: float, opacity: float, cameras: Camera
 ) -> None:
-    with pytest.raises(surface.EmptyMesh) as caught:
-        surface.choose_threshold(
+    with pytest.raises(threshold.EmptyMesh) as caught:
+        threshold.choose_threshold(
             np.full((9, 9, 9), level, np.float32), cameras, torch.full((4, 16, 16), opacity)
         )
     assert isinstance(caught.value, UserError)
@@ -150,7 +150,7 @@ def test_an_empty_field_is_a_user_error_with_a_histogram(
 
 def test_a_faint_field_still_gives_its_shape(balls: type, cameras: Camera) -> None:
     scene = balls(((0.0, 0.0, 0.0), 0.5))
-    made = surface.choose_threshold(
+    made = threshold.choose_threshold(
         0.001 * grid_of(scene), cameras, 0.2 * scene.opacity(cameras, 64)
     )
     assert made.iou > 0.95
@@ -177,7 +177,7 @@ def edge_uses(mesh: Mesh) -> list[int]:
 
 def test_doubled_faces_cancel_by_winding() -> None:
     faces = np.array([[0, 1, 2], [2, 1, 0], [3, 4, 5], [4, 5, 3], [7, 6, 8], [9, 9, 1], [1, 2, 3]])
-    kept = {tuple(np.roll(face, -int(face.argmin()))) for face in surface.cancel_doubles(faces)}
+    kept = {tuple(np.roll(face, -int(face.argmin()))) for face in repair.cancel_doubles(faces)}
     assert kept == {(3, 4, 5), (6, 8, 7), (1, 2, 3)}
 
 
@@ -190,9 +190,9 @@ def test_boxes_that_touch_in_an_edge_or_a_corner_are_parted(
         np.r_[box.vertices, box.vertices + shift].astype(np.float32),
         np.r_[box.faces, box.faces + len(box.vertices)],
     )
-    parted = surface.clean(touching)
-    assert surface.is_watertight(parted) and edge_uses(parted) == [2] and pieces(parted) == 2
-    assert surface.face_measures(parted)[1].sum() == pytest.approx(2 * 0.4**3, rel=0.01)
+    parted = repair.clean(touching)
+    assert repair.is_watertight(parted) and edge_uses(parted) == [2] and pieces(parted) == 2
+    assert repair.face_measures(parted)[1].sum() == pytest.approx(2 * 0.4**3, rel=0.01)
     assert len(np.unique(parted.vertices, axis=0)) == 16
 
 
@@ -201,5 +201,5 @@ def test_a_rough_decimated_surface_is_still_closed(balls: type, cameras: Camera)
     noise = np.random.default_rng(3).normal(0, 0.5, (41, 41, 41))
     grid = (grid_of(scene) * np.exp(noise)).astype(np.float32)
     made = surface.extract_surface(grid, cameras, scene.opacity(cameras, 64), faces=900)
-    assert surface.is_watertight(made.mesh) and edge_uses(made.mesh) == [2]
+    assert repair.is_watertight(made.mesh) and edge_uses(made.mesh) == [2]
     assert len(made.mesh.faces) <= 900 and made.iou > 0.85

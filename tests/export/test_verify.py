@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vp3d.export.formats import WRITERS
+from vp3d.export.glb import write_glb
 from vp3d.export.verify import psnr, verify_export
-from vp3d.export.writers import WRITERS, write_glb
 from vp3d.render.raster import render_mesh
 from vp3d.types import Camera, Mesh
 

@@ -15,13 +15,13 @@ import trimesh
 from PIL import Image
 
 from vp3d.errors import UserError
-from vp3d.export import writers
-from vp3d.export.surface import face_measures
+from vp3d.export import formats, glb, mesh_data, read
+from vp3d.export.repair import face_measures
 from vp3d.render.camera import orbit
 from vp3d.render.raster import render_mesh
 from vp3d.types import Asset, Mesh
 
-FORMATS = sorted(writers.WRITERS)
+FORMATS = sorted(formats.WRITERS)
 CENTRE = np.array([0.15, 0.0, 0.0])
 
 
@@ -47,8 +47,8 @@ def accessor(tree: dict, blob: bytes, index: int) -> np.ndarray:
 def test_sphere_comes_back_with_radius_handedness_and_normals(
     kind: str, sided: Mesh, tmp_path: Path
 ) -> None:
-    writers.WRITERS[kind](sided, tmp_path / f"m.{kind}")
-    mesh = writers.read_mesh(tmp_path / f"m.{kind}")
+    formats.WRITERS[kind](sided, tmp_path / f"m.{kind}")
+    mesh = read.read_mesh(tmp_path / f"m.{kind}")
     radii = np.linalg.norm(mesh.vertices - CENTRE, axis=1)
     assert abs(radii.mean() - 0.6) < 0.02 * 0.6
     assert face_measures(mesh)[1].sum() == pytest.approx(face_measures(sided)[1].sum(), rel=1e-4)
@@ -60,8 +60,8 @@ def test_sphere_comes_back_with_radius_handedness_and_normals(
 @pytest.mark.parametrize("textured", [True, False])
 def test_red_stays_at_plus_y(kind: str, textured: bool, sided: Mesh, tmp_path: Path) -> None:
     source = sided if textured else replace(sided, uv=None, texture=None)
-    writers.WRITERS[kind](source, tmp_path / f"m.{kind}")
-    mesh = writers.read_mesh(tmp_path / f"m.{kind}")
+    formats.WRITERS[kind](source, tmp_path / f"m.{kind}")
+    mesh = read.read_mesh(tmp_path / f"m.{kind}")
     assert (mesh.texture is not None) == (textured and kind != "ply")
     rgb, _ = render_mesh(mesh, orbit([90.0, 270.0], 0.0, 2.9, 40.0), 48, 48)
     left, right = (rgb[b, :, 16:32, 16:32].mean((1, 2)) for b in range(2))
@@ -74,7 +74,7 @@ def test_equal_meshes_give_equal_bytes_and_no_leftovers(
     kind: str, sided: Mesh, tmp_path: Path
 ) -> None:
     for folder in ("a", "b"):
-        writers.WRITERS[kind](Asset("a ball", sided, tmp_path), tmp_path / folder / f"m.{kind}")
+        formats.WRITERS[kind](Asset("a ball", sided, tmp_path), tmp_path / folder / f"m.{kind}")
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == sorted(["m.mtl", "m.obj", "m.png"] if kind == "obj" else [f"m.{kind}"])
     for name in names:
@@ -82,7 +82,7 @@ def test_equal_meshes_give_equal_bytes_and_no_leftovers(
 
 
 def test_glb_as_the_gltf_standard_wants_it(sided: Mesh, tmp_path: Path) -> None:
-    writers.write_glb(sided, tmp_path / "m.glb")
+    glb.write_glb(sided, tmp_path / "m.glb")
     tree, blob = glb_json(tmp_path / "m.glb")
     (mesh,) = tree["meshes"]
     (part,) = mesh["primitives"]
@@ -109,7 +109,7 @@ def test_glb_front_is_plus_z_and_up_is_plus_y(tmp_path: Path) -> None:
     """A tetrahedron with a corner at the front (+x), left (+y) and top (+z) of our frame."""
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 0.5, 0], [0, 0, 0.25]], np.float32)
     mesh = Mesh(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]))
-    writers.write_glb(mesh, tmp_path / "m.glb")
+    glb.write_glb(mesh, tmp_path / "m.glb")
     tree, blob = glb_json(tmp_path / "m.glb")
     position = accessor(tree, blob, tree["meshes"][0]["primitives"][0]["attributes"]["POSITION"])
     np.testing.assert_array_equal(position, [[0, 0, 0], [0, 0, 1], [0.5, 0, 0], [0, 0.25, 0]])
@@ -118,27 +118,25 @@ def test_glb_front_is_plus_z_and_up_is_plus_y(tmp_path: Path) -> None:
 def test_gltf_vertex_colours_are_linear(tmp_path: Path) -> None:
     colors = np.tile(np.float32([0.5, 0.25, 1.0]), (3, 1))
     mesh = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]), vertex_colors=colors)
-    writers.write_glb(mesh, tmp_path / "m.glb")
+    glb.write_glb(mesh, tmp_path / "m.glb")
     stored = next(
         iter(trimesh.load_scene(tmp_path / "m.glb").geometry.values())
     ).visual.vertex_colors[0]
     assert stored.tolist() == [55, 13, 255, 255]  # 255 * ((c + 0.055) / 1.055) ** 2.4 by hand
-    np.testing.assert_allclose(
-        writers.read_mesh(tmp_path / "m.glb").vertex_colors, colors, atol=0.01
-    )
+    np.testing.assert_allclose(read.read_mesh(tmp_path / "m.glb").vertex_colors, colors, atol=0.01)
 
 
 def test_srgb_curve_and_its_inverse() -> None:
     x = np.linspace(0, 1, 101)
-    np.testing.assert_allclose(writers.linear_to_srgb(writers.srgb_to_linear(x)), x, atol=1e-6)
-    assert writers.srgb_to_linear(np.array(0.5)) == pytest.approx(0.21404, abs=1e-5)
+    np.testing.assert_allclose(mesh_data.linear_to_srgb(mesh_data.srgb_to_linear(x)), x, atol=1e-6)
+    assert mesh_data.srgb_to_linear(np.array(0.5)) == pytest.approx(0.21404, abs=1e-5)
 
 
 def test_ply_and_stl_are_closed_again_after_the_atlas_split_them(
     sided: Mesh, tmp_path: Path
 ) -> None:
     for kind in ("ply", "stl"):
-        writers.WRITERS[kind](sided, tmp_path / f"m.{kind}")
+        formats.WRITERS[kind](sided, tmp_path / f"m.{kind}")
         assert trimesh.load_mesh(tmp_path / f"m.{kind}").is_watertight
 
 
@@ -156,9 +154,9 @@ def test_foreign_scene_is_joined_with_its_transforms_and_colours(tmp_path: Path)
     scene = trimesh.Scene([plane])
     scene.add_geometry(box, transform=trimesh.transformations.translation_matrix([0.5, 0, 0]))
     (tmp_path / "s.glb").write_bytes(scene.export(file_type="glb"))
-    mesh = writers.read_mesh(tmp_path / "s.glb")
+    mesh = read.read_mesh(tmp_path / "s.glb")
     assert len(mesh.faces) == 13 and mesh.texture is not None and mesh.uv is not None
-    colors = writers.sample_texture(mesh.texture, mesh.uv)
+    colors = read.sample_texture(mesh.texture, mesh.uv)
     reds = np.all(np.abs(colors - [1, 0, 0]) < 0.01, 1)
     assert reds.sum() == len(mesh.vertices) - 3
     np.testing.assert_allclose(mesh.vertices[reds].mean(0), [0, 0.5, 0], atol=1e-6)
@@ -172,7 +170,7 @@ def test_parts_with_vertex_colours_join_as_vertex_colours() -> None:
     textured = Mesh(
         corners, faces, uv=np.zeros((3, 2), np.float32), texture=np.full((2, 2, 3), 51, np.uint8)
     )
-    mesh = writers.join([colored, textured])
+    mesh = read.join([colored, textured])
     np.testing.assert_allclose(
         mesh.vertex_colors, np.r_[np.eye(3), np.full((3, 3), 0.2)], atol=1e-6
     )
@@ -183,12 +181,12 @@ def test_parts_with_vertex_colours_join_as_vertex_colours() -> None:
 @pytest.mark.parametrize("damage", ["empty", "foreign", "short"])
 def test_damaged_files_are_user_errors(kind: str, damage: str, sided: Mesh, tmp_path: Path) -> None:
     path = tmp_path / f"m.{kind}"
-    writers.WRITERS[kind](sided, path)
+    formats.WRITERS[kind](sided, path)
     whole = path.read_bytes()
     short = whole[: len(whole) // 3] if kind != "obj" else b"v 0 0 0\nv 1 0 0\nf 1 2 9\n"
     path.write_bytes({"empty": b"", "foreign": b"not a mesh at all", "short": short}[damage])
     with pytest.raises(UserError) as caught:
-        writers.read_mesh(path)
+        read.read_mesh(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
@@ -198,19 +196,19 @@ def test_texture_coordinates_that_are_no_numbers_are_user_errors(tmp_path: Path)
     text = "mtllib m.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt nan nan\nvt 0 1\nf 1/1 2/2 3/3\n"
     (tmp_path / "m.obj").write_text(text)
     with pytest.raises(UserError, match="not numbers"):
-        writers.read_mesh(tmp_path / "m.obj")
+        read.read_mesh(tmp_path / "m.obj")
 
 
 def test_missing_and_unknown_files_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no mesh file"):
-        writers.read_mesh(tmp_path / "gone.glb")
+        read.read_mesh(tmp_path / "gone.glb")
     with pytest.raises(UserError, match=".glb"):
-        writers.read_mesh(tmp_path / "model.fbx")
+        read.read_mesh(tmp_path / "model.fbx")
 
 
 def test_fit_to_cube_scales_only_what_does_not_fit(sided: Mesh) -> None:
-    assert writers.fit_to_cube(sided) is sided
-    big = writers.fit_to_cube(replace(sided, vertices=sided.vertices * 100 + 7))
+    assert read.fit_to_cube(sided) is sided
+    big = read.fit_to_cube(replace(sided, vertices=sided.vertices * 100 + 7))
     assert abs(big.vertices).max() == pytest.approx(0.8, abs=0.01)
 
 
@@ -223,6 +221,6 @@ def test_triangles_without_area_are_one_line_and_small_ones_are_none(
     with pytest.raises(
         UserError, match=r"^[^\n]*flat.obj shows nothing: all its triangles are without area[^\n]*$"
     ):
-        writers.read_mesh(tmp_path / "flat.obj")
+        read.read_mesh(tmp_path / "flat.obj")
     (tmp_path / "thin.obj").write_text("\n".join([*rows, "f 1 2 3", "f 1 2 4"]))
-    assert len(writers.read_mesh(tmp_path / "thin.obj").faces) == 2
+    assert len(read.read_mesh(tmp_path / "thin.obj").faces) == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vp3d.config import FieldConfig, OptimConfig
+from vp3d.config.schema import FieldConfig, OptimConfig
 from vp3d.fields.base import blob_bias, lattice, total_variation
 from vp3d.fields.grid import GridField
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vp3d.config import FieldConfig, OptimConfig
+from vp3d.config.schema import FieldConfig, OptimConfig
 from vp3d.fields.hashgrid import HashGridField, level_resolutions, table_index
 
 CONFIG = FieldConfig(kind="hashgrid", resolution=40, levels=3, features=2, log2_table=13)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu_guard import cuda_package_here, installed
-from vp3d.config import CudaConfig, FieldConfig
+from tests.helpers.gpu_guard import cuda_package_here, installed
+from vp3d.config.schema import CudaConfig, FieldConfig
 from vp3d.errors import UserError
 from vp3d.fields import hashgrid_cuda
 from vp3d.fields.hashgrid import HashGridField, table_index

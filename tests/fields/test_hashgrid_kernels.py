@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu_guard import kernel_device_here
-from vp3d.config import CudaConfig, FieldConfig
+from tests.helpers.gpu_guard import kernel_device_here
+from vp3d.config.schema import CudaConfig, FieldConfig
 from vp3d.fields.hashgrid import HashGridField
 
 DEVICE, REASON = kernel_device_here()

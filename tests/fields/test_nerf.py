@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vp3d.config import FieldConfig, OptimConfig
+from vp3d.config.schema import FieldConfig, OptimConfig
+from vp3d.errors import UserError
 from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import Field, build_field
-from vp3d.types import UserError
 
 CONFIGS = [
     FieldConfig(kind="grid", resolution=12),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vp3d.config import CameraConfig
+from vp3d.config.schema import CameraConfig
 from vp3d.render.camera import (
     camera_frame,
     camera_position,

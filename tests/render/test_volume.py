@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vp3d.config import FieldConfig, RenderConfig
+from vp3d.config.schema import FieldConfig, RenderConfig
+from vp3d.errors import UserError
 from vp3d.fields.base import Field, lattice
 from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import build_field
 from vp3d.render.camera import camera_rays, orbit, ring
+from vp3d.render.occupancy import OccupancyGrid, box_interval
 from vp3d.render.shade import lambert
 from vp3d.render.volume import (
-    OccupancyGrid,
-    box_interval,
     dense_ahead,
     occupied_samples,
     ray_bins,
@@ -26,7 +26,7 @@ from vp3d.render.volume import (
     render_rays_torch,
 )
 from vp3d.render.volume_numba import render_grid
-from vp3d.types import Rays, Render, UserError
+from vp3d.types import Rays, Render
 
 SAMPLES = 24
 CONFIG = RenderConfig(samples=SAMPLES, occupancy_resolution=8)

@@ -6,21 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu_guard import cuda_package_here, installed
-from vp3d.config import FieldConfig, RenderConfig
+from tests.helpers.gpu_guard import cuda_package_here, installed
+from vp3d.config.schema import FieldConfig, RenderConfig
 from vp3d.errors import UserError
 from vp3d.fields.nerf import build_field
 from vp3d.render import volume_cuda
 from vp3d.render.camera import camera_rays, orbit
-from vp3d.render.volume import (
-    DENSE,
-    March,
-    OccupancyGrid,
-    dense_ahead,
-    occupied_samples,
-    ray_bins,
-    render_rays,
-)
+from vp3d.render.occupancy import OccupancyGrid
+from vp3d.render.volume import DENSE, March, dense_ahead, occupied_samples, ray_bins, render_rays
 from vp3d.types import Rays
 
 SAMPLES = 20

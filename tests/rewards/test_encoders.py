@@ -7,7 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 
-import vp3d.torch_compat  # noqa: F401  (before open_clip, which imports torchvision)
+import vp3d.system.torch_compat  # noqa: F401  (before open_clip, which imports torchvision)
 
 import numpy as np
 import open_clip
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_clip import MEAN, STD, write_tiny_clip
+from tests.helpers.tiny_clip import MEAN, STD, write_tiny_clip
 from vp3d.errors import UserError
-from vp3d.manifest import file_entry
 from vp3d.rewards.encoders import ClipEncoder, load_clip
+from vp3d.weights.manifest import file_entry
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny_clip import write_tiny_clip
+from tests.helpers.tiny_clip import write_tiny_clip
 from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.rewards.image_image import image_image, image_target
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_rewards import BERT_WORDS, SIZES, published_state, write_imagereward
-from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
+from tests.helpers.tiny_rewards import BERT_WORDS, SIZES, published_state, write_imagereward
+from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
 from vp3d.errors import UserError
 from vp3d.rewards.blip import Blip, BlipSizes
 from vp3d.rewards.imagereward import ImageReward, ImageRewardNet, load_imagereward
-from vp3d.rewards.resize import CLIP_MEAN, CLIP_STD
+from vp3d.system import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
 
 import transformers  # isort: skip
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.diffusion.test_layouts import Shapes, clip_layers, layer, shapes_of
-from tests.tiny_rewards import write_dino
+from tests.helpers.tiny_rewards import write_dino
 from vp3d.rewards.towers import load_dino
-from vp3d.weights import MODELS
+from vp3d.weights.catalogue import MODELS
 
 import transformers  # isort: skip
 

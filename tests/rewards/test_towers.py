@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-import vp3d.torch_compat  # noqa: F401  (before open_clip, which imports torchvision)
+import vp3d.system.torch_compat  # noqa: F401  (before open_clip, which imports torchvision)
 
 import numpy as np
 import open_clip
@@ -16,16 +16,25 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_clip import write_tiny_clip
-from tests.tiny_rewards import MEAN, SIZE, STD, write_aesthetic, write_clip_tower, write_dino
-from vp3d.config import Config, RewardConfig, judge_places, load_config
+from tests.helpers.tiny_clip import write_tiny_clip
+from tests.helpers.tiny_rewards import (
+    MEAN,
+    SIZE,
+    STD,
+    write_aesthetic,
+    write_clip_tower,
+    write_dino,
+)
+from vp3d.config.loader import load_config
+from vp3d.config.schema import Config, RewardConfig
 from vp3d.errors import UserError
 from vp3d.rewards.aesthetic import Aesthetic, load_aesthetic
 from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
 from vp3d.rewards.text_image import ClipText
 from vp3d.rewards.towers import ClipTower, DinoTower, load_clip_tower, load_dino
-from vp3d.weights import MODELS
+from vp3d.weights.catalogue import MODELS
+from vp3d.weights.locate import judge_places
 
 PROMPTS = ["a red sphere", "a blue cube"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vp3d.config import Config
+from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.train import checkpoint
 

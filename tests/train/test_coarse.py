@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.towards_red import NOTHING, Terms, TowardsRed
-from vp3d.config import Config, Schedule
+from tests.helpers.towards_red import NOTHING, Terms, TowardsRed
+from vp3d.config.schema import Config, Schedule
 from vp3d.errors import UserError
 from vp3d.fields.nerf import Field, build_field
-from vp3d.guidance import Pull
+from vp3d.guidance.reward_term import Reward
+from vp3d.guidance.vp_sds import Pull
 from vp3d.render.camera import ring
-from vp3d.run_folder import RunFolder
+from vp3d.runs.folder import RunFolder
 from vp3d.train import checkpoint, loop
-from vp3d.train.coarse import Coarse, Reward, make_generator, make_generators
+from vp3d.train.coarse import Coarse
+from vp3d.train.generators import make_generator, make_generators
 
 STOP = threading.Event()
 

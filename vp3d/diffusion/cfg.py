@@ -17,7 +17,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vp3d.types import UserError
+from vp3d.errors import UserError
 
 # conditioned on: the negative prompt | the text | text and image | the text as told for two other views (see perp_neg.py)
 Branch = Literal["null", "text", "full", "other_1", "other_2"]

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vp3d import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
-from vp3d.diffusion.prior import readable
+from vp3d.errors import UserError
 from vp3d.prompts import all_views, normalize_prompt, strip_view
-from vp3d.types import UserError
-from vp3d.weights import find_weights, read_whole
+from vp3d.system import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
+from vp3d.weights.locate import find_weights, read_whole
+from vp3d.weights.readable import readable
 
 import transformers  # isort: skip
 

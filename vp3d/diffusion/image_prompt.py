@@ -25,6 +25,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+CLIP_MEAN = (
+    0.48145466,
+    0.4578275,
+    0.40821073,
+)  # of the pictures that OpenAI's CLIP was trained on; BLIP's too
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 POOLED = "pooled.weight"
 ImageCondition = tuple[Tensor, Tensor, Tensor]  # text [B, L, C], image tokens [B, T, C], gate [B]
 

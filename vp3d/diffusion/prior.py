@@ -14,20 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vp3d import torch_compat  # before transformers, which imports torchvision
-from vp3d.config import PriorConfig, locate
+from vp3d.config.schema import PriorConfig
 from vp3d.diffusion import autoencoder
 from vp3d.diffusion.cfg import Branch, branch_weights, combine
-from vp3d.diffusion.image_prompt import ImageEncoder, install_gates, pool_image, pooled_weight
+from vp3d.diffusion.image_prompt import ImageEncoder
 from vp3d.diffusion.schedule import (
     alpha_bar_from_config,
     ddim_step,
@@ -35,35 +32,9 @@ from vp3d.diffusion.schedule import (
     epsilon_from_output,
 )
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
-from vp3d.manifest import verify_files
-from vp3d.out_of_memory import attempt
-from vp3d.types import UserError
-from vp3d.weights import find_weights, read_whole
-
-import diffusers  # isort: skip
-import transformers  # isort: skip
-from diffusers.models.embeddings import ImageProjection  # isort: skip
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SafetensorError,
-)
-ADDED = {
-    "StableDiffusionPipeline": (None, "text"),
-    "StableDiffusionXLPipeline": ("text_time",),
-}  # addition_embed_type
-PUBLISHED_ENCODERS = {  # (pooled embedding, its width): folder of h94/IP-Adapter
-    (True, 1024): "models/image_encoder",
-    (True, 1280): "sdxl_models/image_encoder",
-    (False, 1280): "models/image_encoder",
-}
+from vp3d.errors import UserError
+from vp3d.system import torch_compat  # before transformers, which imports torchvision
+from vp3d.system.out_of_memory import attempt
 
 
 class Prior:
@@ -333,120 +304,6 @@ class Prior:
                 module.to(home)
 
 
-def load_prior(
-    config: PriorConfig,
-    device: torch.device | str = "cpu",
-    on_oom: Callable[[int, str], None] | None = None,
-) -> Prior:
-    """Read, check and freeze the pipeline and IP-Adapter that `config` names; UserError for anything missing or unfit.
-
-    When memory runs out in the denoiser, or where pictures are decoded, work goes on with half the images in a call; `on_oom` is
-    told how many that are, and of which network.
-    """
-    if config.manifest:
-        for place in filter(None, (config.path, config.vae, config.ip_adapter)):
-            verify_files(locate(config.manifest), locate(place))
-    diffusers.utils.logging.set_verbosity_error()  # it warns of every AutoencoderTiny; what matters is raised below
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    pipe = _load_pipeline(config)
-    _check_pipeline(pipe, config)
-    encoder = _load_adapter(pipe, config) if config.ip_adapter else None
-    if config.channels_last:
-        for module in (pipe.unet, pipe.vae):
-            module.to(memory_format=torch.channels_last)
-    device = torch.device(device)
-    if config.dtype == "auto" and device.type == "cpu" and torch_compat.multiplies_bfloat16(device):
-        pipe.unet.to(torch.bfloat16)
-    prior = Prior(pipe, encoder, config, device, on_oom)
-    if config.compile:
-        prior.compile()
-    return prior
-
-
-def _load_pipeline(config: PriorConfig) -> Any:
-    source, local = find_weights(config.path, "prior.path")
-    with readable(f"the pipeline {config.path}", "prior.path"):
-        index = diffusers.DiffusionPipeline.load_config(source, local_files_only=local)
-        kind = index.get("_class_name")
-    if kind not in ADDED:
-        raise UserError(f"prior.path {config.path} holds a {kind}: use a {' or a '.join(ADDED)}")
-    parts: dict[str, Any] = {"add_watermarker": False}
-    if kind == "StableDiffusionPipeline":
-        parts = {"safety_checker": None, "requires_safety_checker": False}
-    if config.vae:
-        parts["vae"] = _load_autoencoder(config)
-    dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-    options = {"local_files_only": local, "dtype": dtype, "variant": config.variant or None}
-    with readable(f"the pipeline {config.path}", "prior.path and prior.variant"):
-        for part in ("text_encoder", "text_encoder_2"):
-            name = (index.get(part) or [None, None])[1]
-            if name:
-                parts[part] = read_whole(
-                    getattr(transformers, name), source, subfolder=part, **options
-                )
-        pipe = getattr(diffusers, kind).from_pretrained(
-            source, use_safetensors=True, **options, **parts
-        )
-        _check_whole(pipe.unet)
-        _check_whole(pipe.vae)
-        return pipe
-
-
-def _load_autoencoder(config: PriorConfig) -> Any:
-    """The autoencoder of `prior.vae`: an AutoencoderTiny or an AutoencoderKL."""
-    source, local = find_weights(config.vae, "prior.vae")
-    with readable(f"the autoencoder {config.vae}", "prior.vae"):
-        kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get(
-            "_class_name"
-        )
-        if kind not in ("AutoencoderTiny", "AutoencoderKL"):
-            raise ValueError(f"it holds a {kind}, not an AutoencoderTiny or AutoencoderKL")
-        vae = getattr(diffusers, kind).from_pretrained(
-            source, local_files_only=local, use_safetensors=True
-        )
-        _check_whole(vae)
-        return vae
-
-
-def _check_whole(module: nn.Module) -> None:
-    """ValueError for a tensor that the file lacked: diffusers leaves it on the meta device, without values."""
-    lacking = next((name for name, value in module.state_dict().items() if value.is_meta), "")
-    if lacking:
-        raise ValueError(f"the weights of its {type(module).__name__} lack {lacking}")
-
-
-def _check_pipeline(pipe: Any, config: PriorConfig) -> None:
-    """Refuse what is no plain text-to-image pipeline or does not belong together; choose the autoencoder's precision."""
-    unet, vae, large = pipe.unet.config, pipe.vae.config, hasattr(pipe, "text_encoder_2")
-    towers = [pipe.text_encoder, pipe.text_encoder_2] if large else [pipe.text_encoder]
-    plain = None not in towers and unet.addition_embed_type in ADDED[type(pipe).__name__]
-    plain = plain and unet.cross_attention_dim == sum(tower.config.hidden_size for tower in towers)
-    if (
-        plain and large
-    ):  # the pooled text and six numbers on sizes; the refiner has five and one text encoder
-        added = towers[1].config.projection_dim + 6 * unet.addition_time_embed_dim
-        plain = unet.projection_class_embeddings_input_dim == added
-    if not plain or (unet.in_channels != vae.latent_channels and not config.vae):
-        raise UserError(
-            f"prior.path {config.path} is not a plain text-to-image pipeline (SD 1.x, SD 2.x or SDXL base)"
-        )
-    if unet.in_channels != vae.latent_channels:
-        found = f"gives latents of {vae.latent_channels} channels, the denoiser takes {unet.in_channels}"
-        raise UserError(
-            f"prior.vae {config.vae} {found}: set prior.vae to one that was made for {config.path}"
-        )
-    scale = autoencoder.downscale(pipe.vae)
-    if config.resolution % scale:
-        raise UserError(
-            f"prior.resolution {config.resolution} is no multiple of the autoencoder's {scale}"
-        )
-    # only AutoencoderKL knows whether it overflows in float16; those of SD 1.x and 2.x do not
-    overflows = large and bool(getattr(vae, "force_upcast", False))
-    pipe.vae.to(autoencoder.safe_dtype(config.vae_dtype, pipe.unet.dtype, overflows))
-
-
 def _check_compiler(device: torch.device) -> None:
     """Compile something small now, rather than fail at the first picture."""
     try:
@@ -455,83 +312,4 @@ def _check_compiler(device: torch.device) -> None:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"torch.compile does not work here ({reason}): set prior.compile=false"
-        ) from error
-
-
-def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
-    """Load the IP-Adapter into `pipe.unet`, put our gated attention in its place and take its projection out of the UNet."""
-    if not config.ip_adapter_weight.endswith(".safetensors"):
-        raise UserError(
-            f"prior.ip_adapter_weight {config.ip_adapter_weight} is not a .safetensors file: name one that is"
-        )
-    source, local = find_weights(config.ip_adapter, "prior.ip_adapter")
-    folder = config.image_encoder_folder
-    folder = folder if "/" in folder else f"{config.ip_adapter_subfolder}/{folder}"
-    with readable(
-        f"the IP-Adapter's image encoder {config.ip_adapter}/{folder}", "prior.image_encoder_folder"
-    ):
-        kind = transformers.CLIPVisionModelWithProjection
-        tower = read_whole(
-            kind, source, subfolder=folder, local_files_only=local, dtype=pipe.unet.dtype
-        )
-    pipe.register_modules(image_encoder=tower)
-    with readable(
-        f"the IP-Adapter {config.ip_adapter}",
-        "prior.ip_adapter_weight, and that it was made for this pipeline",
-    ):
-        pipe.load_ip_adapter(
-            source,
-            subfolder=config.ip_adapter_subfolder,
-            weight_name=config.ip_adapter_weight,
-            local_files_only=local,
-        )
-    projection = take_adapter(pipe.unet)
-    weights = Path(source) / config.ip_adapter_subfolder / config.ip_adapter_weight
-    if weights.is_file():  # an adapter on this disk may know how its image joins the pooled prompt; no published one does
-        pool_image(pipe.unet, pooled_weight(weights))
-    mean, std = (
-        getattr(pipe.feature_extractor, name, None) for name in ("image_mean", "image_std")
-    )
-    pooled = isinstance(projection, ImageProjection)
-    encoder = ImageEncoder(
-        tower, projection, pooled, tuple(mean or CLIP_MEAN), tuple(std or CLIP_STD)
-    )
-    _check_encoder(encoder, f"{config.ip_adapter}/{folder}", config.ip_adapter_weight)
-    return encoder
-
-
-def take_adapter(unet: Any) -> nn.Module:
-    """Put our gated attention over the IP-Adapter loaded in `unet`, take its projection out and return it."""
-    projection = unet.encoder_hid_proj.image_projection_layers[0]
-    unet.encoder_hid_proj = None  # tokens are projected once per visual prompt, not in every call
-    unet.config.encoder_hid_dim_type = None
-    install_gates(unet)
-    return projection
-
-
-def _check_encoder(encoder: ImageEncoder, folder: str, weight_name: str) -> None:
-    """The width of the vision tower must be the one the adapter was trained with (1024 and 1280 are mixed up easily)."""
-    found, expected = encoder.widths
-    if found != expected:
-        published = PUBLISHED_ENCODERS.get((encoder.pooled, expected))
-        right = (
-            f"{published} where the folder is a copy of h94/IP-Adapter"
-            if published
-            else "the one that belongs to it"
-        )
-        raise UserError(
-            f"the image encoder in {folder} gives vectors of {found} numbers but {weight_name} was trained on {expected}: "
-            f"set prior.image_encoder_folder to {right}"
-        )
-
-
-@contextmanager
-def readable(what: str, key: str) -> Iterator[None]:
-    """Turn what the loaders raise for missing, damaged or unfit files into one line."""
-    try:
-        yield
-    except LOAD_ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"cannot load {what} ({type(error).__name__}: {reason}); check {key}"
         ) from error

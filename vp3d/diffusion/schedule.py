@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vp3d.config import Schedule
-from vp3d.types import UserError
+from vp3d.config.schema import Schedule
+from vp3d.errors import UserError
 
 ALPHA_BAR_MIN = 1.0e-6  # a zero-terminal-SNR table ends at 0 exactly, where x0 = (x_t - sigma e) / alpha has no value
 

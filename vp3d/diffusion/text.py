@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vp3d.types import UserError
+from vp3d.errors import UserError
 
 
 @dataclass(frozen=True)

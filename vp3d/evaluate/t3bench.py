@@ -1,153 +1,171 @@
-"""The protocol of T3Bench (He et al. 2023, arXiv 2310.02977; code THU-LYJ-Lab/T3Bench), for any scorer.
+"""T3Bench's protocol on assets made here or lying in a folder: quality, and alignment where someone captions and grades.
 
-Mesh: centred on the mean of its vertices, the largest absolute coordinate 1; unlit, over black, 512 x 512 pixels.
-
-Quality. The 162 vertices of a twice subdivided icosphere of radius 2.2 are camera positions, each with vertical fields of view
-of 60, 45, 36, 30 and 24 degrees; every one of the 810 pictures is scored against the prompt. Per position the maximum over the
-fields of view is kept (multi-focal), then three times each position's value is replaced by the plain mean of itself and its
-neighbours on the icosphere (regional convolution: one lucky view does not carry an asset), then the maximum is the asset's
-score. A missing mesh is scored as black pictures, not left out.
-
-Alignment. One caption for each of 12 views (the icosphere as it is, 60 degrees), which a grader merges and grades from 1 to 5 by
-how much of the prompt they recall. The published code applies the radius twice, so its cameras stand at 4.84; so do ours.
-
-Scores here are the smoothed maximum as the scorer maps it (`Scorer.quality`), and 25 (grade - 1) for the alignment: the map of
-the published code is not known, 0 to 100 is. T3Bench's 300 prompts are not in this repository: `read_suite` reads one's own copy.
+The prompts are the user's own copy: text files with one prompt a line (T3Bench's `data/prompt_single.txt` and so on); a set is
+named after its file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import trimesh
-from torch import Tensor
 
-from vp3d.render.camera import orbit
-from vp3d.render.raster import render_mesh
-from vp3d.types import Camera, Mesh
+from vp3d.config.paths import ASSETS, MANIFEST, locate
+from vp3d.config.schema import CameraConfig, Config
+from vp3d.errors import UserError
+from vp3d.evaluate.html import write_turn
+from vp3d.evaluate.prompt_file import read_suite
+from vp3d.evaluate.results_folder import Place
+from vp3d.evaluate.runner import Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
+from vp3d.evaluate.statistics import Figure
+from vp3d.metrics.attribute_judge import load_judge
+from vp3d.metrics.scorers import (
+    ChatEndpoint,
+    ClipScorer,
+    ImageRewardScorer,
+    JudgeCaptioner,
+    WordGrader,
+)
+from vp3d.metrics.t3bench import SIZE, Captioner, Grader, Scorer, alignment, quality
+from vp3d.prompts import strip_view
+from vp3d.report.pictures import labelled, ring_frames, save_image, sheet
+from vp3d.rewards.encoders import load_clip
+from vp3d.rewards.imagereward import load_imagereward
+from vp3d.types import Mesh
+from vp3d.worlds.toybox.scenes import words
 
-RADIUS = 2.2
-FOVS_DEG = (60.0, 45.0, 36.0, 30.0, 24.0)
-SIZE = 512  # pixels of a side
-GROUND = 0.0
-PASSES = 3  # of the regional convolution
-AT_ONCE = 9  # pictures rendered and scored at a time
-
-
-class Scorer(Protocol):
-    """How well pictures match a prompt; higher is better."""
-
-    def score(self, prompt: str, rgb: Tensor) -> Tensor:
-        """Scores [B], any range, of pictures rgb [B, 3, H, H] in [0, 1]."""
-        ...
-
-    def quality(self, score: float) -> float:
-        """A score on the scale that is told."""
-        ...
+SCORERS, GRADERS = ("clip", "imagereward"), ("none", "judge", "endpoint")
+FIGURES = {
+    "quality": Figure("quality", share=False),
+    "alignment": Figure("alignment", share=False),
+    "average": Figure("average", share=False),
+    "seconds": Figure("seconds", share=False),
+}
 
 
 @dataclass(frozen=True)
-class CaptionViews:
-    """Where and how a captioner wants to see the asset: distance, degrees, grey in [0, 1], pixels of a side."""
+class Protocol:
+    """Who scores and grades, by name, so that it can travel to another process; `size` pixels a side of the scored pictures."""
 
-    radius: float = RADIUS * RADIUS
-    fov_deg: float = 60.0
-    ground: float = GROUND
+    scorer: str = "clip"
+    grader: str = "none"
+    endpoint: str = ""
+    endpoint_model: str = ""
     size: int = SIZE
 
 
-class Captioner(Protocol):
-    """Tells what a picture shows."""
-
-    views: CaptionViews
-
-    def caption(self, rgb: Tensor) -> list[str]:
-        """One caption for each picture of rgb [B, 3, H, H] in [0, 1]."""
-        ...
+@lru_cache(maxsize=1)
+def scorer_of(name: str, place: str, manifest: str, device: str) -> Scorer:
+    """The scorer called `name`, its weights at `place`, loaded once a process."""
+    if name == "imagereward":
+        return ImageRewardScorer(load_imagereward(place, device))
+    return ClipScorer(load_clip(place, manifest, device))
 
 
-class Grader(Protocol):
-    """Merges captions and grades how much of the prompt they recall."""
-
-    def grade(self, prompt: str, captions: Sequence[str]) -> int:
-        """1 (nothing) to 5 (all of it); what the captions say beyond the prompt does not count against it."""
-        ...
-
-
-def icosphere(subdivisions: int) -> trimesh.Trimesh:
-    """The unit icosphere: 12 vertices, 42 and 162 after one and two subdivisions."""
-    return trimesh.creation.icosphere(subdivisions=subdivisions, radius=1.0)
-
-
-def cameras_on(sphere: trimesh.Trimesh, radius: float, fov_deg: float) -> Camera:
-    """A camera at each vertex of the sphere times `radius`, looking at the origin, z up; fields [V]."""
-    x, y, z = np.asarray(sphere.vertices, np.float64).T
-    azimuth, elevation = np.rad2deg(np.arctan2(y, x)), np.rad2deg(np.arcsin(np.clip(z, -1.0, 1.0)))
-    return orbit(azimuth.tolist(), elevation.tolist(), radius, fov_deg)
-
-
-def neighbour_mean(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Each of `values [V]` (any range) replaced by the plain mean of itself and its neighbours along `edges [E, 2]`."""
-    total, count = values.astype(np.float64).copy(), np.ones(len(values))
-    for a, b in (edges.T, edges.T[::-1]):
-        np.add.at(total, a, values[b])
-        np.add.at(count, a, 1.0)
-    return total / count
-
-
-def regional_score(scores: np.ndarray, sphere: trimesh.Trimesh, passes: int = PASSES) -> float:
-    """Scores [V, fields of view] of an asset as one number: maximum over focal lengths, neighbour means, maximum."""
-    values = scores.max(1)
-    for _ in range(passes):
-        values = neighbour_mean(values, np.asarray(sphere.edges_unique))
-    return float(values.max())
-
-
-def normalised(mesh: Mesh) -> Mesh:
-    """The mesh centred on the mean of its vertices, its largest absolute coordinate 1."""
-    vertices = mesh.vertices.astype(np.float64) - mesh.vertices.astype(np.float64).mean(0)
-    return replace(
-        mesh, vertices=(vertices / max(float(np.abs(vertices).max()), 1e-12)).astype(np.float32)
+def places_of(protocol: Protocol, config: Config) -> list[Place]:
+    """The weights that scores and grades depend on, the scorer's first."""
+    if protocol.scorer == "imagereward":
+        scorer = (config.rewards.imagereward, "")
+    else:
+        scorer = (config.rewards.clip, config.prior.manifest)
+    return (
+        [scorer, (str(ASSETS / "judge"), str(MANIFEST))] if protocol.grader == "judge" else [scorer]
     )
 
 
-@torch.no_grad()
-def quality(mesh: Mesh | None, prompt: str, scorer: Scorer, size: int = SIZE) -> dict[str, float]:
-    """`quality` as the scorer maps it and `raw` before; None for `mesh` (missing, unreadable) is scored as black pictures."""
-    if mesh is None:  # every picture is black, so the maximum of the means is the score of one
-        raw = float(scorer.score(prompt, torch.zeros(1, 3, size, size))[0])
-        return {"quality": scorer.quality(raw), "raw": raw}
-    sphere, whole, columns = icosphere(2), normalised(mesh), []
-    for fov in FOVS_DEG:
-        cameras = cameras_on(sphere, RADIUS, fov)
-        parts = [cameras[i : i + AT_ONCE] for i in range(0, len(cameras), AT_ONCE)]
-        rendered = (
-            render_mesh(whole, part, size, size, GROUND, supersample=1)[0] for part in parts
-        )
-        columns.append(
-            torch.cat([scorer.score(prompt, rgb).float().cpu() for rgb in rendered]).numpy()
-        )
-    raw = regional_score(np.stack(columns, 1), sphere)
-    return {"quality": scorer.quality(raw), "raw": raw}
+def configured_scorer(protocol: Protocol, config: Config) -> Scorer:
+    """The scorer of `protocol` with the weights that the configuration names; on the GPU where there is one."""
+    place, manifest = places_of(protocol, config)[0]
+    on_gpu = config.backend != "cpu" and torch.cuda.is_available()
+    return scorer_of(protocol.scorer, place, manifest, "cuda" if on_gpu else "cpu")
 
 
-@torch.no_grad()
-def alignment(
-    mesh: Mesh | None, prompt: str, captioner: Captioner, grader: Grader
-) -> dict[str, Any]:
-    """`alignment` in [0, 100], the `grade` from 1 to 5, and the twelve `captions`; a missing mesh is captioned as black."""
-    look = captioner.views
-    cameras = cameras_on(icosphere(0), look.radius, look.fov_deg)
-    if mesh is None:
-        rgb = torch.zeros(len(cameras), 3, look.size, look.size)
-    else:
-        rgb = render_mesh(
-            normalised(mesh), cameras, look.size, look.size, look.ground, supersample=1
-        )[0]
-    captions = captioner.caption(rgb)
-    grade = grader.grade(prompt, captions)
-    return {"alignment": 25.0 * (grade - 1), "grade": grade, "captions": captions}
+@lru_cache(maxsize=1)
+def grader_of(protocol: Protocol) -> tuple[Captioner, Grader] | None:
+    """Captioner and grader, or None when nobody was asked for."""
+    if protocol.grader == "endpoint":
+        chat = ChatEndpoint(protocol.endpoint, protocol.endpoint_model)
+        return chat, chat
+    if protocol.grader == "judge":
+        return JudgeCaptioner(load_judge(ASSETS / "judge", MANIFEST)), WordGrader()
+    return None
+
+
+def prompt_tasks(files: Sequence[Path], seeds: int) -> list[Task]:
+    """A task for each prompt of each file and each of `seeds` seeds."""
+    if not files:
+        raise UserError(
+            "--suite t3bench needs --prompts FILE (your own copy, one prompt a line), or --assets DIR"
+        )
+    found = []
+    for file in files:
+        for number, entry in enumerate(read_suite(locate(str(file))), 1):
+            for seed in range(entry.seed, entry.seed + seeds):
+                found.append(
+                    Task(
+                        file.stem,
+                        entry.prompt,
+                        seed,
+                        f"{file.stem}-{key_of(number, entry.prompt, seed)}",
+                    )
+                )
+    return found
+
+
+def folder_tasks(folder: Path) -> list[Task]:
+    """The tasks of a folder of meshes, as one set."""
+    return [asset_task(n, folder.name, *found) for n, found in enumerate(find_assets(folder), 1)]
+
+
+def check_protocol(protocol: Protocol, tasks: Sequence[Task], settings: Settings) -> None:
+    """Load who scores and grades, so that what is missing is told before anything is made."""
+    config = settings.config()
+    configured_scorer(protocol, config)
+    grader_of(protocol)
+    if protocol.grader == "judge":
+        known = set(words())
+        strange = next(
+            (
+                t.prompt
+                for t in tasks
+                if not set(strip_view(t.prompt).replace(",", " ").split()) <= known
+            ),
+            None,
+        )
+        if strange is not None:
+            raise UserError(
+                f"--grader judge knows the toybox's words alone, not {strange!r}; use --grader endpoint or none"
+            )
+
+
+def judge_with(protocol: Protocol) -> partial[Record]:
+    """`judge_asset` for this protocol."""
+    return partial(judge_asset, protocol)
+
+
+def judge_asset(protocol: Protocol, settings: Settings, task: Task) -> Record:
+    """The record of one asset: quality, alignment and their average; a missing mesh is scored as black pictures."""
+    found, config = find_mesh(settings, task), settings.config()
+    scorer, grader = configured_scorer(protocol, config), grader_of(protocol)
+    figures: dict[str, Any] = dict(quality(found.mesh, task.prompt, scorer, protocol.size))
+    if grader is not None:
+        figures |= alignment(found.mesh, task.prompt, *grader)
+        figures["average"] = 0.5 * (figures["quality"] + figures["alignment"])
+    captions = figures.pop("captions", None)
+    if found.mesh is not None:
+        picture(found.mesh, settings.result(task).with_suffix(".png"))
+        write_turn(found, settings.result(task))
+    return {
+        "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": found.failure, "reason": found.reason,
+        "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "captions": captions,
+    }  # fmt: skip
+
+
+def picture(mesh: Mesh, path: Path) -> None:
+    """Eight views of an asset in a row."""
+    views = ring_frames(mesh, 8, 96, CameraConfig())
+    save_image(sheet([[labelled(view, f"{45 * i}°") for i, view in enumerate(views)]]), path)

@@ -16,7 +16,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from vp3d.export.surface import SurfaceField
+from vp3d.export.marching_cubes import SurfaceField
 from vp3d.render.raster import fill_triangles, interpolate
 from vp3d.types import Mesh
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vp3d.config import ExportConfig
+from vp3d.config.schema import ExportConfig
 from vp3d.export.bake import bake_texture, bake_vertex_colors
-from vp3d.export.surface import SurfaceField, density_grid, extract_surface, is_watertight
+from vp3d.export.marching_cubes import SurfaceField, density_grid
+from vp3d.export.repair import is_watertight
+from vp3d.export.surface import extract_surface
 from vp3d.export.uv import unwrap
 from vp3d.types import Camera, Mesh
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vp3d.export.surface import silhouette
-from vp3d.export.writers import read_mesh
+from vp3d.export.read import read_mesh
+from vp3d.export.threshold import silhouette
 from vp3d.render.raster import render_mesh
 from vp3d.types import Camera
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vp3d.config import OptimConfig
+from vp3d.config.schema import OptimConfig
 
 
 class Field(nn.Module):

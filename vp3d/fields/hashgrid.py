@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vp3d.config import FieldConfig, OptimConfig
+from vp3d.config.schema import FieldConfig, OptimConfig
 from vp3d.fields.base import Field, blob_bias, lattice, total_variation
 
 BASE_RESOLUTION = 16  # cells a side of the coarsest level

@@ -20,7 +20,7 @@ import subprocess
 import torch
 from torch import Tensor
 
-from vp3d.config import CudaConfig
+from vp3d.config.schema import CudaConfig
 from vp3d.errors import UserError
 from vp3d.fields.hashgrid import HashGridField, Lookup
 

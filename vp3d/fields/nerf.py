@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from vp3d.config import FieldConfig
+from vp3d.config.schema import FieldConfig
+from vp3d.errors import UserError
 from vp3d.fields.base import Field
 from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField
-from vp3d.types import UserError
 
 __all__ = ["Field", "build_field"]
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vp3d.config import CameraConfig
+from vp3d.config.schema import CameraConfig
 from vp3d.types import Camera, Rays
 
 Angles = float | Sequence[float] | Tensor  # one value for every camera, or one a camera

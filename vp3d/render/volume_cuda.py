@@ -17,19 +17,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vp3d.config import FieldConfig, RenderConfig
+from vp3d.config.schema import FieldConfig, RenderConfig
 from vp3d.errors import UserError
 from vp3d.fields.grid import GridField
 from vp3d.render.camera import camera_rays, ring
-from vp3d.render.volume import (
-    DENSE,
-    March,
-    OccupancyGrid,
-    box_interval,
-    occupied_samples,
-    ray_bins,
-    render_rays_torch,
-)
+from vp3d.render.occupancy import OccupancyGrid, box_interval
+from vp3d.render.volume import DENSE, March, occupied_samples, ray_bins, render_rays_torch
 from vp3d.types import Rays
 
 # (origins [N, 3], directions [N, 3], cells [X, Y, Z] bool over the cube, near [N], far [N], step) -> ray [M], middle [M]:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from vp3d.fields.grid import GridField
-from vp3d.render.volume import OccupancyGrid
+from vp3d.render.occupancy import OccupancyGrid
 from vp3d.types import Rays, Render
 
 BLOCKS = 4

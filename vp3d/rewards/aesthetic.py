@@ -8,7 +8,7 @@ AlignProp rewards it as `-|r - 10|` (reference values in arXiv 2310.03739); here
 
 from __future__ import annotations
 
-from vp3d.torch_compat import freeze
+from vp3d.system.torch_compat import freeze
 
 import torch
 from safetensors.torch import load_file
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vp3d.errors import UserError
 from vp3d.rewards.imagereward import score_head
-from vp3d.rewards.towers import ClipTower, load_clip_tower, readable
+from vp3d.rewards.towers import ClipTower, load_clip_tower
+from vp3d.weights.readable import readable
 
 KEY = "rewards.aesthetic_model"
 
@@ -39,7 +40,7 @@ def load_aesthetic(place: str, device: torch.device | str = "cpu") -> Aesthetic:
     path = clip.folder / "head.safetensors"
     if not path.is_file():
         raise UserError(f"{path} is missing: set {KEY} to a folder that `models fetch` made")
-    with readable(path, KEY):
+    with readable(str(path), KEY):
         state = {
             key.removeprefix("layers."): value.float() for key, value in load_file(path).items()
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vp3d.config import RewardsConfig
+from vp3d.config.schema import RewardsConfig
 from vp3d.rewards.aesthetic import Aesthetic, load_aesthetic
 from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.rewards.image_image import ImageFeatures

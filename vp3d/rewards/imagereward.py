@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vp3d.torch_compat import freeze
+from vp3d.system.torch_compat import freeze
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import BertWordPieceTokenizer
 from torch import Tensor, nn
 
+from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
 from vp3d.errors import UserError
 from vp3d.rewards.blip import Blip, BlipSizes
-from vp3d.rewards.resize import CLIP_MEAN, CLIP_STD, channels, resize_normalize
-from vp3d.weights import local_weights
+from vp3d.rewards.resize import channels, resize_normalize
+from vp3d.weights.locate import local_weights
 
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score on the training set

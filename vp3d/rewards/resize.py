@@ -8,11 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CLIP_MEAN, CLIP_STD = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # BLIP's too
-
 
 def channels(values: Sequence[float], device: torch.device | str) -> Tensor:
     """Three numbers, one a colour channel, as `[1, 3, 1, 1]`."""

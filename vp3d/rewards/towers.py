@@ -8,34 +8,24 @@ of the published preprocessing would cut an object that fills its view. Features
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vp3d.torch_compat import freeze
+from vp3d.system.torch_compat import freeze
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
-from vp3d.errors import UserError
-from vp3d.rewards.resize import CLIP_MEAN, CLIP_STD, channels, resize_normalize
-from vp3d.weights import local_weights, read_whole
+from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
+from vp3d.rewards.resize import channels, resize_normalize
+from vp3d.weights.locate import local_weights, read_whole
+from vp3d.weights.readable import readable
 
 import transformers  # isort: skip
 
 T = TypeVar("T", bound="Tower")
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SafetensorError,
-)
 
 
 class Tower:
@@ -126,19 +116,7 @@ def load_dino(place: str, device: torch.device | str = "cpu") -> DinoTower:
 
 def _load(place: str, key: str, build: Callable[[Path], T]) -> T:
     folder = local_weights(place, key)
-    with readable(folder, key):
+    with readable(str(folder), key):
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()  # it reports what a file lacks; `read_whole` refuses that
         return build(folder)
-
-
-@contextmanager
-def readable(folder: Path, key: str) -> Iterator[None]:
-    """Turn what the loaders raise for missing, damaged or unfit files into one line."""
-    try:
-        yield
-    except LOAD_ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"cannot load {folder} ({type(error).__name__}: {reason}); check {key}"
-        ) from error

@@ -26,9 +26,9 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from vp3d.config import Config
+from vp3d.config.schema import Config
 from vp3d.errors import UserError
-from vp3d.run_folder import atomic_write
+from vp3d.system.files import atomic_write
 
 KEEP = 2
 FORMAT = 2

@@ -8,32 +8,28 @@ are a dict with the same names; the sum is one line.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vp3d.config import Config, RewardConfig
+from vp3d.config.schema import Config
 from vp3d.errors import Hindered
 from vp3d.fields.nerf import Field
-from vp3d.guidance import Condition, Pull
+from vp3d.guidance import reward_term
+from vp3d.guidance.condition import Condition
+from vp3d.guidance.reward_term import Reward
+from vp3d.guidance.vp_sds import Pull
 from vp3d.render.camera import camera_rays, sample_cameras
-from vp3d.render.volume import DENSE, March, OccupancyGrid, render_rays
-from vp3d.rewards import term
+from vp3d.render.occupancy import OccupancyGrid
+from vp3d.render.volume import DENSE, March, render_rays
 from vp3d.train import losses
 from vp3d.train.checkpoint import adam_tensors, load_adam
+from vp3d.train.estimates import Held, held_from
 from vp3d.types import Camera, Rays, Render, to_images
 
-GENERATORS = (
-    "camera",
-    "background",
-    "jitter",
-    "noise",
-)  # noise: the time-steps and noises of the guidance
 LEAST_CHUNK = 1024  # samples at once below which halving further is hopeless
 
 
@@ -54,55 +50,6 @@ class GuidanceCall(Protocol):
     def again(self, rgb: Tensor, pull: Pull) -> dict[str, Tensor]:
         """The losses of the same views a step later, rgb [B, 3, H, W] in [0, 1]."""
         ...
-
-
-@dataclass(frozen=True)
-class Reward:
-    """A differentiable judgement of rendered views, what it compares them with, and how it acts.
-
-    `ground` is the grey in [0, 1] that the views are put on for it, that of the picture they are compared with; None is
-    the step's random background.
-    """
-
-    score: term.Reward  # (rgb [B, 3, H, W] in [0, 1], target) -> [B], higher is better
-    target: Callable[[Camera], Tensor]  # the target of each view, [B, D] or [1, D]
-    config: RewardConfig
-    ground: float | None = None
-
-
-@dataclass(frozen=True)
-class Held:
-    """The views of an estimate that serves more steps: their cameras, the greys [B] in [0, 1] behind them, and the pull."""
-
-    camera: Camera
-    grey: Tensor
-    pull: Pull
-    left: int  # steps it is still to serve
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it (any shape and range) by name, for a checkpoint."""
-        pull = {"target": self.pull.target, "weight": self.pull.weight}
-        return {**vars(self.camera), "grey": self.grey, **pull, "left": torch.tensor(self.left)}
-
-
-def held_from(tensors: Mapping[str, Tensor], device: torch.device) -> Held | None:
-    """Inverse of `Held.tensors` (any shape and range); None of nothing."""
-    if not tensors:
-        return None
-    here = {name: tensor.to(device) for name, tensor in tensors.items()}
-    camera = Camera(**{field.name: here[field.name] for field in dataclasses.fields(Camera)})
-    return Held(camera, here["grey"], Pull(here["target"], here["weight"]), int(here["left"]))
-
-
-def make_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator for one purpose; its stream depends on the run's seed and the purpose's name alone."""
-    stream = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
-    return torch.Generator().manual_seed(stream)
-
-
-def make_generators(seed: int) -> dict[str, torch.Generator]:
-    """One of `GENERATORS` each."""
-    return {name: make_generator(seed, name) for name in GENERATORS}
 
 
 class Coarse:
@@ -174,7 +121,9 @@ class Coarse:
             **rewards,
             **self._regularisers(render, rays, weights),
         }
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        loss = torch.stack(
+            [weights[name] * reward_term for name, reward_term in terms.items()]
+        ).sum()
         samples = torch.full_like(loss, float(len(rays) * config.render.samples))
         return {
             "loss": loss,
@@ -319,10 +268,10 @@ class Coarse:
         for name, reward in self.rewards.items():
             target = reward.target(camera)
             shown = rgb if reward.ground is None else on_grey(render, reward.ground, rgb.shape)
-            terms[name], value = term.reward_term(
+            terms[name], value = reward_term.reward_term(
                 reward.score, shown, target, camera.azimuth_deg, reward.config, progress
             )
-            if not term.is_active(reward.config, progress):
+            if not reward_term.is_active(reward.config, progress):
                 with torch.no_grad():
                     value = reward.score(shown, target).mean()
             if value is not None:
@@ -339,7 +288,7 @@ class Coarse:
             "smoothness": lambda: losses.smoothness(self.field),
             "orientation": lambda: losses.orientation(shown_normal(render), rays.directions),
         }
-        return {name: term() for name, term in terms.items() if weights[name] != 0.0}
+        return {name: reward_term() for name, reward_term in terms.items() if weights[name] != 0.0}
 
     def _weights(self, progress: float) -> dict[str, float]:
         """The weight of every loss at `progress`."""

@@ -18,11 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vp3d.config import CameraConfig, Config
+from vp3d.config.schema import CameraConfig, Config
 from vp3d.errors import UserError
-from vp3d.out_of_memory import attempt, told_out_of_memory
 from vp3d.render.camera import ring
-from vp3d.run_folder import RunFolder, atomic_write
+from vp3d.runs.folder import RunFolder
+from vp3d.system.files import atomic_write
+from vp3d.system.out_of_memory import attempt, told_out_of_memory
 from vp3d.train import checkpoint
 from vp3d.train.watchdog import Watchdog
 from vp3d.types import Camera, Render, to_images

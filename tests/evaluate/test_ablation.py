@@ -1,0 +1,157 @@
+"""The ablation's arithmetic by hand, and that every arm is a configuration of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vp3d.config.loader import get_value, load_config
+from vp3d.config.paths import ROOT
+from vp3d.errors import UserError
+from vp3d.evaluate import ablation
+from vp3d.evaluate.ablation import (
+    ARMS,
+    SWEEP,
+    TILE,
+    compare,
+    difference,
+    main,
+    markdown,
+    matching,
+    write_grid,
+)
+from vp3d.evaluate.toybench import suite_tasks
+from vp3d.export.glb import write_glb
+from vp3d.report.pictures import GAP
+from vp3d.worlds.toybox.scenes import parse_caption
+from vp3d.worlds.toybox.truth import lit, true_mesh
+
+
+def records(*values: tuple[str, float | None], failure: str = "", of: str = "single") -> list[dict]:
+    return [
+        {"set": of, "prompt": prompt, "figures": {"all": value}, "failure": failure}
+        for prompt, value in values
+    ]
+
+
+def test_the_first_arm_is_plain_sds_as_the_config_file_has_it() -> None:
+    assert load_config("draft", [ROOT / "configs" / "sds.yaml"], []) == load_config(
+        "draft", [], list(ARMS["SDS"])
+    )
+
+
+def test_differences_pair_prompts_and_average_seeds_first() -> None:
+    base = records(("a", 0.2), ("a", 0.4), ("b", 0.5), ("c", None))
+    arm = records(("a", 0.5), ("a", 0.9), ("b", 0.5), ("c", 1.0))
+    found = difference(arm, base, "all")
+    assert (
+        found is not None
+        and found["mean"] == pytest.approx((0.4 + 0.0) / 2)
+        and found["count"] == 2
+    )
+    assert found["low"] == pytest.approx(0.0) and found["high"] == pytest.approx(0.4)
+    assert difference(arm, base, "iou") is None
+
+
+def test_the_page_tells_every_arm_and_its_failures() -> None:
+    told = compare(
+        {
+            "SDS": records(("a", 0.25), ("b", 0.25)),
+            "VP3D": records(("a", 0.75), ("b", 0.75), failure="empty"),
+        }
+    )
+    page = markdown(told, "Ablation", {"preset": "draft"}, 2)
+    assert "| SDS | 25 % [25, 25] 25 | 0 |" in page and "| VP3D | 75 % [75, 75] 75 | 2 |" in page
+    assert "| VP3D | +50 points [+50, +50] | 2 |" in page and "IoU" not in page
+
+
+def test_the_page_tells_the_difference_by_prompt_set() -> None:
+    base = [*records(("a", 0.25), ("b", 0.5)), *records(("c", 1.0), of="relation")]
+    arm = [*records(("a", 0.5), ("b", 1.0)), *records(("c", 0.75), of="relation")]
+    page = markdown(compare({"SDS": base, "VP3D": arm}), "Ablation", {}, 3)
+    assert "| arm | single | relation |" in page
+    assert "| VP3D | +38 points [+25, +50] | -25 points [-25, -25] |" in page
+
+
+@pytest.mark.parametrize("arms", [ARMS, SWEEP])
+def test_arms_are_valid_and_differ(arms: dict[str, tuple[str, ...]]) -> None:
+    configs = [load_config("draft", [], list(overrides)) for overrides in arms.values()]
+    assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
+
+
+def test_plain_sds_has_neither_image_nor_rewards() -> None:
+    config = load_config("draft", [], list(ARMS["SDS"]))
+    assert get_value(config, "guidance.lam").at(0.5) == 0.0
+    assert config.rewards.text_image.weight == config.rewards.image_image.weight == 0.0
+    assert ARMS["VP3D"] == () and len(suite_tasks("mini", 1)) == 18
+
+
+def test_some_arms_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+
+    def run_arm(name: str, overrides: Sequence[str], *_: object) -> list[dict]:
+        made.append(name)
+        faces = {"all": 0.5, "two_faced": 1.0}
+        return [
+            {"set": "single", "prompt": "a", "figures": faces, "failure": ""},
+            *records(("b", 0.5), ("c", 0.5)),
+        ]
+
+    monkeypatch.setattr(ablation, "run_arm", run_arm)
+    main(["--work", str(tmp_path), "--arms", "VP3D", "VP-SDS"])
+    page = capsys.readouterr().out
+    assert (
+        made == ["VP3D", "VP-SDS"]
+        and "arms 2 of 7 (VP3D; VP-SDS)" in page
+        and "Difference from VP3D" in page
+    )
+    assert "(1 of 3)" in page and "Janus rate: (over how many of the assets)" in page
+    main(["--work", str(tmp_path), "--sweep", "--arms", "4 steps"])
+    assert made[2:] == ["4 steps"] and "arms 1 of" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"no arm 'VP4D'; there are: SDS; SDS, twice the CFG; .*; VP3D"
+    ):
+        main(["--work", str(tmp_path), "--arms", "VP4D"])
+    assert len(made) == 3
+
+
+def test_prompts_are_chosen_by_what_they_hold() -> None:
+    tasks = suite_tasks("mini", 1)
+    found = [task.prompt for task in matching(tasks, ["white house", "blue checks"])]
+    assert found == ["a yellow cylinder with blue checks", "a red car next to a white house"]
+    assert matching(tasks, []) == tasks
+    with pytest.raises(UserError, match="no prompt holds 'dragon' or 'elf': --match takes"):
+        matching(tasks, ["dragon", "elf"])
+
+
+def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) -> None:
+    path = tmp_path / "a-red-cone.glb"
+    write_glb(lit(true_mesh(parse_caption("a red cone"), 48)), path)
+    record = {
+        "set": "single",
+        "prompt": "a red cone",
+        "seed": 0,
+        "failure": "",
+        "source": str(path),
+    }
+    failed = record | {"failure": "empty", "source": ""}
+    write_grid({"SDS": [record], "failed": [failed], "VP3D": [record]}, tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as picture:
+        page = np.array(picture.convert("RGB")).astype(float)
+    red = (page[..., 0] > 120) & (page[..., 1] < 90)
+    shares = [red[:, 2 * GAP + i * (2 * TILE + GAP) :][:, : 2 * TILE].mean() for i in range(3)]
+    assert shares[0] > 0.05 and shares[1:] == pytest.approx([shares[0]] * 2, rel=0.1)
+
+
+def test_places_that_cannot_be_written_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for option in ("--write", "--grid"):
+        with pytest.raises(UserError, match="file"):
+            main(["--work", str(tmp_path / "work"), option, str(tmp_path / "file" / "page")])
+    assert not (tmp_path / "work").exists()

@@ -1,0 +1,270 @@
+"""The embedded models' architectures, all of classes that diffusers, transformers and open_clip load by themselves.
+
+Sizes are chosen for two CPU cores: most of the arithmetic is done on 8 x 8 and 4 x 4 maps, and the tokenizer knows every
+word of the toybox as one token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import vp3d.system.torch_compat  # noqa: F401  (before anything that imports torchvision)
+
+import open_clip
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD, GatedImageAttention, pool_image
+
+TOKENS = 20  # length of a tokenized prompt
+TEXT_WIDTH = 128
+IMAGE_EMBED = 128
+IMAGE_WIDTH = 128  # of the image encoder's patches, of which there are 8 x 8
+IMAGE_TOKENS = TOKENS  # they first learn to be what the caption would be
+RESOLUTION = 64
+
+
+def new_autoencoder() -> AutoencoderTiny:
+    """64 x 64 x 3 to 16 x 16 x 4 (scaling_factor is set after training, so that latents have unit variance)."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(0, 1, 4),
+        num_decoder_blocks=(4, 1, 0),
+        latent_channels=4,
+        act_fn="relu",
+    )
+
+
+def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
+    """A CLIPTokenizer in which each of `words` (and the comma and full stop) is one token, and any text is spelt out.
+
+    Byte-pair merges of the words, each counted once; equal counts go by the alphabet. (The library's trainer settles them at
+    random, and the numbers of the tokens belong to the weights.)
+    """
+    alphabet = [chr(c) for c in range(33, 127)]
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in sorted(words)]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for piece in pieces for pair in pairwise(piece)):
+        merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
+        pieces = [_merge(piece, merges[-1]) for piece in pieces]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(
+        vocab=vocab, merges=merges, model_max_length=TOKENS, unk_token="<|endoftext|>"
+    )
+
+
+def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in piece:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Prompt tokens [B, 20] to embeddings [B, 20, 128]; trained together with the denoiser."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """v-prediction denoiser on 16 x 16 x 4 latents, cross-attention to the prompt at 8 x 8 and 4 x 4.
+
+    The pooled text joins the time embedding as well, which scales and shifts every block: nouns are learnt sooner so.
+    """
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(96, 96, 160),
+        layers_per_block=(2, 1, 1),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Cosine noise schedule of 1000 steps, v-prediction."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+    )
+
+
+def new_image_encoder() -> CLIPVisionModelWithProjection:
+    """64 x 64 pictures to an embedding [B, 128] and patches [B, 1 + 64, 128], the IP-Adapter's eye."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=IMAGE_WIDTH,
+            intermediate_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=RESOLUTION,
+            patch_size=8,
+            projection_dim=IMAGE_EMBED,
+        )
+    )
+
+
+def new_image_projection() -> IPAdapterPlusImageProjection:
+    """The eye's patches [B, 65, 128] to IMAGE_TOKENS tokens [B, 20, 128]: the resampler of "plus".
+
+    An embedding of the whole picture (base) does not say which of two objects has which colour. Depth and heads are those
+    that diffusers assumes of a file.
+    """
+    return IPAdapterPlusImageProjection(
+        embed_dims=IMAGE_WIDTH,
+        output_dims=TEXT_WIDTH,
+        hidden_dims=128,
+        heads=2,
+        num_queries=IMAGE_TOKENS,
+    )
+
+
+def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
+    """Give every cross-attention of `unet` an image branch; returns them under the published numbers "1", "3", "5", ...
+
+    Keys and values start as copies of the text's, as IP-Adapter's authors do; its part in the time embedding starts as zero.
+    """
+    branches = nn.ModuleDict()
+    processors = unet.attn_processors
+    for number, name in enumerate(processors):
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        if not name.endswith("attn2.processor"):
+            continue
+        keys, values = (
+            nn.Linear(TEXT_WIDTH, layer.out_features, bias=False)
+            for layer in (attention.to_k, attention.to_v)
+        )
+        keys.load_state_dict(attention.to_k.state_dict())
+        values.load_state_dict(attention.to_v.state_dict())
+        processors[name] = GatedImageAttention(keys, values)
+        branches[str(number)] = processors[name]
+    unet.set_attn_processor(processors)
+    width = unet.time_embedding.linear_2.out_features
+    pool_image(unet, torch.zeros(width, IMAGE_TOKENS * TEXT_WIDTH))
+    return branches
+
+
+def clip_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
+    """The `model_cfg` of the reward model: a small ResNet and a text transformer, with the toybox's vocabulary."""
+    text = {"context_length": TOKENS, "vocab_size": len(tokenizer), "hf_tokenizer_name": "toybox"}
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": RESOLUTION, "layers": [1, 1, 1, 1], "width": 24},
+        "text_cfg": text | {"width": 128, "heads": 4, "layers": 3},
+    }
+
+
+def new_clip(tokenizer: CLIPTokenizer) -> open_clip.CLIP:
+    """The open_clip model of the rewards."""
+    return open_clip.CLIP(**clip_config(tokenizer))
+
+
+def new_noun_head(width: int, nouns: int) -> nn.Conv2d:
+    """Linear classifier of the noun that each of 8 x 8 cells shows, on `width` features there: a training aid."""
+    head = nn.Conv2d(width, nouns, 1)
+    nn.init.zeros_(head.weight)
+    return head
+
+
+class Telling(nn.Module):
+    """What a text embedding [B, D] must tell linearly: the exact attributes and what the picture looks like from afar.
+
+    A training aid, thrown away afterwards.
+    """
+
+    def __init__(self, width: int, heads: Mapping[str, Sequence[str]], thumbnail: int) -> None:
+        super().__init__()
+        self.attributes = AttributeHeads(width, heads)
+        self.thumbnail = nn.Linear(width, thumbnail)
+        nn.init.zeros_(self.thumbnail.weight)
+
+    def forward(
+        self, embedding: torch.Tensor, targets: torch.Tensor, thumbnails: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss of `AttributeHeads` plus the share of the variance of `thumbnails [B, T]` that is not told; a scalar."""
+        missed = nn.functional.mse_loss(self.thumbnail(embedding), thumbnails)
+        return self.attributes(embedding, targets) + missed / thumbnails.var(0).mean()
+
+
+class AttributeHeads(nn.Module):
+    """Linear classifiers of scene attributes on an embedding [B, D]: a training aid, thrown away afterwards."""
+
+    def __init__(self, width: int, heads: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.values = {name: list(values) for name, values in heads.items()}
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(width, len(values)) for name, values in self.values.items()}
+        )
+        for weight in (p for p in self.heads.parameters() if p.ndim > 1):
+            nn.init.zeros_(weight)  # random ones would shout an embedding down that already tells
+
+    def forward(self, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy against `targets [B, heads]` (int64, -100 where it cannot be told); 0 if none can."""
+        losses = [
+            nn.functional.cross_entropy(
+                head(embedding), targets[:, i], ignore_index=-100, reduction="sum"
+            )
+            for i, head in enumerate(self.heads.values())
+        ]
+        return (torch.stack(losses) / (targets >= 0).sum(0).clamp(min=1)).mean()
+
+
+def see(eye: nn.Module, rgb: torch.Tensor) -> Any:
+    """What the eye makes of rgb [B, 3, 64, 64] in [0, 1]: its `image_embeds` [B, 128] and hidden states."""
+    mean, std = (rgb.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
+    return eye((rgb - mean) / std, output_hidden_states=True)
+
+
+def patches(seen: Any) -> torch.Tensor:
+    """The penultimate hidden states [B, 1 + 64, 128], which the adapter reads; the first is the class token."""
+    return seen.hidden_states[-2]
+
+
+def tokenize(tokenizer: object, texts: list[str]) -> torch.Tensor:
+    """Token ids [B, 20] int64."""
+    batch = tokenizer(
+        texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+    )  # type: ignore[operator]
+    return batch.input_ids

@@ -1,0 +1,293 @@
+"""The figures of the embedded models on captions that no training saw: `python -m vp3d.embedded.measure [FIGURE ...]`.
+
+"Objects and colours right" means that the judge names the nouns of both objects, both main colours and the colour of the
+part or pattern as the caption does. Drawn pictures are asked for from the front left, where every part can be seen.
+A view word is heeded where a drawn compound is nearest to the true scene seen from there, among the eight level views (or to
+a view that looks the same: a table's back is its front).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vp3d.config.paths import ASSETS, MANIFEST
+from vp3d.config.schema import PriorConfig, VisualPromptConfig
+from vp3d.diffusion.load import load_prior
+from vp3d.diffusion.prior import Prior
+from vp3d.diffusion.view_classifier import judge_errors, seen_from
+from vp3d.embedded.save import save_manifest
+from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
+from vp3d.metrics.attributes import JUDGE_GROUND, check_view
+from vp3d.prompts import SECTORS
+from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG
+from vp3d.rewards.encoders import load_clip
+from vp3d.system.console import Parser, run_program, say
+from vp3d.system.files import check_output
+from vp3d.worlds.toybox.data import (
+    HEADS,
+    attribute_targets,
+    attributes,
+    draw_specs,
+    heldout_pictures,
+    to_tensor,
+)
+from vp3d.worlds.toybox.images import GROUNDS, render_spec
+from vp3d.worlds.toybox.scenes import COMPOUNDS, Spec, caption, kind_of
+
+GOALS = {
+    "autoencoder": ("PSNR of held-out renders, dB", 30.0),
+    "clip": ("right caption among 64", 0.90),
+    "judge": ("all visible attributes right", 0.97),
+    "text_to_image": ("objects and colours right", 0.90),
+    "held_out_pairs": ("objects and colours right, unseen colour-object pairs", 0.80),
+    "image_prompt": ("objects and colours of the reference kept, empty text", 0.85),
+    "view_words": ("compounds drawn from the view that was asked for", 0.80),
+    "views_named": (
+        "views of true compounds that the denoiser tells apart, or takes for a neighbour",
+        0.90,
+    ),
+}
+VIEW = "front left view"
+SAME_VIEW = 0.02  # mean absolute difference of two true views below which they cannot be told apart
+
+Figure = dict[str, float]
+"""A figure under "all", and the same by kind of caption where there are kinds."""
+
+
+def measure_autoencoder(count: int) -> Figure:
+    """Mean PSNR in dB over held-out renders."""
+    prior, rgb = load_prior(PriorConfig()), to_tensor(heldout_pictures(count).images)
+    with torch.no_grad():
+        error = (prior.decode(prior.encode_images(rgb)) - rgb).square().mean((1, 2, 3))
+    return {"all": float((-10.0 * torch.log10(error)).mean())}
+
+
+def measure_clip(count: int) -> Figure:
+    """Share of pictures whose own caption scores highest among 64 captions; the same words on another picture are right.
+
+    "cosine" is the mean score of a picture's own caption, which `rewards.text_image.hinge` follows, "cosine's lower quarter" the
+    score that a quarter of them miss.
+    """
+    pictures, encoder = heldout_pictures(count), load_clip("assets/toybox/clip")
+    with torch.no_grad():
+        image = encoder.image(to_tensor(pictures.images))
+    captions = [pictures.caption(i) for i in range(count)]
+    text, right = encoder.text(captions), []
+    for first in range(0, count, 64):
+        best = first + (image[first : first + 64] @ text[first : first + 64].T).argmax(1)
+        right += [captions[b] == captions[first + i] for i, b in enumerate(best.tolist())]
+    own = (image * text).sum(dim=1)
+    return {
+        "all": float(np.mean(right)),
+        "cosine": float(own.mean()),
+        "cosine's lower quarter": float(own.quantile(0.25)),
+    }
+
+
+def measure_judge(count: int) -> Figure:
+    """Share of held-out renders of which the judge names every attribute that can be seen."""
+    pictures, judge = heldout_pictures(count), load_judge(ASSETS / "judge", MANIFEST)
+    answers, told = attribute_targets(pictures), judge_views(judge, to_tensor(pictures.images))
+    values = list(HEADS.items())
+    right = [
+        all(a < 0 or names[a] == row[head] for a, (head, names) in zip(answer, values, strict=True))
+        for answer, row in zip(answers, told, strict=True)
+    ]
+    return {"all": float(np.mean(right))}
+
+
+def draw(
+    prior: Prior, texts: list[str], references: Tensor | None, report: Callable[[str], None]
+) -> Tensor:
+    """Pictures [N, 3, 64, 64] of N texts, and after `references` [N, 3, 64, 64] where there are any; 30 steps."""
+    config, parts = VisualPromptConfig(), []
+    generator = torch.Generator().manual_seed(0)
+    for first in range(0, len(texts), 32):
+        batch = texts[first : first + 32]
+        image = (
+            None
+            if references is None
+            else prior.embed_visual_prompt(references[first : first + 32])
+        )
+        parts.append(
+            prior.sample(batch, "", config.steps, config.guidance_scale, generator, image=image)
+        )
+        report(f"drawn {first + len(batch)}/{len(texts)}")
+    return torch.cat(parts)
+
+
+def share_right(judge: Judge, rgb: Tensor, specs: list[Spec]) -> Figure:
+    """Share of pictures in which the objects, their colours and the colour of the part or pattern are as told."""
+    checks = [
+        check_view(told, attributes(s))
+        for told, s in zip(judge_views(judge, rgb), specs, strict=True)
+    ]
+    kinds: dict[str, list[bool]] = {"all": [c["right"] and c["accent_a"] for c in checks]}
+    for right, spec in zip(list(kinds["all"]), specs, strict=True):
+        kinds.setdefault(kind_of(spec), []).append(right)
+    return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
+
+
+def measure_view_words(count: int, sheet: Path | None = None) -> Figure:
+    """Share of drawn compounds that are nearest (L1) to the true scene seen from where the text says, by view."""
+    specs = [
+        s
+        for s in draw_specs(np.random.default_rng(78), 4 * count, True)
+        if s.noun in COMPOUNDS and not s.relation
+    ]
+    specs = specs[:count]
+    asked = [i % len(SECTORS) for i in range(len(specs))]
+    texts = [f"{caption(s)}, {SECTORS[v]}" for s, v in zip(specs, asked, strict=True)]
+    rgb = draw(load_prior(PriorConfig()), texts, None, say)
+    kinds: dict[str, list[bool]] = {"all": []}
+    for picture, spec, view in zip(rgb.permute(0, 2, 3, 1).numpy(), specs, asked, strict=True):
+        kinds["all"].append(is_seen_from(picture, spec, view))
+        kinds.setdefault(SECTORS[view], []).append(kinds["all"][-1])
+    if sheet is not None:
+        write_sheet(rgb[:64], sheet)
+    return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
+
+
+def measure_views_named(count: int) -> Figure:
+    """Mean `view_agreement` (`evaluate/seen_from.py`) of true compounds, `count` views in all; and that of CLIP's features."""
+    specs = [
+        s
+        for s in draw_specs(np.random.default_rng(79), count, True)
+        if s.noun in COMPOUNDS and not s.relation
+    ]
+    prior, encoder, generator = (
+        load_prior(PriorConfig()),
+        load_clip("assets/toybox/clip"),
+        torch.Generator().manual_seed(0),
+    )
+    kinds: dict[str, list[float]] = {"all": [], "by CLIP": []}
+    for spec in specs[: max(count // len(SECTORS), 1)]:
+        rgb = to_tensor(
+            render_spec(
+                spec, list(AZIMUTHS), elevation_deg=ELEVATION_DEG, size=64, ground=JUDGE_GROUND
+            )
+        )
+        kinds["all"].append(seen_from(prior, caption(spec), rgb, generator).view_agreement)
+        with torch.no_grad():
+            alike = (
+                encoder.image(rgb)
+                @ encoder.text([f"{caption(spec)}, {view}" for view in SECTORS]).T
+            )
+        kinds["by CLIP"].append(judge_errors(1.0 - alike.double().numpy()).view_agreement)
+    return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
+
+
+def is_seen_from(picture: np.ndarray, spec: Spec, view: int) -> bool:
+    """Whether `picture` [64, 64, 3] in [0, 1] shows the scene of `spec` from the level view number `view` of `SECTORS`."""
+    ground = min(GROUNDS, key=lambda g: abs(g - np.median(picture[0])))
+    azimuths = [45.0 * i for i in range(len(SECTORS))]
+    true = render_spec(spec, azimuths, elevation_deg=10.0, size=64, ground=ground) / 255.0
+    nearest = int(np.abs(true - picture).mean((1, 2, 3)).argmin())
+    return nearest == view or bool(np.abs(true[nearest] - true[view]).mean() < SAME_VIEW)
+
+
+def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None = None) -> Figure:
+    """Text-to-image (or, `by_image`, image prompt with empty text) on held-out captions; `pairs`: unseen colour-object pairs."""
+    pictures = heldout_pictures(
+        6 * count if by_image else count, pairs=pairs
+    )  # one in four is from the front
+    keep = list(range(count))
+    if by_image:
+        views = [
+            i
+            for i in range(len(pictures))
+            if pictures.view(i) in (VIEW, "front right view", "front view")
+        ]
+        keep = views[:count]
+    specs = [pictures.specs[pictures.scene_of[i]] for i in keep]
+    references = to_tensor(pictures.images[keep]) if by_image else None
+    texts = [""] * count if by_image else [f"{caption(s)}, {VIEW}" for s in specs]
+    rgb = draw(load_prior(PriorConfig()), texts, references, say)
+    if sheet is not None:
+        shown = (
+            rgb[:64]
+            if references is None
+            else torch.stack([references[:32], rgb[:32]], 1).flatten(0, 1)
+        )
+        write_sheet(shown, sheet)
+    return share_right(load_judge(ASSETS / "judge", MANIFEST), rgb, specs)
+
+
+def write_sheet(rgb: Tensor, path: Path) -> None:
+    """Up to 64 pictures [N, 3, 64, 64] as one PNG, sixteen a row, doubled in size."""
+    rows = [torch.cat(list(rgb[i : i + 16]), 2) for i in range(0, len(rgb) // 16 * 16, 16)]
+    array = (torch.cat(rows, 1).permute(1, 2, 0).numpy() * 255.0).round().astype(np.uint8)
+    Image.fromarray(array).resize(
+        (array.shape[1] * 2, array.shape[0] * 2), Image.Resampling.LANCZOS
+    ).save(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, write the figures to MANIFEST.json."""
+    parser = Parser(prog="python -m vp3d.embedded.measure", description=__doc__)
+    parser.add_argument(
+        "figures", nargs="*", metavar="FIGURE", help=f"any of: {', '.join(GOALS)} (default: all)"
+    )
+    parser.add_argument(
+        "--count", type=int, default=512, help="held-out captions for each figure (default 512)"
+    )
+    parser.add_argument("--sheets", type=Path, help="folder for a contact sheet of what was drawn")
+    parser.add_argument("--dry", action="store_true", help="leave MANIFEST.json as it is")
+    options = parser.parse_args(argv)
+    unknown = [f for f in options.figures if f not in GOALS]
+    if unknown:
+        parser.error(f"unknown figure {unknown[0]!r}; choose from {', '.join(GOALS)}")
+    if options.count < 1:
+        parser.error("--count takes a whole number of 1 or more")
+    if options.sheets:
+        check_output(options.sheets, "--sheets FOLDER")
+
+    def drawing(pairs: bool, by_image: bool, name: str) -> Callable[[int], Figure]:
+        return lambda n: measure_drawing(
+            n, pairs, by_image, options.sheets and options.sheets / f"{name}.png"
+        )
+
+    measures: dict[str, Callable[[int], Figure]] = {
+        "autoencoder": measure_autoencoder,
+        "clip": measure_clip,
+        "judge": measure_judge,
+        "text_to_image": drawing(False, False, "text_to_image"),
+        "held_out_pairs": drawing(True, False, "held_out_pairs"),
+        "image_prompt": drawing(False, True, "image_prompt"),
+        "view_words": lambda n: measure_view_words(
+            n, options.sheets and options.sheets / "view_words.png"
+        ),
+        "views_named": measure_views_named,
+    }
+    found = {}
+    for name in options.figures or GOALS:
+        kinds, (meaning, goal) = measures[name](options.count), GOALS[name]
+        value = kinds.pop("all")
+        found[name] = {
+            "value": round(value, 4),
+            "goal": goal,
+            "count": options.count,
+            "what": meaning,
+        }
+        verdict = "reached" if value >= goal else "below"
+        sys.stdout.write(
+            f"{name:15s} {value:8.3f}  goal {goal:6.2f}  {verdict:7s}  {meaning} ({options.count} held-out)\n"
+        )
+        if kinds:
+            sys.stdout.write(
+                "    " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(kinds.items())) + "\n"
+            )
+        sys.stdout.flush()
+    if not options.dry:
+        save_manifest(ASSETS, found)
+
+
+if __name__ == "__main__":
+    run_program("measure", main)

@@ -1,0 +1,194 @@
+"""The judge: a small network that names objects, colours, pattern and relation in a picture. It measures and never optimises.
+
+It shares nothing with the models that make an asset: other architecture, other seed, trained on the exact attributes of
+rendered scenes. A folder holds `judge.safetensors` and `judge.json`:
+
+    {"widths": [24, 48, 96, 192], "heads": {"object_a": ["sphere", ...], "color_a": [...], "relation": ["none", "on"]}}
+
+Its training lives with the world it is trained on; this module only has the network, its loss and its files.
+
+Conventions: pictures are rgb `[B, 3, H, W]` in [0, 1] sRGB; the network sees 64 x 64. Head names and their order of values
+are those of `judge.json`; every name is a string on the outside and an index on the inside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vp3d.errors import UserError
+from vp3d.system.files import atomic_write, write_json
+from vp3d.weights.manifest import verify_files
+
+SIZE = 64  # pixels of a side of what the network sees
+WIDTHS = (24, 48, 96, 192)  # 55 MFLOP a picture
+WEIGHTS, SPEC = "judge.safetensors", "judge.json"
+
+
+class Block(nn.Module):
+    """A residual block (He et al. 2016) that halves the side and changes the width; `[B, C, H, W]` to `[B, C', H/2, W/2]`."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width_out)
+        self.shortcut = nn.Conv2d(width_in, width_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features `[B, C, H, W]` (any range) to `[B, C', H/2, W/2]` >= 0."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        return F.relu(y + self.shortcut(F.avg_pool2d(x, 2)))
+
+
+class Judge(nn.Module):
+    """Stem, residual stages that halve the side, average and maximum over the picture, one linear head for each attribute."""
+
+    def __init__(self, heads: Mapping[str, Sequence[str]], widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        self.values: dict[str, list[str]] = {name: list(values) for name, values in heads.items()}
+        self.widths = list(widths)
+        self.stem = nn.Conv2d(12, widths[0], 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(widths[0])
+        self.stages = nn.Sequential(
+            *(Block(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        )
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(2 * widths[-1], len(v)) for name, v in heads.items()}
+        )
+
+    def features(self, rgb: Tensor) -> Tensor:
+        """What the heads read of pictures `[B, 3, 64, 64]` in [0, 1]: `[B, 2 * widths[-1]]` >= 0."""
+        if rgb.ndim != 4 or tuple(rgb.shape[1:]) != (3, SIZE, SIZE):
+            raise ValueError(
+                f"the judge takes rgb [B, 3, {SIZE}, {SIZE}], got {tuple(rgb.shape)}; judge_views resizes"
+            )
+        x = F.pixel_unshuffle(rgb * 2.0 - 1.0, 2).contiguous(
+            memory_format=torch.channels_last
+        )  # [B, 12, 32, 32]
+        x = F.relu(self.norm(self.stem(x)))
+        x = self.stages(x)
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
+
+    def forward(self, rgb: Tensor) -> dict[str, Tensor]:
+        """Logits `[B, n]` for each head's n values, of pictures `[B, 3, 64, 64]` in [0, 1]."""
+        x = self.features(rgb)
+        return {name: head(x) for name, head in self.heads.items()}
+
+    def targets(
+        self, attributes: Sequence[Mapping[str, str]], device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """Indices `[B]` long of named attributes, for the training loss; a value the head does not know is a KeyError."""
+        index = {
+            name: {value: i for i, value in enumerate(values)}
+            for name, values in self.values.items()
+        }
+        return {
+            n: torch.tensor([known[a[n]] for a in attributes], device=device)
+            for n, known in index.items()
+        }
+
+    def name(self, logits: Mapping[str, Tensor]) -> list[dict[str, str]]:
+        """The most likely value of every head for logits `[B, n]`; one dict for each of the B pictures."""
+        best = {name: logits[name].argmax(1).tolist() for name in self.values}
+        count = len(next(iter(best.values())))
+        return [
+            {name: self.values[name][best[name][i]] for name in self.values} for i in range(count)
+        ]
+
+
+def judge_loss(
+    logits: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    visible: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Sum over the heads of the mean cross-entropy of logits `[B, n]` (any range) against indices `[B]`; a scalar >= 0.
+
+    `visible[name] [B]` in {0, 1} leaves out attributes that cannot be told from their picture.
+    """
+    losses = []
+    for name, target in targets.items():
+        each = F.cross_entropy(logits[name], target, reduction="none")
+        weight = torch.ones_like(each) if visible is None else visible[name].to(each.dtype)
+        losses.append((each * weight).sum() / weight.sum().clamp(min=1.0))
+    return torch.stack(losses).sum()
+
+
+@torch.no_grad()
+def judge_views(judge: Judge, rgb: Tensor) -> list[dict[str, str]]:
+    """What the judge names in each of B pictures `[B, 3, H, W]` in [0, 1], made 64 x 64 with antialiasing first."""
+    if rgb.shape[-2:] != (SIZE, SIZE):
+        rgb = F.interpolate(
+            rgb, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False
+        ).clamp(0.0, 1.0)
+    was_training = judge.training
+    judge.eval()
+    try:
+        return judge.name(judge(rgb))
+    finally:
+        judge.train(was_training)
+
+
+def save_judge(judge: Judge, folder: Path) -> None:
+    """Write `judge.safetensors` and `judge.json` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary
+        )
+    write_json(folder / SPEC, {"widths": judge.widths, "heads": judge.values})
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """The checked content of a `judge.json`."""
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing; restore it from the repository or train it anew"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); restore it from the repository"
+        ) from error
+    heads, widths = (
+        (spec.get("heads"), spec.get("widths")) if isinstance(spec, dict) else (None, None)
+    )
+    named = (
+        isinstance(heads, dict) and heads and all(isinstance(v, list) and v for v in heads.values())
+    )
+    if not named or not isinstance(widths, list) or len(widths) < 2:
+        raise UserError(
+            f"{path} does not describe a judge: it needs `widths` and `heads`; restore it from the repository"
+        )
+    return spec
+
+
+def load_judge(folder: Path | str, manifest: Path | None = None) -> Judge:
+    """The trained judge of a folder, in evaluation mode on the CPU, its weights frozen; its files checked against `manifest`."""
+    folder = Path(folder)
+    if manifest is not None:
+        verify_files(manifest, folder)
+    spec = read_spec(folder / SPEC)
+    judge = Judge(spec["heads"], spec["widths"])
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing; restore it from the repository or train it anew")
+    try:
+        judge.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{weights} is damaged or does not fit {SPEC} ({reason}); restore it from the repository"
+        ) from error
+    return judge.eval().requires_grad_(False)

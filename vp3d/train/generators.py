@@ -1,0 +1,25 @@
+"""Random generators named by their purpose, all seeded from the run's seed."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+GENERATORS = (
+    "camera",
+    "background",
+    "jitter",
+    "noise",
+)  # noise: the time-steps and noises of the guidance
+
+
+def make_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator for one purpose; its stream depends on the run's seed and the purpose's name alone."""
+    stream = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(stream)
+
+
+def make_generators(seed: int) -> dict[str, torch.Generator]:
+    """One of `GENERATORS` each."""
+    return {name: make_generator(seed, name) for name in GENERATORS}

@@ -1,0 +1,79 @@
+"""Trust in the files we load: every weight file is checked against the manifest that was committed with it.
+
+Conventions: `MANIFEST.json` holds `{"files": {"path/relative/to/its/own/folder": {"sha256": hex, "bytes": n}}}` with
+forward slashes, beside whatever else its makers note. Only files that are listed there are trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vp3d.errors import UserError
+from vp3d.system.files import sha256_file
+
+WEIGHT_SUFFIXES = frozenset(
+    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".msgpack", ".h5", ".onnx"}
+)
+RETRAIN = "python -m vp3d.embedded.train"
+
+
+def file_entry(path: Path) -> dict[str, str | int]:
+    """What a manifest notes about a file: `{"sha256": hex, "bytes": n}`."""
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
+def verify_files(manifest: Path, folder: Path) -> None:
+    """Check every file listed in `manifest` under `folder` (a folder or one file): size, then sha256.
+
+    Raises UserError for a missing or damaged file, for a weight file the manifest does not list, and for a manifest
+    that cannot be read or lists nothing there.
+    """
+    root, folder = manifest.parent.resolve(), folder.resolve()
+    if not folder.is_relative_to(root):
+        raise UserError(
+            f'{folder} is not covered by {manifest}: set prior.manifest="" to use weights of your own'
+        )
+    expected = {root / name: entry for name, entry in read_entries(manifest).items()}
+    expected = {path: entry for path, entry in expected.items() if path.is_relative_to(folder)}
+    for path, entry in expected.items():
+        _verify_one(path, entry)
+    present = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    for path in present:
+        if path.suffix in WEIGHT_SUFFIXES and path not in expected:
+            raise UserError(
+                f"{path} is not listed in {manifest}: remove it, or make it anew with `{RETRAIN}`"
+            )
+    if not expected:
+        raise UserError(f"{manifest} lists no file under {folder}: {_restore(folder)}")
+
+
+def read_entries(manifest: Path) -> dict[str, dict[str, str | int]]:
+    """The `files` table of a manifest; UserError when it is missing, not JSON or not of that form."""
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        complete = all(
+            isinstance(e["sha256"], str) and isinstance(e["bytes"], int) for e in files.values()
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{manifest} is missing: {_restore(manifest)}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{manifest} is damaged ({type(error).__name__}): {_restore(manifest)}"
+        ) from error
+    if not complete or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        raise UserError(f"{manifest} is damaged: {_restore(manifest)}")
+    return files
+
+
+def _verify_one(path: Path, entry: dict[str, str | int]) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {_restore(path)}")
+    if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
+        raise UserError(
+            f"{path} is damaged or was changed (its sha256 is not the manifest's): {_restore(path)}"
+        )
+
+
+def _restore(path: Path) -> str:
+    return f"restore it with `git checkout -- {path}` or retrain with `{RETRAIN}`"
