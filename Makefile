@@ -23,6 +23,9 @@ test-all: $(VENV)/.installed-dev  ## every test
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/deptry .
 
 types: $(VENV)/.installed-dev
 	$(RUN) -m mypy

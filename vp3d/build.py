@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vp3d.checks import is_drawn
 from vp3d.config.schema import Config
 from vp3d.diffusion.debias import debiased_prompts
 from vp3d.diffusion.load import load_prior
@@ -32,7 +33,7 @@ from vp3d.system.memory import fit_to_memory, free_memory_gb
 from vp3d.system.out_of_memory import told_out_of_memory
 from vp3d.train.coarse import Coarse
 from vp3d.train.generators import make_generator, make_generators
-from vp3d.visual_prompt.make import VisualPrompt
+from vp3d.visual_prompt.make import VisualPrompt, load_visual_prompt, make_visual_prompt
 
 LESS_FOR_MODELS = (  # what needs less memory, told when there was too little
     "free memory on the device, set prior.offload_encoders=true or prior.dtype=float16, or take configs/sd15-low-vram.yaml"
@@ -88,6 +89,22 @@ def load_models(config: Config, device: torch.device) -> Models:
 def tell_fewer_images(count: int, network: str) -> None:
     """Say that memory ran out in a network of the prior, and what it goes on with."""
     say(f"out of memory: going on with {count:,} images in one call of the {network}")
+
+
+@told_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
+def find_visual_prompt(
+    config: Config, models: Models, run: RunFolder, device: torch.device
+) -> VisualPrompt:
+    """The run's visual prompt: as it lies in the folder, else made now."""
+    if is_drawn(run):
+        return load_visual_prompt(run)
+    say(
+        "visual prompt: "
+        + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}")
+    )
+    generator = make_generator(config.seed, "visual_prompt")
+    prior = drawing_prior(config, models, device)
+    return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
 
 
 @told_out_of_memory("loading the prior that draws", LESS_FOR_MODELS)

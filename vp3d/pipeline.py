@@ -10,13 +10,9 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-import torch
-
 from vp3d.build import (
-    LESS_FOR_MODELS,
-    Models,
     build_coarse,
-    drawing_prior,
+    find_visual_prompt,
     fit_to_device,
     load_models,
     resolve_device,
@@ -38,11 +34,8 @@ from vp3d.report.pictures import ring_frames
 from vp3d.report.video import write_turntable
 from vp3d.runs.folder import RunFolder
 from vp3d.system.console import Progress, StopFlag, say
-from vp3d.system.out_of_memory import told_out_of_memory
 from vp3d.train import loop
-from vp3d.train.generators import make_generator
 from vp3d.types import Asset
-from vp3d.visual_prompt.make import VisualPrompt, load_visual_prompt, make_visual_prompt
 
 
 def generate(config: Config, resume_from: Path | None = None) -> Asset:
@@ -124,19 +117,3 @@ def render_path(path: Path, config: ExportConfig) -> Path:
         }
         run.keep_export(dataclasses.replace(run.config().export, **turn))
         return write_turntable(frames, run.path / name, warn=say)
-
-
-@told_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
-def find_visual_prompt(
-    config: Config, models: Models, run: RunFolder, device: torch.device
-) -> VisualPrompt:
-    """The run's visual prompt: as it lies in the folder, else made now."""
-    if is_drawn(run):
-        return load_visual_prompt(run)
-    say(
-        "visual prompt: "
-        + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}")
-    )
-    generator = make_generator(config.seed, "visual_prompt")
-    prior = drawing_prior(config, models, device)
-    return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import encodings, peers, render, sds_step, step, timing
 from benchmarks.textbook import TextbookField, composite, composite_nerfacc
-from vp3d import build, pipeline
+from vp3d import build
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import CameraConfig, FieldConfig
@@ -483,7 +483,7 @@ def test_the_training_step_of_the_benchmark_is_the_products(
     fields = []
     real = build.make_field
     monkeypatch.setattr(
-        pipeline, "make_field", lambda *given: fields.append(real(*given)) or fields[0]
+        build, "make_field", lambda *given: fields.append(real(*given)) or fields[0]
     )
     step = sds_step.training_step(guidance, None, config, 3, CPU)
     before = {name: value.clone() for name, value in fields[0].state_dict().items()}

@@ -97,7 +97,7 @@ def test_every_toybox_word_is_one_token() -> None:
 
 
 def test_merges_are_the_same_in_every_process() -> None:
-    code = "from vp3d.toybox import models, scenes; print(models.new_tokenizer(scenes.words())._tokenizer.to_str())"
+    code = "from vp3d.embedded.architectures import new_tokenizer; from vp3d.worlds.toybox.scenes import words; print(new_tokenizer(words())._tokenizer.to_str())"
     seeds = ({**os.environ, "PYTHONHASHSEED": str(seed)} for seed in (1, 2))
     first, second = (
         subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout

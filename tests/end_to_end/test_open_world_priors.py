@@ -17,13 +17,15 @@ from tests.helpers.tiny_run import tiny_config
 from vp3d import build, checks, pipeline
 from vp3d.cli import doctor
 from vp3d.config.loader import load_config
+from vp3d.config.paths import locate
 from vp3d.config.schema import Config, PriorConfig
 from vp3d.diffusion.debias import DIRECTIONS
 from vp3d.errors import UserError
 from vp3d.evaluate import runner
 from vp3d.export.read import read_mesh
-from vp3d.runs.folder import save_config
+from vp3d.runs.folder import RunFolder, save_config
 from vp3d.system.memory import fit_to_memory
+from vp3d.visual_prompt.make import load_visual_prompt
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import missing_files, weight_places
 
@@ -78,16 +80,16 @@ def test_sdxl_draws_and_stable_diffusion_distils(
     )
     asset = pipeline.generate(config)
     check(asset.run_dir)
-    drawn = pipeline.load_visual_prompt(pipeline.RunFolder.open(asset.run_dir))
+    drawn = load_visual_prompt(RunFolder.open(asset.run_dir))
     assert drawn.candidates.shape[-2:] == (
         64,
         64,
     )  # the SDXL-like pipeline's size, not the 32 of the one that distils
     monkeypatch.setattr(
-        pipeline, "load_prior", None
+        build, "load_prior", None
     )  # drawn once, kept: nothing is loaded to draw again
-    found = pipeline.find_visual_prompt(
-        config, None, pipeline.RunFolder.open(asset.run_dir), torch.device("cpu")
+    found = build.find_visual_prompt(
+        config, None, RunFolder.open(asset.run_dir), torch.device("cpu")
     )
     assert torch.equal(found.rgb, drawn.rgb)
 
@@ -116,7 +118,7 @@ def test_a_drawing_prior_that_is_not_there_is_found_before_anything_is_loaded(
 
 def test_every_place_of_a_run_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(
-        None, [pipeline.locate(f"configs/{name}.yaml") for name in ("sd15", "sdxl-draws")], []
+        None, [locate(f"configs/{name}.yaml") for name in ("sd15", "sdxl-draws")], []
     )
     config.prior.vae, config.guidance.debias = "taesd", "owner/bert"
     places = [
@@ -171,7 +173,7 @@ def test_what_draws_is_asked_for_on_resume_until_it_has_drawn(
     run = pipeline.generate(config).run_dir
     config.image, config.visual_prompt.prior.path = "", "sdxl"
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "nothing"))
-    checks.check_request(config, new=False, drawn=checks.is_drawn(pipeline.RunFolder.open(run)))
+    checks.check_request(config, new=False, drawn=checks.is_drawn(RunFolder.open(run)))
     (run / "visual_prompt" / "scores.json").unlink()
     with pytest.raises(
         UserError, match="^visual_prompt.prior.path: the model 'sdxl' is not fetched"
@@ -228,7 +230,7 @@ def test_a_suite_loads_its_models_within_the_memory_of_the_device(
     ids="-".join,
 )
 def test_configs_say_what_to_fetch(names: list[str]) -> None:
-    files = [pipeline.locate(f"configs/{name}.yaml") for name in names]
+    files = [locate(f"configs/{name}.yaml") for name in names]
     lines = [
         re.findall(r"^#   python launch.py models fetch (.*)$", file.read_text(), re.M)
         for file in files
@@ -252,7 +254,7 @@ def test_configs_say_what_to_fetch(names: list[str]) -> None:
 
 def test_the_open_world_configs_say_what_they_promise() -> None:
     def read(*names: str) -> Config:
-        return load_config(None, [pipeline.locate(f"configs/{name}.yaml") for name in names], [])
+        return load_config(None, [locate(f"configs/{name}.yaml") for name in names], [])
 
     base, plus, large, small = read("sd15"), read("sd15-plus"), read("sdxl"), read("sd15-low-vram")
     assert plus.prior.ip_adapter_weight == "ip-adapter-plus_sd15.safetensors"

@@ -26,7 +26,7 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from vp3d import pipeline
-from vp3d.config.schema import load_config
+from vp3d.config.loader import load_config
 pipeline.generate(load_config(None, [Path(sys.argv[1])], []))
 """
 

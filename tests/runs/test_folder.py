@@ -71,7 +71,7 @@ def test_a_long_name_still_has_room_for_the_temporary_one(tmp_path: Path) -> Non
 def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
     """A child rewrites one file with 1 MB of a single letter, over and over, until it is killed."""
     script = (
-        "import sys, pathlib, itertools; from vp3d.runs.folder import write_text\n"
+        "import sys, pathlib, itertools; from vp3d.system.files import write_text\n"
         "for letter in itertools.cycle('ab'): write_text(pathlib.Path(sys.argv[1]), letter * 1_000_000)"
     )
     path = tmp_path / "x.txt"

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.helpers.towards_red import NOTHING, Terms, TowardsRed
-from vp3d import build, pipeline
+from vp3d import build
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.fields.nerf import build_field
 from vp3d.guidance.vp_sds import Pull
+from vp3d.render.volume import DENSE
 from vp3d.runs.folder import RunFolder
 from vp3d.system.memory import GIB, PROFILES, fit_to_memory, free_memory_gb, profile_for
 from vp3d.train import loop
@@ -81,10 +82,7 @@ def test_fitting_caps_and_never_raises_and_leaves_the_request_alone() -> None:
 def test_on_a_cpu_nothing_is_fitted_and_our_march_is_taken() -> None:
     config, cpu = Config(), torch.device("cpu")
     config.cuda.compositor = "nerfacc"
-    assert (
-        build.fit_to_device(config, cpu) is config
-        and build.choose_march(config, cpu) is pipeline.DENSE
-    )
+    assert build.fit_to_device(config, cpu) is config and build.choose_march(config, cpu) is DENSE
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny_run import tiny_config
-from vp3d import pipeline
+from vp3d import build, finish, pipeline
 from vp3d.cli import main
 from vp3d.errors import Hindered
 from vp3d.runs.folder import RunFolder
@@ -52,7 +52,7 @@ def test_a_second_face_that_cannot_be_looked_for_costs_neither_pictures_nor_repo
     def full(*_: object) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(pipeline, "seen_from", full)
+    monkeypatch.setattr(finish, "seen_from", full)
     config = tiny_config(tmp_path)
     asset = pipeline.generate(config)
     assert (
@@ -81,7 +81,7 @@ def test_models_that_do_not_fit_are_one_line(
             "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"
         )
 
-    monkeypatch.setattr(pipeline, stage, full)
+    monkeypatch.setattr(build, stage, full)
     assert main.main(["a red sphere", "--preset", "draft", f"output_dir={tmp_path}"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert (

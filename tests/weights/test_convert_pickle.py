@@ -91,7 +91,7 @@ def test_nothing_else_reads_a_pickle_or_runs_code_that_was_fetched() -> None:
         ), file
         assert text.count("trust_remote_code") == text.count('"trust_remote_code": False'), file
         loads = re.findall(r"torch\.load\(.*", text)
-        assert bool(loads) == (file.name == "convert.py") and all(
+        assert bool(loads) == (file.name == "convert_pickle.py") and all(
             "weights_only=True" in line for line in loads
         ), file
 
