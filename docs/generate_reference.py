@@ -210,7 +210,7 @@ def default_text(action: argparse.Action) -> str:
 
 def fence(text: str) -> str:
     """Preformatted text."""
-    return f"```text\n{inspect.cleandoc(text).strip()}\n```"
+    return f"```text\n{textwrap.dedent(text).strip()}\n```"
 
 
 def sentence(text: str) -> str:
