@@ -54,8 +54,7 @@ from vp3d import build, pipeline
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
-from vp3d.errors import UserError
-from vp3d.export.threshold import EmptyMesh
+from vp3d.errors import EmptyFieldError, UserError, VP3DError
 from vp3d.prompts import strip_view
 from vp3d.runs.folder import save_config
 from vp3d.system import torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
@@ -275,9 +274,9 @@ def child(job: Path) -> None:
     try:
         found["glb"] = str(pipeline.generate(config).run_dir / "model.glb")
         found["exported"] = "yes"
-    except EmptyMesh as nothing:
+    except EmptyFieldError as nothing:
         found |= {"exported": "nothing to export", "message": str(nothing)}
-    except (UserError, RuntimeError, MemoryError) as error:
+    except (VP3DError, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         found |= {"out_of_memory": watch.phase, "message": " ".join(str(error).split())[:300]}

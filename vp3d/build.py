@@ -30,7 +30,7 @@ from vp3d.rewards.image_image import image_image, image_target
 from vp3d.runs.folder import RunFolder
 from vp3d.system.console import say
 from vp3d.system.memory import fit_to_memory, free_memory_gb
-from vp3d.system.out_of_memory import told_out_of_memory
+from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train.coarse import Coarse
 from vp3d.train.generators import make_generator, make_generators
 from vp3d.visual_prompt.make import VisualPrompt, load_visual_prompt, make_visual_prompt
@@ -68,7 +68,7 @@ def fit_to_device(config: Config, device: torch.device) -> Config:
     return fitted
 
 
-@told_out_of_memory("loading the models", LESS_FOR_MODELS)
+@report_out_of_memory("loading the models", LESS_FOR_MODELS)
 def load_models(config: Config, device: torch.device) -> Models:
     """Read and verify every network a run uses."""
     say("loading models")
@@ -91,7 +91,7 @@ def tell_fewer_images(count: int, network: str) -> None:
     say(f"out of memory: going on with {count:,} images in one call of the {network}")
 
 
-@told_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
+@report_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
 def find_visual_prompt(
     config: Config, models: Models, run: RunFolder, device: torch.device
 ) -> VisualPrompt:
@@ -107,7 +107,7 @@ def find_visual_prompt(
     return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
 
 
-@told_out_of_memory("loading the prior that draws", LESS_FOR_MODELS)
+@report_out_of_memory("loading the prior that draws", LESS_FOR_MODELS)
 def drawing_prior(config: Config, models: Models, device: torch.device) -> Prior:
     """The prior that draws: `visual_prompt.prior` if it names one (loaded now, for the moment), else the one that distils."""
     if not config.visual_prompt.prior.path or config.image:
@@ -119,7 +119,7 @@ def drawing_prior(config: Config, models: Models, device: torch.device) -> Prior
         raise UserError(f"visual_prompt.prior: {error}") from error
 
 
-@told_out_of_memory("encoding the prompt", LESS_FOR_MODELS)
+@report_out_of_memory("encoding the prompt", LESS_FOR_MODELS)
 def build_coarse(
     config: Config,
     models: Models,

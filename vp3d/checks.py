@@ -13,7 +13,7 @@ from vp3d.runs.folder import RunFolder
 from vp3d.system.files import check_output
 from vp3d.visual_prompt.make import read_reference
 from vp3d.weights.hashes import weight_hashes
-from vp3d.weights.locate import check_fetched, find_weights, weight_places
+from vp3d.weights.locate import check_fetched, find_weights, weight_locations
 
 
 def changed_weights(run: RunFolder, config: Config) -> str:
@@ -24,7 +24,7 @@ def changed_weights(run: RunFolder, config: Config) -> str:
     drawn = (run.visual_prompt / "scores.json").is_file()
     places = [
         place
-        for key, place in weight_places(config)
+        for key, place in weight_locations(config)
         if not (drawn and key.startswith("visual_prompt."))
     ]
     noted, now = run.noted_weights(), weight_hashes(places)
@@ -55,7 +55,7 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
         check_negative_prompt(config.negative_prompt, vocabulary)
     places = [
         (key, place)
-        for key, place in weight_places(config)
+        for key, place in weight_locations(config)
         if not (drawn and key.startswith("visual_prompt."))
     ]
     check_fetched(places)

@@ -13,7 +13,7 @@ from torch import Tensor
 from vp3d.build import LESS_FOR_MODELS, make_field, teller
 from vp3d.config.schema import Config, CudaConfig
 from vp3d.diffusion.prior import Prior
-from vp3d.diffusion.view_classifier import seen_from
+from vp3d.diffusion.view_classifier import guess_views
 from vp3d.errors import UserError
 from vp3d.export.build import export_mesh
 from vp3d.export.formats import WRITERS
@@ -27,7 +27,7 @@ from vp3d.report.report import write_report
 from vp3d.report.video import write_turntable
 from vp3d.runs.folder import RunFolder
 from vp3d.system.console import say
-from vp3d.system.out_of_memory import told_out_of_memory
+from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train import loop
 from vp3d.train.coarse import part
 from vp3d.train.generators import make_generator
@@ -85,7 +85,7 @@ def field_views(
     return torch.cat(rgb), torch.cat(opacity)
 
 
-@told_out_of_memory(
+@report_out_of_memory(
     "exporting", "lower export.grid or export.texture_size, then `launch.py export RUN`"
 )
 def export_field(field: Field, config: Config, run: RunFolder, device: torch.device) -> Asset:
@@ -110,9 +110,9 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
     return Asset(config.prompt, mesh, run.path, figures)
 
 
-@told_out_of_memory("looking for a second face", LESS_FOR_MODELS)
+@report_out_of_memory("looking for a second face", LESS_FOR_MODELS)
 def look_around(asset: Asset, prior: Prior, config: Config, run: RunFolder) -> None:
-    """Ask the prior from where it sees each of eight views of the mesh, and keep what it says (see evaluate/seen_from.py)."""
+    """Ask the prior from where it sees each of eight views of the mesh, and keep what it says (see evaluate/guess_views.py)."""
     say("looking for a second face")
     frames = ring_frames(
         asset.mesh,
@@ -122,7 +122,7 @@ def look_around(asset: Asset, prior: Prior, config: Config, run: RunFolder) -> N
         ground=config.visual_prompt.ground,
     )
     rgb = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255.0
-    seen = seen_from(prior, config.prompt, rgb, make_generator(config.seed, "views"))
+    seen = guess_views(prior, config.prompt, rgb, make_generator(config.seed, "views"))
     run.event("views", **dataclasses.asdict(seen))
 
 

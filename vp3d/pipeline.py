@@ -27,7 +27,7 @@ from vp3d.checks import (
     is_outside_grammar,
 )
 from vp3d.config.schema import Config, ExportConfig
-from vp3d.errors import Hindered
+from vp3d.errors import ResourceError
 from vp3d.export.read import fit_to_cube, read_mesh
 from vp3d.finish import export_field, exported, exported_formats, load_field, look_around, present
 from vp3d.report.pictures import ring_frames
@@ -69,7 +69,7 @@ def generate(config: Config, resume_from: Path | None = None) -> Asset:
         try:
             look_around(asset, models.prior, config, run)
         except (
-            Hindered
+            ResourceError
         ) as trouble:  # the asset is there: it gets its pictures and its report all the same
             teller(run)("warning", message=f"no Janus score: {trouble}")
         present(asset, config, run)

@@ -176,7 +176,7 @@ def test_nothing_to_export_is_a_row_and_other_errors_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (
-        run_child(tmp_path, monkeypatch, full_size.EmptyMesh("empty"))["exported"]
+        run_child(tmp_path, monkeypatch, full_size.EmptyFieldError("empty"))["exported"]
         == "nothing to export"
     )
     with pytest.raises(UserError, match="something else"):

@@ -7,7 +7,7 @@ import torch
 
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.load import load_prior
-from vp3d.diffusion.view_classifier import CLEARLY, judge_errors, seen_from, view_errors
+from vp3d.diffusion.view_classifier import CLEARLY, guess_views, judge_errors, view_errors
 from vp3d.prompts import SECTORS
 from vp3d.worlds.toybox.data import to_tensor
 from vp3d.worlds.toybox.images import render_spec
@@ -22,10 +22,10 @@ def test_views_of_true_scenes_are_named_and_a_second_face_is_found() -> None:
         rgb = to_tensor(
             render_spec(parse_caption(prompt), AZIMUTHS, elevation_deg=15.0, size=64, ground=0.7)
         )
-        seen = seen_from(prior, prompt, rgb, torch.Generator().manual_seed(0))
+        seen = guess_views(prior, prompt, rgb, torch.Generator().manual_seed(0))
         assert seen.view_agreement >= 0.75 and seen.janus == 0.0, (prompt, seen)
         faced = rgb[[0, 1, 2, 1, 0, 7, 6, 7]]  # the front again behind
-        assert seen_from(prior, prompt, faced, torch.Generator().manual_seed(0)).janus >= 2 / 3, (
+        assert guess_views(prior, prompt, faced, torch.Generator().manual_seed(0)).janus >= 2 / 3, (
             prompt
         )
 

@@ -27,7 +27,7 @@ from vp3d.runs.folder import RunFolder, save_config
 from vp3d.system.memory import fit_to_memory
 from vp3d.visual_prompt.make import load_visual_prompt
 from vp3d.weights.catalogue import MODELS
-from vp3d.weights.locate import missing_files, weight_places
+from vp3d.weights.locate import missing_files, weight_locations
 
 
 @pytest.fixture(autouse=True)
@@ -130,9 +130,9 @@ def test_every_place_of_a_run_is_known(tmp_path: Path, monkeypatch: pytest.Monke
         ("rewards", "dinov2-base"),
         ("guidance.debias", "owner/bert"),
     ]
-    assert weight_places(config) == places
+    assert weight_locations(config) == places
     config.image = "style.png"  # nothing is drawn
-    assert [key for key, _ in weight_places(config)] == [
+    assert [key for key, _ in weight_locations(config)] == [
         key for key, _ in places if not key.startswith("visual_prompt")
     ]
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
@@ -239,7 +239,7 @@ def test_configs_say_what_to_fetch(names: list[str]) -> None:
     config = load_config(None, files, [])
     told = [name for found in lines for name in found[0].split()]
     assert (
-        sorted(told) == sorted(place for _, place in weight_places(config))
+        sorted(told) == sorted(place for _, place in weight_locations(config))
         and set(told) <= MODELS.keys()
     )
     paths = {file.path for file in MODELS[config.prior.ip_adapter].files}

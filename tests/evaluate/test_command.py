@@ -17,7 +17,7 @@ import trimesh
 from tests.helpers.tiny_models import save_manifest
 from vp3d.cli import main
 from vp3d.config.paths import ROOT
-from vp3d.errors import Hindered, UserError
+from vp3d.errors import EmptyFieldError, ResourceError, UserError
 from vp3d.evaluate import runner, t3bench, toybench
 from vp3d.evaluate.command import finish
 from vp3d.evaluate.html import turntable, write_turn
@@ -28,10 +28,10 @@ from vp3d.evaluate.runner import (
     Settings,
     Task,
     asset_task,
-    claim,
     find_assets,
     find_mesh,
     key_of,
+    lock_to_settings,
     run_tasks,
 )
 from vp3d.evaluate.statistics import (
@@ -47,7 +47,6 @@ from vp3d.evaluate.statistics import (
 )
 from vp3d.evaluate.toybench import MINI, SETS, failed, folder_tasks, suite_file, suite_tasks
 from vp3d.export.glb import write_glb
-from vp3d.export.threshold import EmptyMesh
 from vp3d.jobs.make_once import failure_of, is_finished, make
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.provenance import git_state
@@ -122,10 +121,10 @@ def test_what_only_hinders_is_no_failure_of_the_asset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hindered(*_: object) -> None:
-        raise Hindered("out of memory while exporting")
+        raise ResourceError("out of memory while exporting")
 
     monkeypatch.setattr(runner, "make", hindered)
-    with pytest.raises(Hindered):
+    with pytest.raises(ResourceError):
         find_mesh(Settings(tmp_path), Task("s", "a red sphere", 0, "k"))
 
 
@@ -173,7 +172,7 @@ def test_a_prompt_that_cannot_be_drawn_is_told_before_anything_is_made(tmp_path:
 
 
 def judged_by(folder: Path) -> list[tuple[str, str]]:
-    """Weights of a judge with their manifest, as `claim` takes them."""
+    """Weights of a judge with their manifest, as `lock_to_settings` takes them."""
     if not (folder / "judge.safetensors").is_file():
         folder.mkdir(parents=True)
         (folder / "judge.safetensors").write_bytes(b"trained")
@@ -183,26 +182,26 @@ def judged_by(folder: Path) -> list[tuple[str, str]]:
 
 def test_a_folder_keeps_one_suite_of_one_setting(tmp_path: Path) -> None:
     judge, work = judged_by(tmp_path / "weights" / "judge"), tmp_path / "work"
-    claim(Settings(work, overrides=("optim.steps=5",)), {"suite": "toybench"}, judge)
-    claim(Settings(work), {"suite": "toybench"}, judge)  # nothing was made yet
+    lock_to_settings(Settings(work, overrides=("optim.steps=5",)), {"suite": "toybench"}, judge)
+    lock_to_settings(Settings(work), {"suite": "toybench"}, judge)  # nothing was made yet
     run_tasks([Task("s", "a red sphere", 0, "k", source="x.glb")], Settings(work), note)
-    claim(Settings(work), {"suite": "toybench"}, judge)
+    lock_to_settings(Settings(work), {"suite": "toybench"}, judge)
     with pytest.raises(
         UserError,
         match="other settings: optim.steps was .* and is 3 now; give another --work or remove",
     ):
-        claim(Settings(work, overrides=("optim.steps=3",)), {"suite": "toybench"}, judge)
+        lock_to_settings(Settings(work, overrides=("optim.steps=3",)), {"suite": "toybench"}, judge)
     (work / "suite.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        claim(Settings(work), {"suite": "toybench"}, judge)
+        lock_to_settings(Settings(work), {"suite": "toybench"}, judge)
     (work / "suite.json").write_text('["toybench"]')
     with pytest.raises(UserError, match="damaged"):
-        claim(Settings(work), {"suite": "toybench"}, judge)
+        lock_to_settings(Settings(work), {"suite": "toybench"}, judge)
 
 
 def test_a_folder_keeps_to_the_weights_its_results_come_from(tmp_path: Path) -> None:
     judge, work = judged_by(tmp_path / "weights" / "judge"), tmp_path / "work"
-    claim(Settings(work), {"suite": "toybench"}, judge)
+    lock_to_settings(Settings(work), {"suite": "toybench"}, judge)
     kept = json.loads((work / "suite.json").read_text())
     assert {
         "assets/toybox/pipeline/unet/diffusion_pytorch_model.safetensors",
@@ -215,11 +214,11 @@ def test_a_folder_keeps_to_the_weights_its_results_come_from(tmp_path: Path) -> 
     with pytest.raises(
         UserError, match=r"other weights: \S*judge/judge.safetensors changed; give another --work"
     ):
-        claim(Settings(work), {"suite": "toybench"}, judge)
+        lock_to_settings(Settings(work), {"suite": "toybench"}, judge)
     del kept["weights"]
     (work / "suite.json").write_text(json.dumps(kept))
     with pytest.raises(UserError, match="does not say from which weights"):
-        claim(Settings(work), {"suite": "toybench"}, judge)
+        lock_to_settings(Settings(work), {"suite": "toybench"}, judge)
 
 
 def test_a_finished_run_is_taken_and_one_cut_short_is_not(
@@ -243,7 +242,7 @@ def test_a_finished_run_is_taken_and_one_cut_short_is_not(
 
 def test_kinds_of_failures(tmp_path: Path) -> None:
     assert (
-        failure_of(EmptyMesh("nothing"), tmp_path) == "empty"
+        failure_of(EmptyFieldError("nothing"), tmp_path) == "empty"
         and failure_of(UserError("no"), tmp_path) == "no mesh"
     )
     (tmp_path / "run").mkdir()

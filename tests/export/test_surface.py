@@ -140,7 +140,7 @@ def test_clean_turns_an_inside_out_mesh_and_closes_a_hole() -> None:
 def test_an_empty_field_is_a_user_error_with_a_histogram(
     level: float, opacity: float, cameras: Camera
 ) -> None:
-    with pytest.raises(threshold.EmptyMesh) as caught:
+    with pytest.raises(threshold.EmptyFieldError) as caught:
         threshold.choose_threshold(
             np.full((9, 9, 9), level, np.float32), cameras, torch.full((4, 16, 16), opacity)
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vp3d.diffusion.text import TextEmbedding
 from vp3d.guidance.condition import Condition
-from vp3d.guidance.vp_sds import Pull
+from vp3d.guidance.vp_sds import Target
 from vp3d.types import Camera
 
 Terms = dict[str, Tensor]
@@ -28,13 +28,15 @@ class TowardsRed:
         condition: Condition,
         progress: float,
         generator: torch.Generator,
-    ) -> tuple[Terms, Pull]:
+    ) -> tuple[Terms, Target]:
         """The loss of views rgb [B, 3, H, W] in [0, 1], and what it pulls them to."""
         self.asked += 1
-        pull = Pull(RED + 0.05 * torch.randn(rgb.shape, generator=generator), torch.ones(len(rgb)))
+        pull = Target(
+            RED + 0.05 * torch.randn(rgb.shape, generator=generator), torch.ones(len(rgb))
+        )
         return self.again(rgb, pull), pull
 
-    def again(self, rgb: Tensor, pull: Pull) -> Terms:
+    def again(self, rgb: Tensor, pull: Target) -> Terms:
         """The loss of views rgb [B, 3, H, W] in [0, 1] by a pull that is there."""
         self.used += 1
         return {"sds": (rgb - pull.target).square().mean()}

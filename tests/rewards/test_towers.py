@@ -34,7 +34,7 @@ from vp3d.rewards.image_image import image_image, image_target
 from vp3d.rewards.text_image import ClipText
 from vp3d.rewards.towers import ClipTower, DinoTower, load_clip_tower, load_dino
 from vp3d.weights.catalogue import MODELS
-from vp3d.weights.locate import judge_places
+from vp3d.weights.locate import judge_locations
 
 PROMPTS = ["a red sphere", "a blue cube"]
 
@@ -275,24 +275,24 @@ def test_the_config_chooses_the_models_and_nothing_else_is_read(root: Path) -> N
         and judges.aesthetic is None
     )
     assert judges.text.scale == pytest.approx(np.exp(3.0), rel=1e-5)
-    assert judge_places(config) == [str(root / "pickscore"), str(root / "dino")]
+    assert judge_locations(config) == [str(root / "pickscore"), str(root / "dino")]
     config = rewards_of(
         root, text_model="hpsv2", image_model="clip", aesthetic=RewardConfig(weight=0.1)
     )
     judges = load_judges(config)
     assert judges.text.scale == 1.0 and judges.aesthetic is not None
-    assert judge_places(config) == [str(root / "clip"), str(root / "aesthetic")]
+    assert judge_locations(config) == [str(root / "clip"), str(root / "aesthetic")]
     shared = load_judges(rewards_of(root))
     assert shared.text.encoder is shared.image
 
 
 def test_sd15_asks_for_imagereward_and_dino() -> None:
     config = load_config(None, [Path("configs/sd15.yaml").resolve()], [])
-    assert judge_places(config.rewards) == ["imagereward", "dinov2-base"]
+    assert judge_locations(config.rewards) == ["imagereward", "dinov2-base"]
     assert {
         config.prior.path,
         config.prior.ip_adapter,
-        *judge_places(config.rewards),
+        *judge_locations(config.rewards),
     } <= MODELS.keys()
 
 

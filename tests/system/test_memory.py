@@ -16,7 +16,7 @@ from vp3d import build
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.fields.nerf import build_field
-from vp3d.guidance.vp_sds import Pull
+from vp3d.guidance.vp_sds import Target
 from vp3d.render.volume import DENSE
 from vp3d.runs.folder import RunFolder
 from vp3d.system.memory import GIB, PROFILES, fit_to_memory, free_memory_gb, profile_for
@@ -127,7 +127,7 @@ class OutOfMemory(TowardsRed):
             "CUDA out of memory. Tried to allocate 2.00 GiB"
         )
 
-    def again(self, rgb: Tensor, pull: Pull) -> Terms:
+    def again(self, rgb: Tensor, pull: Target) -> Terms:
         """The loss of views rgb [B, 3, H, W] in [0, 1], if memory does."""
         terms = super().again(rgb, pull)
         if self.used - 1 in self.calls:

@@ -11,9 +11,9 @@ import torch
 from tests.helpers.tiny_run import tiny_config
 from vp3d import build, finish, pipeline
 from vp3d.cli import main
-from vp3d.errors import Hindered
+from vp3d.errors import ResourceError
 from vp3d.runs.folder import RunFolder
-from vp3d.system.out_of_memory import is_out_of_memory, told_out_of_memory
+from vp3d.system.out_of_memory import is_out_of_memory, report_out_of_memory
 
 
 def test_which_errors_are_about_memory() -> None:
@@ -38,11 +38,14 @@ def test_which_errors_are_about_memory() -> None:
 
 def test_a_real_allocation_that_fails_is_told_and_others_are_not_touched() -> None:
     with (
-        pytest.raises(Hindered, match="^out of memory while trying: use less$"),
-        told_out_of_memory("trying", "use less"),
+        pytest.raises(ResourceError, match="^out of memory while trying: use less$"),
+        report_out_of_memory("trying", "use less"),
     ):
         torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="must match"), told_out_of_memory("trying", "use less"):
+    with (
+        pytest.raises(RuntimeError, match="must match"),
+        report_out_of_memory("trying", "use less"),
+    ):
         torch.ones(2) + torch.ones(3)
 
 
@@ -52,7 +55,7 @@ def test_a_second_face_that_cannot_be_looked_for_costs_neither_pictures_nor_repo
     def full(*_: object) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(finish, "seen_from", full)
+    monkeypatch.setattr(finish, "guess_views", full)
     config = tiny_config(tmp_path)
     asset = pipeline.generate(config)
     assert (

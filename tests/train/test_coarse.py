@@ -14,7 +14,7 @@ from vp3d.config.schema import Config, Schedule
 from vp3d.errors import UserError
 from vp3d.fields.nerf import Field, build_field
 from vp3d.guidance.reward_term import Reward
-from vp3d.guidance.vp_sds import Pull
+from vp3d.guidance.vp_sds import Target
 from vp3d.render.camera import ring
 from vp3d.runs.folder import RunFolder
 from vp3d.train import checkpoint, loop
@@ -52,7 +52,7 @@ class FailingAt(TowardsRed):
         super().__init__()
         self.calls = calls
 
-    def again(self, rgb: Tensor, pull: Pull) -> Terms:
+    def again(self, rgb: Tensor, pull: Target) -> Terms:
         """The loss of views rgb [B, 3, H, W] in [0, 1]."""
         terms = super().again(rgb, pull)
         return {"sds": terms["sds"] * float("nan")} if self.used - 1 in self.calls else terms

@@ -24,8 +24,8 @@ import psutil
 
 from vp3d.config.paths import expand, locate
 from vp3d.config.schema import Config
-from vp3d.errors import UserError
-from vp3d.weights.locate import weight_places
+from vp3d.errors import VP3DError
+from vp3d.weights.locate import weight_locations
 
 GIB = 2**30
 NEEDED_MEMORY_GIB = 1.5  # the default run was measured at 1.1
@@ -218,8 +218,8 @@ def check_weights(config: Config) -> Check:
             licences.append(
                 str(json.loads(manifest.read_text(encoding="utf-8")).get("licence", "not declared"))
             )
-        check_fetched(weight_places(config))
-        found = {place: find_weights(place, key)[1] for key, place in weight_places(config)}
+        check_fetched(weight_locations(config))
+        found = {place: find_weights(place, key)[1] for key, place in weight_locations(config)}
         for prior in (
             prior for prior in priors if prior.path and prior.manifest
         ):  # as load_prior and load_clip do
@@ -232,7 +232,7 @@ def check_weights(config: Config) -> Check:
                 verify_files(locate(prior.manifest), locate(place))
         for vocabulary in {prior.vocabulary for prior in priors if prior.path and prior.vocabulary}:
             load_vocabulary(locate(vocabulary))
-    except UserError as error:
+    except VP3DError as error:
         return Check("weights", "BROKEN", str(error))
     if not manifests:
         details.append(f"{', '.join(found)}: no manifest to check them by")

@@ -23,9 +23,9 @@ from vp3d.config.loader import PRESETS, build_config, idle_settings, load_config
 from vp3d.config.paths import expand, locate
 from vp3d.config.schema import Config
 from vp3d.config.threestudio import read_layers
-from vp3d.errors import UserError
+from vp3d.errors import UserError, VP3DError
 from vp3d.system.console import Parser
-from vp3d.weights.locate import pin_places
+from vp3d.weights.locate import pin_locations
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PROMPT_LENGTH = 200  # characters
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
         return dispatch(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
+    except VP3DError as error:
         sys.stderr.write(f"vp3d: {' '.join(str(error).split())}\n")
         return EXIT_USER
     except OSError as error:  # a path too long, a folder that may not be entered: what is written has its own words
@@ -392,7 +392,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
         raise UserError("--image is empty: give a picture, or leave the option out")
     if config.image:  # absolute, so that a run can be resumed from any folder
         config.image = str(expand(config.image).absolute())
-    pin_places(config)
+    pin_locations(config)
     return config
 
 

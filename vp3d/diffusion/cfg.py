@@ -53,7 +53,7 @@ def combine(predictions: dict[Branch, Tensor], weights: dict[Branch, float]) -> 
 
 
 def rescale_std(x0: Tensor, reference: Tensor, share: float) -> Tensor:
-    """Pull the spread of a guided x0 estimate back to that of an unguided one, against over-saturation.
+    """Target the spread of a guided x0 estimate back to that of an unguided one, against over-saturation.
 
     x0, reference [B, C, H, W], latents (unbounded): the estimate from e_hat and the one from the most conditioned branch.
     Returns share * x0 * std(reference) / std(x0) + (1 - share) * x0, std over C, H, W of each sample

@@ -53,7 +53,7 @@ class Denoiser(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewGuess:
     """What views from the azimuths of `SECTORS` were taken for: named [8], a number of SECTORS each, and the two shares."""
 
     named: list[int]
@@ -61,7 +61,7 @@ class Seen:
     janus: float
 
 
-def seen_from(prior: Denoiser, prompt: str, rgb: Tensor, generator: torch.Generator) -> Seen:
+def guess_views(prior: Denoiser, prompt: str, rgb: Tensor, generator: torch.Generator) -> ViewGuess:
     """What `prior` takes the eight views rgb [8, 3, H, W] in [0, 1] of a thing called `prompt` for."""
     return judge_errors(view_errors(prior, prompt, rgb, generator))
 
@@ -85,12 +85,14 @@ def view_errors(
     return errors.view(count, count).cpu().double().numpy()
 
 
-def judge_errors(errors: np.ndarray) -> Seen:
+def judge_errors(errors: np.ndarray) -> ViewGuess:
     """The shares of the top of this module from errors [8, 8]."""
     named = errors.argmin(1)
     near = apart(named, np.arange(len(named))) <= 1
     front, back = (errors[list(BACK)][:, list(sectors)].min(1) for sectors in (FRONT, BACK))
-    return Seen(named.tolist(), float(near.mean()), float((front < (1.0 - CLEARLY) * back).mean()))
+    return ViewGuess(
+        named.tolist(), float(near.mean()), float((front < (1.0 - CLEARLY) * back).mean())
+    )
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.config.schema import PriorConfig, VisualPromptConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.prior import Prior
-from vp3d.diffusion.view_classifier import judge_errors, seen_from
+from vp3d.diffusion.view_classifier import guess_views, judge_errors
 from vp3d.embedded.save import save_manifest
 from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
 from vp3d.metrics.attributes import JUDGE_GROUND, check_view
@@ -156,7 +156,7 @@ def measure_view_words(count: int, sheet: Path | None = None) -> Figure:
 
 
 def measure_views_named(count: int) -> Figure:
-    """Mean `view_agreement` (`evaluate/seen_from.py`) of true compounds, `count` views in all; and that of CLIP's features."""
+    """Mean `view_agreement` (`evaluate/guess_views.py`) of true compounds, `count` views in all; and that of CLIP's features."""
     specs = [
         s
         for s in draw_specs(np.random.default_rng(79), count, True)
@@ -174,7 +174,7 @@ def measure_views_named(count: int) -> Figure:
                 spec, list(AZIMUTHS), elevation_deg=ELEVATION_DEG, size=64, ground=JUDGE_GROUND
             )
         )
-        kinds["all"].append(seen_from(prior, caption(spec), rgb, generator).view_agreement)
+        kinds["all"].append(guess_views(prior, caption(spec), rgb, generator).view_agreement)
         with torch.no_grad():
             alike = (
                 encoder.image(rgb)

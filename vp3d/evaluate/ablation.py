@@ -30,7 +30,7 @@ from vp3d.config.loader import PRESETS
 from vp3d.config.paths import ROOT
 from vp3d.errors import UserError
 from vp3d.evaluate import toybench
-from vp3d.evaluate.runner import Record, Settings, Task, claim, find_mesh, run_tasks
+from vp3d.evaluate.runner import Record, Settings, Task, find_mesh, lock_to_settings, run_tasks
 from vp3d.evaluate.statistics import bootstrap_interval, cell, circumstances, legend, statistics
 from vp3d.render.camera import orbit
 from vp3d.render.raster import render_mesh
@@ -146,7 +146,7 @@ def run_arm(
     settings = Settings(
         folder, options.preset, tuple(options.config), (*options.overrides, *overrides)
     )
-    claim(settings, {"suite": "ablation"}, toybench.JUDGES)
+    lock_to_settings(settings, {"suite": "ablation"}, toybench.JUDGES)
     sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
     return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
 

@@ -11,7 +11,7 @@ from vp3d.errors import UserError
 from vp3d.evaluate import t3bench, toybench
 from vp3d.evaluate.html import PARTS, write_page
 from vp3d.evaluate.results_folder import in_repository
-from vp3d.evaluate.runner import Record, Settings, Task, claim, run_tasks
+from vp3d.evaluate.runner import Record, Settings, Task, lock_to_settings, run_tasks
 from vp3d.evaluate.statistics import (
     WHOLE,
     Figure,
@@ -52,7 +52,7 @@ def evaluate_toybench(
         }
         refuse_idle(asked | dict.fromkeys(settings.overrides, True))
     tasks = toybench.suite_tasks(subset, seeds) if assets is None else toybench.folder_tasks(assets)
-    claim(
+    lock_to_settings(
         settings,
         {"suite": "toybench", "assets": str(assets.absolute()) if assets else None},
         toybench.JUDGES,
@@ -87,7 +87,7 @@ def evaluate_t3bench(
         "protocol": protocol,
         "assets": str(assets.absolute()) if assets else None,
     }
-    claim(settings, suite, t3bench.places_of(protocol, settings.config()))
+    lock_to_settings(settings, suite, t3bench.locations_of(protocol, settings.config()))
     records = run_tasks(tasks, settings, t3bench.judge_with(protocol), jobs)
     return finish(
         f"T3Bench's protocol, {protocol.scorer}",

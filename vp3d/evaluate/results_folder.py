@@ -17,7 +17,7 @@ from vp3d.errors import UserError
 from vp3d.system.files import check_output, plain, write_json
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.hashes import weight_hashes
-from vp3d.weights.locate import weight_places
+from vp3d.weights.locate import weight_locations
 from vp3d.weights.manifest import read_entries
 
 SUITE = "suite.json"
@@ -29,21 +29,21 @@ RESULTS = (
 ELSE = "give another --work or remove the folder"
 TOLD = 3  # of the changes, how many are named
 
-Place = tuple[
+Location = tuple[
     str, str
 ]  # a folder, hub id or name of the table, and the manifest that covers it ("" for none)
 
 
-def run_places(config: Config) -> list[Place]:
+def run_locations(config: Config) -> list[Location]:
     """The places of all weights that a run of `config` reads."""
     found = []
-    for key, place in weight_places(config):
+    for key, place in weight_locations(config):
         prior = config.visual_prompt.prior if key.startswith("visual_prompt.") else config.prior
         found.append((place, "" if key.startswith("guidance.") else prior.manifest))
     return found
 
 
-def weights_of(places: Iterable[Place]) -> dict[str, str]:
+def weights_of(places: Iterable[Location]) -> dict[str, str]:
     """path -> SHA-256 of the files in these places; paths in the repository are told from its top."""
     found: dict[str, str] = {}
     for place, manifest in places:

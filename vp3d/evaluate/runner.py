@@ -29,8 +29,8 @@ from vp3d.checks import check_request
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
-from vp3d.errors import Hindered, UserError
-from vp3d.evaluate.results_folder import Place, keep_to, run_places, weights_of
+from vp3d.errors import ResourceError, UserError, VP3DError
+from vp3d.evaluate.results_folder import Location, keep_to, run_locations, weights_of
 from vp3d.export.read import SUFFIXES, fit_to_cube, read_mesh
 from vp3d.finish import exported
 from vp3d.jobs.make_once import failure_of, make
@@ -114,9 +114,9 @@ def find_mesh(settings: Settings, task: Task) -> Found:
             folder=source,
             seconds=time_spent(run.events()) or None,
         )
-    except Hindered:
+    except ResourceError:
         raise
-    except UserError as error:
+    except VP3DError as error:
         return Found(None, failure_of(error, work), str(error))
 
 
@@ -170,10 +170,12 @@ def _state(path: Path) -> str:
         return "unfinished"
 
 
-def claim(settings: Settings, suite: Mapping[str, Any], judges: Iterable[Place]) -> None:
+def lock_to_settings(
+    settings: Settings, suite: Mapping[str, Any], judges: Iterable[Location]
+) -> None:
     """Take the folder for a suite of these settings, judged by the weights at `judges`; UserError when it holds another's."""
     config = settings.config()
-    made = [] if suite.get("assets") else run_places(config)
+    made = [] if suite.get("assets") else run_locations(config)
     keep_to(settings.folder, {**suite, "config": config, "weights": weights_of([*made, *judges])})
 
 

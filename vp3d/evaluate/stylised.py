@@ -22,7 +22,7 @@ from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.errors import UserError
 from vp3d.evaluate.gallery import Result, suite_table, write_gallery, write_suite
 from vp3d.evaluate.prompt_file import SuitePrompt, read_suite
-from vp3d.evaluate.results_folder import keep_to, run_places, weights_of
+from vp3d.evaluate.results_folder import keep_to, run_locations, weights_of
 from vp3d.jobs.make_once import make
 from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
 from vp3d.metrics.attributes import score_asset
@@ -48,11 +48,11 @@ REFERENCES = (
 NOUNS = ("chair", "mug", "rocket")
 
 
-def claim(options: argparse.Namespace) -> None:
+def lock_to_settings(options: argparse.Namespace) -> None:
     """Take --work for the weights that are read now; `make` tells runs of other settings apart, but not of other weights."""
     config = load_config(options.preset, options.config, options.overrides)
     judge = (str(ASSETS / "judge"), str(MANIFEST))
-    keep_to(options.work, {"weights": weights_of([*run_places(config), judge])})
+    keep_to(options.work, {"weights": weights_of([*run_locations(config), judge])})
 
 
 def read_captions(path: Path) -> list[tuple[SuitePrompt, Spec]]:
@@ -69,7 +69,7 @@ def read_captions(path: Path) -> list[tuple[SuitePrompt, Spec]]:
 def suite(options: argparse.Namespace) -> None:
     """Make and judge every prompt of a suite."""
     prompts = read_captions(options.prompts)[:: options.every]
-    claim(options)
+    lock_to_settings(options)
     judge, results = load_judge(ASSETS / "judge", MANIFEST), []
     for number, (entry, spec) in enumerate(prompts, 1):
         config = load_config(options.preset, options.config, options.overrides)
@@ -95,7 +95,7 @@ def suite(options: argparse.Namespace) -> None:
 
 def stylized(options: argparse.Namespace) -> None:
     """Make nouns after reference pictures, and the same without, and compare the main colours."""
-    claim(options)
+    lock_to_settings(options)
     judge, tiles = load_judge(ASSETS / "judge", MANIFEST), []
     rows: list[dict[str, Any]] = []
     for number, reference in enumerate(REFERENCES):

@@ -19,7 +19,7 @@ from vp3d.config.schema import CameraConfig, Config
 from vp3d.errors import UserError
 from vp3d.evaluate.html import write_turn
 from vp3d.evaluate.prompt_file import read_suite
-from vp3d.evaluate.results_folder import Place
+from vp3d.evaluate.results_folder import Location
 from vp3d.evaluate.runner import Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
 from vp3d.evaluate.statistics import Figure
 from vp3d.metrics.attribute_judge import load_judge
@@ -66,7 +66,7 @@ def scorer_of(name: str, place: str, manifest: str, device: str) -> Scorer:
     return ClipScorer(load_clip(place, manifest, device))
 
 
-def places_of(protocol: Protocol, config: Config) -> list[Place]:
+def locations_of(protocol: Protocol, config: Config) -> list[Location]:
     """The weights that scores and grades depend on, the scorer's first."""
     if protocol.scorer == "imagereward":
         scorer = (config.rewards.imagereward, "")
@@ -79,7 +79,7 @@ def places_of(protocol: Protocol, config: Config) -> list[Place]:
 
 def configured_scorer(protocol: Protocol, config: Config) -> Scorer:
     """The scorer of `protocol` with the weights that the configuration names; on the GPU where there is one."""
-    place, manifest = places_of(protocol, config)[0]
+    place, manifest = locations_of(protocol, config)[0]
     on_gpu = config.backend != "cpu" and torch.cuda.is_available()
     return scorer_of(protocol.scorer, place, manifest, "cuda" if on_gpu else "cpu")
 

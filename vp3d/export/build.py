@@ -37,7 +37,7 @@ def export_mesh(
     `within(x [N, 3]) -> [N]` bool says where matter counts (everywhere), as it did when the field was rendered.
     `event(kind, **figures)` (as `RunFolder.event`) is told the threshold, IoU and face count, whether it is closed,
     and who made the atlas; and it is warned where xatlas was to make it and did not.
-    Raises EmptyMesh when there is no surface.
+    Raises EmptyFieldError when there is no surface.
     """
     opacity = reference_opacity.detach().reshape(len(cameras), *reference_opacity.shape[-2:])
     density = field.density if within is None else lambda x: field.density(x) * within(x)

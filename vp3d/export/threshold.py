@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vp3d.errors import UserError
+from vp3d.errors import EmptyFieldError
 from vp3d.export.marching_cubes import HIGHEST_SHARE, LOWEST_SHARE, Surface, marching_cubes
 from vp3d.export.repair import drop_floaters
 from vp3d.render.raster import rasterize
@@ -15,10 +15,6 @@ from vp3d.types import Camera, Mesh
 COARSE_LEVELS = 8  # thresholds tried over the whole range
 FINE_LEVELS = 4  # thresholds tried around the best of them
 FAINTEST = 0.05  # largest opacity below which a render counts as empty
-
-
-class EmptyMesh(UserError):
-    """The field has no surface to export."""
 
 
 def silhouette(opacity: Tensor) -> Tensor:
@@ -60,7 +56,7 @@ def choose_threshold(grid: np.ndarray, cameras: Camera, opacity: Tensor) -> Surf
     return best
 
 
-def _empty(grid: np.ndarray) -> EmptyMesh:
+def _empty(grid: np.ndarray) -> EmptyFieldError:
     edges = [0.0, 0.01, 0.1, 1.0, 10.0, 100.0, np.inf]
     counts = np.histogram(grid, bins=edges)[0]
     shares = ", ".join(
@@ -68,7 +64,7 @@ def _empty(grid: np.ndarray) -> EmptyMesh:
         for high, n in zip(edges[1:], counts, strict=True)
         if n
     )
-    return EmptyMesh(
+    return EmptyFieldError(
         f"the field is empty, there is no surface to export (highest density {grid.max():.3g}; shares by density {shares}); "
         "try another seed or lower loss.sparsity"
     )

@@ -52,7 +52,7 @@ def blob_bias(x: Tensor, density: float, radius: float) -> Tensor:
     """The initial blob as raw (pre-softplus) density `[N]` at points `[N, 3]`.
 
     Magic3D's cone (Lin et al. 2022, as in threestudio): raw = c * (1 - |x| / radius), with softplus(c) = `density`, so
-    `density` is reached at the origin. Held at -c beyond 2 * radius: further down, the softplus would pass no gradient.
+    `density` is reached at the origin. ReusedEstimate at -c beyond 2 * radius: further down, the softplus would pass no gradient.
     """
     density = max(density, 1e-3)
     peak = math.log(math.expm1(density)) if density < 20.0 else density

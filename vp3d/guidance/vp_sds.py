@@ -13,7 +13,7 @@ the clean latents x0 that e_hat stands for are decoded, and the views x pulled t
 
     grad_x = w(t) * alpha_t / sigma_t * (x - decode(x0))
 
-An estimate may serve several steps of the field: x0 stays, as a `Pull`, and the views as they are by then are pulled there
+An estimate may serve several steps of the field: x0 stays, as a `Target`, and the views as they are by then are pulled there
 (after Instruct-NeRF2NeRF, arXiv 2303.12789, whose edited pictures serve many steps; ours are drawn anew every few).
 Normalisation of the MSE: "sum" over elements divided by B (dreamfusion code's), or "mean" over all elements, smaller by the
 C * h * w of the latents or views; a loss weight means nothing without saying which. Each view has its own t (stratified, see
@@ -74,7 +74,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Pull:
+class Target:
     """Where an estimate pulls B views, for the steps that it serves; no graph.
 
     target [B, C, h, w] is x0 as latents, or as the views' rgb in [0, 1] where the error is one of pixels; weight [B] is
@@ -116,7 +116,7 @@ class Guidance:
         condition: Condition,
         progress: float,
         generator: torch.Generator,
-    ) -> tuple[dict[str, Tensor], Pull]:
+    ) -> tuple[dict[str, Tensor], Target]:
         """The unweighted losses {"sds": scalar} of B views rgb [B, 3, H, W] in [0, 1], composited over their background.
 
         progress in [0, 1] drives the schedules of t and lambda; t and noise are drawn from `generator`. With them comes where
@@ -127,12 +127,12 @@ class Guidance:
             latents = self.prior.encode_images(rgb)
         estimate = self.estimate(latents.detach(), camera, condition, progress, generator)
         if in_latents:
-            pull = Pull(estimate.x0, estimate.x0_weight)
+            pull = Target(estimate.x0, estimate.x0_weight)
             return {"sds": sds_loss(latents, estimate.grad, self.config.normalize)}, pull
-        pull = Pull(self.picture(estimate.x0, rgb.shape[-2:]), estimate.x0_weight)
+        pull = Target(self.picture(estimate.x0, rgb.shape[-2:]), estimate.x0_weight)
         return {"sds": sds_loss(rgb, pull.grad(rgb), self.config.normalize)}, pull
 
-    def again(self, rgb: Tensor, pull: Pull) -> dict[str, Tensor]:
+    def again(self, rgb: Tensor, pull: Target) -> dict[str, Tensor]:
         """The losses of the same B views a step later, rgb [B, 3, H, W] in [0, 1], without asking the prior anew."""
         seen = self.prior.encode_images(rgb) if self.config.space == "latents" else rgb
         return {"sds": sds_loss(seen, pull.grad(seen), self.config.normalize)}

@@ -9,9 +9,8 @@ from pathlib import Path
 from vp3d import finish, pipeline
 from vp3d.checks import changed_weights
 from vp3d.config.schema import Config
-from vp3d.errors import UserError
+from vp3d.errors import EmptyFieldError, VP3DError
 from vp3d.export.read import read_mesh
-from vp3d.export.threshold import EmptyMesh
 from vp3d.report.report import time_spent
 from vp3d.runs.folder import RunFolder
 from vp3d.system.console import say
@@ -57,8 +56,8 @@ def is_finished(run: RunFolder) -> bool:
     return bool(done) and not done[-1].get("stopped") and any(run.path.glob("model.*"))
 
 
-def failure_of(error: UserError, work: Path) -> str:
+def failure_of(error: VP3DError, work: Path) -> str:
     """The kind of a run's failure: "empty" (no surface), "nan" (numbers not finite), else "no mesh"."""
-    if isinstance(error, EmptyMesh):
+    if isinstance(error, EmptyFieldError):
         return "empty"
     return "nan" if any(run.events("failed") for run in found_runs(work)) else "no mesh"

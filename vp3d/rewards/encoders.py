@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vp3d.errors import UserError
+
 from vp3d.system.torch_compat import freeze  # before open_clip, which imports torchvision  # isort: skip
 
 import open_clip
@@ -27,7 +29,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vp3d.config.paths import locate
-from vp3d.errors import UserError
 from vp3d.rewards.resize import channels, resize_normalize
 from vp3d.weights.locate import local_weights
 from vp3d.weights.manifest import verify_files

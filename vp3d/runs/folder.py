@@ -26,7 +26,7 @@ from vp3d.config.loader import load_config
 from vp3d.config.paths import expand
 from vp3d.config.reader import Dumper, read_file
 from vp3d.config.schema import Config, ExportConfig
-from vp3d.errors import Hindered, UserError
+from vp3d.errors import RunInUseError, UserError
 from vp3d.runs.provenance import describe_run
 from vp3d.system.files import ELSEWHERE, HERE, TEMPORARY, _disk_errors, plain, write_json
 
@@ -140,7 +140,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; a second process is `Hindered`. The system frees it if the process dies."""
+        """Hold the run for this process; a second process is `ResourceError`. The system frees it if the process dies."""
         with _disk_errors(self.path / ".lock"):
             stream = (self.path / ".lock").open("a+")
         with stream:
@@ -148,7 +148,7 @@ class RunFolder:
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise Hindered(
+                    raise RunInUseError(
                         f"{self.path} is in use by another process; wait for it or stop it first"
                     ) from None
             self._sweep()

@@ -14,7 +14,7 @@ from vp3d import __version__
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
 from vp3d.weights.hashes import weight_hashes
-from vp3d.weights.locate import weight_places
+from vp3d.weights.locate import weight_locations
 
 VERSIONED = (  # what shapes the bytes of a run
     *("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "safetensors"),
@@ -44,7 +44,7 @@ def describe_run(config: Config) -> dict[str, Any]:
         "device": _device(config.backend),
         "versions": {"vp3d": __version__} | {name: _version(name) for name in VERSIONED},
         "git": git_state(ROOT),
-        "weights": weight_hashes([place for _, place in weight_places(config)]),
+        "weights": weight_hashes([place for _, place in weight_locations(config)]),
     }
 
 

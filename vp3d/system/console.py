@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vp3d.errors import UserError
+from vp3d.errors import UserError, VP3DError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def run_program(name: str, main: Callable[[], None]) -> None:
     try:
         main()
     except (
-        UserError,
+        VP3DError,
         OSError,
     ) as problem:  # OSError: files that are not there, or places that cannot be written
         sys.stderr.write(f"{name}: {' '.join(str(problem).split())}\n")

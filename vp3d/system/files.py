@@ -20,7 +20,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from vp3d.errors import Hindered
+from vp3d.errors import ResourceError
 
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.\w+")  # names that `atomic_write` gives
 
@@ -39,7 +39,7 @@ def _disk_errors(
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "check the path and its permissions"
-        raise Hindered(
+        raise ResourceError(
             f"cannot write {path}: {error.strerror or error}; {advice}, {otherwise}"
         ) from error
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from vp3d.errors import Hindered
+from vp3d.errors import OutOfMemoryError
 
 Done = TypeVar("Done")
 TOLD = (  # by errors that are no OutOfMemoryError: torch's on a CPU, and its libraries' where their workspace does not fit
@@ -43,11 +43,11 @@ def attempt(work: Callable[[], Done], may_shrink: bool) -> Done | None:
 
 
 @contextmanager
-def told_out_of_memory(doing: str, advice: str) -> Iterator[None]:
-    """Around what cannot go on with less (a `with`, or a decorator): memory that runs out there is `Hindered`, in one line."""
+def report_out_of_memory(doing: str, advice: str) -> Iterator[None]:
+    """Around what cannot go on with less (a `with`, or a decorator): memory that runs out there is `ResourceError`, in one line."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise Hindered(f"out of memory while {doing}: {advice}") from error
+        raise OutOfMemoryError(f"out of memory while {doing}: {advice}") from error

@@ -27,7 +27,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from vp3d.config.schema import Config
-from vp3d.errors import UserError
+from vp3d.errors import DamagedFileError
 from vp3d.system.files import atomic_write
 
 KEEP = 2
@@ -115,7 +115,7 @@ def load_latest(folder: Path, warn: Callable[[Path, str], None]) -> Checkpoint |
         except (ValueError, OSError) as error:
             warn(path, str(error))
     if paths:
-        raise UserError(
+        raise DamagedFileError(
             f"no usable checkpoint in {folder}: all {len(paths)} are damaged; delete them to start this run afresh"
         )
     return None

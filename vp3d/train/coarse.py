@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from vp3d.config.schema import Config
-from vp3d.errors import Hindered
+from vp3d.errors import OutOfMemoryError
 from vp3d.fields.nerf import Field
 from vp3d.guidance import reward_term
 from vp3d.guidance.condition import Condition
 from vp3d.guidance.reward_term import Reward
-from vp3d.guidance.vp_sds import Pull
+from vp3d.guidance.vp_sds import Target
 from vp3d.render.camera import camera_rays, sample_cameras
 from vp3d.render.occupancy import OccupancyGrid
 from vp3d.render.volume import DENSE, March, render_rays
 from vp3d.train import losses
 from vp3d.train.checkpoint import adam_tensors, load_adam
-from vp3d.train.estimates import Held, held_from
+from vp3d.train.estimates import ReusedEstimate, load_reused
 from vp3d.types import Camera, Rays, Render, to_images
 
 LEAST_CHUNK = 1024  # samples at once below which halving further is hopeless
@@ -43,11 +43,11 @@ class GuidanceCall(Protocol):
         condition: Condition,
         progress: float,
         generator: torch.Generator,
-    ) -> tuple[dict[str, Tensor], Pull]:
+    ) -> tuple[dict[str, Tensor], Target]:
         """Unweighted losses of views rgb [B, 3, H, W] in [0, 1], and where they are pulled."""
         ...
 
-    def again(self, rgb: Tensor, pull: Pull) -> dict[str, Tensor]:
+    def again(self, rgb: Tensor, pull: Target) -> dict[str, Tensor]:
         """The losses of the same views a step later, rgb [B, 3, H, W] in [0, 1]."""
         ...
 
@@ -87,8 +87,8 @@ class Coarse:
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.occupancy = OccupancyGrid(config.render).to(self.device)
-        self.held: Held | None = None
-        self.known_held: Held | None = None
+        self.held: ReusedEstimate | None = None
+        self.known_held: ReusedEstimate | None = None
         self.known = self._known()
         self.names: dict[Tensor, str] = {
             parameter: name for name, parameter in field.named_parameters()
@@ -175,7 +175,7 @@ class Coarse:
         )  # about as many are evaluated
         chunk = now // 2
         if chunk < LEAST_CHUNK:
-            raise Hindered(
+            raise OutOfMemoryError(
                 f"out of memory even with {now:,} samples at once; free memory on the device, or lower prior.max_batch, "
                 "optim.views or render.resolution, or set prior.dtype=float16"
             )
@@ -199,7 +199,7 @@ class Coarse:
         self.regulariser_scale = regulariser_scale
         self.field.load_state_dict(part(tensors, "field."))
         self.occupancy.load_state_dict(part(tensors, "occupancy."))
-        self.held = held_from(part(tensors, "held."), self.device)
+        self.held = load_reused(part(tensors, "held."), self.device)
         load_adam(self.optimizer, self.names, tensors)
 
     def _guide(
@@ -217,7 +217,7 @@ class Coarse:
                 self.held.pull,
                 self.held.left - 1,
             )
-        self.held = Held(camera, grey, pull, left) if left else None
+        self.held = ReusedEstimate(camera, grey, pull, left) if left else None
         return guided
 
     def _views(self) -> tuple[Camera, Tensor]:

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.config.schema import CameraConfig, Config
-from vp3d.errors import UserError
+from vp3d.errors import DivergedError, UserError
 from vp3d.render.camera import ring
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import atomic_write
-from vp3d.system.out_of_memory import attempt, told_out_of_memory
+from vp3d.system.out_of_memory import attempt, report_out_of_memory
 from vp3d.train import checkpoint
 from vp3d.train.watchdog import Watchdog
 from vp3d.types import Camera, Render, to_images
@@ -210,7 +210,7 @@ def differentiate(
     return numbers, "" if bool(torch.isfinite(norm)) else "the gradient"
 
 
-@told_out_of_memory(
+@report_out_of_memory(
     "updating the field", "free memory on the device, or lower field.resolution or field.log2_table"
 )
 def apply(stage: Stage[Any]) -> str:
@@ -233,7 +233,7 @@ def roll_back(loop: Loop, problem: str) -> None:
     )
     try:
         state.watchdog.bad(loop.config.optim.bad_steps, f"{problem}, at step {state.step}")
-    except UserError as diagnosis:
+    except DivergedError as diagnosis:
         loop.run_folder.event("failed", step=state.step, message=str(diagnosis))
         raise
     loop.stage.load_tensors(clone(loop.snapshot), state.watchdog.regulariser_scale)

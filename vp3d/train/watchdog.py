@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vp3d.errors import UserError
+from vp3d.errors import DivergedError
 
 RATE_DROP = 0.5  # factor on all rates after a roll-back
 RATE_FLOOR = 1.0 / 16.0  # ... down to this share
@@ -48,7 +48,7 @@ class Watchdog:
         self.bad_total += 1
         self.rate_scale = max(self.rate_scale * RATE_DROP, RATE_FLOOR)
         if self.bad_in_row >= limit:
-            raise UserError(
+            raise DivergedError(
                 f"stopped: {self.bad_in_row} steps in a row were not finite ({what}), also after rolling back and lowering "
                 "the rates; try prior.dtype=float32, on a GPU cuda.table_dtype=float32, a lower guidance.guidance_scale or "
                 "a lower optim.lr_density"

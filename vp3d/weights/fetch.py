@@ -25,7 +25,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vp3d.config.paths import expand
-from vp3d.errors import UserError
+from vp3d.errors import UserError, VP3DError
 from vp3d.system.console import say
 from vp3d.system.files import sha256_file, write_json, write_text
 from vp3d.weights.catalogue import GB, MODELS, File, Part
@@ -66,7 +66,7 @@ def fetch_all(names: list[str], places: list[str]) -> Iterator[Path]:
     for name in chosen:
         try:
             yield fetch(name, places)
-        except (UserError, OSError) as error:  # OSError: one that `fetch` has no better words for
+        except (VP3DError, OSError) as error:  # OSError: one that `fetch` has no better words for
             if len(chosen) == 1:
                 raise
             reasons[name] = str(error).removeprefix(f"cannot fetch {name}: ")

@@ -12,11 +12,11 @@ from typing import Any
 
 from vp3d.config.paths import ROOT, data_home, expand, locate
 from vp3d.config.schema import Config, RewardsConfig
-from vp3d.errors import UserError
+from vp3d.errors import MissingWeightsError, UserError
 from vp3d.weights.catalogue import MODELS, Model
 
-PRIOR_PLACES = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
-JUDGE_PLACES = (
+PRIOR_LOCATIONS = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
+JUDGE_LOCATIONS = (
     "clip",
     "imagereward",
     "hpsv2",
@@ -26,7 +26,7 @@ JUDGE_PLACES = (
 )  # and of RewardsConfig
 
 
-def judge_places(config: RewardsConfig) -> list[str]:
+def judge_locations(config: RewardsConfig) -> list[str]:
     """The reward models that are used, each once, as configured."""
     named = {
         "clip": config.clip,
@@ -43,7 +43,7 @@ def judge_places(config: RewardsConfig) -> list[str]:
     )
 
 
-def weight_places(config: Config) -> list[tuple[str, str]]:
+def weight_locations(config: Config) -> list[tuple[str, str]]:
     """(config key, place) of all weights a run reads: its prior, the one that draws if it draws, judges, debiasing."""
     priors = {"prior": config.prior}
     if config.visual_prompt.prior.path and not config.image:
@@ -51,9 +51,9 @@ def weight_places(config: Config) -> list[tuple[str, str]]:
     places = [
         (f"{name}.{key}", str(getattr(prior, key)))
         for name, prior in priors.items()
-        for key in PRIOR_PLACES
+        for key in PRIOR_LOCATIONS
     ]
-    places += [("rewards", place) for place in judge_places(config.rewards)] + [
+    places += [("rewards", place) for place in judge_locations(config.rewards)] + [
         ("guidance.debias", config.guidance.debias)
     ]
     return [(key, place) for key, place in places if place]
@@ -116,7 +116,7 @@ def check_fetched(places: Iterable[tuple[str, str]]) -> None:
         told = "; ".join(
             f"{key}: the model '{place}' {what}" for place, (key, what) in lacking.items()
         )
-        raise UserError(f"{told}; run: {FETCH} {' '.join(lacking)}")
+        raise MissingWeightsError(f"{told}; run: {FETCH} {' '.join(lacking)}")
 
 
 def _lack(name: str) -> str:
@@ -126,7 +126,7 @@ def _lack(name: str) -> str:
     return "" if not missing else f"lacks {missing[0]}" if folder.is_dir() else "is not fetched"
 
 
-def pin_places(config: Config) -> None:
+def pin_locations(config: Config) -> None:
     """Make each folder or file of models that is found below the current folder absolute: a run is resumed from anywhere.
 
     Names of the table stay, and so does what is found in the repository, whose folder may move.
@@ -134,10 +134,10 @@ def pin_places(config: Config) -> None:
     if Path.cwd() == ROOT:
         return
     priors = [
-        (prior, (*PRIOR_PLACES, "manifest", "vocabulary"))
+        (prior, (*PRIOR_LOCATIONS, "manifest", "vocabulary"))
         for prior in (config.prior, config.visual_prompt.prior)
     ]
-    for node, names in [*priors, (config.rewards, JUDGE_PLACES), (config.guidance, ("debias",))]:
+    for node, names in [*priors, (config.rewards, JUDGE_LOCATIONS), (config.guidance, ("debias",))]:
         for name in names:
             place = getattr(node, name)
             if place and place not in MODELS and expand(place).exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vp3d.errors import UserError
+from vp3d.errors import DamagedFileError, UserError
 from vp3d.system.files import sha256_file
 
 WEIGHT_SUFFIXES = frozenset(
@@ -56,21 +56,21 @@ def read_entries(manifest: Path) -> dict[str, dict[str, str | int]]:
             isinstance(e["sha256"], str) and isinstance(e["bytes"], int) for e in files.values()
         )
     except FileNotFoundError as error:
-        raise UserError(f"{manifest} is missing: {_restore(manifest)}") from error
+        raise DamagedFileError(f"{manifest} is missing: {_restore(manifest)}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
+        raise DamagedFileError(
             f"{manifest} is damaged ({type(error).__name__}): {_restore(manifest)}"
         ) from error
     if not complete or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
-        raise UserError(f"{manifest} is damaged: {_restore(manifest)}")
+        raise DamagedFileError(f"{manifest} is damaged: {_restore(manifest)}")
     return files
 
 
 def _verify_one(path: Path, entry: dict[str, str | int]) -> None:
     if not path.is_file():
-        raise UserError(f"{path} is missing: {_restore(path)}")
+        raise DamagedFileError(f"{path} is missing: {_restore(path)}")
     if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
-        raise UserError(
+        raise DamagedFileError(
             f"{path} is damaged or was changed (its sha256 is not the manifest's): {_restore(path)}"
         )
 

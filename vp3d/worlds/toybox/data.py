@@ -224,7 +224,7 @@ def thumbnails(images: np.ndarray) -> Tensor:
 def noun_maps(pictures: Pictures, index: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """How much of each of 8 x 8 cells the nouns cover in B pictures: [B, nouns, 8, 8] in [0, 1], on `device`.
 
-    Two objects are told apart by a straight cut that gives each its share `seen`: "on" by a row, "next to" by a column. Seen
+    Two objects are told apart by a straight cut that gives each its share `seen`: "on" by a row, "next to" by a column. ViewGuess
     from the side, where one is before the other, nothing is told.
     """
     opaque = opacity(to_tensor(pictures.images[index], device))[:, 0].double()
@@ -326,7 +326,7 @@ def attribute_targets(pictures: Pictures) -> np.ndarray:
     """Right answers [N, heads] int64 in the order of `HEADS`; -100 where the picture does not show it.
 
     Of two objects next to each other, a is the one on the left in the picture: from behind that is the caption's second.
-    Seen from the side, where one hides the other, they are not asked for.
+    ViewGuess from the side, where one hides the other, they are not asked for.
     """
     index = {name: {value: i for i, value in enumerate(values)} for name, values in HEADS.items()}
     answers = np.full((len(pictures), len(HEADS)), -100, dtype=np.int64)
