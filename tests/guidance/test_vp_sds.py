@@ -273,16 +273,16 @@ def test_a_pull_acts_on_the_views_as_they_are_by_then(
 ) -> None:
     guidance = Guidance(prior, dataclasses.replace(HALF, space=space, normalize="sum"))
     rgb = RGB.clone().requires_grad_()
-    losses, pull = guidance(rgb, CAMERA, condition, 0.0, seeded())
+    losses, target = guidance(rgb, CAMERA, condition, 0.0, seeded())
     (first,) = torch.autograd.grad(losses["sds"], rgb)
-    monkeypatch.setattr(prior, "predict_branches", None)  # the denoiser is not asked again
-    (again,) = torch.autograd.grad(guidance.again(rgb, pull)["sds"], rgb)
-    torch.testing.assert_close(again, first, atol=1e-4 * float(first.abs().max()), rtol=1e-3)
+    monkeypatch.setattr(prior, "predict_branches", None)  # the denoiser is not called again
+    (reused,) = torch.autograd.grad(guidance.reuse(rgb, target)["sds"], rgb)
+    torch.testing.assert_close(reused, first, atol=1e-4 * float(first.abs().max()), rtol=1e-3)
     moved = (1.0 - RGB).requires_grad_()
     seen = prior.encode_images(moved) if space == "latents" else moved
-    by_hand = pull.weight[:, None, None, None] * (seen - pull.target)
+    by_hand = target.weight[:, None, None, None] * (seen - target.target)
     (expected,) = torch.autograd.grad(seen, moved, by_hand.detach() / len(RGB))
-    (found,) = torch.autograd.grad(guidance.again(moved, pull)["sds"], moved)
+    (found,) = torch.autograd.grad(guidance.reuse(moved, target)["sds"], moved)
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
 
 

@@ -47,7 +47,7 @@ class GuidanceCall(Protocol):
         """Unweighted losses of views rgb [B, 3, H, W] in [0, 1], and where they are pulled."""
         ...
 
-    def again(self, rgb: Tensor, pull: Target) -> dict[str, Tensor]:
+    def reuse(self, rgb: Tensor, target: Target) -> dict[str, Tensor]:
         """The losses of the same views a step later, rgb [B, 3, H, W] in [0, 1]."""
         ...
 
@@ -213,7 +213,7 @@ class Coarse:
             left = self.config.guidance.estimate_every - 1
         else:
             guided, pull, left = (
-                self.guidance.again(rgb, self.held.pull),
+                self.guidance.reuse(rgb, self.held.pull),
                 self.held.pull,
                 self.held.left - 1,
             )
@@ -267,7 +267,9 @@ class Coarse:
         terms, values = {}, {}
         for name, reward in self.rewards.items():
             target = reward.target(camera)
-            shown = rgb if reward.ground is None else on_grey(render, reward.ground, rgb.shape)
+            shown = (
+                rgb if reward.background is None else on_grey(render, reward.background, rgb.shape)
+            )
             terms[name], value = reward_term.reward_term(
                 reward.score, shown, target, camera.azimuth_deg, reward.config, progress
             )
