@@ -33,7 +33,12 @@ from vp3d.system.memory import fit_to_memory, free_memory_gb
 from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train.coarse import Coarse
 from vp3d.train.generators import make_generator, make_generators
-from vp3d.visual_prompt.make import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.visual_prompt.make import (
+    VisualPrompt,
+    VisualPromptRequest,
+    load_visual_prompt,
+    make_visual_prompt,
+)
 
 LESS_FOR_MODELS = (  # what needs less memory, told when there was too little
     "free memory on the device, set prior.offload_encoders=true or prior.dtype=float16, or take configs/sd15-low-vram.yaml"
@@ -104,7 +109,14 @@ def find_visual_prompt(
     )
     generator = make_generator(config.seed, "visual_prompt")
     prior = drawing_prior(config, models, device)
-    return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
+    request = VisualPromptRequest(
+        config.prompt,
+        config.negative_prompt,
+        config.image,
+        config.prior.resolution,
+        config.visual_prompt,
+    )
+    return make_visual_prompt(prior, models.judges.text, request, run, generator)
 
 
 @report_out_of_memory("loading the prior that draws", LESS_FOR_MODELS)

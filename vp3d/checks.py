@@ -11,7 +11,7 @@ from vp3d.prompts import check_negative_prompt, check_prompt, is_in_grammar, loa
 from vp3d.report.video import require_ffmpeg
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import check_output
-from vp3d.visual_prompt.make import read_reference
+from vp3d.visual_prompt.make import SCORES_FILE, read_reference
 from vp3d.weights.hashes import weight_hashes
 from vp3d.weights.locate import check_fetched, find_weights, weight_locations
 
@@ -21,7 +21,7 @@ def changed_weights(run: RunFolder, config: Config) -> str:
 
     A prior that only draws is left out once the visual prompt is there: nothing reads it any more.
     """
-    drawn = (run.visual_prompt / "scores.json").is_file()
+    drawn = (run.visual_prompt / SCORES_FILE).is_file()
     places = [
         place
         for key, place in weight_locations(config)
@@ -64,7 +64,7 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
             find_weights(place, key)
     check_video(config.export)
     if config.image and new:
-        read_reference(config)
+        read_reference(config.image, config.visual_prompt, config.prior.resolution)
     if new:
         check_output(expand(config.output_dir))
 
@@ -97,4 +97,4 @@ def check_video(config: ExportConfig) -> None:
 
 def is_drawn(run: RunFolder) -> bool:
     """Whether a run has its visual prompt: `scores.json` is written last."""
-    return (run.visual_prompt / "scores.json").is_file()
+    return (run.visual_prompt / SCORES_FILE).is_file()

@@ -7,7 +7,14 @@ import json
 import pytest
 
 from vp3d.errors import DivergedError
-from vp3d.train.watchdog import EMPTY_OPACITY, MIN_COLLAPSE_STEPS, ROLLBACK_RATE, MIN_RATE_SCALE, SOLID_OPACITY, Watchdog
+from vp3d.train.watchdog import (
+    EMPTY_OPACITY,
+    MIN_COLLAPSE_STEPS,
+    MIN_RATE_SCALE,
+    ROLLBACK_RATE,
+    SOLID_OPACITY,
+    Watchdog,
+)
 
 
 def test_bad_steps_lower_the_rate_to_a_floor_and_stop_with_the_reason() -> None:

@@ -18,7 +18,7 @@ from vp3d.visual_prompt import cutout
 from vp3d.visual_prompt.cutout import (
     border_flood,
     is_usable,
-    on_ground,
+    over_grey,
     read_picture,
     square_up,
     steadiness,
@@ -139,7 +139,7 @@ def test_flat_picture_has_no_object() -> None:
 
 def test_on_ground_is_the_naive_blend() -> None:
     rgb, mask = torch.rand(2, 3, 4, 5), torch.rand(2, 1, 4, 5)
-    found = on_ground(rgb, mask, 0.7)
+    found = over_grey(rgb, mask, 0.7)
     for n, c, y, x in [(0, 0, 0, 0), (1, 2, 3, 4), (1, 1, 2, 2)]:
         m = float(mask[n, 0, y, x])
         assert float(found[n, c, y, x]) == pytest.approx(
@@ -281,13 +281,13 @@ def claim_size(path: Path, side: int) -> Path:
 
 @pytest.mark.parametrize("side", [8001, 12000, 100_000])
 def test_huge_in_pixels(side: int, tmp_path: Path) -> None:
-    assert "huge" in refusal(claim_size(tmp_path / "a.png", side))
+    assert "too large" in refusal(claim_size(tmp_path / "a.png", side))
 
 
 def test_huge_in_bytes(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as stream:
         stream.truncate(cutout.MAX_BYTES + 1)
-    assert "huge" in refusal(tmp_path / "a.png")
+    assert "too large" in refusal(tmp_path / "a.png")
 
 
 def test_tiny(tmp_path: Path) -> None:

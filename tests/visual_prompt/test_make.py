@@ -21,7 +21,12 @@ from vp3d.errors import UserError
 from vp3d.rewards.encoders import load_clip
 from vp3d.rewards.text_image import ClipText
 from vp3d.runs.folder import RunFolder
-from vp3d.visual_prompt.make import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.visual_prompt.make import (
+    VisualPrompt,
+    VisualPromptRequest,
+    load_visual_prompt,
+    make_visual_prompt,
+)
 
 PROMPT = "a red sphere"
 SIDE = 32
@@ -83,12 +88,21 @@ def run(tmp_path: Path, **changes: object) -> tuple[Config, RunFolder]:
     return config, RunFolder.create(config)
 
 
+def request_of(config: Config) -> VisualPromptRequest:
+    return VisualPromptRequest(
+        config.prompt,
+        config.negative_prompt,
+        config.image,
+        config.prior.resolution,
+        config.visual_prompt,
+    )
+
+
 def make(
     prior: object, clip: ClipText, config: Config, folder: RunFolder, seed: int = 0
 ) -> VisualPrompt:
-    return make_visual_prompt(
-        prior, clip, PROMPT, config, folder, torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return make_visual_prompt(prior, clip, request_of(config), folder, generator)
 
 
 def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipText, tmp_path: Path) -> None:
@@ -166,7 +180,7 @@ class OneAlone:
 def test_a_picture_of_one_of_two_things_is_not_chosen(tmp_path: Path) -> None:
     config, folder = run(tmp_path, prompt="a cone next to a ball", candidates=2)
     generator = torch.Generator().manual_seed(0)
-    found = make_visual_prompt(BoxPrior(), OneAlone(), config.prompt, config, folder, generator)
+    found = make_visual_prompt(BoxPrior(), OneAlone(), request_of(config), folder, generator)
     assert found.scores == pytest.approx([0.60, 0.62]) and found.chosen == 0
     assert json.loads((folder.visual_prompt / "scores.json").read_text())["alone"] == pytest.approx(
         [0.40, 0.60]
@@ -335,7 +349,7 @@ def test_pictures_without_an_object_are_refused_with_advice(clip: ClipText, tmp_
     for name, cause in [
         ("flat", "no object"),
         ("clear", "no object"),
-        ("full", "fill the whole picture"),
+        ("full", "fills the whole picture"),
     ]:
         message = image_refusal(tmp_path / f"{name}.png", clip, tmp_path)
         assert cause in message and "transparent or plain background" in message
