@@ -341,3 +341,8 @@ def test_a_head_of_another_model_is_refused(root: Path, tmp_path: Path) -> None:
 def test_hub_ids_are_not_for_rewards() -> None:
     with pytest.raises(UserError, match="not a hub id"):
         load_dino("facebook/dinov2-base")
+
+
+def test_an_unknown_text_model_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match='rewards.text_model is "blip2": use "clip"'):
+        load_judges(rewards_of(root, text_model="blip2"))

@@ -144,7 +144,7 @@ class _Choice:
 
 def make_visual_prompt(
     prior: Sampler,
-    judge: TextImage,
+    reward: TextImage,
     request: VisualPromptRequest,
     run_folder: RunFolder,
     generator: torch.Generator,
@@ -157,7 +157,7 @@ def make_visual_prompt(
 
     Args:
         prior: Draws the candidates; not used if the request has an image.
-        judge: The text-image reward.
+        reward: The text-image reward that scores the candidates.
         request: Prompt, picture and settings.
         run_folder: Where the files are written.
         generator: Source of the noise of the drawing.
@@ -175,7 +175,7 @@ def make_visual_prompt(
         candidates, masks = _draw(prior, request, generator)
     candidates, masks = _as_stored(candidates), _as_stored(masks)
     cutouts = over_grey(candidates, masks, settings.ground)
-    scores = _score(judge, cutouts, masks, with_view(request.prompt, settings.view))
+    scores = _score(reward, cutouts, masks, with_view(request.prompt, settings.view))
     # The user chose the picture, so its cut-out is not compared with others.
     steady = [
         1.0 if request.image else steadiness(rgb, settings.cutout_tolerance) for rgb in candidates
@@ -183,7 +183,7 @@ def make_visual_prompt(
     choice = _Choice(scores, steady, _clean(scores, steady, settings.steadiness))
     if not choice.clean:
         _refuse(choice, candidates, cutouts, run_folder)
-    phrase_scores = _phrase_scores(judge, cutouts, request.prompt, settings.view)
+    phrase_scores = _phrase_scores(reward, cutouts, request.prompt, settings.view)
     values = {
         n: score - PHRASE_PENALTY * phrase_scores[n]
         for n, score in enumerate(scores)
@@ -274,14 +274,14 @@ def _unusable_reason(mask: Tensor) -> str:
 
 
 @torch.no_grad()
-def _score(judge: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> list[float | None]:
+def _score(reward: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> list[float | None]:
     """The text-image reward of every cut-out `[N, 3, H, W]`; None where its mask is not usable."""
-    rewards = judge.score(cutouts.to(judge.device), judge.target([prompt]))
-    return [float(r) if is_usable(mask) else None for r, mask in zip(rewards, masks, strict=True)]
+    values = reward.score(cutouts.to(reward.device), reward.target([prompt]))
+    return [float(r) if is_usable(mask) else None for r, mask in zip(values, masks, strict=True)]
 
 
 @torch.no_grad()
-def _phrase_scores(judge: TextImage, cutouts: Tensor, prompt: str, view: str) -> list[float]:
+def _phrase_scores(reward: TextImage, cutouts: Tensor, prompt: str, view: str) -> list[float]:
     """The mean reward of every cut-out `[N, 3, H, W]` for the single phrases of the prompt.
 
     It is 0 for a prompt of one phrase. A picture that shows one of two objects has nearly the
@@ -291,8 +291,8 @@ def _phrase_scores(judge: TextImage, cutouts: Tensor, prompt: str, view: str) ->
     parts = [with_view(part, view) for part in phrases(prompt)]
     if not parts:
         return [0.0] * len(cutouts)
-    cutouts = cutouts.to(judge.device)
-    scores = [judge.score(cutouts, judge.target([part])) for part in parts]
+    cutouts = cutouts.to(reward.device)
+    scores = [reward.score(cutouts, reward.target([part])) for part in parts]
     return torch.stack(scores).mean(0).tolist()
 
 
