@@ -210,7 +210,7 @@ def test_mistakes_are_said_when_the_settings_are_read(threestudio: ModuleType) -
     with pytest.raises(UserError, match="cannot read config file"):
         guidance({"vp3d_file": "nowhere.yaml"})
     prompts = threestudio.find("vp3d-prompt-processor")({"prompt": PROMPT})()
-    with pytest.raises(ValueError, match="rendered colours alone"):
+    with pytest.raises(ValueError, match="rendered colours: rgb_as_latents"):
         guidance({})(RGB, prompts, **BATCH, rgb_as_latents=True)
     with pytest.raises(UserError, match="square views"):
         sys.modules[f"{NAME}.views"].as_views(
