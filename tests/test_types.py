@@ -1,16 +1,19 @@
-"""The shared data types: the exported files of an asset, and the shapes that the types refuse."""
+"""The shared data types: exported files, refused shapes; and the examples of some docstrings."""
 
 from __future__ import annotations
 
 import doctest
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
-from vp3d import types
+from vp3d import prompts, types
 from vp3d.errors import UserError
+from vp3d.guidance import view_gate
+from vp3d.train import losses
 from vp3d.types import Asset, Camera, Mesh, Rays, Render, to_images
 
 TRIANGLE = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]))
@@ -37,8 +40,9 @@ def test_a_run_without_files_says_so(tmp_path: Path) -> None:
         Asset("a cube", TRIANGLE, tmp_path / "deleted").path("glb")
 
 
-def test_the_examples_run() -> None:
-    results = doctest.testmod(types, extraglobs={"np": np, "torch": torch})
+@pytest.mark.parametrize("module", [types, prompts, view_gate, losses])
+def test_the_examples_run(module: ModuleType) -> None:
+    results = doctest.testmod(module)
     assert results.failed == 0 and results.attempted > 0
 
 

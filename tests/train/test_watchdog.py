@@ -34,7 +34,9 @@ def test_a_good_step_ends_the_row_but_not_the_lower_rate() -> None:
     assert (watchdog.bad_in_row, watchdog.bad_total, watchdog.rate_scale) == (0, 50, MIN_RATE_SCALE)
 
 
-@pytest.mark.parametrize(("opacity", "kind"), [(EMPTY_OPACITY / 2, "empty"), (SOLID_OPACITY + 0.01, "solid")])
+@pytest.mark.parametrize(
+    ("opacity", "kind"), [(EMPTY_OPACITY / 2, "empty"), (SOLID_OPACITY + 0.01, "solid")]
+)
 def test_collapse_needs_patience_and_happens_once(opacity: float, kind: str) -> None:
     watchdog = Watchdog()
     found = [watchdog.collapse(opacity, step, 100) for step in range(MIN_COLLAPSE_STEPS)]
@@ -43,7 +45,9 @@ def test_collapse_needs_patience_and_happens_once(opacity: float, kind: str) -> 
     watchdog.restarted()
     assert watchdog.rate_scale < 1.0 and watchdog.regulariser_scale < 1.0
     later = [watchdog.collapse(opacity, step, 100) for step in range(50)]
-    assert later.count(kind) == 1 and later[MIN_COLLAPSE_STEPS - 1] == kind, "reported once, although it lasts"
+    assert later.count(kind) == 1 and later[MIN_COLLAPSE_STEPS - 1] == kind, (
+        "reported once, although it lasts"
+    )
     assert not watchdog.may_restart(MIN_COLLAPSE_STEPS, 100)
 
 

@@ -1,4 +1,4 @@
-"""Drawing, choosing, cutting out and keeping the visual prompt; the user's own picture; what is read back."""
+"""The visual prompt: drawing, cut-out, choice, files, reading back, and the user's own picture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIDE = 32
 
 
 class DiscPrior:
-    """Draws discs of random colours on grey; picture number `flat` shows nothing, `full` only the object."""
+    """Draws discs of random colours on grey; picture `flat` has no object, `full` no background."""
 
     def __init__(self, flat: int = -1, full: int = -1) -> None:
         self.flat, self.full, self.asked = flat, full, {}
@@ -159,14 +159,15 @@ class BoxPrior:
 
 
 class OneAlone:
-    """A judge that gives a box alone more than two for the whole prompt, and much more for the phrase of that box."""
+    """A reward that prefers one box to two: for the prompt, and more so for a phrase of it."""
 
     device = torch.device("cpu")
+    # For two boxes, for one.
     SCORES = {
         "a cone next to a ball": (0.60, 0.62),
         "a cone": (0.40, 0.80),
         "a ball": (0.40, 0.40),
-    }  # for two boxes, for one
+    }
 
     def target(self, prompts: list[str]) -> Tensor:
         return torch.tensor(
@@ -249,18 +250,20 @@ def test_a_ragged_cut_out_is_not_chosen_whatever_its_reward(clip: ClipText, tmp_
 def test_drawing_words_are_for_the_drawing_alone(
     clip: ClipText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    scored: list[str] = []
     real = clip.target
-    monkeypatch.setattr(clip, "target", lambda prompts: told.extend(prompts) or real(prompts))
+    monkeypatch.setattr(clip, "target", lambda prompts: scored.extend(prompts) or real(prompts))
     config, folder = run(tmp_path, candidates=2, words="plain white background")
     prior = DiscPrior()
     make(prior, clip, config, folder)
     assert prior.asked["prompts"] == ["a red sphere, front view, plain white background"] * 2
-    assert "a red sphere, front view" in told and not any("background" in prompt for prompt in told)
+    assert "a red sphere, front view" in scored and not any(
+        "background" in prompt for prompt in scored
+    )
 
 
 def test_scenes_are_not_taken_for_objects(clip: ClipText, tmp_path: Path) -> None:
-    """Soft hills of colour up to the border: something can be cut out, but what depends on the limits."""
+    """Soft hills of colour up to the border: the cut-out depends on the tolerances."""
 
     class ScenePrior(DiscPrior):
         def sample(

@@ -57,7 +57,7 @@ class ClipTower(Tower):
         model = _read(transformers.CLIPModel, folder)
         super().__init__(model, folder, model.config.vision_config.image_size, device)
         self.scale = float(model.logit_scale.detach().exp())
-        # trust_remote_code=False: code in the folder is never run, and there is no prompt for it.
+        # Code in the folder is never run, and nothing asks whether to run it.
         options = {"local_files_only": True, "trust_remote_code": False}
         self.tokenizer = None
         if text:
