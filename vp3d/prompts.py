@@ -48,7 +48,7 @@ MAX_WORDS_VOCABULARY = 20  # default limit of a prior that has a vocabulary
 ARTICLES = frozenset({"a", "an"})
 RELATIONS = (["on"], ["next", "to"])
 OPEN_WORLD_HINT = "for the open world use --config configs/sd15.yaml"
-_PHRASE_JOINT = re.compile(r"\s+(?:next to|beside|on|with|and)\s+")
+_JOINT = re.compile(r"\s+(?:next to|beside|on|with|and)\s+")
 _VIEW = re.compile(rf"[\s,]*\b(?:{'|'.join(SECTORS)})(?:{ABOVE_SUFFIX})?\s*$")
 
 
@@ -123,7 +123,7 @@ def phrases(prompt: str) -> list[str]:
         >>> phrases("a red car")
         []
     """
-    found = [part for part in _PHRASE_JOINT.split(strip_view(prompt)) if part.strip()]
+    found = [part for part in _JOINT.split(strip_view(prompt)) if part.strip()]
     return found if len(found) > 1 else []
 
 

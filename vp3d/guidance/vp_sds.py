@@ -176,7 +176,7 @@ class Guidance:
 
         Args:
             rgb: `[B, 3, H, W]` in [0, 1], the views as rendered at this step.
-            target: The second result of the call that made the estimate.
+            target: The second result of the call that computed the estimate.
 
         Returns:
             The unweighted losses, {"sds": scalar}.
@@ -211,7 +211,7 @@ class Guidance:
             generator: Source of t, then of the noise.
 
         Returns:
-            The estimate and the values it was made with.
+            The estimate and the values it is based on.
         """
         config, prior, table = self.config, self.prior, self.prior.alpha_bar
         low, high = t_bounds(config.t_min, config.t_max, progress, len(table))
