@@ -22,7 +22,7 @@ from vp3d.config.paths import locate
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
 from vp3d.rewards.blip import BlipSizes
-from vp3d.rewards.imagereward import VOCABULARY, WEIGHTS, ImageRewardNet
+from vp3d.rewards.imagereward import VOCABULARY_FILE, WEIGHTS_FILE, ImageRewardNet
 from vp3d.system import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
 from vp3d.system.files import write_json
 
@@ -219,9 +219,9 @@ def write_imagereward(sizes: BlipSizes, folder: Path, device: torch.device) -> N
     """ImageReward as `models fetch imagereward` puts it; its vocabulary knows no word, so each of a prompt is one [UNK]."""
     with torch.device(device):
         net = ImageRewardNet(sizes)
-    save_tensors(net.state_dict(), folder / WEIGHTS)
+    save_tensors(net.state_dict(), folder / WEIGHTS_FILE)
     words = [*BERT, *(f"[unused{i}]" for i in range(sizes.vocabulary - 2 - len(BERT)))]
-    (folder / VOCABULARY).write_text("\n".join(words) + "\n", encoding="utf-8")
+    (folder / VOCABULARY_FILE).write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
 def write_tower(model: Any, folder: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -38,7 +38,13 @@ from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train import loop
 from vp3d.train.coarse import Coarse, CoarseSettings, part
 from vp3d.train.generators import make_generator, make_generators
-from vp3d.visual_prompt.make import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.visual_prompt.make import (
+    SHEET_FILE,
+    VisualPrompt,
+    VisualPromptRequest,
+    load_visual_prompt,
+    make_visual_prompt,
+)
 from vp3d.weights.locate import JUDGE_LOCATIONS
 
 LESS_MEMORY_FOR_MODELS = (  # advice where too little memory was free
@@ -182,8 +188,11 @@ def find_visual_prompt(
     journal.show(Stage("visual_prompt", f"visual prompt: {source}"))
     generator = make_generator(config.seed, "visual_prompt")
     prior = drawing_prior(config, fitted, models, journal.watch)
-    found = make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
-    sheet = run.visual_prompt / "sheet.png"
+    request = VisualPromptRequest(
+        config.prompt, config.negative_prompt, config.image, config.prior.resolution, settings
+    )
+    found = make_visual_prompt(prior, models.judges.text, request, run, generator)
+    sheet = run.visual_prompt / SHEET_FILE
     journal.show(Candidates(sheet, tuple(found.scores), found.chosen))
     return found
 

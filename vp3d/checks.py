@@ -17,7 +17,7 @@ from vp3d.runs.migrate import FIRST_STAGE, checkpoint_folder, provenance_file
 from vp3d.system.files import check_output
 from vp3d.train import checkpoint
 from vp3d.train.loop import check_same_settings
-from vp3d.visual_prompt.make import read_reference
+from vp3d.visual_prompt.make import SCORES_FILE, read_reference
 from vp3d.weights.hashes import weight_hashes
 from vp3d.weights.locate import check_fetched, find_weights, weight_locations
 
@@ -49,7 +49,7 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
             find_weights(location, key)
     check_video(config.export)
     if config.image and new:
-        read_reference(config)
+        read_reference(config.image, config.visual_prompt, config.prior.resolution)
     if new:
         check_output(expand(config.output_dir))
 
@@ -131,4 +131,4 @@ def check_video(config: ExportConfig) -> None:
 
 def is_drawn(run: RunFolder) -> bool:
     """Whether a run has its visual prompt: `scores.json` is written last."""
-    return (run.visual_prompt / "scores.json").is_file()
+    return (run.visual_prompt / SCORES_FILE).is_file()

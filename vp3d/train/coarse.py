@@ -48,7 +48,7 @@ class GuidanceCall(Protocol):
         """Unweighted losses of views rgb [B, 3, H, W] in [0, 1], and where they are pulled."""
         ...
 
-    def again(self, rgb: Tensor, pull: Target) -> dict[str, Tensor]:
+    def reuse(self, rgb: Tensor, target: Target) -> dict[str, Tensor]:
         """The losses of the same views a step later, rgb [B, 3, H, W] in [0, 1]."""
         ...
 
@@ -247,7 +247,7 @@ class Coarse:
             steps_left = self.config.estimate_every - 1
         else:
             target, steps_left = self.reused.target, self.reused.steps_left - 1
-            guided = self.guidance.again(rgb, target)
+            guided = self.guidance.reuse(rgb, target)
         self.reused = ReusedEstimate(camera, grey, target, steps_left) if steps_left else None
         return guided
 
@@ -298,7 +298,9 @@ class Coarse:
         terms, values = {}, {}
         for name, reward in self.rewards.items():
             target = reward.target(camera)
-            shown = rgb if reward.ground is None else on_grey(render, reward.ground, rgb.shape)
+            shown = (
+                rgb if reward.background is None else on_grey(render, reward.background, rgb.shape)
+            )
             terms[name], value = reward_term.reward_term(
                 reward.score, shown, target, camera.azimuth_deg, reward.config, progress
             )
@@ -334,9 +336,9 @@ class Coarse:
         }
 
 
-def on_grey(render: Render, ground: float, shape: torch.Size) -> Tensor:
-    """A Render over a grey of level `ground` in [0, 1], as images of `shape` [B, 3, H, W]."""
-    return to_images(render.over(render.rgb.new_full((3,), ground)), shape[0], shape[2], shape[3])
+def on_grey(render: Render, grey: float, shape: torch.Size) -> Tensor:
+    """A Render over a grey of level `grey` in [0, 1], as images of `shape` [B, 3, H, W]."""
+    return to_images(render.over(render.rgb.new_full((3,), grey)), shape[0], shape[2], shape[3])
 
 
 def shown_normal(render: Render) -> Tensor:
