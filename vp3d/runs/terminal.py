@@ -1,4 +1,4 @@
-"""The terminal as a listener: what `generate` reports, as lines and a progress display on stderr."""
+"""The terminal as a listener: the events of a run as lines and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from vp3d.system.console import Progress, StopFlag, say
 
 
 class TerminalDisplay:
-    """Shows the events of a run; `with TerminalDisplay() as display: generate(..., watch=display.watch)`.
+    """Shows the events of a run; `with TerminalDisplay() as display: generate(...,
+    watch=display.watch)`.
 
     While a stage is optimised, one Ctrl-C stops it after the current step and what there is gets
     exported; a second one, or one at any other time, ends the program at once.
