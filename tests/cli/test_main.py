@@ -20,7 +20,8 @@ from PIL import Image
 from rich.console import Console
 
 from vp3d.build import resolve_device
-from vp3d.cli import doctor, main
+from vp3d.cli import generate, machine_checks, main
+from vp3d.config import paths
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
@@ -40,9 +41,7 @@ def launch(*words: str) -> subprocess.CompletedProcess[str]:
 
 def config_of(*words: str) -> Config:
     """The configuration that `generate WORDS...` would run with."""
-    parser = main.Parser("test", allow_abbrev=False)
-    main.add_generate_arguments(parser)
-    return main.config_of(parser.parse_intermixed_args(words))
+    return generate.config_of(main.build_parser().parse_args(["generate", *words]))
 
 
 def test_places_below_the_current_folder_are_kept_absolute(
@@ -199,7 +198,7 @@ MISTAKES = [
     (["doctor", "now"], "key=value"),
     (["evaluate", "a mug"], "key=value"),
     (["evaluate", "optim.step=3"], "did you mean 'optim.steps'"),
-    (["evaluate", "seed=3"], "prompts and seeds are its own"),
+    (["evaluate", "seed=3"], "prompts and seeds are those of the suite"),
     (["evaluate", "--suite", "coco"], "toybench"),
     (["evaluate", "--seeds", "0"], "--seeds takes a whole number of 1 or more"),
     (["evaluate", "--assets", "/nowhere"], "not a folder"),
@@ -300,6 +299,19 @@ def test_launch_py_hands_on_words_and_exit_code() -> None:
     assert wrong.returncode == 2 and wrong.stdout == "" and "Traceback" not in wrong.stderr
 
 
+def test_messages_name_the_program_that_the_user_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.program() == "python launch.py"
+    monkeypatch.setattr(paths, "INSTALLED", True)
+    assert paths.program() == "vp3d" and main.build_parser().prog == "vp3d"
+
+
+def test_every_verb_is_a_subparser_with_its_own_help() -> None:
+    (verbs,) = (a for a in main.build_parser()._actions if isinstance(a.choices, dict))
+    assert list(verbs.choices) == list(main.VERBS)
+    for name, parser in verbs.choices.items():
+        assert parser.prog == f"python launch.py {name}" and parser.description
+
+
 def test_ctrl_c_once_asks_twice_ends(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopFlag() as stop:
@@ -319,7 +331,7 @@ def test_interrupt_is_exit_130_without_traceback() -> None:
         "def work(arguments):\n"
         "    with StopFlag():\n"
         "        while True: os.kill(os.getpid(), signal.SIGINT)\n"
-        "cli.VERBS['doctor'] = cli.Verb('x', cli.add_doctor_arguments, work)\n"
+        "cli.doctor.run = work\n"
         "sys.exit(cli.main(['doctor']))"
     )
     done = subprocess.run(
@@ -409,37 +421,37 @@ def test_doctor_sees_missing_tampered_and_whole_weights(tmp_path: Path) -> None:
     own = tmp_path / "own"
     places = [f"prior.path={own}", "prior.ip_adapter=", f"rewards.clip={own}"]
     config = load_config(None, [], [f"prior.manifest={tmp_path / 'MANIFEST.json'}", *places])
-    assert doctor.check_weights(config).state == "BROKEN"
+    assert machine_checks.check_weights(config).state == "BROKEN"
     own.mkdir()
     (own / "a.safetensors").write_bytes(b"abc")
     entries = {"own/a.safetensors": file_entry(own / "a.safetensors")}
     write_json(tmp_path / "MANIFEST.json", {"files": entries, "licence": "Apache-2.0"})
-    found = doctor.check_weights(config)
+    found = machine_checks.check_weights(config)
     assert (found.state, found.licence) == ("on", "Apache-2.0") and "1 files" in found.detail
     for others in (
         places[:1],
         places[2:],
         ["prior.vocabulary=nowhere.json"],
     ):  # not covered, or not there
-        assert doctor.check_weights(load_config(None, [], others)).state == "BROKEN"
+        assert machine_checks.check_weights(load_config(None, [], others)).state == "BROKEN"
     (own / "a.safetensors").write_bytes(b"abd")
-    assert doctor.check_weights(config).state == "BROKEN"
+    assert machine_checks.check_weights(config).state == "BROKEN"
 
 
 def test_doctor_misses_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_ffmpeg().state == "on"
+    assert machine_checks.check_ffmpeg().state == "on"
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
-    assert doctor.check_ffmpeg().state == "BROKEN"
+    assert machine_checks.check_ffmpeg().state == "BROKEN"
 
 
 def test_doctor_misses_a_package_and_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "PACKAGES", {"numpy": "numpy", "nosuch": "nosuch_package"})
-    there, missing = doctor.check_packages()
+    monkeypatch.setattr(machine_checks, "PACKAGES", {"numpy": "numpy", "nosuch": "nosuch_package"})
+    there, missing = machine_checks.check_packages()
     assert (there.state, missing.state) == ("on", "BROKEN") and "pip install" in missing.detail
-    assert doctor.check_disk(tmp_path / "not" / "yet").state == "on"
-    monkeypatch.setattr(doctor, "NEEDED_DISK_GIB", 1e9)
-    assert doctor.check_disk(tmp_path).state == "BROKEN"
-    assert not doctor.healthy([there, missing]) and doctor.healthy([there])
+    assert machine_checks.check_disk(tmp_path / "not" / "yet").state == "on"
+    monkeypatch.setattr(machine_checks, "NEEDED_DISK_GIB", 1e9)
+    assert machine_checks.check_disk(tmp_path).state == "BROKEN"
+    assert not machine_checks.healthy([there, missing]) and machine_checks.healthy([there])
 
 
 def test_doctor_names_what_a_configuration_lacks(
@@ -481,12 +493,12 @@ def test_doctor_knows_that_triton_needs_a_c_compiler(
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.c_compiler() == ""
+    assert machine_checks.c_compiler() == ""
     if compiler:
         (tmp_path / "gcc").touch(mode=0o755)
-        assert doctor.c_compiler() == str(tmp_path / "gcc")
+        assert machine_checks.c_compiler() == str(tmp_path / "gcc")
         monkeypatch.setenv("CC", "/opt/cc")
-        assert doctor.c_compiler() == "/opt/cc"
+        assert machine_checks.c_compiler() == "/opt/cc"
 
 
 def test_export_and_resume_take_up_the_settings_of_the_run(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from vp3d.cli import main
+from vp3d.cli.arguments import read_config
 from vp3d.config.loader import load_config
 from vp3d.config.schema import Config, Schedule
 from vp3d.config.threestudio import Layers, read_layers, read_schedule
@@ -285,7 +286,7 @@ def test_a_file_is_read_once_so_a_pipe_will_do(capsys: pytest.CaptureFixture[str
     os.write(writer, EXPERIMENT.encode())
     os.close(writer)
     try:
-        config = main.read_config(
+        config = read_config(
             None, [Path(f"/dev/fd/{reader}")], ["system.prompt_processor.prompt=a green car"]
         )
     finally:
