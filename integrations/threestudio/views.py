@@ -16,7 +16,7 @@ from torch import Tensor
 from vp3d import build, checks, pipeline
 from vp3d.config.loader import build_config
 from vp3d.config.paths import locate
-from vp3d.config.reader import read_file
+from vp3d.config.reader import read_stack
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.guidance.condition import Condition
@@ -83,7 +83,7 @@ def read_settings(file: str, settings: Mapping[str, Any]) -> Config:
             f"vp3d.{idle} changes nothing in threestudio, which has its own; the groups read are {', '.join(READ)}"
         )
     return build_config(
-        None, [*([read_file(locate(file))] if file else []), dict(settings), NO_VIDEO]
+        None, [*(read_stack(locate(file)) if file else []), dict(settings), NO_VIDEO]
     )
 
 

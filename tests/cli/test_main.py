@@ -1,4 +1,4 @@
-"""The command line as a user meets it, its display, Ctrl-C, the doctor, and what is promised to be installed."""
+"""The command line as a user meets it, its display, Ctrl-C, the doctor, and the requirements."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(
     }
     for word, told in wrong.items():
         with pytest.raises(SystemExit) as ended:
-            console.run_program("one", lambda word=word: parser.parse_args([word]))  # type: ignore[misc]
+            console.run_program("one", lambda word=word: parser.parse_args([word]))  # type: ignore
         assert (
             ended.value.code == 2
             and capsys.readouterr().err == f"one: {told}; see `python -m one --help`\n"
@@ -91,17 +91,14 @@ def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(
 
 
 def test_a_scale_that_is_not_read_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    told = {
-        "guidance.text_scale=3": "vp3d: guidance.text_scale changes nothing here: it is read with guidance.mode=split alone\n",
-        "guidance.guidance_scale=3": "",
-    }
-    for word, line in told.items():
+    line = "vp3d: guidance.text_scale changes nothing here: only guidance.mode=split reads it\n"
+    notes = {"guidance.text_scale=3": line, "guidance.guidance_scale=3": ""}
+    for word, line in notes.items():
         config_of("a mug", word)
         assert capsys.readouterr().err == line
-    config_of("a mug", *told, "guidance.mode=split")
-    assert capsys.readouterr().err == told["guidance.text_scale=3"].replace(
-        "text", "guidance"
-    ).replace("split", "joint")
+    config_of("a mug", *notes, "guidance.mode=split")
+    line = notes["guidance.text_scale=3"].replace("text", "guidance").replace("split", "joint")
+    assert capsys.readouterr().err == line
 
 
 def test_options_files_and_words_in_any_order(tmp_path: Path) -> None:
@@ -277,7 +274,8 @@ def test_longest_allowed_prompt_passes() -> None:
 def test_help_and_mistakes_do_not_wait_for_torch() -> None:
     script = (
         "import sys; from vp3d.cli.main import VERBS, main\n"
-        "codes = [main([verb, '--help']) for verb in VERBS] + [main(['--help']), main(['--version']), main(['a', 'b'])]\n"
+        "words = [*([verb, '--help'] for verb in VERBS), ['--help'], ['--version'], ['a', 'b']]\n"
+        "codes = [main(line) for line in words]\n"
         "assert codes == [0] * (len(VERBS) + 2) + [2], codes\n"
         "heavy = {'torch', 'numpy', 'rich', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -504,7 +502,7 @@ def test_doctor_knows_that_triton_needs_a_c_compiler(
 def test_export_and_resume_take_up_the_settings_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without weights the way ends at the run's own (missing) vocabulary or checkpoint: one line, not a traceback."""
+    """Without weights both end at the missing vocabulary or checkpoint of the run, in one line."""
     config = load_config(
         None,
         [],

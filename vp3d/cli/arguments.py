@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vp3d.config.loader import PRESETS, build_config, idle_settings
+from vp3d.config.loader import PRESETS, build_config
 from vp3d.config.paths import locate
+from vp3d.config.rules import unread_settings
 from vp3d.config.schema import Config
 from vp3d.config.threestudio import read_layers
 from vp3d.errors import UserError
@@ -127,7 +128,7 @@ def read_config(preset: str | None, files: list[Path], overrides: list[str]) -> 
     """
     found = read_layers(files, overrides)
     config = build_config(preset, found.layers)
-    for note in [*found.notes, *idle_settings(config)]:
+    for note in [*found.notes, *unread_settings(config)]:
         sys.stderr.write(f"vp3d: {note}\n")
     return config
 

@@ -108,7 +108,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="measure assets: a suite, or a folder of meshes",
-        description="Measure assets: a suite of prompts, or a folder of meshes.",
+        description="Measure assets: a suite, or a folder of meshes.",
         epilog=EPILOG,
     )
     add_words(

@@ -1,7 +1,8 @@
 """The checks of `doctor`: what works on this machine, and why the rest does not.
 
 A check is "on", "off" (optional and missing) or "BROKEN" (needed and missing). GPU-only packages
-are searched for but never imported: without a GPU, importing some of them starts a build that fails.
+are searched for but never imported: without a GPU, importing some of them starts a build that
+fails.
 """
 
 from __future__ import annotations

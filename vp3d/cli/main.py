@@ -95,7 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"vp3d {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"vp3d {__version__}", help="print the version"
+    )
     subparsers = parser.add_subparsers(
         title=f"verbs ({program()} VERB --help shows more)",
         dest="verb",
