@@ -77,12 +77,12 @@ def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(
         "--every=x": "argument --every: invalid int value: 'x'",
         "--evry": "unrecognized arguments: --evry",
     }
-    for word, told in wrong.items():
+    for word, message in wrong.items():
         with pytest.raises(SystemExit) as ended:
             console.run_program("one", lambda word=word: parser.parse_args([word]))  # type: ignore
         assert (
             ended.value.code == 2
-            and capsys.readouterr().err == f"one: {told}; see `python -m one --help`\n"
+            and capsys.readouterr().err == f"one: {message}; see `python -m one --help`\n"
         )
     with pytest.raises(SystemExit) as ended:
         console.run_program("one", lambda: signal.raise_signal(signal.SIGINT))

@@ -163,22 +163,25 @@ def test_what_a_run_of_ours_cannot_say_is_named(tmp_path: Path) -> None:
     ]
     words += ["system.guidance.weighting_strategy=fantasia3d"]
     config, notes = read(tmp_path, *words)
-    told = "\n".join(notes)
+    notes_text = "\n".join(notes)
     assert config.render.resolution == 64 and config.optim.views == Config().optim.views  # ours
-    assert config.camera.elevation_max_deg == 89.0 and "limited to -10 to 89 degrees" in told
-    assert config.guidance.weight == 1.0 and "lambda_sds (a schedule, but a number in VP3D)" in told
+    assert config.camera.elevation_max_deg == 89.0 and "limited to -10 to 89 degrees" in notes_text
+    assert (
+        config.guidance.weight == 1.0
+        and "lambda_sds (a schedule, but a number in VP3D)" in notes_text
+    )
     assert (
         config.loss.sparsity == Config().loss.sparsity
-        and "[0, 1, 5, 10, 2, 20]: more than one slope" in told
+        and "[0, 1, 5, 10, 2, 20]: more than one slope" in notes_text
     )
-    assert config.guidance.weighting == "sigma2" and "weighting_strategy" in told
-    assert "ignored batch_size, width, height, light_sample_strategy;" in told
+    assert config.guidance.weighting == "sigma2" and "weighting_strategy" in notes_text
+    assert "ignored batch_size, width, height, light_sample_strategy;" in notes_text
     config, notes = read(tmp_path, "system.guidance_type=stable-diffusion-vsd-guidance")
-    told = "\n".join(notes)
+    notes_text = "\n".join(notes)
     assert config.guidance.guidance_scale == Config().guidance.guidance_scale
     assert (
-        "guidance_type stable-diffusion-vsd-guidance is not known" in told
-        and "guidance_scale, weighting_strategy" in told
+        "guidance_type stable-diffusion-vsd-guidance is not known" in notes_text
+        and "guidance_scale, weighting_strategy" in notes_text
     )
 
 

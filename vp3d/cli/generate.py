@@ -6,6 +6,7 @@ import argparse
 import difflib
 import sys
 import unicodedata
+from pathlib import Path
 
 from vp3d.cli.arguments import (
     Subparsers,
@@ -18,10 +19,11 @@ from vp3d.cli.arguments import (
     read_config,
     split_words,
 )
-from vp3d.config.paths import expand, program
+from vp3d.config.paths import ROOT, expand, program
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
-from vp3d.weights.locate import pin_locations
+from vp3d.weights.catalogue import MODELS
+from vp3d.weights.locate import JUDGE_LOCATIONS, PRIOR_LOCATIONS
 
 PROMPT_LENGTH = 200  # characters
 EPILOG = f"""\
@@ -99,6 +101,29 @@ def config_of(arguments: argparse.Namespace) -> Config:
         config.image = str(expand(config.image).absolute())
     pin_locations(config)
     return config
+
+
+def pin_locations(config: Config) -> None:
+    """Make the paths of models that exist below the current folder absolute, in place.
+
+    The run can then be resumed from any folder. Names of the catalogue are kept, and so are paths
+    in VP3D's own folder, which may be moved.
+    """
+    if Path.cwd() == ROOT:
+        return
+    priors = [
+        (prior, (*PRIOR_LOCATIONS, "manifest", "vocabulary"))
+        for prior in (config.prior, config.visual_prompt.prior)
+    ]
+    for group, keys in [
+        *priors,
+        (config.rewards, JUDGE_LOCATIONS),
+        (config.guidance, ("debias",)),
+    ]:
+        for key in keys:
+            location = getattr(group, key)
+            if location and location not in MODELS and expand(location).exists():
+                setattr(group, key, str(expand(location).absolute()))
 
 
 def check_text(text: str, name: str) -> None:

@@ -57,10 +57,8 @@ OVERRIDE_GROUPS = ("data", "system", "trainer")  # groups whose keys may be give
 BERT = {"bert-base-uncased": "bert-base", "google-bert/bert-base-uncased": "bert-base"}
 MIN_DISTANCE = 1.8  # smallest distance of a camera in VP3D
 MAX_ELEVATION_DEG = 89.0  # largest elevation of a camera in VP3D
-DEFAULT_FOV_RANGE = [
-    40.0,
-    70.0,
-]  # threestudio's default, for a file with a distance but no field of view
+# threestudio's default, for a file with a distance but no field of view
+DEFAULT_FOV_RANGE = [40.0, 70.0]
 
 
 @dataclass
