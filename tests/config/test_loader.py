@@ -187,6 +187,19 @@ def test_bare_number_makes_a_schedule_constant() -> None:
             "camera.elevation_min_deg=60",
             ["'camera.elevation_min_deg' (60.0)", "'camera.elevation_max_deg' (40.0)"],
         ),
+        (
+            "rewards.aesthetic.gate.full_deg=200",
+            ["'rewards.aesthetic.gate.full_deg'", "0 to 180"],
+        ),
+        (
+            "rewards.aesthetic.gate.zero_deg=90",
+            ["'rewards.aesthetic.gate.full_deg' (180.0)", "'rewards.aesthetic.gate.zero_deg'"],
+        ),
+        (
+            "rewards.image_image.finish=0.1",
+            ["'rewards.image_image.begin' (0.3)", "'rewards.image_image.finish' (0.1)"],
+        ),
+        ("render.background_min=0.6", ["'render.background_min' (0.6)"]),
         ("guidance.t_min=0.9", ["'guidance.t_min'", "'guidance.t_max'", "0.9"]),
         (
             "guidance.t_min={start: 0.8, end: 0.02, from_: 0.9}",

@@ -162,7 +162,7 @@ def test_the_token_is_for_the_hub_and_not_for_its_storage(
 
 
 class Addresses(dict[str, bytes]):
-    """The hub's answers for one file: the next address of its storage each time; the last repeats."""
+    """The hub's answers for one file: the next address each time; the last repeats."""
 
     def __init__(self, path: str, addresses: list[str], digest: str) -> None:
         super().__init__({path: b""})

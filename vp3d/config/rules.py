@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from vp3d.config.schema import Config, GuidanceConfig, Schedule
+from vp3d.config.reader import keys
+from vp3d.config.schema import (
+    CameraConfig,
+    Config,
+    GuidanceConfig,
+    RenderConfig,
+    RewardConfig,
+    Schedule,
+    ViewGate,
+)
 from vp3d.errors import UserError
 
 FEWEST_FACES = 4  # triangles of the smallest closed surface
-IN_ORDER = (  # pairs of which the first may not be above the second
-    ("camera.elevation_min_deg", "camera.elevation_max_deg"),
-    ("render.background_min", "render.background_max"),
-    ("guidance.lam_gate.full_deg", "guidance.lam_gate.zero_deg"),
-    ("rewards.text_image.begin", "rewards.text_image.finish"),
-    ("rewards.text_image.gate.full_deg", "rewards.text_image.gate.zero_deg"),
-    ("rewards.image_image.begin", "rewards.image_image.finish"),
-    ("rewards.image_image.gate.full_deg", "rewards.image_image.gate.zero_deg"),
-    ("rewards.aesthetic.begin", "rewards.aesthetic.finish"),
-    ("rewards.aesthetic.gate.full_deg", "rewards.aesthetic.gate.zero_deg"),
-)
+IN_ORDER = {  # group -> two of its fields, of which the first may not be above the second
+    CameraConfig: ("elevation_min_deg", "elevation_max_deg"),
+    RenderConfig: ("background_min", "background_max"),
+    RewardConfig: ("begin", "finish"),
+    ViewGate: ("full_deg", "zero_deg"),
+}
 SCALES = {  # guidance.mode -> the scales that it reads
     "joint": ("guidance_scale",),
     "split": ("text_scale", "image_scale"),
@@ -27,10 +31,14 @@ SCALES = {  # guidance.mode -> the scales that it reads
 
 def check_rules(config: Config) -> None:
     """Refuse settings that contradict each other; UserError names the keys and the values."""
-    for low, high in IN_ORDER:
-        lower, higher = attrgetter(low)(config), attrgetter(high)(config)
-        if lower > higher:
-            raise UserError(f"config key '{low}' ({lower}) is above '{high}' ({higher})")
+    for key in keys(config):
+        group = attrgetter(key)(config)
+        if type(group) in IN_ORDER:
+            low, high = IN_ORDER[type(group)]
+            lower, higher = getattr(group, low), getattr(group, high)
+            if lower > higher:
+                found = f"'{key}.{low}' ({lower}) is above '{key}.{high}' ({higher})"
+                raise UserError(f"config key {found}")
     faces = config.export.faces
     if 0 < faces < FEWEST_FACES:
         raise UserError(
