@@ -50,22 +50,14 @@ def test_places_below_the_current_folder_are_kept_absolute(
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "sd15"):
         (tmp_path / name).mkdir()
-    config = config_of(
-        "a mug",
-        "prior.path=mine",
-        "visual_prompt.prior.path=sd15",
-        "rewards.clip=./sd15",
-        "prior.ip_adapter=no",
-    )
-    assert (config.prior.path, config.rewards.clip) == (
-        str(tmp_path / "mine"),
-        str(tmp_path / "sd15"),
-    )
-    assert (config.visual_prompt.prior.path, config.prior.ip_adapter) == (
-        "sd15",
-        "no",
-    )  # of the table, and nowhere
-    assert config.prior.vocabulary == Config().prior.vocabulary  # the repository's
+    words = ["prior.path=mine", "rewards.clip=./sd15"]
+    words += ["visual_prompt.prior.path=sd15", "prior.ip_adapter=no"]
+    config = config_of("a mug", *words)
+    assert config.prior.path == str(tmp_path / "mine")
+    assert config.rewards.clip == str(tmp_path / "sd15")
+    assert config.visual_prompt.prior.path == "sd15"  # a name of the catalogue
+    assert config.prior.ip_adapter == "no"  # does not exist
+    assert config.prior.vocabulary == Config().prior.vocabulary  # of the repository
 
 
 def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(
@@ -103,36 +95,14 @@ def test_a_scale_that_is_not_read_is_told(capsys: pytest.CaptureFixture[str]) ->
 
 def test_options_files_and_words_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\noptim: {steps: 5, views: 2}\n")
-    config = config_of(
-        *[
-            "--preset",
-            "draft",
-            "optim.steps=7",
-            "--seed",
-            "4",
-            "a red ball",
-            "--config",
-            str(tmp_path / "c.yaml"),
-        ],
-        *[
-            "export.grid=33",
-            "--faces",
-            "0",
-            "--texture-size",
-            "64",
-            "--formats",
-            "glb,ply",
-            "--negative",
-            "grey",
-        ],
-    )
+    words = ["--preset", "draft", "optim.steps=7", "--seed", "4", "a red ball"]
+    words += ["--config", str(tmp_path / "c.yaml"), "export.grid=33", "--faces", "0"]
+    words += ["--texture-size", "64", "--formats", "glb,ply", "--negative", "grey"]
+    config = config_of(*words)
     assert (config.prompt, config.seed, config.preset) == ("a red ball", 4, "draft")
     assert (config.optim.steps, config.optim.views, config.export.grid) == (7, 2, 33)
-    assert (config.export.faces, config.export.texture_size, config.export.formats) == (
-        0,
-        64,
-        ["glb", "ply"],
-    )
+    assert (config.export.faces, config.export.texture_size) == (0, 64)
+    assert config.export.formats == ["glb", "ply"]
     assert config.negative_prompt == "grey"
 
 
@@ -456,32 +426,18 @@ def test_doctor_names_what_a_configuration_lacks(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
-    code, names = (
-        main.main(["doctor", "--config", "configs/sd15.yaml"]),
-        "sd15 ip-adapter-sd15 imagereward dinov2-base",
-    )
-    assert code == 1 and re.search(
-        rf"^weights +BROKEN +prior.path.*models fetch {names}$", capsys.readouterr().out, re.M
-    )
+    names = "sd15 ip-adapter-sd15 imagereward dinov2-base"
+    assert main.main(["doctor", "--config", "configs/sd15.yaml"]) == 1
+    line = rf"^weights +BROKEN +prior.path.*models fetch {names}$"
+    assert re.search(line, capsys.readouterr().out, re.M)
 
 
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = main.main(["doctor", f"prior.manifest={tmp_path / 'none.json'}"])
     out = capsys.readouterr().out
     assert code == 1 and re.search(r"^weights +BROKEN .*none\.json", out, re.M)
-    for name in (
-        "python",
-        "torch",
-        "cuda",
-        "nerfacc",
-        "tinycudann",
-        "triton",
-        "ffmpeg",
-        "xatlas",
-        "models",
-        "memory",
-        "disk",
-    ):
+    names = "python torch cuda nerfacc tinycudann triton ffmpeg xatlas models memory disk"
+    for name in names.split():
         assert re.search(rf"^{name} +(on|off) ", out, re.M), name
 
 
