@@ -85,7 +85,7 @@ def resolve_device(backend: str) -> torch.device:
     """The device of `backend`: `auto` takes a GPU if there is one, `cuda` requires it."""
     if backend == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "backend=cuda, but torch finds no CUDA device; use backend=auto, or run the verb doctor"
+            "backend=cuda, but torch finds no CUDA device; use backend=auto, or see `doctor`"
         )
     return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
 

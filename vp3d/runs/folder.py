@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from vp3d.config.identity import version_1_hash
 from vp3d.config.loader import build_config
 from vp3d.config.migrations import CONFIG_VERSION, VERSION_KEY, migrate, split_known
-from vp3d.config.paths import expand
+from vp3d.config.paths import expand, program
 from vp3d.config.reader import Dumper, read_file, read_override
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import DamagedFileError, RunInUseError, UserError
@@ -176,7 +176,7 @@ class RunFolder:
             raise DamagedFileError(
                 f"{path} is missing or damaged ({type(error).__name__}): it records which weights "
                 "this run began with; restore it, start a new run, or export what there is: "
-                f"`launch.py export {shlex.quote(str(self.path))}`"
+                f"`{program()} export {shlex.quote(str(self.path))}`"
             ) from error
 
     def event(self, kind: str, **data: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from types import TracebackType
 
+from vp3d.config.paths import program
 from vp3d.runs.events import Done, Event, Note, Stage, Step, Warning, Watch
 from vp3d.system.console import Progress, StopFlag, say
 
@@ -47,7 +48,7 @@ class TerminalDisplay:
         elif isinstance(event, Note):
             say(event.message)
         elif isinstance(event, Done) and event.stopped:
-            command = f"python launch.py resume {shlex.quote(str(event.run_dir))}"
+            command = f"{program()} resume {shlex.quote(str(event.run_dir))}"
             say(
                 f"stopped: this asset was exported at step {event.steps} of {event.total_steps}; "
                 f"to continue: {command}"
