@@ -89,7 +89,7 @@ def test_wheel_holds_every_file_of_the_package_unchanged(wheel: Path) -> None:
     changed = [
         name
         for name, path in expected.items()
-        if entries[name].CRC != zlib.crc32(path.read_bytes())
+        if zlib.crc32(path.read_bytes()) != entries[name].CRC
     ]
     assert not changed
 
