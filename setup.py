@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["vp3d", "vp3d.*"]), "vp3d.assets", "vp3d.configs"],
     package_dir={"vp3d.assets": "assets", "vp3d.configs": "configs"},
+    include_package_data=False,
     package_data={
         "vp3d": ["py.typed"],
         "vp3d.assets": ["**/*.json", "**/*.safetensors", "**/*.txt"],
