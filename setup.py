@@ -1,7 +1,8 @@
-"""What pyproject.toml cannot say: models and recipes are package data that lie outside `vp3d/`.
+"""The packages of VP3D; all other settings are in pyproject.toml.
 
-The folders `assets/` and `configs/` of the repository become `vp3d/assets` and `vp3d/configs` of the
-wheel, where `vp3d/config/paths.py` looks first. All other settings are in pyproject.toml.
+Models and recipes are package data outside `vp3d/`, which pyproject.toml cannot describe together
+with a search for packages: the folders `assets/` and `configs/` of the repository become
+`vp3d/assets` and `vp3d/configs` of the wheel. `vp3d/config/paths.py` finds them in both layouts.
 """
 
 from setuptools import find_packages, setup
