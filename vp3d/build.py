@@ -1,25 +1,29 @@
 """Choose and build the parts of a run: models, field, guidance, rewards and stage.
 
-This is the one place where a config decides which class is used. Everything else is handed the parts.
+This is the one place where a config decides which class is used. Everything else is handed the
+parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vp3d.checks import is_drawn
-from vp3d.config.schema import Config
+from vp3d.config.identity import changed_settings, stage_settings
+from vp3d.config.schema import Config, CudaConfig, FieldConfig
 from vp3d.diffusion.debias import debiased_prompts
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.prior import Prior
 from vp3d.errors import UserError
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import Field, build_field
+from vp3d.finish import FinishSettings
 from vp3d.guidance.condition import Condition, build_condition
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.vp_sds import Guidance
@@ -27,178 +31,353 @@ from vp3d.prompts import all_views, view_prompts, with_view
 from vp3d.render.volume import DENSE, March
 from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
-from vp3d.runs.folder import RunFolder
-from vp3d.system.console import say
-from vp3d.system.memory import fit_to_memory, free_memory_gb
+from vp3d.runs.events import Candidates, Note, Stage, Warning, Watch
+from vp3d.runs.journal import Journal
+from vp3d.system.memory import FittedSettings, fit_to_memory, free_memory_gb, profile_for
 from vp3d.system.out_of_memory import report_out_of_memory
-from vp3d.train.coarse import Coarse
+from vp3d.train import loop
+from vp3d.train.coarse import Coarse, CoarseSettings, part
 from vp3d.train.generators import make_generator, make_generators
 from vp3d.visual_prompt.make import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.weights.locate import JUDGE_LOCATIONS
 
-LESS_FOR_MODELS = (  # what needs less memory, told when there was too little
-    "free memory on the device, set prior.offload_encoders=true or prior.dtype=float16, or take configs/sd15-low-vram.yaml"
+LESS_MEMORY_FOR_MODELS = (  # advice where too little memory was free
+    "free memory on the device, set prior.offload_encoders=true or prior.dtype=float16, "
+    "or take configs/sd15-low-vram.yaml"
 )
+LOSS_NAMES = (
+    *("sds", "text_image", "image_image", "aesthetic"),
+    *("entropy", "sparsity", "smoothness", "orientation"),
+)
+
+JUDGE_CHOICES = ("text_model", "image_model")  # fields of RewardsConfig that choose a judge
+NewField = Callable[[FieldConfig, torch.Generator], Field]
 
 
 @dataclass(frozen=True)
 class Models:
-    """The frozen networks of a run, and the prompt for each of the view words where `guidance.debias` has a say in it."""
+    """The frozen networks of a run, from `load_models`; they can be kept between runs.
+
+    Attributes:
+        prior: the 2D diffusion model that distils, and draws unless `visual_prompt.prior` is set.
+        judges: the reward models.
+        device: where they are.
+        settings: the settings they were loaded by.
+        extra_rewards: rewards of your own by name, added to those of the config.
+        new_field: builds the initial radiance field of a run.
+    """
 
     prior: Prior
     judges: Judges
-    debiased: dict[str, str]
+    device: torch.device
+    settings: Mapping[str, Any]
+    extra_rewards: Mapping[str, Reward] = field(default_factory=dict)
+    new_field: NewField = build_field
 
 
 def resolve_device(backend: str) -> torch.device:
-    """The device of `backend`; `auto` takes a GPU where there is one, `cuda` insists on it."""
+    """The device of `backend`: `auto` takes a GPU if there is one, `cuda` requires it."""
     if backend == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "backend=cuda, but torch sees no CUDA device here; use backend=auto, or see `launch.py doctor`"
+            "backend=cuda, but torch finds no CUDA device; use backend=auto, or run the verb doctor"
         )
     return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def fit_to_device(config: Config, device: torch.device) -> Config:
-    """What a run's parts are built from: `config` itself on a CPU, within the profile of the free memory on a CUDA device."""
+def fit_to_device(config: Config, device: torch.device) -> FittedSettings:
+    """The settings of `config` that decide memory: as asked on a CPU, within a profile on CUDA."""
+    asked = FittedSettings(config.prior, config.visual_prompt.prior, config.render)
     if device.type != "cuda":
-        return config
-    fitted, profile = fit_to_memory(config, free_memory_gb(device))
-    at_once = f"{fitted.render.chunk:,} samples and {fitted.prior.max_batch} images at once"
-    say(f"memory profile {profile.name}: {at_once}")
-    return fitted
+        return asked
+    return fit_to_memory(asked, profile_for(config.cuda.memory_gb or free_memory_gb(device)))
 
 
-@report_out_of_memory("loading the models", LESS_FOR_MODELS)
-def load_models(config: Config, device: torch.device) -> Models:
-    """Read and verify every network a run uses."""
-    say("loading models")
-    guidance = config.guidance
-    debiased = (
-        debiased_prompts(config.prompt, guidance.debias, guidance.debias_words)
-        if guidance.debias
-        else {}
-    )
-    prior = load_prior(config.prior, device, tell_fewer_images)
+def load_models(config: Config, watch: Watch | None = None) -> Models:
+    """Read and verify every network a run uses.
+
+    Args:
+        config: its groups `prior`, `rewards`, `render`, `backend` and `cuda` are read.
+        watch: hears what is loaded.
+
+    Returns:
+        The models, to be given to `generate` for any number of prompts, one run at a time.
+
+    Raises:
+        MissingWeightsError: a model is not on this machine.
+        DamagedFileError: a weight file is not the published one.
+        OutOfMemoryError: the models do not fit.
+    """
+    watch = watch or Watch()
+    device = resolve_device(config.backend)
+    return _load_models(config, fit_to_device(config, device), device, watch)
+
+
+@report_out_of_memory("loading the models", LESS_MEMORY_FOR_MODELS)
+def _load_models(
+    config: Config, fitted: FittedSettings, device: torch.device, watch: Watch
+) -> Models:
+    watch.on_event(Stage("load", "loading models"))
+    if fitted.profile:
+        at_once = f"{fitted.render.chunk:,} samples and {fitted.prior.max_batch} images at once"
+        watch.on_event(Note(f"memory profile {fitted.profile}: {at_once}"))
+    prior = load_prior(fitted.prior, device, partial(report_fewer_images, watch))
     judges = load_judges(config.rewards, config.prior.manifest, device)
-    judges.text.target(
-        [with_view(config.prompt, view) for view in all_views()]
-    )  # a prompt it cannot read: say so now
-    return Models(prior, judges, debiased)
+    return Models(prior, judges, device, model_settings(config))
 
 
-def tell_fewer_images(count: int, network: str) -> None:
-    """Say that memory ran out in a network of the prior, and what it goes on with."""
-    say(f"out of memory: going on with {count:,} images in one call of the {network}")
+def load_every_model(config: Config, watch: Watch) -> None:
+    """Load all that a run reads, the prior that draws included, and drop it: missing weights end here."""
+    models = load_models(config, watch)
+    drawing_prior(config, fit_to_device(config, models.device), models, watch)
 
 
-@report_out_of_memory("making the visual prompt", LESS_FOR_MODELS)
+def model_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide which networks are loaded, and where."""
+    rewards = config.rewards
+    named = {name: getattr(rewards, name) for name in (*JUDGE_LOCATIONS, *JUDGE_CHOICES)}
+    return {
+        "prior": asdict(config.prior),
+        "rewards": {**named, "aesthetic": rewards.aesthetic.weight > 0.0},
+        "backend": config.backend,
+    }
+
+
+def use_models(
+    models: Models | None, config: Config, fitted: FittedSettings, watch: Watch
+) -> Models:
+    """The models of a run: those that the caller kept, checked against `config`, or loaded now.
+
+    Raises UserError for kept models that were loaded by other settings, and for a prompt that the
+    text judge cannot read.
+    """
+    if models is None:
+        models = _load_models(config, fitted, resolve_device(config.backend), watch)
+    changed = changed_settings(models.settings, model_settings(config), {})
+    if changed:
+        raise UserError(
+            f"the models given were loaded with other settings ({', '.join(changed)}); "
+            "load them again with load_models(config)"
+        )
+    models.prior.on_oom = partial(report_fewer_images, watch)
+    models.judges.text.target([with_view(config.prompt, view) for view in all_views()])
+    return models
+
+
+def report_fewer_images(watch: Watch, count: int, network: str) -> None:
+    """Warn that memory ran out in a network of the prior, which continues with fewer images."""
+    watch.on_event(
+        Warning(f"out of memory: continuing with {count:,} images in one call of the {network}")
+    )
+
+
+@report_out_of_memory("making the visual prompt", LESS_MEMORY_FOR_MODELS)
 def find_visual_prompt(
-    config: Config, models: Models, run: RunFolder, device: torch.device
+    config: Config, fitted: FittedSettings, models: Models, journal: Journal
 ) -> VisualPrompt:
-    """The run's visual prompt: as it lies in the folder, else made now."""
+    """The run's visual prompt: from its folder if it is there, else drawn or read now."""
+    run, settings = journal.run, config.visual_prompt
     if is_drawn(run):
         return load_visual_prompt(run)
-    say(
-        "visual prompt: "
-        + (f"from {config.image}" if config.image else f"drawing {config.visual_prompt.candidates}")
-    )
+    source = f"from {config.image}" if config.image else f"drawing {settings.candidates}"
+    journal.show(Stage("visual_prompt", f"visual prompt: {source}"))
     generator = make_generator(config.seed, "visual_prompt")
-    prior = drawing_prior(config, models, device)
-    return make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
+    prior = drawing_prior(config, fitted, models, journal.watch)
+    found = make_visual_prompt(prior, models.judges.text, config.prompt, config, run, generator)
+    sheet = run.visual_prompt / "sheet.png"
+    journal.show(Candidates(sheet, tuple(found.scores), found.chosen))
+    return found
 
 
-@report_out_of_memory("loading the prior that draws", LESS_FOR_MODELS)
-def drawing_prior(config: Config, models: Models, device: torch.device) -> Prior:
-    """The prior that draws: `visual_prompt.prior` if it names one (loaded now, for the moment), else the one that distils."""
-    if not config.visual_prompt.prior.path or config.image:
+@report_out_of_memory("loading the prior that draws", LESS_MEMORY_FOR_MODELS)
+def drawing_prior(config: Config, fitted: FittedSettings, models: Models, watch: Watch) -> Prior:
+    """The prior that draws: `visual_prompt.prior` if it is set, loaded now, else the one that distils."""
+    if not fitted.drawing_prior.path or config.image:
         return models.prior
-    say(f"loading {config.visual_prompt.prior.path} to draw")
+    watch.on_event(Note(f"loading {fitted.drawing_prior.path} to draw"))
     try:
-        return load_prior(config.visual_prompt.prior, device, tell_fewer_images)
+        report = partial(report_fewer_images, watch)
+        return load_prior(fitted.drawing_prior, models.device, report)
     except UserError as error:
-        raise UserError(f"visual_prompt.prior: {error}") from error
+        raise type(error)(f"visual_prompt.prior: {error}") from error
 
 
-@report_out_of_memory("encoding the prompt", LESS_FOR_MODELS)
+@report_out_of_memory("encoding the prompt", LESS_MEMORY_FOR_MODELS)
 def build_coarse(
     config: Config,
+    fitted: FittedSettings,
     models: Models,
     visual_prompt: VisualPrompt,
-    run: RunFolder,
-    device: torch.device,
+    journal: Journal,
 ) -> Coarse:
-    """The coarse stage: field, guidance, condition, rewards and generators."""
-    condition = find_condition(config, models, visual_prompt)
-    if models.debiased:
-        run.event("debias", prompts=models.debiased)
-    field = make_field(config, device)
+    """The coarse stage: field, guidance, condition, rewards and generators.
+
+    Args:
+        config: the settings as asked.
+        fitted: those that decide memory, within what the machine has.
+        models: the frozen networks.
+        visual_prompt: the chosen picture.
+        journal: the run's log and listener.
+
+    Returns:
+        The stage, at its first step.
+    """
+    debiased = debias(config)
+    if debiased:
+        journal.log("debias", prompts=debiased)
+    condition = find_condition(config, models.prior, visual_prompt, debiased)
+    initial = make_field(config, models.device, models.new_field, journal.note)
     guidance = Guidance(models.prior, config.guidance)
-    rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(device))
-    march = choose_march(config, device)
-    generators, encode_less = make_generators(config.seed), models.prior.encode_less
+    rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(models.device))
     return Coarse(
-        config, field, guidance, condition, rewards, generators, teller(run), march, encode_less
+        coarse_settings(config, fitted, models.extra_rewards),
+        initial,
+        guidance,
+        condition,
+        {**rewards, **_checked(models.extra_rewards)},
+        make_generators(config.seed),
+        journal.event,
+        choose_march(config.cuda, models.device),
+        models.prior.encode_less,
     )
 
 
-def find_condition(config: Config, models: Models, visual_prompt: VisualPrompt) -> Condition:
-    """The prompts and the visual prompt encoded; a prior without IP-Adapter is not shown the picture."""
-    shown = visual_prompt.rgb if config.prior.ip_adapter else None
-    return build_condition(
-        models.prior, config.prompt, config.negative_prompt, shown, models.debiased
+def coarse_settings(
+    config: Config, fitted: FittedSettings | None = None, extra: Mapping[str, Reward] | None = None
+) -> CoarseSettings:
+    """What the coarse stage reads of a config.
+
+    Args:
+        config: the settings as asked.
+        fitted: those that decide memory; None takes them as asked.
+        extra: rewards that are not in the config, which its result depends on too.
+
+    Returns:
+        The settings, with all that a checkpoint is compared by in `identity`.
+    """
+    identity = coarse_identity(config, extra or {})
+    render = config.render if fitted is None else fitted.render
+    guidance = config.guidance
+    return CoarseSettings(
+        config.optim,
+        render,
+        config.camera,
+        config.loss,
+        guidance.weight,
+        guidance.estimate_every,
+        identity,
     )
 
 
-def teller(run: RunFolder) -> Callable[..., None]:
-    """`run.event` that also says in one line what the user should know."""
-
-    def tell(kind: str, **data: Any) -> None:
-        run.event(kind, **data)
-        if kind == "warning":
-            say(f"warning: {data['message']}")
-        if kind == "out_of_memory":
-            at_once = (
-                f"{data['images']} picture(s)" if "images" in data else f"{data['chunk']:,} samples"
-            )
-            say(f"out of memory: going on with {at_once} at once")
-
-    return tell
+def coarse_identity(config: Config, extra: Mapping[str, Reward]) -> dict[str, Any]:
+    """All settings that the coarse stage's result depends on, rewards of the caller's own included."""
+    own = [[name, asdict(reward.config)] for name, reward in sorted(extra.items())]
+    return stage_settings(config, Coarse.name) | {"extra_rewards": own}
 
 
-def choose_march(config: Config, device: torch.device) -> March:
-    """Who skips empty space and sums along rays on `device`, as `cuda.compositor` says; ours on a CPU."""
-    if device.type != "cuda" or config.cuda.compositor == "torch":
+def finish_settings(config: Config) -> FinishSettings:
+    """What exporting and reporting read of a config."""
+    return FinishSettings(
+        config.prompt,
+        config.seed,
+        config.export,
+        config.camera,
+        config.render,
+        config.prior.resolution,
+        config.visual_prompt.ground,
+    )
+
+
+def _checked(extra: Mapping[str, Reward]) -> dict[str, Reward]:
+    """Rewards of the caller's own; UserError for a name that a loss of ours has."""
+    taken = next((name for name in extra if name in LOSS_NAMES), None)
+    if taken is not None:
+        raise UserError(
+            f"a reward of your own cannot be called {taken!r}: that loss exists already"
+        )
+    return dict(extra)
+
+
+def debias(config: Config) -> dict[str, str]:
+    """The prompt for each of the view words where `guidance.debias` drops words of it."""
+    guidance = config.guidance
+    if not guidance.debias:
+        return {}
+    return debiased_prompts(config.prompt, guidance.debias, guidance.debias_words)
+
+
+def find_condition(
+    config: Config, prior: Prior, visual_prompt: VisualPrompt, debiased: Mapping[str, str]
+) -> Condition:
+    """The prompts and the visual prompt, encoded; a prior without IP-Adapter gets no picture."""
+    picture = visual_prompt.rgb if config.prior.ip_adapter else None
+    return build_condition(prior, config.prompt, config.negative_prompt, picture, debiased)
+
+
+def choose_march(cuda: CudaConfig, device: torch.device) -> March:
+    """Who skips empty space and sums along rays on `device`: `cuda.compositor`; ours on a CPU."""
+    if device.type != "cuda" or cuda.compositor == "torch":
         return DENSE
     from vp3d.render.volume_cuda import nerfacc_march  # GPU-only code: imported only when used
 
     return nerfacc_march(device)
 
 
-def make_field(config: Config, device: torch.device) -> Field:
-    """The initial field of a run on `device`; a hash grid on a CUDA device looks up by what works fastest there."""
-    field = build_field(config.field, make_generator(config.seed, "field")).to(device)
-    if isinstance(field, HashGridField) and device.type == "cuda":
+def make_field(
+    config: Config,
+    device: torch.device,
+    new_field: NewField = build_field,
+    note: Callable[[str], None] = lambda text: None,
+) -> Field:
+    """The initial field of a run on `device`; a hash grid on CUDA takes the fastest look-up there."""
+    initial = new_field(config.field, make_generator(config.seed, "field")).to(device)
+    if isinstance(initial, HashGridField) and device.type == "cuda":
         from vp3d.fields.hashgrid_cuda import accelerate  # GPU-only code: imported only when used
 
-        say(accelerate(field, config.cuda))
-    return field
+        note(accelerate(initial, config.cuda))
+    return initial
+
+
+def load_field(config: Config, journal: Journal, device: torch.device) -> Field:
+    """The field of a run's newest checkpoint, with the backends of `config.cuda`.
+
+    Raises UserError if there is no checkpoint, or if it holds a field of another shape.
+    """
+    run = journal.run
+    found = loop.load_checkpoint(journal, Coarse.name)
+    if found is None:
+        raise UserError(f"{run.path} has no checkpoint yet; resume the run to get one")
+    loaded = make_field(config, device, note=journal.note)
+    try:
+        loaded.load_state_dict(part(found.tensors, "field."))
+    except RuntimeError as error:
+        raise UserError(
+            f"the checkpoint {found.path.name} of {run.path} holds another field than "
+            f"field.kind={config.field.kind} with field.resolution={config.field.resolution}: "
+            "restore `field` in its config.yaml"
+        ) from error
+    return loaded.requires_grad_(False).eval()
 
 
 def build_rewards(config: Config, judges: Judges, visual_prompt: Tensor) -> dict[str, Reward]:
-    """The text-image reward, told the view, the image-image reward for a visual prompt `[1, 3, H, W]` in [0, 1], and looks."""
+    """The rewards of a config, by name.
+
+    These are the text-image reward with the view words of each camera, the image-image reward for
+    a visual prompt `[1, 3, H, W]` in [0, 1], and the aesthetic reward if it is used.
+    """
     prompts = [with_view(config.prompt, view) for view in all_views()]
     text = dict(zip(prompts, judges.text.target(prompts), strict=True))
     image = image_target(visual_prompt, judges.image)
+
+    def text_target(camera: Any) -> Tensor:
+        return torch.stack([text[prompt] for prompt in view_prompts(config.prompt, camera)])
+
+    def image_score(rgb: Tensor, target: Tensor) -> Tensor:
+        return image_image(rgb, target, judges.image)
+
     rewards = {
-        "text_image": Reward(
-            judges.text.score,
-            lambda camera: torch.stack(
-                [text[prompt] for prompt in view_prompts(config.prompt, camera)]
-            ),
-            config.rewards.text_image,
-        ),
+        "text_image": Reward(judges.text.score, text_target, config.rewards.text_image),
         "image_image": Reward(
-            lambda rgb, target: image_image(rgb, target, judges.image),
+            image_score,
             lambda camera: image,
             config.rewards.image_image,
             config.visual_prompt.ground,

@@ -3,65 +3,50 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
+from vp3d.config.identity import stage_settings
 from vp3d.config.paths import expand, locate
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
 from vp3d.prompts import check_negative_prompt, check_prompt, is_in_grammar, load_vocabulary
 from vp3d.report.video import require_ffmpeg
 from vp3d.runs.folder import RunFolder
+from vp3d.runs.migrate import FIRST_STAGE, checkpoint_folder, provenance_file
 from vp3d.system.files import check_output
+from vp3d.train import checkpoint
+from vp3d.train.loop import check_same_settings
 from vp3d.visual_prompt.make import read_reference
 from vp3d.weights.hashes import weight_hashes
 from vp3d.weights.locate import check_fetched, find_weights, weight_locations
 
-
-def changed_weights(run: RunFolder, config: Config) -> str:
-    """The first weight file that is not what it was when the run began, "" where all are the same.
-
-    A prior that only draws is left out once the visual prompt is there: nothing reads it any more.
-    """
-    drawn = (run.visual_prompt / "scores.json").is_file()
-    places = [
-        place
-        for key, place in weight_locations(config)
-        if not (drawn and key.startswith("visual_prompt."))
-    ]
-    noted, now = run.noted_weights(), weight_hashes(places)
-    mine = {
-        name
-        for name in noted
-        if any(name == place or name.startswith(f"{place}/") for place in places)
-    }
-    return next(
-        (name for name in sorted(mine | now.keys()) if noted.get(name) != now.get(name)), ""
-    )
-
-
 OUTSIDE_GRAMMAR = (
-    "the prompt is outside the grammar that the embedded models were trained on, so the result may not follow it; inside are, "
-    'for example, "a red sphere with yellow stripes", "a purple chair with brown legs" and "a pink cone on a green cylinder"'
+    "the prompt is outside the grammar that the embedded models were trained on, so the result may "
+    'not follow it; prompts inside it are, for example, "a red sphere with yellow stripes", '
+    '"a purple chair with brown legs" and "a pink cone on a green cylinder"'
 )
 
 
 def check_request(config: Config, new: bool, drawn: bool = False) -> None:
-    """Refuse what cannot work before anything heavy is loaded; a `new` run must also cut out its picture and have a place.
+    """Refuse a request that cannot work: unknown words, missing weights, no ffmpeg, no disk.
 
-    drawn: the visual prompt is there, so that what would draw it is not needed.
+    Args:
+        config: the request.
+        new: a new run, whose picture must be cut out and whose folder must be writable.
+        drawn: the visual prompt is there, so that what would draw it is not needed.
     """
+    if not config.prompt.strip():
+        raise UserError('the prompt is empty; say what to make: "a red mushroom with a white stem"')
     for prior in (config.prior, config.visual_prompt.prior):
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         check_prompt(config.prompt, vocabulary)
         check_negative_prompt(config.negative_prompt, vocabulary)
-    places = [
-        (key, place)
-        for key, place in weight_locations(config)
-        if not (drawn and key.startswith("visual_prompt."))
-    ]
-    check_fetched(places)
-    for key, place in places:
+    locations = needed_weights(config, drawn)
+    check_fetched(locations)
+    for key, location in locations:
         if key.startswith("visual_prompt."):  # loaded late, when there is something to draw
-            find_weights(place, key)
+            find_weights(location, key)
     check_video(config.export)
     if config.image and new:
         read_reference(config)
@@ -69,28 +54,77 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
         check_output(expand(config.output_dir))
 
 
+def needed_weights(config: Config, drawn: bool) -> list[tuple[str, str]]:
+    """(config key, location) of the weights a run still reads.
+
+    drawn: the visual prompt is there, so a prior that only draws is not read any more.
+    """
+    return [
+        (key, location)
+        for key, location in weight_locations(config)
+        if not (drawn and key.startswith("visual_prompt."))
+    ]
+
+
 def is_outside_grammar(config: Config) -> bool:
-    """Whether a prior of this run knows the prompt's words and was trained on no such sentence."""
-    vocabularies = {
-        prior.vocabulary for prior in (config.prior, config.visual_prompt.prior) if prior.vocabulary
-    }
+    """Whether a prior of this run knows the prompt's words but was trained on no such sentence."""
+    priors = (config.prior, config.visual_prompt.prior)
+    vocabularies = {prior.vocabulary for prior in priors if prior.vocabulary}
     return not all(
         is_in_grammar(config.prompt, load_vocabulary(locate(path))) for path in vocabularies
     )
 
 
+def changed_weights(run: RunFolder, config: Config) -> str:
+    """The first weight file that is not what it was when the run began, "" if all are the same."""
+    locations = [location for _, location in needed_weights(config, is_drawn(run))]
+    recorded, now = run.recorded_weights(), weight_hashes(locations)
+    read = {
+        name
+        for name in recorded
+        if any(name == location or name.startswith(f"{location}/") for location in locations)
+    }
+    names = sorted(read | now.keys())
+    return next((name for name in names if recorded.get(name) != now.get(name)), "")
+
+
 def check_same_weights(run: RunFolder, config: Config) -> None:
-    """Refuse to go on with other weights than a run began with: half of it would be another model's, and its manifest untrue."""
+    """Refuse to resume with other weights than the run began with.
+
+    Half of the asset would be another model's, and the run's provenance would be wrong.
+    """
     changed = changed_weights(run, config)
     if changed:
         raise UserError(
-            f"{changed} is not the weight file that {run.path} began with (see its manifest.json); put that file back, start a "
-            f"new run, or take what there is with `launch.py export {shlex.quote(str(run.path))}`"
+            f"{changed} is not the weight file that {run.path} began with (see its "
+            f"{provenance_file(run.path).name}); put that file back, start a new run, or export "
+            f"what there is: `launch.py export {shlex.quote(str(run.path))}`"
         )
 
 
+def check_unchanged(run: RunFolder, current: Mapping[str, Any], stage: str = FIRST_STAGE) -> None:
+    """Refuse to resume with other settings than the newest checkpoint was made with.
+
+    The error names the keys. A damaged checkpoint is left to the loop, which takes the one before.
+
+    Args:
+        run: the run folder, of this version or an older one.
+        current: the settings that the stage depends on, from the config at hand.
+        stage: the stage that would be resumed.
+    """
+    paths = checkpoint.list_checkpoints(checkpoint_folder(run.path, stage))
+    if not paths:
+        return
+    try:
+        meta = checkpoint.read_meta(paths[-1])
+    except ValueError:
+        return
+    default = {**stage_settings(Config(), stage), "extra_rewards": []}
+    check_same_settings(run, paths[-1], meta, current, default)
+
+
 def check_video(config: ExportConfig) -> None:
-    """Refuse to begin a run whose turntable could not be written at its end."""
+    """Refuse to start a run whose turntable could not be written at its end."""
     if config.turntable == "mp4":
         require_ffmpeg()
 

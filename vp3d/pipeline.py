@@ -1,119 +1,169 @@
 """The product: a prompt becomes a textured 3D asset in a run folder.
 
-Every model and every part of a run is built here, in plain calls. What a run has finished lies in its folder (visual
-prompt, checkpoints) and is taken from there on resume; every random number comes from a generator named by its purpose.
+What a run has finished is in its folder (visual prompt, checkpoints) and is taken from there on
+resume; every random number comes from a generator named by its purpose. Nothing here prints: a
+caller hears typed events through its `Watch`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from vp3d.build import (
-    build_coarse,
-    find_visual_prompt,
-    fit_to_device,
-    load_models,
-    resolve_device,
-    teller,
-)
-from vp3d.checks import (
-    OUTSIDE_GRAMMAR,
-    check_request,
-    check_same_weights,
-    check_video,
-    is_drawn,
-    is_outside_grammar,
-)
+from vp3d import build, checks, finish
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import ResourceError
 from vp3d.export.read import fit_to_cube, read_mesh
-from vp3d.finish import export_field, exported, exported_formats, load_field, look_around, present
 from vp3d.report.pictures import ring_frames
 from vp3d.report.video import write_turntable
+from vp3d.runs.events import Done, Stage, Warning, Watch
 from vp3d.runs.folder import RunFolder
-from vp3d.system.console import Progress, StopFlag, say
+from vp3d.runs.journal import Journal
 from vp3d.train import loop
 from vp3d.types import Asset
 
 
-def generate(config: Config, resume_from: Path | None = None) -> Asset:
-    """Make the asset `config` asks for, in a new run folder, or go on with the run in `resume_from`."""
-    device = resolve_device(config.backend)
-    begun = None if resume_from is None else RunFolder.open(resume_from)
-    check_request(config, new=begun is None, drawn=begun is not None and is_drawn(begun))
-    if begun is not None:
-        check_same_weights(begun, config)
-    fitted = fit_to_device(config, device)
-    models = load_models(fitted, device)
-    run = RunFolder.create(config) if begun is None else begun
+def generate(
+    config: Config,
+    models: build.Models | None = None,
+    watch: Watch | None = None,
+    resume_from: Path | None = None,
+) -> Asset:
+    """Make the asset that `config` asks for, in a new run folder.
+
+    Args:
+        config: the request, from `load_config`.
+        models: from `load_models`, to be kept between calls; None loads them now.
+        watch: hears typed events (runs/events.py) and can ask to stop; None listens to nothing.
+        resume_from: a run folder to continue instead; `resume` is the shorter way.
+
+    Returns:
+        The asset: its mesh, its run folder, and the figures of every exported file.
+
+    Raises:
+        UserError: the request is wrong (code "bad_request"), weights are missing or damaged.
+        ResourceError: memory, disk or permissions; also a run folder that is in use.
+        EmptyFieldError: the field has no surface. DivergedError: its numbers are not finite.
+
+    Example:
+        >>> from vp3d import generate, load_config  # doctest: +SKIP
+        >>> asset = generate(load_config("draft", prompt="a red ball"))  # doctest: +SKIP
+    """
+    watch = watch or Watch()
+    device = build.resolve_device(config.backend)
+    existing = None if resume_from is None else RunFolder.open(resume_from)
+    drawn = existing is not None and checks.is_drawn(existing)
+    checks.check_request(config, new=existing is None, drawn=drawn)
+    if existing is not None:
+        checks.check_same_weights(existing, config)
+        extra = {} if models is None else models.extra_rewards
+        checks.check_unchanged(existing, build.coarse_identity(config, extra))
+    fitted = build.fit_to_device(config, device)
+    models = build.use_models(models, config, fitted, watch)
+    run = existing or RunFolder.create(config)
+    journal = Journal(run, watch)
     with run.lock():
-        run.event(
+        journal.log(
             "start",
             prompt=config.prompt,
             seed=config.seed,
             device=str(device),
-            resumed=begun is not None,
+            resumed=existing is not None,
         )
-        if begun is None and is_outside_grammar(config):
-            teller(run)("warning", message=OUTSIDE_GRAMMAR)
-        visual_prompt = find_visual_prompt(fitted, models, run, device)
-        stage = build_coarse(fitted, models, visual_prompt, run, device)
-        with (
-            StopFlag() as stop,
-            Progress(config.optim.steps, "coarse", run.path / "preview.png") as bar,
-        ):
-            outcome = loop.run(stage, config, run, stop, bar.show, say)
-        asset = export_field(outcome.result, config, run, device)
+        if existing is None and checks.is_outside_grammar(config):
+            journal.warn(checks.OUTSIDE_GRAMMAR)
+        visual_prompt = build.find_visual_prompt(config, fitted, models, journal)
+        stage = build.build_coarse(config, fitted, models, visual_prompt, journal)
+        steps = config.optim.steps
+        preview = f"{stage.name}: live preview in {run.preview_file}"
+        journal.show(Stage(stage.name, preview, steps))
+        outcome = loop.run(stage, config.optim, config.camera, journal)
+        settings = build.finish_settings(config)
+        asset = finish.export_field(outcome.result, settings, journal, device)
         try:
-            look_around(asset, models.prior, config, run)
-        except (
-            ResourceError
-        ) as trouble:  # the asset is there: it gets its pictures and its report all the same
-            teller(run)("warning", message=f"no Janus score: {trouble}")
-        present(asset, config, run)
-        run.event("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
-    if outcome.stopped:
-        say(
-            f"stopped: this asset is cut short at step {outcome.steps} of {config.optim.steps}; to go on: {resume_command(run)}"
-        )
+            finish.compare_views(asset, models.prior, settings, journal)
+        except ResourceError as error:  # the asset is complete without its Janus score
+            journal.warn(f"no Janus score: {error}")
+        finish.present(asset, settings, journal)
+        journal.log("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
+    journal.show(Done(run.path, outcome.steps, steps, outcome.stopped, asset.figures))
     return asset
 
 
-def resume_command(run: RunFolder) -> str:
-    """What to type to go on with a run."""
-    return f"python launch.py resume {shlex.quote(str(run.path))}"
+def resume(run_dir: Path, models: build.Models | None = None, watch: Watch | None = None) -> Asset:
+    """Continue a stopped or killed run from its newest checkpoint, bit for bit on a CPU.
+
+    Args:
+        run_dir: the run folder, of this version or an older one.
+        models: as in `generate`; a run with rewards of your own needs them again.
+        watch: as in `generate`.
+
+    Returns:
+        The finished asset.
+
+    Raises:
+        UserError: the settings or weights of the run were changed; the message names them.
+    """
+    return generate(stored_config(run_dir, watch or Watch()), models, watch, resume_from=run_dir)
 
 
-def export_run(run_dir: Path, config: Config) -> Asset:
-    """Make the files of a run again from its newest checkpoint, with the `export` settings of `config`; they are kept."""
-    check_video(config.export)
-    run = RunFolder.open(run_dir)
+def stored_config(run_dir: Path, watch: Watch, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run with `key=value` overrides; keys that are unknown today are a warning."""
+    return RunFolder.open(run_dir).config(lambda text: watch.on_event(Warning(text)), overrides)
+
+
+def export_run(run_dir: Path, config: Config, watch: Watch | None = None) -> Asset:
+    """Write the files of a run again from its newest checkpoint.
+
+    Args:
+        run_dir: the run folder.
+        config: the run's config, with the `export` settings to use; they are stored in the run.
+        watch: as in `generate`.
+
+    Returns:
+        The asset.
+    """
+    checks.check_video(config.export)
+    journal = Journal(RunFolder.open(run_dir), watch or Watch())
+    run, settings = journal.run, build.finish_settings(config)
     with run.lock():
-        device = resolve_device(config.backend)
-        run.event("start", prompt=config.prompt, device=str(device), only="export")
-        asset = export_field(load_field(run, device, config.cuda), config, run, device)
-        run.keep_export(dataclasses.replace(config.export, formats=exported_formats(run)))
-        present(asset, config, run)
+        device = build.resolve_device(config.backend)
+        journal.log("start", prompt=config.prompt, device=str(device), only="export")
+        field = build.load_field(config, journal, device)
+        asset = finish.export_field(field, settings, journal, device)
+        run.keep_export(dataclasses.replace(config.export, formats=finish.exported_formats(run)))
+        finish.present(asset, settings, journal)
     return asset
 
 
-def render_path(path: Path, config: ExportConfig) -> Path:
-    """Write a turntable of a mesh file (beside it) or of a run (into it, its settings kept); returns the video's path."""
-    check_video(config)
+def render_path(path: Path, config: ExportConfig, watch: Watch | None = None) -> Path:
+    """Write a turntable of a mesh file, next to it, or of a run, into it.
+
+    Args:
+        path: a .glb, .obj, .ply or .stl file, or a run folder.
+        config: its turntable settings are read; a run stores them.
+        watch: hears a warning if GIF has to replace MP4.
+
+    Returns:
+        The path of the video.
+    """
+    checks.check_video(config)
+    watch = watch or Watch()
+
+    def warn(text: str) -> None:
+        watch.on_event(Warning(text))
+
     run = RunFolder.open(path) if path.is_dir() else None
-    mesh = fit_to_cube(read_mesh(path if run is None else exported(run)))
+    mesh = fit_to_cube(read_mesh(path if run is None else finish.exported(run)))
     camera = Config().camera if run is None else run.config().camera
     frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
     name = f"turntable.{config.turntable}"
     if run is None:
-        return write_turntable(
-            frames, path.with_name(f"{path.stem}_{name}"), warn=say, replaces=False
-        )
+        video = path.with_name(f"{path.stem}_{name}")
+        return write_turntable(frames, video, warn=warn, replaces=False)
     with run.lock():
-        turn = {
-            key: getattr(config, key) for key in ("turntable", "turntable_frames", "turntable_size")
-        }
-        run.keep_export(dataclasses.replace(run.config().export, **turn))
-        return write_turntable(frames, run.path / name, warn=say)
+        keys = ("turntable", "turntable_frames", "turntable_size")
+        turntable = {key: getattr(config, key) for key in keys}
+        run.keep_export(dataclasses.replace(run.config().export, **turntable))
+        return write_turntable(frames, run.path / name, warn=warn)

@@ -81,7 +81,7 @@ def test_fetch_then_run_without_a_network(
             UserError,
             match=f"the model '{name}' is not fetched; run: python launch.py models fetch {name}$",
         ):
-            build.load_models(config, build.resolve_device("cpu"))
+            build.load_models(config)
         fetch.fetch(name, [str(tmp_path / "store")])
 
     def no_network(*_: object) -> NoReturn:
@@ -96,7 +96,7 @@ def test_fetch_then_run_without_a_network(
     steps = RunFolder.open(asset.run_dir).events("step")
     measured = [key for key in steps[-1] if key.startswith("reward_")]
     assert sorted(measured) == ["reward_aesthetic", "reward_image_image", "reward_text_image"]
-    hashes = json.loads((asset.run_dir / "manifest.json").read_text())["weights"]
+    hashes = json.loads((asset.run_dir / "provenance.json").read_text())["weights"]
     assert {place.split("/")[0] for place in hashes} == set(NAMES)
     assert all(len(digest) == 64 for digest in hashes.values())
 

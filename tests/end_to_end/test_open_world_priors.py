@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.diffusion.test_debias import WORDS, save_bert
+from tests.helpers.listening import journal_of
 from tests.helpers.tiny_models import save_pipeline
 from tests.helpers.tiny_run import tiny_config
 from vp3d import build, checks, pipeline
@@ -23,8 +25,9 @@ from vp3d.diffusion.debias import DIRECTIONS
 from vp3d.errors import UserError
 from vp3d.evaluate import runner
 from vp3d.export.read import read_mesh
+from vp3d.runs.events import Watch
 from vp3d.runs.folder import RunFolder, save_config
-from vp3d.system.memory import fit_to_memory
+from vp3d.system.memory import fit_to_memory, profile_for
 from vp3d.visual_prompt.make import load_visual_prompt
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import missing_files, weight_locations
@@ -61,7 +64,7 @@ def test_sdxl_with_plus_adapter_and_every_option_to_a_glb(tmp_path: Path) -> Non
     check(asset.run_dir)
     told = next(line["prompts"] for line in events(asset.run_dir) if line["kind"] == "debias")
     assert len(told) == 16
-    weights = json.loads((asset.run_dir / "manifest.json").read_text())["weights"]
+    weights = json.loads((asset.run_dir / "provenance.json").read_text())["weights"]
     assert any(name.endswith("text_encoder_2/model.safetensors") for name in weights)
     assert f"{config.guidance.debias}/model.safetensors" in weights
 
@@ -89,7 +92,10 @@ def test_sdxl_draws_and_stable_diffusion_distils(
         build, "load_prior", None
     )  # drawn once, kept: nothing is loaded to draw again
     found = build.find_visual_prompt(
-        config, None, RunFolder.open(asset.run_dir), torch.device("cpu")
+        config,
+        build.fit_to_device(config, torch.device("cpu")),
+        None,
+        journal_of(RunFolder.open(asset.run_dir)),
     )
     assert torch.equal(found.rgb, drawn.rgb)
 
@@ -112,7 +118,12 @@ def test_a_drawing_prior_that_is_not_there_is_found_before_anything_is_loaded(
     with pytest.raises(
         UserError, match="^visual_prompt.prior: cannot load the pipeline"
     ):  # the folder holds no pipeline
-        build.drawing_prior(config, None, torch.device("cpu"))
+        build.drawing_prior(
+            config,
+            build.fit_to_device(config, torch.device("cpu")),
+            SimpleNamespace(device=torch.device("cpu")),
+            Watch(),
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -161,9 +172,9 @@ def test_all_that_is_not_fetched_is_told_before_anything_is_loaded(
         "dinov2-base",
     )
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "nothing"))
-    monkeypatch.setattr(pipeline, "load_models", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(build, "_load_models", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(UserError, match="models fetch ip-adapter-sd15 dinov2-base$"):
-        pipeline.generate(config, run)
+        pipeline.generate(config, resume_from=run)
 
 
 def test_what_draws_is_asked_for_on_resume_until_it_has_drawn(
@@ -178,7 +189,7 @@ def test_what_draws_is_asked_for_on_resume_until_it_has_drawn(
     with pytest.raises(
         UserError, match="^visual_prompt.prior.path: the model 'sdxl' is not fetched"
     ):
-        pipeline.generate(config, run)
+        pipeline.generate(config, resume_from=run)
 
 
 def test_a_suite_loads_the_drawing_prior_before_it_makes_anything(tmp_path: Path) -> None:
@@ -200,16 +211,19 @@ def test_a_suite_loads_its_models_within_the_memory_of_the_device(
     """As each of its runs will: a card of 8 GB does not hold encoders that are not used."""
     config = short(tiny_config(tmp_path))
     save_config(config, tmp_path / "config.yaml")
-    seen: list[Config] = []
+    seen: list[PriorConfig] = []
 
-    def stop(fitted: Config, device: torch.device) -> NoReturn:
-        seen.append(fitted)
+    def stop(prior: PriorConfig, device: torch.device, on_oom: object) -> NoReturn:
+        seen.append(prior)
         raise UserError("seen")
 
+    fit = build.fit_to_device
     monkeypatch.setattr(
-        runner, "fit_to_device", lambda config, device: fit_to_memory(config, 7.5)[0]
+        build,
+        "fit_to_device",
+        lambda config, device: fit_to_memory(fit(config, device), profile_for(7.5)),
     )
-    monkeypatch.setattr(runner, "load_models", stop)
+    monkeypatch.setattr(build, "load_prior", stop)
     settings = runner.Settings(tmp_path / "work", files=(tmp_path / "config.yaml",))
     with pytest.raises(UserError, match="seen"):
         runner.run_tasks(
@@ -217,11 +231,7 @@ def test_a_suite_loads_its_models_within_the_memory_of_the_device(
             settings,
             lambda *_: pytest.fail("it was made"),
         )
-    assert (
-        not config.prior.offload_encoders
-        and seen[0].prior.offload_encoders
-        and seen[0].prior.max_batch == 4
-    )
+    assert not config.prior.offload_encoders and seen[0].offload_encoders and seen[0].max_batch == 4
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.listening import journal_of
+from vp3d.build import finish_settings
 from vp3d.config.schema import Config
 from vp3d.fields.base import lattice
 from vp3d.fields.grid import GridField
@@ -41,6 +43,11 @@ def test_matter_that_was_never_rendered_is_not_exported(
         32,
         ["glb"],
     )
-    asset = export_field(ball_under_a_roof(), config, RunFolder.create(config), torch.device("cpu"))
+    asset = export_field(
+        ball_under_a_roof(),
+        finish_settings(config),
+        journal_of(RunFolder.create(config)),
+        torch.device("cpu"),
+    )
     assert asset.mesh.vertices[:, 2].max() == pytest.approx(top, abs=0.05)
     assert asset.figures["glb_iou"] > 0.9  # against renders that know of the bound too

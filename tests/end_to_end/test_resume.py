@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.listening import journal_of
 from vp3d import pipeline
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
@@ -27,7 +28,9 @@ torch.set_num_threads(1)
 from pathlib import Path
 from vp3d import pipeline
 from vp3d.config.loader import load_config
-pipeline.generate(load_config(None, [Path(sys.argv[1])], []))
+from vp3d.runs.terminal import TerminalDisplay
+with TerminalDisplay() as display:
+    pipeline.generate(load_config(None, [Path(sys.argv[1])], []), watch=display.watch)
 """
 
 
@@ -68,14 +71,14 @@ def wait_for(pattern: str, folder: Path, count: int, process: subprocess.Popen[b
 
 
 def assert_equal_runs(a: Path, b: Path) -> None:
-    one, two = (load(list_checkpoints(run / "checkpoints")[-1]) for run in (a, b))
+    one, two = (load(list_checkpoints(run / "checkpoints" / "coarse")[-1]) for run in (a, b))
     assert one.meta == two.meta and one.tensors.keys() == two.tensors.keys()
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
     assert (a / "model.glb").read_bytes() == (b / "model.glb").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "kill_after", ["*/visual_prompt/scores.json", "*/checkpoints/0*.safetensors"]
+    "kill_after", ["*/visual_prompt/scores.json", "*/checkpoints/coarse/0*.safetensors"]
 )
 def test_kill_and_resume_is_bit_for_bit(tmp_path: Path, straight: Path, kill_after: str) -> None:
     process = start(straight, tmp_path)
@@ -94,17 +97,17 @@ def test_resume_of_a_finished_run_exports_the_same_again(straight: Path, tmp_pat
     folder = shutil.copytree(straight, tmp_path / "run")
     (folder / "model.glb").unlink()
     (
-        folder / "checkpoints" / ".00000012.0123abcd.safetensors"
+        folder / "checkpoints" / "coarse" / ".00000012.0123abcd.safetensors"
     ).touch()  # what a killed process leaves behind
     pipeline.generate(quick_config(folder, tmp_path), resume_from=folder)
     assert (folder / "model.glb").read_bytes() == (straight / "model.glb").read_bytes()
     assert RunFolder.open(folder).events("resume")[-1]["step"] == 12
-    assert not list((folder / "checkpoints").glob(".*"))
+    assert not list((folder / "checkpoints" / "coarse").glob(".*"))
 
 
 def test_ctrl_c_stops_and_exports_what_there_is(straight: Path, tmp_path: Path) -> None:
     process = start(straight, tmp_path, steps=2000)
-    wait_for("*/checkpoints/0*.safetensors", tmp_path / "runs", 1, process)
+    wait_for("*/checkpoints/coarse/0*.safetensors", tmp_path / "runs", 1, process)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0
     (run_dir,) = (tmp_path / "runs").iterdir()
@@ -114,7 +117,7 @@ def test_ctrl_c_stops_and_exports_what_there_is(straight: Path, tmp_path: Path) 
     assert (run_dir / "model.glb").stat().st_size > 1000 and (run_dir / "report.html").is_file()
     last = (tmp_path / "stderr").read_text().splitlines()[-1]
     assert (
-        f"cut short at step {done['steps']} of 2000; to go on: python launch.py resume {run_dir}"
+        f"exported at step {done['steps']} of 2000; to continue: python launch.py resume {run_dir}"
         in last
     )
 
@@ -124,4 +127,4 @@ def test_export_without_a_checkpoint_says_what_to_do(straight: Path, tmp_path: P
     run = RunFolder.create(config)
     with pytest.raises(UserError, match=r"no checkpoint yet.*resume"):
         pipeline.export_run(run.path, config)
-    assert loop.load_checkpoint(run) is None
+    assert loop.load_checkpoint(journal_of(run), "coarse") is None

@@ -16,7 +16,7 @@ from PIL import Image
 from vp3d import build, pipeline
 from vp3d.cli.main import main
 from vp3d.config.loader import load_config
-from vp3d.errors import UserError
+from vp3d.errors import ResourceError, UserError
 from vp3d.runs.folder import RunFolder
 from vp3d.train.checkpoint import load
 from vp3d.types import Asset
@@ -60,7 +60,7 @@ def test_report_stands_alone(asset: Asset) -> None:
 def test_run_folder_tells_what_was_done(asset: Asset) -> None:
     run = RunFolder.open(asset.run_dir)
     assert run.config().optim.steps == 12
-    manifest = json.loads((run.path / "manifest.json").read_text())
+    manifest = json.loads((run.path / "provenance.json").read_text())
     assert any(
         name.endswith(".safetensors") and len(digest) == 64
         for name, digest in manifest["weights"].items()
@@ -79,7 +79,7 @@ def test_run_folder_tells_what_was_done(asset: Asset) -> None:
     for name in ("chosen.png", "cutout.png", "sheet.png"):
         with Image.open(run.visual_prompt / name) as picture:
             picture.load()
-    checkpoints = sorted(run.checkpoints.iterdir())
+    checkpoints = sorted(run.checkpoints("coarse").iterdir())
     assert [load(path).meta["loop"]["step"] for path in checkpoints] == [10, 12]
     leftovers = [path.name for path in run.path.rglob(".*") if path.name != ".lock"]
     assert leftovers == []
@@ -121,7 +121,7 @@ def test_export_of_an_edited_run_is_refused(asset: Asset, tmp_path: Path) -> Non
     )
     config = RunFolder.open(folder).config()
     assert config.field.resolution == 24
-    with pytest.raises(UserError, match="is not the one the checkpoint"):
+    with pytest.raises(UserError, match="holds another field than .*field.resolution=24"):
         pipeline.export_run(folder, config)
 
 
@@ -129,11 +129,11 @@ def test_place_is_tried_before_models_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(pipeline, "load_models", lambda *_: pytest.fail("models were loaded first"))
+    monkeypatch.setattr(build, "_load_models", lambda *_: pytest.fail("models were loaded first"))
     config = load_config(
         None, [], ["prompt=a sphere", f"output_dir={tmp_path / 'file'}", "prior.vocabulary="]
     )
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(ResourceError, match="cannot write"):
         pipeline.generate(config)
 
 

@@ -21,7 +21,7 @@ from vp3d.checks import changed_weights
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
-from vp3d.errors import UserError
+from vp3d.errors import ResourceError, RunInUseError, UserError
 from vp3d.runs.folder import RunFolder, slug
 from vp3d.runs.provenance import git_state
 from vp3d.system.files import atomic_write, check_output, plain, sha256_file, write_json, write_text
@@ -93,15 +93,15 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
 def test_unwritable_output_is_one_line(tmp_path: Path, place: str) -> None:
     (tmp_path / "FILE").touch()
     place = place.replace("FILE", str(tmp_path / "FILE"))
-    with pytest.raises(UserError, match=r"^cannot write [^\n]*output_dir=FOLDER$"):
+    with pytest.raises(ResourceError, match=r"^cannot write [^\n]*output_dir=FOLDER$"):
         RunFolder.create(load_config(None, [], ["prompt=x", f"output_dir={place}"]))
     with pytest.raises(
-        UserError, match=r"^cannot write [^\n]*or choose another place with --write FILE$"
+        ResourceError, match=r"^cannot write [^\n]*or choose another folder with --write FILE$"
     ):
         check_output(Path(place), "--write FILE")
     with pytest.raises(
-        UserError,
-        match=r"^cannot write [^\n]*try again; `launch.py resume RUN` goes on with a run$",
+        ResourceError,
+        match=r"^cannot write [^\n]*try again; `launch.py resume RUN` continues a run$",
     ):
         write_text(Path(place) / "x.txt", "x")
 
@@ -109,7 +109,7 @@ def test_unwritable_output_is_one_line(tmp_path: Path, place: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_is_one_line(tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match="No space left on device; free some space"),
+        pytest.raises(ResourceError, match="No space left on device; free some space"),
         atomic_write(tmp_path / "x") as temporary,
     ):
         temporary.symlink_to("/dev/full")
@@ -121,7 +121,7 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
 def test_full_disk_in_the_log(config: Config) -> None:
     run = RunFolder.create(config)
     run.events_file.symlink_to("/dev/full")
-    with pytest.raises(UserError, match="events.jsonl.*free some space"):
+    with pytest.raises(ResourceError, match="events.jsonl.*free some space"):
         run.event("step", text="x" * 100_000)
 
 
@@ -129,9 +129,9 @@ def test_create_and_open(config: Config) -> None:
     run = RunFolder.create(config)
     assert run.path.parent == Path(config.output_dir)
     assert run.path.name.endswith("-a-red-ball-on-a-b-s3")
-    assert run.checkpoints.is_dir() and run.visual_prompt.is_dir()
+    assert (run.path / "checkpoints").is_dir() and run.visual_prompt.is_dir()
     assert RunFolder.open(run.path).config() == config
-    manifest = json.loads((run.path / "manifest.json").read_text())
+    manifest = json.loads((run.path / "provenance.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
     assert {"numba", "scipy", "scikit-image", "fast_simplification", "Pillow", "xatlas"} <= set(
         manifest["versions"]
@@ -220,7 +220,7 @@ def _try_lock(path: str) -> str:
     try:
         with RunFolder(Path(path)).lock():
             return "free"
-    except UserError as error:
+    except RunInUseError as error:
         return str(error)
 
 
@@ -307,10 +307,10 @@ def test_a_prior_that_has_drawn_may_change(config: Config) -> None:
 
 def test_a_lost_manifest_is_one_line(config: Config) -> None:
     run = RunFolder.create(config)
-    (run.path / "manifest.json").write_text("{}")
+    (run.path / "provenance.json").write_text("{}")
     with pytest.raises(
         UserError,
-        match=r"^[^\n]*manifest.json is missing or damaged \(KeyError\)[^\n]*launch.py export",
+        match=r"^[^\n]*provenance.json is missing or damaged \(KeyError\)[^\n]*launch.py export",
     ):
         changed_weights(run, config)
 

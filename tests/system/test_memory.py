@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.listening import Listener, journal_of
 from tests.helpers.towards_red import NOTHING, Terms, TowardsRed
 from vp3d import build
+from vp3d.config.identity import stage_settings
 from vp3d.config.schema import Config
-from vp3d.errors import UserError
+from vp3d.errors import OutOfMemoryError
 from vp3d.fields.nerf import build_field
 from vp3d.guidance.vp_sds import Target
 from vp3d.render.volume import DENSE
 from vp3d.runs.folder import RunFolder
-from vp3d.system.memory import GIB, PROFILES, fit_to_memory, free_memory_gb, profile_for
+from vp3d.system.memory import (
+    GIB,
+    PROFILES,
+    FittedSettings,
+    Profile,
+    fit_to_memory,
+    free_memory_gb,
+    profile_for,
+)
 from vp3d.train import loop
-from vp3d.train.checkpoint import config_hash
 from vp3d.train.coarse import Coarse
 from vp3d.train.generators import make_generator, make_generators
 
@@ -58,31 +66,34 @@ def test_fitting_caps_and_never_raises_and_leaves_the_request_alone() -> None:
     config = Config()
     config.render.chunk, config.prior.max_batch, config.visual_prompt.prior.max_batch = 10**7, 3, 99
     before = dataclasses.asdict(config)
-    fitted, profile = fit_to_memory(config, 7.5)
+    fitted, profile = fit(config, 7.5)
     assert (
         profile.memory_gb == 8.0 and fitted.render.chunk == 2**18 and fitted.prior.offload_encoders
     )
-    assert fitted.visual_prompt.prior.offload_encoders and not config.prior.offload_encoders
-    assert fitted.prior.max_batch == 3 and fitted.visual_prompt.prior.max_batch == 4
+    assert fitted.drawing_prior.offload_encoders and not config.prior.offload_encoders
+    assert fitted.prior.max_batch == 3 and fitted.drawing_prior.max_batch == 4
     assert (
-        fitted.prior.vae_batch == fitted.visual_prompt.prior.vae_batch == 1
+        fitted.prior.vae_batch == fitted.drawing_prior.vae_batch == 1
         and config.prior.vae_batch == 64
     )
     assert dataclasses.asdict(config) == before
     config.cuda.memory_gb = 24.0
-    fitted, profile = fit_to_memory(config, 7.5)
+    fitted, profile = fit(config, 7.5)
     assert (
         profile.memory_gb == 24.0
         and fitted.render.chunk == 6 * 2**20
         and not fitted.prior.offload_encoders
     )
-    assert config_hash(config) == config_hash(Config(**{**vars(config), "cuda": Config().cuda}))
+    assert stage_settings(config, "coarse") == stage_settings(
+        Config(**{**vars(config), "cuda": Config().cuda}), "coarse"
+    )
 
 
 def test_on_a_cpu_nothing_is_fitted_and_our_march_is_taken() -> None:
     config, cpu = Config(), torch.device("cpu")
     config.cuda.compositor = "nerfacc"
-    assert build.fit_to_device(config, cpu) is config and build.choose_march(config, cpu) is DENSE
+    assert build.fit_to_device(config, cpu).render is config.render
+    assert build.choose_march(config.cuda, cpu) is DENSE
 
 
 @pytest.mark.gpu
@@ -141,24 +152,34 @@ class OutOfMemory(TowardsRed):
         raise self.error
 
 
+def fit(config: Config, free_gb: float) -> tuple[FittedSettings, Profile]:
+    """`config` within the profile of a card with that much free memory, and the profile."""
+    asked = build.fit_to_device(config, torch.device("cpu"))
+    profile = profile_for(config.cuda.memory_gb or free_gb)
+    return fit_to_memory(asked, profile), profile
+
+
 def run_with(
-    config: Config, guidance: TowardsRed, encode_less: Callable[[int], int] = lambda views: 0
+    config: Config,
+    guidance: TowardsRed,
+    encode_less: Callable[[int], int] = lambda views: 0,
+    listener: Listener | None = None,
 ) -> tuple[RunFolder, dict[str, Tensor], Coarse]:
     run = RunFolder.create(config)
     field = build_field(config.field, make_generator(config.seed, "field"))
-    tell = build.teller(run)
+    journal = journal_of(run, listener)
     stage = Coarse(
-        config,
+        build.coarse_settings(config),
         field,
         guidance,
         NOTHING,
         {},
         make_generators(config.seed),
-        tell,
+        journal.event,
         encode_less=encode_less,
     )
-    loop.run(stage, config, run, threading.Event())
-    found = loop.load_checkpoint(run)
+    loop.run(stage, config.optim, config.camera, journal)
+    found = loop.load_checkpoint(journal, "coarse")
     assert found is not None
     return run, found.tensors, stage
 
@@ -166,20 +187,19 @@ def run_with(
 @pytest.mark.parametrize("step", [2, 3], ids=["estimating", "held"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_out_of_memory_halves_once_and_the_run_is_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], backward: bool, step: int
+    tmp_path: Path, backward: bool, step: int
 ) -> None:
     torch.set_num_threads(1)
     _, expected, _ = run_with(small_config(tmp_path / "a"), TowardsRed())
-    capsys.readouterr()
+    listener = Listener()
     run, found, stage = run_with(
-        small_config(tmp_path / "b"), OutOfMemory(range(step, step + 1), backward)
+        small_config(tmp_path / "b"),
+        OutOfMemory(range(step, step + 1), backward),
+        listener=listener,
     )
     assert [event["chunk"] for event in run.events("out_of_memory")] == [2 * 16 * 16 * 12 // 2]
     assert stage.render_config.chunk == 3072 and stage.config.render.chunk == 1_048_576
-    output = capsys.readouterr()
-    assert (output.out + output.err).count(
-        "out of memory: going on with 3,072 samples at once"
-    ) == 1
+    assert listener.lines == ["warning: out of memory: continuing with 3,072 samples at once"]
     assert not run.events("bad_step") and found.keys() == expected.keys()
     assert all(
         torch.equal(found[name], expected[name]) for name in expected
@@ -187,18 +207,20 @@ def test_out_of_memory_halves_once_and_the_run_is_the_same(
 
 
 def test_pictures_are_encoded_in_fewer_before_samples_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     torch.set_num_threads(1)
     _, expected, _ = run_with(small_config(tmp_path / "a"), TowardsRed())
-    left = [1, 0]
+    left, listener = [1, 0], Listener()
     run, found, stage = run_with(
-        small_config(tmp_path / "b"), OutOfMemory(range(2, 4), True), lambda views: left.pop(0)
+        small_config(tmp_path / "b"),
+        OutOfMemory(range(2, 4), True),
+        lambda views: left.pop(0),
+        listener,
     )
     told = [(event.get("images"), event.get("chunk")) for event in run.events("out_of_memory")]
     assert told == [(1, None), (None, 3072)] and stage.render_config.chunk == 3072 and not left
-    output = capsys.readouterr()
-    assert "out of memory: going on with 1 picture(s) at once" in output.out + output.err
+    assert "warning: out of memory: continuing with 1 image(s) at once" in listener.lines
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -220,9 +242,11 @@ def test_what_is_halved_is_what_is_evaluated(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     config.render.resolution = 32
     field = build_field(config.field, make_generator(5, "field"))
-    stage = Coarse(config, field, TowardsRed(), NOTHING, {}, {}, lambda *_, **__: None)
+    stage = Coarse(
+        build.coarse_settings(config), field, TowardsRed(), NOTHING, {}, {}, lambda *_, **__: None
+    )
     stage.occupancy.mask[:2], stage.occupancy.mask[2:] = True, False
-    stage.known = stage._known()
+    stage.occupancy_before = stage._occupancy_tensors()
     stage.occupancy.mask.fill_(True)  # by the step that failed
     stage.shrink()
     assert stage.render_config.chunk == 2 * 32 * 32 * 12 // 4 // 2
@@ -230,7 +254,7 @@ def test_what_is_halved_is_what_is_evaluated(tmp_path: Path) -> None:
 
 def test_memory_that_never_suffices_ends_in_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"even with 1,536 samples at once.*prior\.max_batch"
+        OutOfMemoryError, match=r"even with 1,536 samples at once.*prior\.max_batch"
     ) as caught:
         run_with(small_config(tmp_path), OutOfMemory(range(0, 99), True))
     assert "\n" not in str(caught.value)

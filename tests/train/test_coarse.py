@@ -9,19 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.listening import Listener, journal_of, optimise
 from tests.helpers.towards_red import NOTHING, Terms, TowardsRed
+from vp3d import build
 from vp3d.config.schema import Config, Schedule
-from vp3d.errors import UserError
+from vp3d.errors import DivergedError, UserError
 from vp3d.fields.nerf import Field, build_field
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.vp_sds import Target
 from vp3d.render.camera import ring
+from vp3d.runs.events import Event, Step, Watch
 from vp3d.runs.folder import RunFolder
+from vp3d.runs.journal import Journal
 from vp3d.train import checkpoint, loop
 from vp3d.train.coarse import Coarse
 from vp3d.train.generators import make_generator, make_generators
-
-STOP = threading.Event()
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +70,7 @@ def make_stage(config: Config, run: RunFolder, guidance: TowardsRed | None = Non
     )
     guidance = guidance or TowardsRed()
     return Coarse(
-        config,
+        build.coarse_settings(config),
         field,
         guidance,
         NOTHING,
@@ -83,7 +85,7 @@ def run_once(
 ) -> tuple[RunFolder, loop.Outcome[Field]]:
     config.output_dir = str(folder)
     run = RunFolder.create(config)
-    return run, loop.run(make_stage(config, run, guidance), config, run, STOP)
+    return run, optimise(make_stage(config, run, guidance), config, run)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -91,7 +93,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def final(run: RunFolder) -> dict[str, Tensor]:
-    found = loop.load_checkpoint(run)
+    found = loop.load_checkpoint(journal_of(run), "coarse")
     assert found is not None
     return found.tensors
 
@@ -188,7 +190,7 @@ def test_loop_learns_and_keeps_its_files(tmp_path: Path) -> None:
     assert outcome.steps == 20 and not outcome.stopped
     assert steps[-1]["sds"] < 0.9 * steps[0]["sds"]
     assert [event["step"] for event in run.events("checkpoint")] == [4, 8, 12, 16, 20]
-    assert len(checkpoint.list_checkpoints(run.checkpoints)) == checkpoint.KEEP
+    assert len(checkpoint.list_checkpoints(run.checkpoints("coarse"))) == checkpoint.KEEP
 
 
 def test_an_estimate_serves_its_steps_from_the_same_views(tmp_path: Path) -> None:
@@ -200,19 +202,29 @@ def test_an_estimate_serves_its_steps_from_the_same_views(tmp_path: Path) -> Non
     views = []
     for i in range(7):
         stage.step(i)
-        views.append(stage.held)
+        views.append(stage.reused)
     assert (guidance.asked, guidance.used) == (3, 7)
     first, second, over, other = views[0], views[1], views[2], views[3]
-    assert first and second and other and over is None and (first.left, second.left) == (2, 1)
-    assert first.camera is second.camera and first.grey is second.grey and first.pull is second.pull
+    assert (
+        first
+        and second
+        and other
+        and over is None
+        and (first.steps_left, second.steps_left) == (2, 1)
+    )
+    assert (
+        first.camera is second.camera
+        and first.grey is second.grey
+        and first.target is second.target
+    )
     assert not torch.equal(first.camera.azimuth_deg, other.camera.azimuth_deg) and not torch.equal(
         first.grey, other.grey
     )
     kept = loop.clone(stage.tensors())
     stage.restart(1.0)
-    assert stage.held is None and not any(name.startswith("held.") for name in stage.tensors())
+    assert stage.reused is None and not any(name.startswith("held.") for name in stage.tensors())
     stage.load_tensors(kept, 1.0)
-    assert stage.held is not None and same(kept, stage.tensors())
+    assert stage.reused is not None and same(kept, stage.tensors())
 
 
 def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
@@ -230,8 +242,10 @@ def test_resume_from_any_checkpoint_is_bit_for_bit(tmp_path: Path, every: int) -
     config.guidance.estimate_every = every
     straight = final(run_once(config, tmp_path)[0])
     run, _ = run_once(config, tmp_path)
-    checkpoint.list_checkpoints(run.checkpoints)[-1].unlink()  # as if killed between step 8 and 12
-    loop.run(make_stage(config, run), config, run, STOP)
+    checkpoint.list_checkpoints(run.checkpoints("coarse"))[
+        -1
+    ].unlink()  # as if killed between step 8 and 12
+    optimise(make_stage(config, run), config, run)
     assert run.events("resume")[-1]["step"] == 8
     assert same(straight, final(run))
 
@@ -240,11 +254,11 @@ def test_resume_passes_over_a_damaged_checkpoint_with_a_warning(tmp_path: Path) 
     config = small_config()
     run, _ = run_once(config, tmp_path)
     straight = final(run)
-    newest = checkpoint.list_checkpoints(run.checkpoints)[-1]
+    newest = checkpoint.list_checkpoints(run.checkpoints("coarse"))[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
-    said: list[str] = []
-    loop.run(make_stage(config, run), config, run, STOP, say=said.append)
-    assert newest.name in run.events("warning")[-1]["message"] and newest.name in said[0]
+    listener = Listener()
+    optimise(make_stage(config, run), config, run, listener)
+    assert newest.name in run.events("warning")[-1]["message"] and newest.name in listener.lines[0]
     assert same(straight, final(run))
 
 
@@ -252,8 +266,8 @@ def test_resume_refuses_another_configuration(tmp_path: Path) -> None:
     config = small_config()
     run, _ = run_once(config, tmp_path)
     config.optim.lr_density = 0.5
-    with pytest.raises(UserError, match="is not the one the checkpoint"):
-        loop.run(make_stage(config, run), config, run, STOP)
+    with pytest.raises(UserError, match=r"other settings than .*: optim.lr_density; undo"):
+        optimise(make_stage(config, run), config, run)
 
 
 def test_nan_rolls_back_and_goes_on(tmp_path: Path) -> None:
@@ -277,7 +291,7 @@ def test_roll_back_restores_the_snapshot_even_when_parameters_are_bad(tmp_path: 
     stage = make_stage(config, run)
     good = loop.clone(stage.tensors())
     state = loop.Loop(
-        stage, config, run, loop.silent, loop.silent, loop.LoopState(), good, loop.Pace()
+        stage, config.optim, config.camera, journal_of(run), loop.LoopState(), good, loop.Pace()
     )
     for parameter in stage.field.parameters():
         parameter.data.fill_(float("nan"))
@@ -288,7 +302,7 @@ def test_roll_back_restores_the_snapshot_even_when_parameters_are_bad(tmp_path: 
 def test_nan_that_stays_stops_with_a_diagnosis(tmp_path: Path) -> None:
     config = small_config(30)
     config.optim.bad_steps = 4
-    with pytest.raises(UserError, match=r"4 steps in a row.*the loss: .*sds.*step 8") as caught:
+    with pytest.raises(DivergedError, match=r"4 steps in a row.*the loss: .*sds.*step 8") as caught:
         run_once(config, tmp_path, FailingAt(range(5, 1000)))
     assert "\n" not in str(caught.value)
     (run_dir,) = tmp_path.iterdir()
@@ -315,12 +329,12 @@ def test_collapse_restarts_once_and_says_so(tmp_path: Path, raw_density: float, 
     stage = make_stage(config, run)
     initial = stage.field.state_dict()["raw_density"].clone()
     stage.field.get_parameter("raw_density").data.fill_(raw_density)
-    said: list[str] = []
-    outcome = loop.run(stage, config, run, STOP, say=said.append)
+    listener = Listener()
+    outcome = optimise(stage, config, run, listener)
     (restart,) = run.events("restart")
     assert restart["reason"] == kind and restart["step"] == 5
-    assert any(kind in line for line in said) and outcome.steps == 30
-    found = loop.load_checkpoint(run)
+    assert any(kind in line for line in listener.lines) and outcome.steps == 30
+    found = loop.load_checkpoint(journal_of(run), "coarse")
     assert found is not None and found.meta["iteration"] == 35
     assert found.meta["loop"]["watchdog"]["restarts"] == 1 and stage.regulariser_scale < 1.0
     assert torch.equal(stage.initial["field.raw_density"], initial)
@@ -329,7 +343,7 @@ def test_collapse_restarts_once_and_says_so(tmp_path: Path, raw_density: float, 
 
 @pytest.mark.parametrize(
     ("step", "restarts", "why"),
-    [(20, 0, "too late to start again"), (2, 1, "again, after a restart")],
+    [(20, 0, "too late to restart"), (2, 1, "again, after a restart")],
 )
 def test_a_collapse_that_cannot_be_helped_is_said(
     tmp_path: Path, step: int, restarts: int, why: str
@@ -337,14 +351,15 @@ def test_a_collapse_that_cannot_be_helped_is_said(
     config = small_config(30)
     config.output_dir = str(tmp_path)
     run = RunFolder.create(config)
-    stage, said = make_stage(config, run), list[str]()
+    stage, listener = make_stage(config, run), Listener()
     state = loop.LoopState(step, step, loop.Watchdog(restarts=restarts, collapsed_for=4))
-    watched = loop.Loop(stage, config, run, loop.silent, said.append, state, {}, loop.Pace())
+    journal = journal_of(run, listener)
+    watched = loop.Loop(stage, config.optim, config.camera, journal, state, {}, loop.Pace())
     for opacity in (0.0, 0.0):
-        loop.watch(watched, opacity)
+        loop.judge_health(watched, opacity)
     (warning,) = run.events("warning")
     assert (
-        said == [f"warning: {warning['message']}"]
+        listener.lines == [f"warning: {warning['message']}"]
         and state.step == step + 2
         and not run.events("restart")
     )
@@ -356,15 +371,19 @@ def test_stop_flag_keeps_what_there_is_and_resume_finishes(tmp_path: Path) -> No
     config = small_config()
     config.output_dir = str(tmp_path)
     run, stop = RunFolder.create(config), threading.Event()
+
+    def stop_at_5(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 5:
+            stop.set()
+
     outcome = loop.run(
         make_stage(config, run),
-        config,
-        run,
-        stop,
-        lambda numbers: stop.set() if numbers["step"] == 5 else None,
+        config.optim,
+        config.camera,
+        Journal(run, Watch(stop_at_5, stop)),
     )
     assert outcome.stopped and outcome.steps == 5 and run.events("stopped")
-    assert loop.run(make_stage(config, run), config, run, STOP).steps == 12
+    assert optimise(make_stage(config, run), config, run).steps == 12
     assert same(straight, final(run))
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vp3d.errors import UserError
+from vp3d.errors import DivergedError
 from vp3d.train.watchdog import EMPTY, MIN_PATIENCE, RATE_DROP, RATE_FLOOR, SOLID, Watchdog
 
 
@@ -15,7 +15,7 @@ def test_bad_steps_lower_the_rate_to_a_floor_and_stop_with_the_reason() -> None:
     for count in range(1, 8):
         watchdog.bad(8, "the gradient")
         assert watchdog.rate_scale == max(RATE_DROP**count, RATE_FLOOR)
-    with pytest.raises(UserError, match=r"8 steps in a row.*the gradient"):
+    with pytest.raises(DivergedError, match=r"8 steps in a row.*the gradient"):
         watchdog.bad(8, "the gradient")
 
 

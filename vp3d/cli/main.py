@@ -425,32 +425,41 @@ def generate(arguments: argparse.Namespace) -> int:
     """A prompt -> a finished asset; prints the run folder."""
     config = config_of(arguments)
     from vp3d import pipeline
+    from vp3d.runs.terminal import TerminalDisplay
 
-    sys.stdout.write(f"{pipeline.generate(config).run_dir}\n")
+    with TerminalDisplay() as display:
+        asset = pipeline.generate(config, watch=display.watch)
+    sys.stdout.write(f"{asset.run_dir}\n")
     return 0
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Go on with a run that was stopped or killed."""
+    """Continue a run that was stopped or killed; prints the run folder."""
     from vp3d.runs.folder import RunFolder
+    from vp3d.runs.terminal import TerminalDisplay
 
-    config = RunFolder.open(arguments.run).config()
+    RunFolder.open(arguments.run).config()
     from vp3d import pipeline
 
-    sys.stdout.write(f"{pipeline.generate(config, resume_from=arguments.run).run_dir}\n")
+    with TerminalDisplay() as display:
+        asset = pipeline.resume(arguments.run, watch=display.watch)
+    sys.stdout.write(f"{asset.run_dir}\n")
     return 0
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Make the mesh files of a run again, with other settings."""
+    """Write the mesh files of a run again, with other settings; prints the run folder."""
     overrides = only_overrides(arguments, ("export", "backend", "cuda"))
     from vp3d.runs.folder import RunFolder
+    from vp3d.runs.terminal import TerminalDisplay
 
-    RunFolder.open(arguments.run)
-    config = load_config(None, [arguments.run / "config.yaml"], overrides)
+    RunFolder.open(arguments.run).config(overrides=overrides)
     from vp3d import pipeline
 
-    sys.stdout.write(f"{pipeline.export_run(arguments.run, config).run_dir}\n")
+    with TerminalDisplay() as display:
+        config = pipeline.stored_config(arguments.run, display.watch, overrides)
+        asset = pipeline.export_run(arguments.run, config, display.watch)
+    sys.stdout.write(f"{asset.run_dir}\n")
     return 0
 
 
@@ -459,13 +468,18 @@ def render(arguments: argparse.Namespace) -> int:
     overrides = only_overrides(arguments, TURNTABLE)
     if not arguments.path.exists():
         raise UserError(f"{arguments.path} does not exist; give a mesh file or a run folder")
-    from vp3d import pipeline
     from vp3d.runs.folder import RunFolder
+    from vp3d.runs.terminal import TerminalDisplay
 
-    files = [RunFolder.open(arguments.path).path / "config.yaml"] if arguments.path.is_dir() else []
-    config = load_config(None, files, overrides)
+    if arguments.path.is_dir():
+        config = RunFolder.open(arguments.path).config(overrides=overrides)
+    else:
+        config = load_config(None, [], overrides)
+    from vp3d import pipeline
 
-    sys.stdout.write(f"{pipeline.render_path(arguments.path, config.export)}\n")
+    with TerminalDisplay() as display:
+        video = pipeline.render_path(arguments.path, config.export, display.watch)
+    sys.stdout.write(f"{video}\n")
     return 0
 
 

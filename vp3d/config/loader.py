@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -54,12 +55,33 @@ ORDERED = (  # pairs of which the first may not be above the second
 )
 
 
-def load_config(preset: str | None, files: list[Path], overrides: list[str]) -> Config:
-    """The defaults, changed by a preset (None: the one the files or overrides name), then files, then `a.b.c=value`.
+def load_config(
+    preset: str | None = None,
+    files: Sequence[Path | str] = (),
+    overrides: Sequence[str] = (),
+    **settings: Any,
+) -> Config:
+    """Build a checked `Config`: defaults, then a preset, files, overrides and settings, each over the one before.
 
-    A file may be one of threestudio's: see vp3d/config/threestudio.py.
+    Args:
+        preset: "draft", "standard" or "high"; None takes the one that the layers name, else standard.
+        files: YAML files of settings, ours or threestudio's (config/threestudio.py).
+        overrides: settings as on the command line, "optim.steps=200".
+        settings: the same by keyword, groups as mappings: `prompt="a red ball"`, `optim={"steps": 60}`.
+
+    Returns:
+        The config; `config.prompt` may still be empty.
+
+    Raises:
+        UserError: an unknown key (the message names the nearest), a wrong type, a value out of range.
+
+    Example:
+        >>> config = load_config("draft", prompt="a red ball", optim={"steps": 60})
+        >>> config.optim.steps, config.optim.views
+        (60, 3)
     """
-    return build_config(preset, read_layers(files, overrides).layers)
+    layers = read_layers([Path(file) for file in files], list(overrides)).layers
+    return build_config(preset, [*layers, settings])
 
 
 def build_config(preset: str | None, layers: list[dict[str, Any]]) -> Config:

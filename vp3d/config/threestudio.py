@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vp3d.config.migrations import migrate
 from vp3d.config.reader import convert, parse_words, read_file, read_override
 from vp3d.errors import UserError
 
@@ -90,7 +91,7 @@ def read_layers(files: list[Path], overrides: list[str]) -> Layers:
             found.layers += layers
             found.notes += notes
         else:
-            found.layers.append(tree)
+            found.layers.append(migrate(tree))
     found.layers += [read_override(text) for text in own]
     return found
 

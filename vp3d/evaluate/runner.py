@@ -24,7 +24,7 @@ from typing import Any
 import numba
 import torch
 
-from vp3d.build import drawing_prior, fit_to_device, load_models, resolve_device
+from vp3d.build import load_every_model
 from vp3d.checks import check_request
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
@@ -37,6 +37,7 @@ from vp3d.jobs.make_once import failure_of, make
 from vp3d.report.report import time_spent
 from vp3d.runs.folder import RunFolder, slug
 from vp3d.runs.provenance import git_state
+from vp3d.runs.terminal import TerminalDisplay
 from vp3d.system.console import clock, say
 from vp3d.system.files import plain, sha256_file, write_json
 from vp3d.types import Mesh
@@ -103,7 +104,8 @@ def find_mesh(settings: Settings, task: Task) -> Found:
     work = settings.folder / "runs" / task.key
     try:
         if not task.source:
-            made = make(settings.config(task), work)
+            with TerminalDisplay() as display:
+                made = make(settings.config(task), work, display.watch)
             return Found(made.mesh, folder=made.folder, seconds=made.seconds)
         source = Path(task.source)
         if not source.is_dir():
@@ -202,9 +204,8 @@ def run_tasks(
     for task in to_make:
         check_request(settings.config(task), new=True)
     if to_make:  # weights that are missing must end the suite, not become a failure of every asset
-        device = resolve_device(settings.config().backend)
-        config = fit_to_device(settings.config(), device)
-        drawing_prior(config, load_models(config, device), device)
+        with TerminalDisplay() as display:
+            load_every_model(settings.config(), display.watch)
         torch.cuda.empty_cache()  # of what was loaded to see whether it loads: the device is for those who make the assets
     say(
         f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}"

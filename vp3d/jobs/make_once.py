@@ -1,4 +1,4 @@
-"""Many runs, each made once: a finished one is taken as it is, a stopped or killed one goes on."""
+"""Many runs, each made once: a finished one is taken as it is, a stopped or killed one is resumed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vp3d.config.schema import Config
 from vp3d.errors import EmptyFieldError, VP3DError
 from vp3d.export.read import read_mesh
 from vp3d.report.report import time_spent
+from vp3d.runs.events import Note, Warning, Watch
 from vp3d.runs.folder import RunFolder
-from vp3d.system.console import say
 from vp3d.types import Mesh
 
 
@@ -26,38 +26,64 @@ class Made:
     seconds: float
 
 
-def make(config: Config, work: Path) -> Made:
-    """The one run of `config` below the folder `work`: the finished one, else the unfinished one continued, else a new one.
+def make(config: Config, work: Path, watch: Watch | None = None) -> Made:
+    """The one run of `config` below the folder `work`: finished, else resumed, else new.
 
-    Runs of other settings in `work` are left alone, unfinished ones of other weights too. Ctrl-C, which makes a run export
-    what there is, is a KeyboardInterrupt here: a run that was cut short is not what was asked for, and goes on next time.
+    Runs of other settings in `work` are left alone, and unfinished ones of other weights too.
+
+    Args:
+        config: the request; its `output_dir` is replaced by `work`.
+        work: the folder of runs.
+        watch: hears the events of `generate`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped early; it is resumed next time.
+        VP3DError: what `generate` raises.
     """
+    watch = watch or Watch()
     config = dataclasses.replace(config, output_dir=str(work))
-    mine = [run for run in found_runs(work) if run.config() == config]
+    mine = [run for run in found_runs(work, watch) if run.config() == config]
     done = next((run for run in mine if is_finished(run)), None)
     if done is None:
-        begun = [run for run in mine if not changed_weights(run, config)]
-        asset = pipeline.generate(config, resume_from=begun[-1].path if begun else None)
+        started = [run for run in mine if not changed_weights(run, config)]
+        newest = started[-1].path if started else None
+        asset = pipeline.generate(config, watch=watch, resume_from=newest)
         done = RunFolder.open(asset.run_dir)
         if not is_finished(done):
-            say(f"stopped in {done.path}; the same command goes on with it")
+            watch.on_event(Note(f"stopped in {done.path}; run the same command again to resume it"))
             raise KeyboardInterrupt
     return Made(done.path, read_mesh(finish.exported(done)), time_spent(done.events()))
 
 
-def found_runs(work: Path) -> list[RunFolder]:
-    """The runs below `work`, oldest first; a folder without a readable configuration is none."""
-    return [RunFolder.open(path.parent) for path in sorted(work.glob("*/config.yaml"))]
+def found_runs(work: Path, watch: Watch | None = None) -> list[RunFolder]:
+    """The runs below `work`, oldest first.
+
+    A folder whose config cannot be read is skipped; `watch` hears a warning that names it.
+    """
+    found = []
+    for path in sorted(work.glob("*/config.yaml")):
+        try:
+            run = RunFolder.open(path.parent)
+            run.config()
+        except VP3DError as error:
+            if watch is not None:
+                watch.on_event(Warning(f"skipping {path.parent}: {error}"))
+            continue
+        found.append(run)
+    return found
 
 
 def is_finished(run: RunFolder) -> bool:
-    """Whether the run came to its end: its last word is "done" and it was not stopped before its steps were."""
+    """Whether the run came to its end: its last "done" event says that it was not stopped early."""
     done = run.events("done")
     return bool(done) and not done[-1].get("stopped") and any(run.path.glob("model.*"))
 
 
 def failure_of(error: VP3DError, work: Path) -> str:
-    """The kind of a run's failure: "empty" (no surface), "nan" (numbers not finite), else "no mesh"."""
+    """The kind of a run's failure: "empty" (no surface), "nan" (not finite), else "no mesh"."""
     if isinstance(error, EmptyFieldError):
         return "empty"
     return "nan" if any(run.events("failed") for run in found_runs(work)) else "no mesh"

@@ -167,7 +167,11 @@ class Progress:
 
 
 class StopFlag:
-    """`with StopFlag() as stop:` the first Ctrl-C sets `stop.is_set()`, the second raises KeyboardInterrupt at once."""
+    """What Ctrl-C does while a stage is optimised.
+
+    While armed, the first Ctrl-C sets `is_set()` and the second raises KeyboardInterrupt at once.
+    `with StopFlag() as stop:` arms it for a block.
+    """
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -177,16 +181,27 @@ class StopFlag:
         """Whether the user has asked to stop."""
         return self.event.is_set()
 
-    def __enter__(self) -> StopFlag:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # elsewhere Python allows no signal handler
+    def set(self) -> None:
+        """Ask to stop, as Ctrl-C does."""
+        self.event.set()
+
+    def arm(self) -> None:
+        """Take over SIGINT; only the main thread can, elsewhere Python allows no signal handler."""
+        if threading.current_thread() is threading.main_thread():
             self.previous = signal.signal(signal.SIGINT, self.on_signal)
+
+    def disarm(self) -> None:
+        """Give SIGINT back."""
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+            self.previous = None
+
+    def __enter__(self) -> StopFlag:
+        self.arm()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
+        self.disarm()
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """The SIGINT handler."""

@@ -1,7 +1,8 @@
 """Atomic writes: a file is complete or absent, whatever moment the process dies at.
 
-A file is written to a temporary name in its own folder, synced and renamed. JSON has no NaN, so non-finite numbers
-are stored as "nan", "inf" and "-inf", which `float()` reads back. An `OSError` becomes one line for the user.
+A file is written to a temporary name in its own folder, synced to disk and renamed. JSON has no
+NaN, so non-finite numbers are stored as "nan", "inf" and "-inf", which `float()` reads back.
+An `OSError` on the way (full disk, no permission) becomes one line: a `ResourceError`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,15 @@ from typing import Any
 
 from vp3d.errors import ResourceError
 
-TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.\w+")  # names that `atomic_write` gives
-
-
-ELSEWHERE = "or choose another place with "  # of what is not begun yet; the option that names the place follows
-HERE = "output_dir=FOLDER"
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.\w+")  # the names that `atomic_write` gives
+OUTPUT_OPTION = "output_dir=FOLDER"  # the setting that names where runs are written
 
 
 @contextmanager
-def _disk_errors(
-    path: Path, otherwise: str = "try again; `launch.py resume RUN` goes on with a run"
+def disk_errors(
+    path: Path, otherwise: str = "try again; `launch.py resume RUN` continues a run"
 ) -> Iterator[None]:
-    """Turn any OSError about `path` into one line that says what to do."""
+    """Turn any OSError about `path` into a ResourceError; `otherwise` ends its advice."""
     try:
         yield
     except OSError as error:
@@ -44,17 +42,38 @@ def _disk_errors(
         ) from error
 
 
+def another_folder(option: str) -> str:
+    """Advice for a folder that cannot be written to: choose another with `option`."""
+    return f"or choose another folder with {option}"
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix); rename it to `path` on success, remove it on failure."""
+    """Yield a temporary path next to `path`, of the same suffix.
+
+    On success the file is synced and renamed to `path`; on failure it is removed.
+    """
     temporary = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            _sync(temporary)
             os.replace(temporary, path)
+            _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which names a folder lists."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and needs no sync of it
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -64,17 +83,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, UTF-8; what of a file's name is not, is escaped."""
+    """Write `text` to `path` atomically as UTF-8; bytes of file names that are not UTF-8 are escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write `data` to `path` atomically as indented JSON; tensors, arrays, paths and dataclasses are converted."""
+    """Write `data` to `path` atomically as indented JSON, converted by `plain`."""
     write_text(path, json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """`value` made of what JSON has: dict, list, str, int, finite float, bool, None (non-finite floats as strings)."""
+    """`value` in the types of JSON.
+
+    Tensors, arrays, paths and dataclasses are converted; non-finite floats become strings.
+    """
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -96,9 +118,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check_output(folder: Path, option: str = HERE) -> None:
-    """Raise UserError, which names the `option` to change, unless `folder` can be written to; it is made if it is not there."""
-    with _disk_errors(folder, ELSEWHERE + option):
+def check_output(folder: Path, option: str = OUTPUT_OPTION) -> None:
+    """Create `folder` and check that it can be written to.
+
+    Raises ResourceError, which names the `option` to change, if it cannot.
+    """
+    with disk_errors(folder, another_folder(option)):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

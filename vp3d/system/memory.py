@@ -1,11 +1,14 @@
 """What a run allows itself on a CUDA device, by the memory that is free there.
 
-A profile caps what decides the peak: field samples evaluated with a graph at once, and images in one call of the denoiser and of
-the autoencoder.
-It never raises what the configuration asks for, and it changes speed and rounding only. The figures are estimates, tried for
-12 GB alone (`benchmarks.full_size`): about 2.5 KB a sample for a torch hash grid of 8 levels and, by the tensors that it keeps,
-0.4 KB for Triton's of 16, 0.3 GB an image for the UNet of SD 1.5 in half precision and 1.5 GB a picture for the graph of its
-autoencoder's encoder, beside 3 to 5 GB of weights. What they misjudge, halving after an out-of-memory error corrects.
+A profile limits what decides the peak: the field samples evaluated with a graph at once, and the
+images in one call of the denoiser and of the autoencoder. It never raises what the configuration
+asks for, and it changes speed and rounding only.
+
+The figures are estimates; 12 GB alone was tried (`benchmarks.full_size`). A torch hash grid of
+8 levels takes about 2.5 KB a sample, and Triton's of 16 levels 0.4 KB by the tensors it keeps. The
+UNet of SD 1.5 takes 0.3 GB an image in half precision, and the graph of its autoencoder's encoder
+1.5 GB an image, in addition to 3 to 5 GB of weights. Halving after an out-of-memory error corrects
+what they misjudge.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
-from vp3d.config.schema import Config
+from vp3d.config.schema import PriorConfig, RenderConfig
 
 GIB = 2**30
-USABLE = 0.85  # of a card's nominal memory that must be free for its profile: the desktop and the driver take some
+USABLE = 0.85  # share of a card's nominal memory that must be free for its profile
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Profile:
 
     @property
     def name(self) -> str:
-        """What a user is told."""
+        """The profile in words, as users read it."""
         return f"{self.memory_gb:g} GB" if self.memory_gb else "below 8 GB"
 
 
@@ -47,7 +50,7 @@ PROFILES = (  # by memory; the first is for less than 8 GB
 
 
 def profile_for(free_gb: float) -> Profile:
-    """The profile of the largest card of which `USABLE` is free; the smallest where there is less."""
+    """The profile of the largest card of which the share `USABLE` is free, else the smallest."""
     return [
         profile
         for profile in PROFILES
@@ -55,29 +58,36 @@ def profile_for(free_gb: float) -> Profile:
     ][-1]
 
 
-def fit_to_memory(config: Config, free_gb: float) -> tuple[Config, Profile]:
-    """A copy of `config` within the profile of `free_gb` GiB (of `cuda.memory_gb`, where that is set), and the profile.
+@dataclass(frozen=True)
+class FittedSettings:
+    """The settings that decide a run's peak memory, within what this machine has.
 
-    The copy is for building a run's parts; what is stored and compared on resume is the configuration as it was asked for.
+    A run's parts are built from these. What a run stores, and what is compared on resume, are the
+    settings as asked, which have another type (`Config`). `profile` names the limits, "" for none.
     """
-    profile = profile_for(config.cuda.memory_gb or free_gb)
-    drawing, prior = (
+
+    prior: PriorConfig
+    drawing_prior: PriorConfig  # of `visual_prompt.prior`
+    render: RenderConfig
+    profile: str = ""
+
+
+def fit_to_memory(asked: FittedSettings, profile: Profile) -> FittedSettings:
+    """`asked` with nothing above the limits of `profile`; they never raise a setting."""
+    prior, drawing_prior = (
         dataclasses.replace(
-            asked,
-            max_batch=min(asked.max_batch, profile.images),
-            vae_batch=min(asked.vae_batch, profile.pictures),
-            offload_encoders=asked.offload_encoders or profile.offload_encoders,
+            settings,
+            max_batch=min(settings.max_batch, profile.images),
+            vae_batch=min(settings.vae_batch, profile.pictures),
+            offload_encoders=settings.offload_encoders or profile.offload_encoders,
         )
-        for asked in (config.visual_prompt.prior, config.prior)
+        for settings in (asked.prior, asked.drawing_prior)
     )
-    visual_prompt = dataclasses.replace(config.visual_prompt, prior=drawing)
-    render = dataclasses.replace(config.render, chunk=min(config.render.chunk, profile.samples))
-    return dataclasses.replace(
-        config, prior=prior, visual_prompt=visual_prompt, render=render
-    ), profile
+    render = dataclasses.replace(asked.render, chunk=min(asked.render.chunk, profile.samples))
+    return FittedSettings(prior, drawing_prior, render, profile.name)
 
 
 def free_memory_gb(device: torch.device) -> float:
-    """GiB that this process can have on a CUDA device now: what is free, and what torch keeps from before for using again."""
+    """GiB that this process can use on a CUDA device now: what is free, and what torch has cached."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return float(torch.cuda.mem_get_info(device)[0] + kept) / GIB

@@ -1,7 +1,7 @@
-"""Memory that ran out, on a device or on the machine: how it is told from other errors, and how the user is told of it.
+"""Memory that ran out, on a device or on the machine: how it is recognised and reported.
 
-Whoever can go on with less at once does (`render_rays`, `Prior.predict_noise`, the loop's `advance`); what cannot be cut into
-smaller pieces ends in one line.
+Code that can continue with smaller pieces does so (`render_rays`, `Prior.predict_noise`, the
+loop's `advance`). What cannot be cut into smaller pieces ends with one line for the user.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from vp3d.errors import OutOfMemoryError
 
 Done = TypeVar("Done")
-TOLD = (  # by errors that are no OutOfMemoryError: torch's on a CPU, and its libraries' where their workspace does not fit
+# In the text of errors that are not an OutOfMemoryError: torch's on a CPU, and those of CUDA
+# libraries whose workspace does not fit.
+MESSAGES = (
     "out of memory",
     "allocate memory",
     "_status_alloc_failed",
@@ -29,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return any(words in text for words in TOLD)
+    return any(words in text for words in MESSAGES)
 
 
 def attempt(work: Callable[[], Done], may_shrink: bool) -> Done | None:
@@ -44,7 +46,10 @@ def attempt(work: Callable[[], Done], may_shrink: bool) -> Done | None:
 
 @contextmanager
 def report_out_of_memory(doing: str, advice: str) -> Iterator[None]:
-    """Around what cannot go on with less (a `with`, or a decorator): memory that runs out there is `ResourceError`, in one line."""
+    """Turn memory that runs out inside into an OutOfMemoryError of one line.
+
+    A `with` block or a decorator, for work that cannot be cut into smaller pieces.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -11,7 +11,6 @@ estimate that is still to serve), `generator.<name>`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import struct
@@ -26,19 +25,12 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from vp3d.config.schema import Config
 from vp3d.errors import DamagedFileError
 from vp3d.system.files import atomic_write
 
 KEEP = 2
-FORMAT = 2
-NOT_TRAINING = (
-    "export",
-    "output_dir",
-    "preset",
-    "backend",
-    "cuda",
-)  # config fields that may change between stop and resume
+FORMAT = 3  # 2, of version 0.1.0, held a hash of the whole config instead of the stage's settings
+READABLE_FORMATS = (2, 3)
 
 
 @dataclass(frozen=True)
@@ -48,14 +40,6 @@ class Checkpoint:
     path: Path
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
-
-
-def config_hash(config: Config) -> str:
-    """SHA-256 (first 16 hex digits) of the part of the configuration that the optimisation depends on."""
-    tree = dataclasses.asdict(config)
-    for name in NOT_TRAINING:
-        tree.pop(name)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def content_digest(tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
@@ -99,11 +83,32 @@ def load(path: Path) -> Checkpoint:
         tensors = load_bytes(data)
     except (struct.error, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    if not isinstance(meta, dict) or meta.get("format") not in READABLE_FORMATS:
         raise ValueError("written by another version")
     if content_digest(tensors, meta) != meta.get("sha256"):
         raise ValueError("checksum does not match")
     return Checkpoint(path, tensors, meta)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint without its tensors, not verified; ValueError if unreadable."""
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            meta = json.loads(json.loads(stream.read(length))["__metadata__"]["vp3d"])
+    except (
+        struct.error,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(meta, dict):
+        raise ValueError("its header is not a mapping")
+    return meta
 
 
 def load_latest(folder: Path, warn: Callable[[Path, str], None]) -> Checkpoint | None:

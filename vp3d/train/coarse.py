@@ -1,8 +1,8 @@
 """The coarse stage: a radiance field optimised from rendered views by guidance, rewards and regularisers.
 
-Conventions: one generator for each source of chance (`GENERATORS`), all seeded from the
-run's seed, so that a change in one does not shift the others. Losses are unweighted scalars in a named dict; the weights
-are a dict with the same names; the sum is one line.
+Conventions: one random generator for each source of chance (train/generators.py), so that a change in one does not
+shift the others. Losses are unweighted scalars in a named dict; the weights are a dict with the same names; the sum is
+one line of `Coarse.step`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from vp3d.config.schema import Config
+from vp3d.config.schema import CameraConfig, LossConfig, OptimConfig, RenderConfig
 from vp3d.errors import OutOfMemoryError
 from vp3d.fields.nerf import Field
 from vp3d.guidance import reward_term
@@ -52,16 +53,40 @@ class GuidanceCall(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class CoarseSettings:
+    """The settings that the coarse stage reads, and all those its result depends on (`identity`)."""
+
+    optim: OptimConfig
+    render: RenderConfig
+    camera: CameraConfig
+    loss: LossConfig
+    guidance_weight: float
+    estimate_every: int  # steps of the field that one estimate of the prior serves
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Coarse:
     """All that changes while the coarse stage is optimised, and the step that changes it.
 
-    `event(kind, **data)`, as `RunFolder.event`, is told when memory ran out; `march` finds samples and sums along rays;
-    `encode_less(views)`, as `Prior.encode_less`, has the guidance go on with less memory and says how, or 0 if it cannot.
+    Args:
+        config: the settings.
+        field: the radiance field to optimise.
+        guidance: VP-SDS, or a wrapper of it.
+        condition: the encoded prompt and visual prompt.
+        rewards: differentiable rewards by name, the name of their loss.
+        generators: one for each of `GENERATORS`.
+        event: hears, as `RunFolder.event` does, when memory ran out.
+        march: finds samples along rays and sums over them.
+        encode_less: called with a number of views; the guidance then needs less memory, and it
+            returns how many images it takes at once, 0 if it cannot need less (`Prior.encode_less`).
     """
+
+    name = "coarse"
 
     def __init__(
         self,
-        config: Config,
+        config: CoarseSettings,
         field: Field,
         guidance: GuidanceCall,
         condition: Condition,
@@ -72,6 +97,7 @@ class Coarse:
         encode_less: Callable[[int], int] = lambda views: 0,
     ) -> None:
         self.config = config
+        self.identity = config.identity
         self.render_config = config.render
         self.event = event
         self.march = march
@@ -87,9 +113,9 @@ class Coarse:
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.occupancy = OccupancyGrid(config.render).to(self.device)
-        self.held: ReusedEstimate | None = None
-        self.known_held: ReusedEstimate | None = None
-        self.known = self._known()
+        self.reused: ReusedEstimate | None = None
+        self.reused_before: ReusedEstimate | None = None
+        self.occupancy_before = self._occupancy_tensors()
         self.names: dict[Tensor, str] = {
             parameter: name for name, parameter in field.named_parameters()
         }
@@ -97,14 +123,15 @@ class Coarse:
         self.initial = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
 
     def step(self, i: int) -> dict[str, Tensor]:
-        """Scalars of step `i`: "loss" (with graph), each unweighted loss, each reward's mean, "opacity" in [0, 1]."""
-        config, progress, size = (
-            self.config,
-            i / self.config.optim.steps,
-            self.config.render.resolution,
-        )
+        """Scalars of step `i`.
+
+        They are "loss" (with graph), each unweighted loss by name, each reward's mean as
+        "reward_<name>", "opacity" in [0, 1] and "samples", the samples on all rays.
+        """
+        config, size = self.config, self.config.render.resolution
+        progress = i / config.optim.steps
         weights = self._weights(progress)
-        self.known, self.known_held = self._known(), self.held
+        self.occupancy_before, self.reused_before = self._occupancy_tensors(), self.reused
         if i % config.render.occupancy_every == 0:
             self.occupancy.update(self.field, self.generators["jitter"])
         camera, grey = self._views()
@@ -116,14 +143,8 @@ class Coarse:
         rgb = to_images(render.over(background), len(camera), size, size)
         rewards, measured = self._rewards(render, rgb, camera, progress)
         guided = self._guide(rgb, camera, grey, progress)
-        terms = {
-            **guided,
-            **rewards,
-            **self._regularisers(render, rays, weights),
-        }
-        loss = torch.stack(
-            [weights[name] * reward_term for name, reward_term in terms.items()]
-        ).sum()
+        terms = {**guided, **rewards, **self._regularisers(render, rays, weights)}
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         samples = torch.full_like(loss, float(len(rays) * config.render.samples))
         return {
             "loss": loss,
@@ -133,8 +154,12 @@ class Coarse:
             "samples": samples,
         }
 
+    def health(self, numbers: Mapping[str, float]) -> float:
+        """The mean ray opacity in [0, 1], by which the watchdog sees a collapse."""
+        return numbers["opacity"]
+
     def preview(self, camera: Camera, size: int) -> Render:
-        """What the cameras see without chance: `size` x `size` rays each, row-major; no graph."""
+        """What the cameras see, without jitter: `size` x `size` rays each, row-major; no graph."""
         with torch.no_grad():
             return self._render(camera_rays(camera.to(self.device), size, size), jitter=None)
 
@@ -143,54 +168,61 @@ class Coarse:
         return self.field.requires_grad_(False).eval()
 
     def set_rates(self, i: int, scale: float) -> None:
-        """Learning rates of step `i`: each group's own, falling by cosine to `lr_final` of itself, times `scale`."""
+        """Set the learning rates of step `i`, times `scale`.
+
+        Each group's rate falls by cosine to the share `lr_final` of itself.
+        """
         optim = self.config.optim
         fall = 0.5 * (1.0 + math.cos(math.pi * i / optim.steps))
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * scale * (optim.lr_final + (1.0 - optim.lr_final) * fall)
 
     def restart(self, regulariser_scale: float) -> None:
-        """Back to the initial field with a fresh optimiser; opacity and sparsity weights times `regulariser_scale`."""
+        """Return to the initial field with a fresh optimiser.
+
+        The weights of opacity and sparsity are multiplied by `regulariser_scale`.
+        """
         self.load_tensors(self.initial, regulariser_scale)
 
     def shrink(self) -> None:
-        """After memory ran out: fewer pictures encoded at once, and where it is one at a time, half the samples at once.
+        """After memory ran out: encode fewer images at once, and if it is one, evaluate half the samples at once.
 
-        The occupancy grid and the views held are as before the step, and nothing else is kept on the device.
+        The occupancy grid and the reused estimate return to their state before the step.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        self.occupancy.load_state_dict(self.known)
-        self.held = self.known_held
+        self.occupancy.load_state_dict(self.occupancy_before)
+        self.reused = self.reused_before
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         images = self.encode_less(self.config.optim.views)
         if images:
             self.event("out_of_memory", images=images)
             return
-        places = (
-            self.config.optim.views * self.config.render.resolution**2 * self.config.render.samples
-        )
-        now = min(
-            self.render_config.chunk, math.ceil(places * self.occupancy.share())
-        )  # about as many are evaluated
+        optim, render = self.config.optim, self.config.render
+        on_all_rays = optim.views * render.resolution**2 * render.samples
+        evaluated = math.ceil(
+            on_all_rays * self.occupancy.share()
+        )  # about: empty cells are skipped
+        now = min(self.render_config.chunk, evaluated)
         chunk = now // 2
         if chunk < LEAST_CHUNK:
             raise OutOfMemoryError(
-                f"out of memory even with {now:,} samples at once; free memory on the device, or lower prior.max_batch, "
-                "optim.views or render.resolution, or set prior.dtype=float16"
+                f"out of memory even with {now:,} samples at once; free memory on the device, or "
+                "lower prior.max_batch, optim.views or render.resolution, or set "
+                "prior.dtype=float16"
             )
         self._on_out_of_memory(chunk)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that changes while training: field, occupancy grid, views held, Adam (any shape and range), live."""
+        """Every tensor that changes while training (any shape and range), live.
+
+        These are the field, the occupancy grid, the estimate still in use and Adam's moments.
+        """
+        reused = self.reused.tensors() if self.reused else {}
         return {
             **{f"field.{name}": tensor for name, tensor in self.field.state_dict().items()},
             **{f"occupancy.{name}": tensor for name, tensor in self.occupancy.state_dict().items()},
-            **(
-                {f"held.{name}": tensor for name, tensor in self.held.tensors().items()}
-                if self.held
-                else {}
-            ),
+            **{f"held.{name}": tensor for name, tensor in reused.items()},
             **adam_tensors(self.optimizer, self.names),
         }
 
@@ -199,36 +231,35 @@ class Coarse:
         self.regulariser_scale = regulariser_scale
         self.field.load_state_dict(part(tensors, "field."))
         self.occupancy.load_state_dict(part(tensors, "occupancy."))
-        self.held = load_reused(part(tensors, "held."), self.device)
+        self.reused = load_reused(part(tensors, "held."), self.device)
         load_adam(self.optimizer, self.names, tensors)
 
     def _guide(
         self, rgb: Tensor, camera: Camera, grey: Tensor, progress: float
     ) -> dict[str, Tensor]:
-        """The guidance's losses of views rgb `[B, 3, H, W]` over `grey` `[B]`, in [0, 1]: by the estimate held, or a new one."""
-        if self.held is None:
-            guided, pull = self.guidance(
-                rgb, camera, self.condition, progress, self.generators["noise"]
-            )
-            left = self.config.guidance.estimate_every - 1
+        """The guidance's losses of views rgb `[B, 3, H, W]` over `grey` `[B]`, both in [0, 1].
+
+        They come from the estimate that is still in use, or from a new one.
+        """
+        if self.reused is None:
+            generator = self.generators["noise"]
+            guided, target = self.guidance(rgb, camera, self.condition, progress, generator)
+            steps_left = self.config.estimate_every - 1
         else:
-            guided, pull, left = (
-                self.guidance.again(rgb, self.held.pull),
-                self.held.pull,
-                self.held.left - 1,
-            )
-        self.held = ReusedEstimate(camera, grey, pull, left) if left else None
+            target, steps_left = self.reused.target, self.reused.steps_left - 1
+            guided = self.guidance.again(rgb, target)
+        self.reused = ReusedEstimate(camera, grey, target, steps_left) if steps_left else None
         return guided
 
     def _views(self) -> tuple[Camera, Tensor]:
-        """The cameras of a step and a grey `[B]` in [background_min, background_max] behind each: those held, or random ones."""
-        if self.held is not None:
-            return self.held.camera, self.held.grey
-        views, low, high = (
-            self.config.optim.views,
-            self.config.render.background_min,
-            self.config.render.background_max,
-        )
+        """The cameras of a step and a grey `[B]` in [background_min, background_max] behind each.
+
+        They are those of the estimate that is still in use, or random ones.
+        """
+        if self.reused is not None:
+            return self.reused.camera, self.reused.grey
+        views = self.config.optim.views
+        low, high = self.config.render.background_min, self.config.render.background_max
         camera = sample_cameras(views, self.config.camera, self.generators["camera"])
         grey = low + (high - low) * torch.rand(views, generator=self.generators["background"])
         return camera.to(self.device), grey.to(self.device)
@@ -236,8 +267,7 @@ class Coarse:
     def _render(
         self, rays: Rays, jitter: torch.Generator | None, want_normal: bool = False
     ) -> Render:
-        """The field along `rays`; when memory runs out, smaller chunks from here on."""
-        on_oom = self._on_out_of_memory
+        """The field along `rays`; when memory runs out, with smaller chunks from then on."""
         return render_rays(
             self.field,
             rays,
@@ -245,11 +275,11 @@ class Coarse:
             self.occupancy,
             jitter,
             want_normal,
-            on_oom,
+            self._on_out_of_memory,
             self.march,
         )
 
-    def _known(self) -> dict[str, Tensor]:
+    def _occupancy_tensors(self) -> dict[str, Tensor]:
         """A copy of the occupancy grid's tensors (any shape and range)."""
         return {name: tensor.clone() for name, tensor in self.occupancy.state_dict().items()}
 
@@ -260,9 +290,10 @@ class Coarse:
     def _rewards(
         self, render: Render, rgb: Tensor, camera: Camera, progress: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Loss and mean value of each reward; outside its window only the value, to be shown.
+        """Loss and mean value of each reward; outside its window only the value, for the display.
 
-        rgb `[B, 3, H, W]` in [0, 1] is `render` over the step's background; a reward with a ground of its own sees it there.
+        rgb `[B, 3, H, W]` in [0, 1] is `render` over the step's background; a reward with a
+        background of its own gets the views over that.
         """
         terms, values = {}, {}
         for name, reward in self.rewards.items():
@@ -288,13 +319,13 @@ class Coarse:
             "smoothness": lambda: losses.smoothness(self.field),
             "orientation": lambda: losses.orientation(shown_normal(render), rays.directions),
         }
-        return {name: reward_term() for name, reward_term in terms.items() if weights[name] != 0.0}
+        return {name: term() for name, term in terms.items() if weights[name] != 0.0}
 
     def _weights(self, progress: float) -> dict[str, float]:
         """The weight of every loss at `progress`."""
-        loss, guidance = self.config.loss, self.config.guidance
+        loss = self.config.loss
         return {
-            "sds": guidance.weight,
+            "sds": self.config.guidance_weight,
             **{name: reward.config.weight for name, reward in self.rewards.items()},
             "entropy": loss.opacity.at(progress) * self.regulariser_scale,
             "sparsity": loss.sparsity.at(progress) * self.regulariser_scale,
@@ -304,14 +335,14 @@ class Coarse:
 
 
 def on_grey(render: Render, ground: float, shape: torch.Size) -> Tensor:
-    """A Render over a grey of level `ground` in [0, 1] as pictures of `shape` [B, 3, H, W], in [0, 1]."""
+    """A Render over a grey of level `ground` in [0, 1], as images of `shape` [B, 3, H, W]."""
     return to_images(render.over(render.rgb.new_full((3,), ground)), shape[0], shape[2], shape[3])
 
 
 def shown_normal(render: Render) -> Tensor:
-    """The normals `[N, 3]` of a Render that was asked for them; length in [0, 1]."""
+    """The normals `[N, 3]` of a Render with `want_normal`; length in [0, 1]."""
     if render.normal is None:
-        raise ValueError("this Render has no normals: call render_rays(..., want_normal=True)")
+        raise ValueError("this Render has no normals: use render_rays(..., want_normal=True)")
     return render.normal
 
 

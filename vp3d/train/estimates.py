@@ -15,25 +15,28 @@ from vp3d.types import Camera
 
 @dataclass(frozen=True)
 class ReusedEstimate:
-    """The views of an estimate that serves more steps: their cameras, the greys [B] in [0, 1] behind them, and the pull."""
+    """The views of an estimate that serves more steps.
+
+    grey `[B]` in [0, 1] is the background behind each view; target is what the views are moved to.
+    """
 
     camera: Camera
     grey: Tensor
-    pull: Target
-    left: int  # steps it is still to serve
+    target: Target
+    steps_left: int  # steps that it still serves
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it (any shape and range) by name, for a checkpoint."""
-        pull = {"target": self.pull.target, "weight": self.pull.weight}
-        return {**vars(self.camera), "grey": self.grey, **pull, "left": torch.tensor(self.left)}
+        target = {"target": self.target.target, "weight": self.target.weight}
+        left = torch.tensor(self.steps_left)
+        return {**vars(self.camera), "grey": self.grey, **target, "left": left}
 
 
 def load_reused(tensors: Mapping[str, Tensor], device: torch.device) -> ReusedEstimate | None:
-    """Inverse of `ReusedEstimate.tensors` (any shape and range); None of nothing."""
+    """Inverse of `ReusedEstimate.tensors` (any shape and range); None if there are none."""
     if not tensors:
         return None
     here = {name: tensor.to(device) for name, tensor in tensors.items()}
     camera = Camera(**{field.name: here[field.name] for field in dataclasses.fields(Camera)})
-    return ReusedEstimate(
-        camera, here["grey"], Target(here["target"], here["weight"]), int(here["left"])
-    )
+    target = Target(here["target"], here["weight"])
+    return ReusedEstimate(camera, here["grey"], target, int(here["left"]))

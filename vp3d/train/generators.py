@@ -6,16 +6,11 @@ import hashlib
 
 import torch
 
-GENERATORS = (
-    "camera",
-    "background",
-    "jitter",
-    "noise",
-)  # noise: the time-steps and noises of the guidance
+GENERATORS = ("camera", "background", "jitter", "noise")  # noise: time steps and noise of guidance
 
 
 def make_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator for one purpose; its stream depends on the run's seed and the purpose's name alone."""
+    """A CPU generator for one purpose; its stream depends only on the seed and the purpose's name."""
     stream = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
     return torch.Generator().manual_seed(stream)
 

@@ -1,15 +1,15 @@
 """The optimisation loop: one function that reads top to bottom, for any stage.
 
 Conventions: `step` counts optimisation steps in [0, steps) and `iteration` counts every pass through the loop; only a
-restart of the watchdog makes them differ. `progress = step / steps`. Everything a decision depends on (the stage's tensors,
-its generators, `LoopState`) is in a checkpoint, so a resumed run goes on bit for bit on a CPU.
+restart by the watchdog makes them differ. `progress = step / steps`. Everything that a decision depends on (the stage's
+tensors, its generators, `LoopState`) is in a checkpoint, so a resumed run continues bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,52 +18,45 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vp3d.config.schema import CameraConfig, Config
+from vp3d.config.identity import changed_settings, settings_hash
+from vp3d.config.migrations import migrate
+from vp3d.config.schema import CameraConfig, OptimConfig
 from vp3d.errors import DivergedError, UserError
 from vp3d.render.camera import ring
+from vp3d.runs.events import Preview, Step
 from vp3d.runs.folder import RunFolder
+from vp3d.runs.journal import Journal
 from vp3d.system.files import atomic_write
 from vp3d.system.out_of_memory import attempt, report_out_of_memory
 from vp3d.train import checkpoint
 from vp3d.train.watchdog import Watchdog
 from vp3d.types import Camera, Render, to_images
 
-SNAPSHOT_EVERY = 10  # steps between the in-memory copies a bad step rolls back to
-LOG_EVERY = 5  # steps between "step" events
-PREVIEW_SIZE = 96  # pixels of a side of each of the live preview's views
+SNAPSHOT_EVERY = 10  # steps between the in-memory copies that a bad step is rolled back to
+LOG_EVERY = 5  # steps between "step" entries in the log
+PREVIEW_SIZE = 96  # pixels of a side of each view of the live preview
 PREVIEW_VIEWS = 4
 PREVIEW_ELEVATION_DEG = 15.0
-WORTH = {
-    "empty": "nothing at all",
-    "solid": "a solid block",
-}  # what a collapsed field is exported as
-PREVIEW_GROUND = 1.0  # grey behind the live preview, [0, 1]
+PREVIEW_BACKGROUND = 1.0  # grey behind the live preview, [0, 1]
+EXPORT_OF_COLLAPSED = {"empty": "nothing at all", "solid": "a solid block"}
 
 Result_co = TypeVar("Result_co", covariant=True)
-Show = Callable[[dict[str, float]], None]  # told the numbers of every step
-Say = Callable[[str], None]  # told in one line what the user should know
-
-
-def silent(what: object) -> None:
-    """Shows nothing: what `run` is told to use where nobody watches."""
-
-
-class StopFlag(Protocol):
-    """Anything with `is_set`, such as a threading.Event."""
-
-    def is_set(self) -> bool:
-        """Whether the run has been asked to stop."""
-        ...
 
 
 class Stage(Protocol[Result_co]):
-    """What the loop asks of a stage."""
+    """What the loop needs from a stage."""
 
+    name: str  # of its folder of checkpoints, for example "coarse"
+    identity: Mapping[str, Any]  # the settings its result depends on (config/identity.py)
     optimizer: torch.optim.Optimizer
     generators: dict[str, torch.Generator]
 
     def step(self, i: int) -> dict[str, Tensor]:
-        """Scalars of step `i`, any range: "loss" carries the graph, "opacity" in [0, 1] feeds the watchdog, the rest is told."""
+        """Scalars of step `i`, any range: "loss" carries the graph, the rest is logged and shown."""
+        ...
+
+    def health(self, numbers: Mapping[str, float]) -> float | None:
+        """The mean ray opacity in [0, 1] that the watchdog judges a step by; None to not be judged."""
         ...
 
     def preview(self, camera: Camera, size: int) -> Render:
@@ -79,11 +72,14 @@ class Stage(Protocol[Result_co]):
         ...
 
     def restart(self, regulariser_scale: float) -> None:
-        """Back to the initial parameters, with regularisers that collapse scenes scaled down."""
+        """Return to the initial parameters, with regularisers that collapse scenes scaled down."""
         ...
 
     def shrink(self) -> None:
-        """Memory ran out in `step` or its gradient: need less from now on, and be as before that step; UserError at the end."""
+        """Memory ran out in `step` or its gradient: need less from now on, in the state before that step.
+
+        Raises OutOfMemoryError when nothing is left to make smaller.
+        """
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -105,7 +101,7 @@ class LoopState:
 
 
 class Pace:
-    """Seconds a step as a running mean, and what it says about the rest."""
+    """Seconds a step as a running mean, and the time left that follows from it."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -125,13 +121,12 @@ class Pace:
 
 @dataclass
 class Loop:
-    """A run in progress: what is optimised, where it is written, and the last good snapshot of its tensors."""
+    """A run in progress: what is optimised, who hears of it, and the last good copy of its tensors."""
 
     stage: Stage[Any]
-    config: Config
-    run_folder: RunFolder
-    show: Show
-    say: Say
+    optim: OptimConfig
+    camera: CameraConfig
+    journal: Journal
     state: LoopState
     snapshot: dict[str, Tensor]
     pace: Pace
@@ -139,7 +134,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result_co]):
-    """What `run` hands on: the finished stage's result, and whether the user stopped it early."""
+    """What `run` returns: the finished stage's result, and whether it was stopped early."""
 
     result: Result_co
     steps: int
@@ -147,30 +142,28 @@ class Outcome(Generic[Result_co]):
 
 
 def run(
-    stage: Stage[Result_co],
-    config: Config,
-    run_folder: RunFolder,
-    stop_flag: StopFlag,
-    show: Show = silent,
-    say: Say = silent,
+    stage: Stage[Result_co], optim: OptimConfig, camera: CameraConfig, journal: Journal
 ) -> Outcome[Result_co]:
-    """Optimise `stage` for `config.optim.steps` steps, going on from the run's newest checkpoint if it has one."""
-    steps = config.optim.steps
-    state = resume(stage, config, run_folder, say)
-    loop = Loop(stage, config, run_folder, show, say, state, clone(stage.tensors()), Pace())
-    while state.step < steps and not stop_flag.is_set():
+    """Optimise `stage` for `optim.steps` steps, from the run's newest checkpoint if it has one.
+
+    `journal.watch.stop` ends it after the current step. Raises DivergedError after
+    `optim.bad_steps` steps in a row that were not finite.
+    """
+    state = resume(stage, journal)
+    loop = Loop(stage, optim, camera, journal, state, clone(stage.tensors()), Pace())
+    while state.step < optim.steps and not journal.watch.stop.is_set():
         stage.set_rates(state.step, state.watchdog.rate_scale)
         numbers, problem = advance(loop)
         if problem:
             roll_back(loop, problem)
         else:
-            watch(loop, numbers["opacity"])
+            judge_health(loop, stage.health(numbers))
         report(loop, numbers)
         keep(loop)
-    stopped = state.step < steps
+    stopped = state.step < optim.steps
     if stopped:
         save(loop)
-        run_folder.event("stopped", step=state.step, steps=steps)
+        journal.log("stopped", step=state.step, steps=optim.steps)
     return Outcome(stage.finish(), state.step, stopped)
 
 
@@ -180,7 +173,7 @@ def advance(loop: Loop) -> tuple[dict[str, float], str]:
     When memory runs out, forward or backward, the stage shrinks and the step is done once more from the same random
     numbers, for as long as it can shrink. Nothing of the failed attempt is left: its graph goes with `attempt`'s frame.
     """
-    stage, step, grad_clip = loop.stage, loop.state.step, loop.config.optim.grad_clip
+    stage, step, grad_clip = loop.stage, loop.state.step, loop.optim.grad_clip
     chance = {name: generator.get_state() for name, generator in stage.generators.items()}
     while (
         done := attempt(lambda: differentiate(stage, stage.step(step), grad_clip), may_shrink=True)
@@ -226,44 +219,52 @@ def parameters_of(stage: Stage[Any]) -> list[Tensor]:
 
 
 def roll_back(loop: Loop, problem: str) -> None:
-    """Skip a bad step: back to the last good snapshot with lower rates, or stop with a diagnosis after too many in a row."""
-    state = loop.state
-    loop.run_folder.event(
-        "bad_step", step=state.step, what=problem, in_a_row=state.watchdog.bad_in_row + 1
-    )
+    """Skip a bad step: return to the last good snapshot with lower rates.
+
+    Raises DivergedError with a diagnosis after too many in a row.
+    """
+    state, journal = loop.state, loop.journal
+    in_a_row = state.watchdog.bad_in_row + 1
+    journal.log("bad_step", step=state.step, what=problem, in_a_row=in_a_row)
     try:
-        state.watchdog.bad(loop.config.optim.bad_steps, f"{problem}, at step {state.step}")
+        state.watchdog.bad(loop.optim.bad_steps, f"{problem}, at step {state.step}")
     except DivergedError as diagnosis:
-        loop.run_folder.event("failed", step=state.step, message=str(diagnosis))
+        journal.log("failed", step=state.step, message=str(diagnosis))
         raise
     loop.stage.load_tensors(clone(loop.snapshot), state.watchdog.regulariser_scale)
-    loop.run_folder.event("rollback", step=state.step, rate_scale=state.watchdog.rate_scale)
-    loop.say(
-        f"step {state.step} was not finite ({problem}): rolled back, rates times {state.watchdog.rate_scale:g}"
+    journal.log("rollback", step=state.step, rate_scale=state.watchdog.rate_scale)
+    journal.note(
+        f"step {state.step} was not finite ({problem}): rolled back, "
+        f"rates times {state.watchdog.rate_scale:g}"
     )
     state.step += 1
     state.iteration += 1
 
 
-def watch(loop: Loop, opacity: float) -> None:
-    """After a good step: when the mean opacity in [0, 1] tells of a collapse, start once more from step 0, softer, or say so."""
-    state, steps = loop.state, loop.config.optim.steps
+def judge_health(loop: Loop, opacity: float | None) -> None:
+    """After a good step: restart once, with weaker regularisers, when the mean opacity shows a collapse.
+
+    A collapse that comes too late for a restart, or after one, is a warning. opacity is in [0, 1].
+    """
+    state, steps, journal = loop.state, loop.optim.steps, loop.journal
     state.watchdog.good()
-    kind = state.watchdog.collapse(opacity, state.step, steps)
-    again = state.watchdog.may_restart(state.step, steps)
+    kind = "" if opacity is None else state.watchdog.collapse(opacity, state.step, steps)
+    may_restart = state.watchdog.may_restart(state.step, steps)
     state.step += 1
     state.iteration += 1
-    if kind and not again:
-        why = "again, after a restart" if state.watchdog.restarts else "too late to start again"
-        message = f"the field became {kind} at step {state.step} of {steps}, {why}: the asset may be {WORTH[kind]}"
-        message += "; try another seed=N"
-        loop.run_folder.event("warning", step=state.step, message=message, opacity=opacity)
-        loop.say(f"warning: {message}")
-    elif kind:
-        loop.say(
-            f"the field became {kind} at step {state.step}: starting again with lower rates and weaker regularisers"
+    if kind and not may_restart:
+        why = "again, after a restart" if state.watchdog.restarts else "too late to restart"
+        message = (
+            f"the field became {kind} at step {state.step} of {steps}, {why}: the asset may be "
+            f"{EXPORT_OF_COLLAPSED[kind]}; try another seed=N"
         )
-        loop.run_folder.event("restart", step=state.step, reason=kind, opacity=opacity)
+        journal.warn(message, step=state.step, opacity=opacity)
+    elif kind:
+        journal.note(
+            f"the field became {kind} at step {state.step}: "
+            "restarting with lower rates and weaker regularisers"
+        )
+        journal.log("restart", step=state.step, reason=kind, opacity=opacity)
         state.watchdog.restarted()
         loop.stage.restart(state.watchdog.regulariser_scale)
         loop.snapshot = clone(loop.stage.tensors())
@@ -271,26 +272,22 @@ def watch(loop: Loop, opacity: float) -> None:
 
 
 def report(loop: Loop, numbers: dict[str, float]) -> None:
-    """Log the step, refresh the progress display, and now and then the live preview."""
-    step, optim = loop.state.step, loop.config.optim
+    """Log the step, show it, and write the live preview at its interval."""
+    step, optim, journal = loop.state.step, loop.optim, loop.journal
     pace = loop.pace.tick(optim.steps - step, numbers.get("samples", 0.0))
-    numbers = {
-        "step": step,
-        "steps": optim.steps,
-        **numbers,
-        "rate_scale": loop.state.watchdog.rate_scale,
-        **pace,
-    }
-    loop.show(numbers)
+    numbers = {**numbers, "rate_scale": loop.state.watchdog.rate_scale, **pace}
+    journal.show(Step(loop.stage.name, step, optim.steps, numbers))
     if step % LOG_EVERY == 0 or step == optim.steps:
-        loop.run_folder.event("step", **numbers)
+        journal.log("step", step=step, steps=optim.steps, **numbers)
     if step % optim.preview_every == 0:
-        write_preview(loop.stage, loop.config.camera, loop.run_folder.path / "preview.png")
+        path = journal.run.preview_file
+        write_preview(loop.stage, loop.camera, path)
+        journal.show(Preview(loop.stage.name, path))
 
 
 def keep(loop: Loop) -> None:
     """Checkpoint and snapshot at their intervals. A checkpoint always brings a snapshot: a resumed run starts with the same."""
-    step, optim = loop.state.step, loop.config.optim
+    step, optim = loop.state.step, loop.optim
     due = step > 0 and (step % optim.checkpoint_every == 0 or step == optim.steps)
     if due:
         save(loop)
@@ -299,53 +296,74 @@ def keep(loop: Loop) -> None:
 
 
 def save(loop: Loop) -> None:
-    """Write a checkpoint: the stage's tensors, every generator's state, and the loop's."""
-    generators = {
-        f"generator.{name}": generator.get_state()
-        for name, generator in loop.stage.generators.items()
+    """Write a checkpoint: the stage's tensors and settings, every generator's state, and the loop's."""
+    stage, journal = loop.stage, loop.journal
+    generators = {f"generator.{name}": g.get_state() for name, g in stage.generators.items()}
+    meta = {
+        "stage": stage.name,
+        "settings": dict(stage.identity),
+        "settings_hash": settings_hash(stage.identity),
+        "loop": asdict(loop.state),
     }
-    meta = {"config_hash": checkpoint.config_hash(loop.config), "loop": asdict(loop.state)}
-    tensors = {**loop.stage.tensors(), **generators}
-    path = checkpoint.save(loop.run_folder.checkpoints, loop.state.iteration, tensors, meta)
-    loop.run_folder.event("checkpoint", step=loop.state.step, file=path.name)
+    folder = journal.run.checkpoints(stage.name)
+    path = checkpoint.save(folder, loop.state.iteration, {**stage.tensors(), **generators}, meta)
+    journal.log("checkpoint", step=loop.state.step, file=path.name)
 
 
-def resume(
-    stage: Stage[Any], config: Config, run_folder: RunFolder, say: Say = silent
-) -> LoopState:
-    """Bring the stage to the run's newest whole checkpoint; a fresh state where there is none."""
-    found = load_checkpoint(run_folder, say)
+def resume(stage: Stage[Any], journal: Journal) -> LoopState:
+    """Bring the stage to the run's newest intact checkpoint; a fresh state where there is none."""
+    found = load_checkpoint(journal, stage.name)
     if found is None:
         return LoopState()
-    check_same_config(found, config, run_folder)
+    check_same_settings(journal.run, found.path, found.meta, stage.identity)
     saved = found.meta["loop"]
     state = LoopState(saved["step"], saved["iteration"], Watchdog(**saved["watchdog"]))
     stage.load_tensors(found.tensors, state.watchdog.regulariser_scale)
     for name, generator in stage.generators.items():
         generator.set_state(found.tensors[f"generator.{name}"])
-    run_folder.event("resume", step=state.step, file=found.path.name)
-    say(f"going on from step {state.step}")
+    journal.log("resume", step=state.step, file=found.path.name)
+    journal.note(f"resuming from step {state.step}")
     return state
 
 
-def check_same_config(found: checkpoint.Checkpoint, config: Config, run_folder: RunFolder) -> None:
-    """Refuse a checkpoint that was made with other settings of the optimisation."""
-    if found.meta["config_hash"] != checkpoint.config_hash(config):
+def check_same_settings(
+    run_folder: RunFolder,
+    path: Path,
+    meta: Mapping[str, Any],
+    current: Mapping[str, Any],
+    default: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse a checkpoint that was made with other settings of its stage; the error names the keys.
+
+    Args:
+        run_folder: the run of the checkpoint.
+        path: the checkpoint's file, for the message.
+        meta: its JSON part.
+        current: the settings its stage depends on, from the config at hand.
+        default: the same of a default config, for keys that the checkpoint's version did not have.
+    """
+    advice = "undo the change to resume this run, or start a new run with the new settings"
+    if "settings" not in meta:  # format 2: a hash of the whole config.yaml is all that there is
+        if meta.get("config_hash") != run_folder.version_1_hash():
+            raise UserError(
+                f"{run_folder.path / 'config.yaml'} was changed after the checkpoint {path.name} was made; {advice}"
+            )
+        return
+    changed = changed_settings(migrate(dict(meta["settings"])), current, default or current)
+    if changed:
         raise UserError(
-            f"{run_folder.path / 'config.yaml'} is not the one the checkpoint {found.path.name} was made with; "
-            "undo the change, start a new run with the new settings, or, if nobody changed it, use the VP3D that made it"
+            f"{run_folder.path / 'config.yaml'} has other settings than the checkpoint {path.name} was made with: "
+            f"{', '.join(changed)}; {advice}"
         )
 
 
-def load_checkpoint(run_folder: RunFolder, say: Say = silent) -> checkpoint.Checkpoint | None:
-    """The newest whole checkpoint of a run; each damaged one that is passed over leaves a warning event."""
+def load_checkpoint(journal: Journal, stage: str) -> checkpoint.Checkpoint | None:
+    """The newest intact checkpoint of a stage; each damaged one that is skipped leaves a warning."""
 
     def warn(path: Path, reason: str) -> None:
-        message = f"checkpoint {path.name} is damaged ({reason}); using the one before"
-        run_folder.event("warning", message=message)
-        say(message)
+        journal.warn(f"checkpoint {path.name} is damaged ({reason}); using the one before")
 
-    return checkpoint.load_latest(run_folder.checkpoints, warn)
+    return checkpoint.load_latest(journal.run.checkpoints(stage), warn)
 
 
 def write_preview(stage: Stage[Any], config: CameraConfig, path: Path) -> None:
@@ -353,7 +371,7 @@ def write_preview(stage: Stage[Any], config: CameraConfig, path: Path) -> None:
     camera = ring(PREVIEW_VIEWS, PREVIEW_ELEVATION_DEG, config.distance, config.fov_deg)
     with torch.no_grad():
         render = stage.preview(camera, PREVIEW_SIZE)
-        flat = render.over(torch.full((3,), PREVIEW_GROUND, device=render.rgb.device))
+        flat = render.over(torch.full((3,), PREVIEW_BACKGROUND, device=render.rgb.device))
     images = to_images(flat, len(camera), PREVIEW_SIZE, PREVIEW_SIZE)
     strip = (
         torch.cat(list(images), dim=-1)
