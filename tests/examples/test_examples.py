@@ -21,6 +21,7 @@ import vp3d
 from tests.helpers.tiny_run import tiny_config
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
+from vp3d.runs.folder import RunFolder
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
@@ -132,9 +133,9 @@ def test_run_of_own_field_is_not_exported_as_another(
 ) -> None:
     from vp3d.pipeline import export_run
 
-    asset = run_example("own_field.py", monkeypatch)["asset"]
-    with pytest.raises(UserError):
-        export_run(asset.run_dir, tiny_config(tiny.parent / "again"))
+    run = run_example("own_field.py", monkeypatch)["asset"].run_dir
+    with pytest.raises(UserError, match="holds another field"):
+        export_run(run, RunFolder.open(run).config())
 
 
 def test_notebook_runs_from_top_to_bottom(tiny: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from vp3d.config.paths import locate
 from vp3d.config.reader import convert, merge
 from vp3d.config.schema import Config, GuidanceConfig, Schedule
 from vp3d.config.threestudio import read_layers
@@ -65,7 +66,8 @@ def load_config(
 
     Args:
         preset: "draft", "standard" or "high"; None takes the one that the layers name, else standard.
-        files: YAML files of settings, ours or threestudio's (config/threestudio.py).
+        files: YAML files of settings, ours or threestudio's (config/threestudio.py); a name such as
+            "configs/sds.yaml" is found from any folder.
         overrides: settings as on the command line, "optim.steps=200".
         settings: the same by keyword, groups as mappings: `prompt="a red ball"`, `optim={"steps": 60}`.
 
@@ -80,7 +82,7 @@ def load_config(
         >>> config.optim.steps, config.optim.views
         (60, 3)
     """
-    layers = read_layers([Path(file) for file in files], list(overrides)).layers
+    layers = read_layers([locate(str(file)) for file in files], list(overrides)).layers
     return build_config(preset, [*layers, settings])
 
 
