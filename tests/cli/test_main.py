@@ -231,8 +231,7 @@ def test_cuda_where_there_is_none_is_one_line_and_auto_is_not(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main.main(["a sphere", "backend=cuda"]) == 2
     assert (
-        "backend=cuda, but torch finds no CUDA device; use backend=auto"
-        in capsys.readouterr().err
+        "backend=cuda, but torch finds no CUDA device; use backend=auto" in capsys.readouterr().err
     )
     assert resolve_device("auto").type == "cpu"
 

@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from vp3d.config.paths import locate
 from vp3d.config.reader import convert, merge
 from vp3d.config.rules import check_rules
 from vp3d.config.schema import Config
@@ -54,7 +55,8 @@ def load_config(
     Args:
         preset: a name of PRESETS; None takes the one that the other layers name, else `standard`.
         files: YAML files, later ones over earlier ones. A file may be one of threestudio (see
-            vp3d/config/threestudio.py).
+            vp3d/config/threestudio.py). A name such as "configs/sds.yaml" is found from any
+            folder.
         overrides: texts as on the command line, such as `optim.steps=600`.
         settings: the same by keyword, groups as mappings: `optim={"steps": 600}`.
 
@@ -69,7 +71,7 @@ def load_config(
         >>> config.optim.steps, config.optim.views
         (60, 3)
     """
-    layers = read_layers([Path(file) for file in files], list(overrides)).layers
+    layers = read_layers([locate(str(file)) for file in files], list(overrides)).layers
     return build_config(preset, [*layers, settings])
 
 
