@@ -15,9 +15,9 @@ import trimesh
 
 from tests.helpers.tiny_rewards import write_imagereward
 from vp3d.config.paths import ASSETS
-from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.evaluate import t3bench
+from vp3d.evaluate.runner import Settings
 from vp3d.metrics.attribute_judge import load_judge
 from vp3d.metrics.scorers import KEY_VARIABLE, ChatEndpoint, ClipScorer, JudgeCaptioner, WordGrader
 from vp3d.metrics.t3bench import (
@@ -135,14 +135,15 @@ def test_imagereward_scores_as_the_reward_does_and_cuts_long_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
-    protocol, config = t3bench.Protocol(scorer="imagereward"), Config(backend="cpu")
+    protocol = t3bench.Protocol(scorer="imagereward")
+    settings = Settings(tmp_path / "work", overrides=("backend=cpu",))
     with pytest.raises(
         UserError,
         match="'imagereward' is not fetched; run: python launch.py models fetch imagereward$",
     ):
-        t3bench.configured_scorer(protocol, config)
+        t3bench.configured_scorer(protocol, settings)
     write_imagereward(tmp_path / "imagereward")
-    scorer, reward = t3bench.configured_scorer(protocol, config), load_imagereward("imagereward")
+    scorer, reward = t3bench.configured_scorer(protocol, settings), load_imagereward("imagereward")
     pictures = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     assert torch.equal(
         scorer.score("a red sphere", pictures),

@@ -33,8 +33,11 @@ LARGEST_VIEW = 4096  # pixels of a side that `evaluate --size` takes
 SUITES: dict[
     str, dict[str, Any]
 ] = {  # the options that one suite of `evaluate` alone reads, with their defaults
-    "toybench": {"subset": "all"},
+    "toybench": {"subset": "all", "assets": None},
+    "gallery": {"prompts": [], "every": 1},
+    "stylised": {},
     "t3bench": {
+        "assets": None,
         "prompts": [],
         "scorer": "clip",
         "grader": "none",
@@ -99,6 +102,8 @@ EVALUATE_EPILOG = """\
 suites:
   toybench   the toybox's 72 prompts (assets/prompts/toybench_*.txt): every asset against the exact scene of its caption (IoU,
              Chamfer distance, F-score, colour, Janus score) and against its prompt alone (judge, CLIP R-precision)
+  gallery    24 prompts (assets/prompts/gallery.txt) judged view by view, with a contact sheet, WORK/gallery.png
+  stylised   three nouns with each of five reference pictures and without; try it with --config configs/stylize.yaml
   t3bench    the protocol of T3Bench on your own copy of its prompts, or any: 162 positions x 5 focal lengths, regional means
 
 --assets DIR judges what lies in a folder, ours or anyone's: run folders (their config.yaml tells the prompt), and .glb, .obj,
@@ -111,6 +116,7 @@ examples:
   launch.py evaluate --subset mini --preset draft
   launch.py evaluate --seeds 3 --jobs 2 --config configs/sds.yaml --work outputs/plain-sds
   launch.py evaluate --assets my_meshes
+  launch.py evaluate --suite gallery --preset draft
   launch.py evaluate --suite t3bench --prompts prompt_single.txt --scorer imagereward --config configs/sd15.yaml
 """
 
@@ -280,6 +286,16 @@ def add_evaluate_arguments(parser: Parser) -> None:
         "--subset", choices=("all", "mini"), help="toybench: all 72 prompts, or 6 a set (all)"
     )
     parser.add_argument(
+        "--every", metavar="N", type=int, help="gallery: take every n-th prompt (1)"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="gallery, t3bench: one prompt a line, repeatable",
+    )
+    parser.add_argument(
         "--preset", choices=PRESETS, default="standard", help="how much work to put in (standard)"
     )
     parser.add_argument(
@@ -303,13 +319,6 @@ def add_evaluate_arguments(parser: Parser) -> None:
 
 def add_t3bench_arguments(group: argparse._ArgumentGroup) -> None:
     """Arguments of `evaluate --suite t3bench` alone."""
-    group.add_argument(
-        "--prompts",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        help="one prompt a line, repeatable",
-    )
     group.add_argument(
         "--scorer", choices=("clip", "imagereward"), help="who scores the quality (clip)"
     )
@@ -489,8 +498,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     unread = {
         name: value
         for suite, options in SUITES.items()
-        if suite != arguments.suite
         for name, value in options.items()
+        if name not in SUITES[arguments.suite]
     }
     given = next(
         (name for name, value in unread.items() if getattr(arguments, name) != value), None
@@ -499,7 +508,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"--{given.replace('_', '-')} changes nothing with --suite {arguments.suite}; leave it out"
         )
-    for name, least in (("seeds", 1), ("jobs", 1), ("size", 16)):
+    for name, least in (("seeds", 1), ("jobs", 1), ("every", 1), ("size", 16)):
         if getattr(arguments, name) < least:
             raise UserError(
                 f"--{name} takes a whole number of {least} or more, not {getattr(arguments, name)}"
@@ -516,6 +525,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     amount = (arguments.seeds, arguments.jobs)
     if arguments.suite == "toybench":
         told = command.evaluate_toybench(settings, arguments.assets, arguments.subset, *amount)
+    elif arguments.suite == "gallery":
+        told = command.evaluate_gallery(settings, arguments.prompts, arguments.every, *amount)
+    elif arguments.suite == "stylised":
+        told = command.evaluate_stylised(settings, *amount)
     else:
         protocol = Protocol(
             arguments.scorer,
