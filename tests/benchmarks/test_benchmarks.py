@@ -41,7 +41,7 @@ class Hand:
 
 
 class Slow(torch.autograd.Function):
-    """The identity; its backward pass takes as many seconds of the hand's clock as told."""
+    """The identity; its backward pass takes as many seconds of the hand's clock as summary."""
 
     @staticmethod
     def forward(ctx, x, hand, seconds):
@@ -112,14 +112,14 @@ def test_shares_are_of_all_time_and_medians_of_steps() -> None:
             "encoder": {"forward": encoder, "backward": 0.0},
         }
 
-    told = step.summarise([one(1.0, 2.0), one(2.0, 0.0), one(2.0, 8.0)])
+    summary = step.summarise([one(1.0, 2.0), one(2.0, 0.0), one(2.0, 8.0)])
     assert (
-        told["field"]["forward"] == 2.0
-        and told["field"]["both"] == 4.0
-        and told["encoder"]["both"] == 2.0
+        summary["field"]["forward"] == 2.0
+        and summary["field"]["both"] == 4.0
+        and summary["encoder"]["both"] == 2.0
     )
-    assert told["field"]["share"] == pytest.approx(0.5) and told["step"]["share"] == 1.0
-    assert told["step"]["both"] == 4.0 and told["step"]["mean"] == pytest.approx(20.0 / 3.0)
+    assert summary["field"]["share"] == pytest.approx(0.5) and summary["step"]["share"] == 1.0
+    assert summary["step"]["both"] == 4.0 and summary["step"]["mean"] == pytest.approx(20.0 / 3.0)
 
 
 def test_steps_of_one_estimate_are_averaged() -> None:
@@ -245,13 +245,16 @@ def test_time_to_target_is_the_time_of_the_steps_before() -> None:
         and ours.seconds_to(5.0) == 0.0
         and peer.seconds_to(16.5) is None
     )
-    told = peers.summarise({"ours": ours, "textbook": peer}, None)
+    summary = peers.summarise({"ours": ours, "textbook": peer}, None)
     assert (
-        told["ours"]["target"] == 16.0
-        and told["ours"]["to_target_s"] == 2.0
-        and told["ours"]["psnr"] == 17.0
+        summary["ours"]["target"] == 16.0
+        and summary["ours"]["to_target_s"] == 2.0
+        and summary["ours"]["psnr"] == 17.0
     )
-    assert told["textbook"]["to_target_s_ratio"] == 10.0 and told["textbook"]["step_s_ratio"] == 5.0
+    assert (
+        summary["textbook"]["to_target_s_ratio"] == 10.0
+        and summary["textbook"]["step_s_ratio"] == 5.0
+    )
     assert (
         peers.summarise({"ours": ours, "textbook": peer}, 16.5)["textbook"]["to_target_s"] is None
     )
@@ -300,7 +303,7 @@ def test_every_peer_learns_the_scene(
     assert "grid-nerfacc is left out" in capsys.readouterr().out
     short = ["--seconds", "0.2", "--arms", "ours", "--looks", "2", "--target", "1"]
     peers.main([*short, *sizes, *QUICK, "--write", str(tmp_path / "peers.json")])
-    assert "1.0 dB are there before the first step" in capsys.readouterr().out
+    assert "1.0 dB are reached before the first step" in capsys.readouterr().out
     ours = read(tmp_path / "peers.json")["results"]["ours"]
     assert sum(ours["step_s"]) >= 0.2 > sum(ours["step_s"][:-1]) and ours["psnr"][-1][0] == len(
         ours["step_s"]
@@ -318,9 +321,9 @@ def test_targets_are_the_pictures_from_those_cameras() -> None:
     middle = views.rgb.reshape(2, 16, 16, 3)[:, 8, 8]
     assert bool(
         (middle[:, 0] > 2.0 * middle[:, 1]).all()
-    )  # red in the middle, the ground in the corner
+    )  # red in the middle, the background in the corner
     assert torch.allclose(
-        views.rgb.reshape(2, 16, 16, 3)[:, 0, 0], torch.tensor(peers.GROUND), atol=0.01
+        views.rgb.reshape(2, 16, 16, 3)[:, 0, 0], torch.tensor(peers.BACKGROUND), atol=0.01
     )
 
 
@@ -351,7 +354,7 @@ def test_encodings_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_look_ups_of_the_gpu_module_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = types.ModuleType(encodings.FAST)
+    fast = types.ModuleType(encodings.ENCODERS_MODULE)
     fast.ENCODERS = {"triton": "triton", "other": "other"}
     fast.attach = lambda field, name, dtype: "" if name == "triton" else f"{name} is not installed"
     monkeypatch.setattr(encodings.importlib, "import_module", lambda name: fast)
@@ -422,7 +425,7 @@ def test_attention_counts_on_a_cpu_as_well() -> None:
     assert (
         sds_step.operations(lambda: attend(leaf, leaf, leaf).sum().backward())
         == 2 * product + 5 * product
-    )  # scores anew
+    )  # scores again
 
 
 def test_sds_step_runs_the_guidance_and_its_calls_alone(

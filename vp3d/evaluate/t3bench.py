@@ -129,8 +129,8 @@ def prompt_tasks(files: Sequence[Path], seeds: int) -> list[Task]:
     """
     if not files:
         raise UserError(
-            "--suite t3bench needs prompts; give --prompts FILE (your own copy, one prompt a line) "
-            "or --assets DIR"
+            "--suite t3bench needs --prompts FILE (your own copy, one prompt a line) "
+            "or --assets DIR; give one of them"
         )
     found = []
     for file in files:
