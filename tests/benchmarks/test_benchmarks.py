@@ -1,4 +1,4 @@
-"""The benchmarks count what they say, and each runs through at tiny sizes. No timing is judged here."""
+"""The benchmarks count what they state, and each runs at tiny sizes. No time is asserted."""
 
 from __future__ import annotations
 
@@ -139,30 +139,13 @@ def test_steps_of_one_estimate_are_averaged() -> None:
 def test_the_products_step_is_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     apply, backward = loop.apply, torch.Tensor.backward
     sizes = [
-        "render.resolution=12",
-        "render.samples=8",
-        "field.resolution=12",
-        "optim.views=1",
-        "loss.orientation=0.01",
-    ]
-    sizes += ["guidance.space=latents", "guidance.estimate_every=2"]
-    sizes += [
-        "rewards.text_image.begin=0",
-        "rewards.image_image.begin=0",
+        *"render.resolution=12 render.samples=8 field.resolution=12 optim.views=1".split(),
+        *"loss.orientation=0.01 guidance.space=latents guidance.estimate_every=2".split(),
+        *"rewards.text_image.begin=0 rewards.image_image.begin=0".split(),
         "rewards.image_image.gate.floor=1",
     ]
-    step.main(
-        [
-            "--preset",
-            "draft",
-            "--steps",
-            "5",
-            *QUICK,
-            "--write",
-            str(tmp_path / "step.json"),
-            *sizes,
-        ]
-    )
+    write = ["--write", str(tmp_path / "step.json")]
+    step.main(["--preset", "draft", "--steps", "5", *QUICK, *write, *sizes])
     assert loop.apply is apply and torch.Tensor.backward is backward
     found = read(tmp_path / "step.json")["results"]
     assert len(found["steps"]) == 2
@@ -278,20 +261,7 @@ def test_every_peer_learns_the_scene(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "find_nerfacc", lambda: (None, "nerfacc does not import here"))
-    sizes = [
-        "--rays",
-        "192",
-        "--samples",
-        "16",
-        "--resolution",
-        "16",
-        "--views",
-        "4",
-        "--held-out",
-        "1",
-        "--size",
-        "24",
-    ]
+    sizes = "--rays 192 --samples 16 --resolution 16 --views 4 --held-out 1 --size 24".split()
     peers.main(
         ["--steps", "24", *sizes, *QUICK, "--looks", "3", "--write", str(tmp_path / "peers.json")]
     )
@@ -319,29 +289,15 @@ def test_targets_are_the_pictures_from_those_cameras() -> None:
     views = peers.take_views("a red sphere", 2, 16, 0.0, CameraConfig())
     assert len(views.rays) == 2 * 16 * 16 and views.rgb.shape == (512, 3)
     middle = views.rgb.reshape(2, 16, 16, 3)[:, 8, 8]
-    assert bool(
-        (middle[:, 0] > 2.0 * middle[:, 1]).all()
-    )  # red in the middle, the background in the corner
-    assert torch.allclose(
-        views.rgb.reshape(2, 16, 16, 3)[:, 0, 0], torch.tensor(peers.BACKGROUND), atol=0.01
-    )
+    corner = views.rgb.reshape(2, 16, 16, 3)[:, 0, 0]
+    assert bool((middle[:, 0] > 2.0 * middle[:, 1]).all()), "red"
+    assert torch.allclose(corner, torch.tensor(peers.BACKGROUND), atol=0.01)
 
 
 def test_encodings_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "encodings.json"
     encodings.main(
-        [
-            "--points",
-            "64",
-            "200",
-            "--resolution",
-            "16",
-            "--repeats",
-            "1",
-            *QUICK,
-            "--write",
-            str(path),
-        ]
+        [*"--points 64 200 --resolution 16 --repeats 1".split(), *QUICK, "--write", str(path)]
     )
     found = read(path)
     assert [(r["points"], r["backend"]) for r in found["results"]] == [
@@ -369,18 +325,7 @@ def test_look_ups_of_the_gpu_module_are_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_render_runs(tmp_path: Path) -> None:
-    sizes = [
-        "--views",
-        "1",
-        "--size",
-        "8",
-        "--samples",
-        "8",
-        "--resolution",
-        "12",
-        "--repeats",
-        "1",
-    ]
+    sizes = "--views 1 --size 8 --samples 8 --resolution 12 --repeats 1".split()
     render.main([*sizes, *QUICK, "--write", str(tmp_path / "render.json")])
     ways = [record["way"] for record in read(tmp_path / "render.json")["results"]]
     assert ways[:4] == ["product", "torch", "torch, all", "textbook"]
@@ -422,10 +367,8 @@ def test_attention_counts_on_a_cpu_as_well() -> None:
     product = 2 * (2 * 4) * 16 * 16 * 8
     assert sds_step.operations(lambda: attend(heads, heads, heads)) == 2 * product
     leaf = heads.clone().requires_grad_()
-    assert (
-        sds_step.operations(lambda: attend(leaf, leaf, leaf).sum().backward())
-        == 2 * product + 5 * product
-    )  # scores again
+    both = sds_step.operations(lambda: attend(leaf, leaf, leaf).sum().backward())
+    assert both == 2 * product + 5 * product  # the backward pass computes the scores again
 
 
 def test_sds_step_runs_the_guidance_and_its_calls_alone(
@@ -435,10 +378,8 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(
     common = ["--repeats", "1", *QUICK, "--resolution", "32", "--write", str(path)]
     sds_step.main(["--batch", "1", "2", *common])
     sizes = read(path)["results"]["sizes"]
-    assert [(s["batch"], s["calls"], s["images"]) for s in sizes] == [
-        (1, 1, 2),
-        (2, 1, 4),
-    ]  # null and full branch
+    # Each view has a null and a full branch.
+    assert [(s["batch"], s["calls"], s["images"]) for s in sizes] == [(1, 1, 2), (2, 1, 4)]
     assert all(s[key] > 0 for s in sizes for key in ("step", "guidance", "floor", "encoder"))
     assert all(s["peak_bytes"] >= 0 for s in sizes)
     one, two = ([s["operations"], s["floor_operations"]] for s in sizes)
@@ -449,17 +390,11 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(
         [line.split() for line in shown.splitlines() if line.split()[:1] == [word]][0]
         for word in ("prior", "32")
     )
-    assert (
-        "denoiser" in heads and f"{100 * sizes[0]['floor'] / sizes[0]['step']:.0f}" in first
-    )  # its share of the step
+    share = 100 * sizes[0]["floor"] / sizes[0]["step"]
+    assert "denoiser" in heads and f"{share:.0f}" in first
     sds_step.main(
         [
-            "--tiny",
-            "--batch",
-            "2",
-            "--render",
-            "8",
-            "16",
+            *"--tiny --batch 2 --render 8 16".split(),
             *common,
             "guidance.perp_neg=1",
             "prior.max_batch=4",
@@ -473,14 +408,14 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(
 def test_the_training_step_of_the_benchmark_is_the_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It renders the field, asks the guidance for as many views, and moves the field's parameters."""
+    """It renders the field, passes as many views to the guidance, and changes the parameters."""
     config = load_config(
         None, [ROOT / "configs" / "sd15.yaml"], [*sds_step.TINY_FIELD, "render.resolution=8"]
     )
-    seen: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
 
     def guidance(rgb: torch.Tensor, *_: object) -> tuple[dict[str, torch.Tensor], None]:
-        seen.append(tuple(rgb.shape))
+        shapes.append(tuple(rgb.shape))
         return {"sds": rgb.square().mean()}, None
 
     fields = []
@@ -491,7 +426,7 @@ def test_the_training_step_of_the_benchmark_is_the_products(
     step = sds_step.training_step(guidance, None, config, 3, CPU)
     before = {name: value.clone() for name, value in fields[0].state_dict().items()}
     step()
-    assert seen == [(3, 3, 8, 8)] and config.optim.views != 3
+    assert shapes == [(3, 3, 8, 8)] and config.optim.views != 3
     assert any(
         not torch.equal(value, before[name]) for name, value in fields[0].state_dict().items()
     )

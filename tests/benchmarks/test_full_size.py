@@ -1,4 +1,4 @@
-"""The open-world configurations at full size: the tables are the published ones, and the program runs through in tiny."""
+"""Open-world configurations: the published sizes, and the program runs in tiny."""
 
 from __future__ import annotations
 

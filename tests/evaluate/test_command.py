@@ -1,4 +1,4 @@
-"""Suites: their prompts, results made once, what counts as a failure, the summary, and the verb from end to end."""
+"""Suites: prompts, results once, failures, summary, and the verb from end to end."""
 
 from __future__ import annotations
 
@@ -297,19 +297,12 @@ def test_one_bad_entry_does_not_refuse_the_folder(tmp_path: Path) -> None:
 def records() -> list[Record]:
     """Two seeds of one prompt and one of another, and a failure."""
     rows = [("p", 0.2), ("p", 0.4), ("q", 0.9)]
-    made = [{"set": "s", "prompt": p, "seed": n, "failure": "", "reason": "", "figures": {"iou": v, "janus": None}}
-            for n, (p, v) in enumerate(rows)]  # fmt: skip
-    return [
-        *made,
-        {
-            "set": "t",
-            "prompt": "r",
-            "seed": 0,
-            "failure": "empty",
-            "reason": "x",
-            "figures": {"iou": 0.0},
-        },
-    ]
+    found = []
+    for n, (prompt, value) in enumerate(rows):
+        head = {"set": "s", "prompt": prompt, "seed": n, "failure": "", "reason": ""}
+        found.append(head | {"figures": {"iou": value, "janus": None}})
+    failed = {"set": "t", "prompt": "r", "seed": 0, "failure": "empty", "reason": "x"}
+    return [*found, failed | {"figures": {"iou": 0.0}}]
 
 
 def test_statistics_are_over_prompts() -> None:
@@ -410,12 +403,18 @@ def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
         tmp_path, "draft", (ROOT / "configs" / "sds.yaml", Path("own.yaml")), ("optim.steps=3",)
     )
     tasks = [Task("s", "a red sphere", n, f"k{n}") for n in (1, 2)]
-    made = [{**note(settings, task), "reason": "", "source": "", "date": day, "git": {"commit": commit, "dirty": False}}
-            for task, day, commit in zip(tasks, ("2026-01-03", "2026-01-02"), ("a" * 40, "b" * 40), strict=True)]  # fmt: skip
+    made = []
+    for task, day, letter in zip(tasks, ("2026-01-03", "2026-01-02"), "ab", strict=True):
+        git = {"commit": 40 * letter, "dirty": False}
+        record = {**note(settings, task), "reason": "", "source": ""}
+        made.append(record | {"date": day, "git": git})
     out = finish(
         "Toybench", tasks, made, settings, {"iou": Figure("IoU", share=False)}, ("figures",)
     )
-    head = "preset draft, seeds 2, config configs/sds.yaml, own.yaml, settings optim.steps=3, date 2026-01-02 to 2026-01-03"
+    head = (
+        "preset draft, seeds 2, config configs/sds.yaml, own.yaml, "
+        "settings optim.steps=3, date 2026-01-02 to 2026-01-03"
+    )
     assert f"Toybench: {head}, commit aaaaaaaaaa, bbbbbbbbbb, machine" in out
     text = (tmp_path / "index.html").read_text()
     assert "<b>configs/sds.yaml, own.yaml</b>" in text and "seeds <b>2</b>" in text
@@ -425,14 +424,26 @@ def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--seeds", "3"], ["--subset", "mini"], ["--preset", "draft"], ["--config", "configs/sds.yaml"], ["optim.steps=3"],
-        ["--suite", "t3bench", "--prompts", "own.txt"], ["--suite", "t3bench", "--seeds", "2"],
-        ["--scorer", "imagereward"], ["--grader", "judge"], ["--size", "256"], ["--prompts", "own.txt"],
-        ["--endpoint-model", "m"], ["--suite", "t3bench", "--subset", "mini"], ["--suite", "t3bench", "optim.steps=3"],
-        ["--suite", "t3bench", "--endpoint", "http://localhost/v1"],
-        ["--suite", "gallery"], ["--suite", "stylised"], ["--every", "2"],
+        "--seeds 3".split(),
+        "--subset mini".split(),
+        "--preset draft".split(),
+        "--config configs/sds.yaml".split(),
+        "optim.steps=3".split(),
+        "--suite t3bench --prompts own.txt".split(),
+        "--suite t3bench --seeds 2".split(),
+        "--scorer imagereward".split(),
+        "--grader judge".split(),
+        "--size 256".split(),
+        "--prompts own.txt".split(),
+        "--endpoint-model m".split(),
+        "--suite t3bench --subset mini".split(),
+        "--suite t3bench optim.steps=3".split(),
+        "--suite t3bench --endpoint http://localhost/v1".split(),
+        "--suite gallery".split(),
+        "--suite stylised".split(),
+        "--every 2".split(),
     ],
-)  # fmt: skip
+)
 def test_options_that_change_nothing_are_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,19 +459,8 @@ def test_t3bench_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     torch.set_num_threads(1)
     folder, work = tmp_path / "meshes", tmp_path / "work"
     write_glb(lit(true_mesh(parse_caption("a red sphere"), cells=16)), folder / "a-red-sphere.glb")
-    words = [
-        "evaluate",
-        "--suite",
-        "t3bench",
-        "--assets",
-        str(folder),
-        "--size",
-        "32",
-        "--grader",
-        "judge",
-        "--work",
-        str(work),
-    ]
+    words = "evaluate --suite t3bench --size 32 --grader judge".split()
+    words += ["--assets", str(folder), "--work", str(work)]
     assert main.main(words) == 0
     (record,) = (json.loads(path.read_text()) for path in (work / "results").glob("*.json"))
     assert (
@@ -477,8 +477,10 @@ def test_t3bench_prompts_are_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "prompt_single.txt").write_text("A fluffy cat\nA red chair\n")
     tasks = t3bench.prompt_tasks([tmp_path / "prompt_single.txt"], 2)
     assert [(t.group, t.prompt, t.seed) for t in tasks[:3]] == [
-        ("prompt_single", "A fluffy cat", 0), ("prompt_single", "A fluffy cat", 1), ("prompt_single", "A red chair", 0),
-    ]  # fmt: skip
+        ("prompt_single", "A fluffy cat", 0),
+        ("prompt_single", "A fluffy cat", 1),
+        ("prompt_single", "A red chair", 0),
+    ]
 
 
 def test_captions_a_view_may_be_taken_for_are_the_whole_suite() -> None:

@@ -32,9 +32,14 @@ SINGLE = {"object_a": "cube", "color_a": "red", "accent_a": "none", "pattern": "
 SINGLE |= {"object_b": "none", "color_b": "none", "relation": "none"}
 PAIR = SINGLE | {"object_b": "ball", "color_b": "blue", "relation": "on"}
 HEADS = {
-    "object_a": ["ball", "cube"], "color_a": ["red", "blue"], "accent_a": ["none", "red"], "pattern": ["plain", "stripes"],
-    "object_b": ["none", "ball", "cube"], "color_b": ["none", "red", "blue"], "relation": ["none", "on", "next to"],
-}  # fmt: skip
+    "object_a": ["ball", "cube"],
+    "color_a": ["red", "blue"],
+    "accent_a": ["none", "red"],
+    "pattern": ["plain", "stripes"],
+    "object_b": ["none", "ball", "cube"],
+    "color_b": ["none", "red", "blue"],
+    "relation": ["none", "on", "next to"],
+}
 
 
 def cube(front: tuple[float, float, float], back: tuple[float, float, float]) -> Mesh:
@@ -49,7 +54,7 @@ def cube(front: tuple[float, float, float], back: tuple[float, float, float]) ->
 
 
 class RedOrBlue(Judge):
-    """A judge that answers "cube" and tells the colour by whether red or blue prevails in the picture."""
+    """A judge that answers "cube" and red or blue, whichever prevails in the picture."""
 
     def forward(self, rgb: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits by the mean colour."""
@@ -109,14 +114,13 @@ def test_a_view_needs_objects_and_colours() -> None:
 
 
 def test_next_to_may_be_named_in_either_order_but_on_may_not() -> None:
-    beside = PAIR | {"relation": "next to"}
+    next_to = PAIR | {"relation": "next to"}
     swapped = {"object_a": "ball", "color_a": "blue", "object_b": "cube", "color_b": "red"}
-    assert check_view(beside | swapped, beside)["right"]
+    assert check_view(next_to | swapped, next_to)["right"]
     assert not check_view(PAIR | swapped, PAIR)["right"]
-    crossed = (
-        beside | swapped | {"color_a": "red", "color_b": "blue"}
-    )  # the colours on the wrong objects
-    assert check_view(crossed, beside)["right"] is False
+    wrong_colors = {"color_a": "red", "color_b": "blue"}  # each on the other object
+    crossed = next_to | swapped | wrong_colors
+    assert check_view(crossed, next_to)["right"] is False
 
 
 def test_score_of_a_real_mesh_by_its_views() -> None:
@@ -125,15 +129,9 @@ def test_score_of_a_real_mesh_by_its_views() -> None:
     red = score_asset(judge, cube((0.9, 0.1, 0.1), (0.9, 0.1, 0.1)), expected)
     assert red["passed"] and red["right"] == red["objects"] == 1.0 and len(red["views"]) == 8
     half = score_asset(judge, cube((0.9, 0.1, 0.1), (0.1, 0.1, 0.9)), expected)
-    seen = {view["azimuth_deg"]: view["right"] for view in half["views"]}
-    assert (
-        seen[0.0]
-        and seen[45.0]
-        and seen[315.0]
-        and not seen[135.0]
-        and not seen[180.0]
-        and not seen[225.0]
-    )
+    right = {view["azimuth_deg"]: view["right"] for view in half["views"]}
+    assert right[0.0] and right[45.0] and right[315.0]
+    assert not (right[135.0] or right[180.0] or right[225.0])
     assert half["objects"] == 1.0 and half["right"] < PASS_SHARE and not half["passed"]
     with pytest.raises(ValueError, match="color_a=mauve"):
         score_asset(judge, cube((1, 0, 0), (1, 0, 0)), {"color_a": "mauve"})

@@ -1,4 +1,4 @@
-"""T3Bench's protocol: its sphere, its neighbour means by hand, its pictures, and who scores, captions and grades."""
+"""T3Bench's protocol: sphere, neighbour means by hand, pictures, scorers, captioners, graders."""
 
 from __future__ import annotations
 
@@ -99,9 +99,8 @@ def test_quality_of_a_ball_is_its_largest_disc_and_of_nothing_is_black() -> None
         and np.abs(mesh.vertices.mean(0)).max() < 1e-6
     )
     found = quality(ball(), "a ball", Brightness(), size=24)
-    edge = (
-        1.0 / np.sqrt(RADIUS**2 - 1.0) / np.tan(np.deg2rad(12.0))
-    )  # radius of the disc by half a picture, at 24 degrees
+    # Radius of the disc in units of half a picture, at 24 degrees.
+    edge = 1.0 / np.sqrt(RADIUS**2 - 1.0) / np.tan(np.deg2rad(12.0))
     assert edge > np.sqrt(2.0) and found["raw"] == pytest.approx(1.0)  # it fills the picture
     assert quality(None, "a ball", Brightness(), size=24) == {"quality": 50.0, "raw": 0.0}
 
@@ -162,7 +161,7 @@ def test_imagereward_scores_as_the_reward_does_and_cuts_long_prompts(
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict]]]:
-    """A chat endpoint that answers "a red ball" to pictures and lists, and 4 where a grade is asked."""
+    """A chat endpoint that answers "a red ball" to pictures and lists, and 4 to grades."""
     asked: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):
