@@ -72,8 +72,8 @@ kernels = (
 )
 for (kernel, more, extra), features, capability in itertools.product(kernels, (2, 3), (75, 80, 90)):
     torch.cuda.get_device_capability = lambda device: divmod(capability, 10)
-    added = hashgrid_triton.added_at_once(features, torch.device("cuda"))
-    columns = added if extra else hashgrid_triton.read_at_once(features)
+    added = hashgrid_triton.atomic_width(features, torch.device("cuda"))
+    columns = added if extra else hashgrid_triton.load_width(features)
     fixed = {"SIZE": 2**14, "FEATURES": features, "COLUMNS": columns, "LEVELS": 8, "BLOCK": hashgrid_triton.BLOCK, **extra}
     signature = {**shared, **more, "count": "i32", **dict.fromkeys(fixed, "constexpr")}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
@@ -111,7 +111,7 @@ def test_kernels_compile_for_a_gpu_without_one() -> None:
 def test_how_many_features_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from vp3d.fields import hashgrid_triton
 
-    assert [hashgrid_triton.read_at_once(features) for features in (1, 2, 3, 4, 6, 8)] == [
+    assert [hashgrid_triton.load_width(features) for features in (1, 2, 3, 4, 6, 8)] == [
         1,
         2,
         1,
@@ -124,7 +124,7 @@ def test_how_many_features_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(
             torch.cuda, "get_device_capability", lambda device, found=capability: found
         )
-        assert [hashgrid_triton.added_at_once(features, gpu) for features in (1, 2, 3)] == expected
+        assert [hashgrid_triton.atomic_width(features, gpu) for features in (1, 2, 3)] == expected
 
 
 def test_a_correct_look_up_passes_and_wrong_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

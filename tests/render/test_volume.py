@@ -15,10 +15,11 @@ from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import build_field
 from vp3d.render.camera import camera_rays, orbit, ring
-from vp3d.render.occupancy import OccupancyGrid, box_interval
+from vp3d.render.occupancy import OccupancyGrid
 from vp3d.render.shade import lambert
 from vp3d.render.volume import (
-    dense_ahead,
+    box_interval,
+    dense_exclusive_sum,
     occupied_samples,
     ray_bins,
     render_rays,
@@ -141,7 +142,7 @@ def test_constant_density_has_the_closed_form(sigma: float) -> None:
 def test_light_that_reaches_each_sample_by_hand() -> None:
     tau = torch.tensor([math.log(2), math.log(4), 50.0, 1.0, 3.0])
     flat = torch.tensor([0, 1, 3, 4, 6])  # ray 0 lacks its sample 2, ray 1 has its sample 1 alone
-    reach = torch.exp(-dense_ahead(tau, flat, torch.tensor([4, 1]), 5))
+    reach = torch.exp(-dense_exclusive_sum(tau, flat, torch.tensor([4, 1]), 5))
     assert torch.allclose(reach, torch.tensor([1.0, 0.5, 0.125, 0.0, 1.0]), atol=1e-6)
 
 

@@ -13,7 +13,14 @@ from vp3d.fields.nerf import build_field
 from vp3d.render import volume_cuda
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.occupancy import OccupancyGrid
-from vp3d.render.volume import DENSE, March, dense_ahead, occupied_samples, ray_bins, render_rays
+from vp3d.render.volume import (
+    DENSE,
+    March,
+    dense_exclusive_sum,
+    occupied_samples,
+    ray_bins,
+    render_rays,
+)
 from vp3d.types import Rays
 
 SAMPLES = 20
@@ -63,7 +70,9 @@ def slow_exclusive_sum(values: Tensor, packed_info: Tensor) -> Tensor:
     return torch.cat(parts) if parts else values
 
 
-SLOW = March(volume_cuda.occupied_by(slow_traverse), volume_cuda.packed_ahead(slow_exclusive_sum))
+SLOW = March(
+    volume_cuda.occupied_by(slow_traverse), volume_cuda.packed_exclusive_sum(slow_exclusive_sum)
+)
 
 
 @pytest.mark.parametrize("jittered", [False, True])
@@ -122,9 +131,9 @@ def test_packed_sums_are_the_dense_ones_with_their_gradient() -> None:
     flat = torch.tensor([0, 3, 4, 11, 12, 13, 24])
     counts = torch.bincount(flat // 5, minlength=6)  # rays 1 and 3 have no sample
     found = []
-    for ahead in (dense_ahead, SLOW.ahead):
+    for exclusive_sum in (dense_exclusive_sum, SLOW.exclusive_sum):
         tau = torch.rand(7, generator=seeded(1)).requires_grad_()
-        values = ahead(tau, flat, counts, 5)
+        values = exclusive_sum(tau, flat, counts, 5)
         (gradient,) = torch.autograd.grad((values * torch.arange(7.0)).sum(), tau)
         found.append((values.detach(), gradient))
     for ours, theirs in zip(*found, strict=True):
@@ -139,16 +148,16 @@ def test_the_check_accepts_what_agrees_and_names_what_does_not(
     assert volume_cuda.check_march(SLOW, CPU) == ""
     late = March(
         SLOW.occupied,
-        lambda tau, flat, counts, samples: dense_ahead(tau, flat, counts, samples) + tau,
+        lambda tau, flat, counts, samples: dense_exclusive_sum(tau, flat, counts, samples) + tau,
     )
     assert volume_cuda.check_march(late, CPU).startswith("its picture differs")
-    deaf = March(SLOW.occupied, lambda *arguments: dense_ahead(*arguments).detach())
+    deaf = March(SLOW.occupied, lambda *arguments: dense_exclusive_sum(*arguments).detach())
     assert volume_cuda.check_march(deaf, CPU).startswith("its gradient differs")
     mirrored = March(
         volume_cuda.occupied_by(
             lambda o, d, cells, *rest: slow_traverse(o, d, cells.flip(0), *rest)
         ),
-        SLOW.ahead,
+        SLOW.exclusive_sum,
     )
     assert volume_cuda.check_march(mirrored, CPU).startswith("its picture differs")
 
