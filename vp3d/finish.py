@@ -103,7 +103,7 @@ def export_field(field: Field, config: Config, run: RunFolder, device: torch.dev
     kinds = sorted({*there, *config.export.formats}, key=list(WRITERS).index)
     for kind in kinds:
         path = run.path / f"model.{kind}"
-        WRITERS[kind](mesh, path)
+        WRITERS[kind](Asset(config.prompt, mesh, run.path), path)
         found = verify_export(path, cameras, rgb, opacity, REFERENCE_GROUND)
         figures |= {f"{kind}_{name}": value for name, value in found.items()}
     run.event("export", seconds=time.monotonic() - began, formats=kinds, **figures)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import trimesh
 
-from vp3d.errors import UserError
+from vp3d.errors import EmptyFieldError
 from vp3d.export import marching_cubes, repair, surface, threshold
 from vp3d.types import Camera, Mesh
 
@@ -140,11 +140,11 @@ def test_clean_turns_an_inside_out_mesh_and_closes_a_hole() -> None:
 def test_an_empty_field_is_a_user_error_with_a_histogram(
     level: float, opacity: float, cameras: Camera
 ) -> None:
-    with pytest.raises(threshold.EmptyFieldError) as caught:
+    with pytest.raises(EmptyFieldError) as caught:
         threshold.choose_threshold(
             np.full((9, 9, 9), level, np.float32), cameras, torch.full((4, 16, 16), opacity)
         )
-    assert isinstance(caught.value, UserError)
+    assert caught.value.code == "empty_field"
     assert "<0.01: 100.0%" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -177,7 +177,9 @@ def edge_uses(mesh: Mesh) -> list[int]:
 
 def test_doubled_faces_cancel_by_winding() -> None:
     faces = np.array([[0, 1, 2], [2, 1, 0], [3, 4, 5], [4, 5, 3], [7, 6, 8], [9, 9, 1], [1, 2, 3]])
-    kept = {tuple(np.roll(face, -int(face.argmin()))) for face in repair.cancel_doubles(faces)}
+    kept = {
+        tuple(np.roll(face, -int(face.argmin()))) for face in repair.cancel_doubled_faces(faces)
+    }
     assert kept == {(3, 4, 5), (6, 8, 7), (1, 2, 3)}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.assets import asset_of
 from vp3d.config.loader import load_config
 from vp3d.export.glb import write_glb
 from vp3d.report.pictures import ring_frames
@@ -98,7 +99,7 @@ def report(make_run: Callable[[], RunFolder]) -> Path:
         Image.new("RGB", (64, 64), (40 * n, 90, 90)).save(run.visual_prompt / f"candidate_{n}.png")
     Image.new("RGB", (64, 64), "white").save(run.visual_prompt / "cutout.png")
     write_json(run.visual_prompt / "scores.json", {"scores": [None, 0.25], "chosen": 1})
-    write_glb(mesh, run.path / "model.glb")
+    write_glb(asset_of(mesh), run.path / "model.glb")
     write_turntable(ring_frames(mesh, 4, 32, run.config().camera), run.path / "turntable.mp4")
     figures = {"glb_iou": 0.987, "glb_psnr": 31.26, "stl_iou": 0.99}
     return write_report(run, Asset(PROMPT, mesh, run.path, figures))
