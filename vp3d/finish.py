@@ -119,7 +119,7 @@ def look_around(asset: Asset, prior: Prior, config: Config, run: RunFolder) -> N
         VIEWS,
         config.prior.resolution,
         config.camera,
-        ground=config.visual_prompt.ground,
+        background=config.visual_prompt.ground,
     )
     rgb = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255.0
     seen = guess_views(prior, config.prompt, rgb, make_generator(config.seed, "views"))

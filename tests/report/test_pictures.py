@@ -52,7 +52,7 @@ def test_preview_has_eight_views(tmp_path: Path) -> None:
     )
     picture = np.asarray(Image.open(tmp_path / "preview.png")).astype(int)
     assert picture.shape[1] == 4 * 96 + 3 * pictures.GAP + 4 * pictures.GAP
-    ground = (np.abs(picture - round(pictures.GROUND * 255)) <= 1).all(2)
+    ground = (np.abs(picture - round(pictures.BACKGROUND * 255)) <= 1).all(2)
     rows = np.flatnonzero(ground.mean(1) > 0.4)
     assert len(rows) > 100
     red, blue = picture[..., 0] - picture[..., 2] > 150, picture[..., 2] - picture[..., 0] > 150

@@ -15,7 +15,7 @@ from vp3d.config.loader import load_config
 from vp3d.export.glb import write_glb
 from vp3d.report.pictures import ring_frames
 from vp3d.report.plots import curves, grouped, plot_svgs, write_plots
-from vp3d.report.report import facts, seen, time_spent, write_report
+from vp3d.report.report import progress, time_spent, view_guesses, write_report
 from vp3d.report.video import write_turntable
 from vp3d.report.viewer import DISTANCE, first_view, viewer_page
 from vp3d.runs.folder import RunFolder
@@ -201,19 +201,18 @@ def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
 
 
 def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
-    config = load_config(None, [], ["optim.steps=400"])
     events = [
         {"kind": "step", "step": 150},
         {"kind": "restart", "step": 152},
         {"kind": "step", "step": 5},
     ]
-    assert facts(config, [])["steps"] == "0 of 400" and facts(config, events)["steps"] == "5 of 400"
+    assert progress(400, []) == {"steps": "0 of 400"}
+    assert progress(400, events)["steps"] == "5 of 400"
     stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
-    assert facts(config, stopped)["steps"] == "8 of 400" and not seen(stopped)
+    assert progress(400, stopped)["steps"] == "8 of 400" and not view_guesses(stopped)
     looked = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
-    assert seen(looked)["janus"] == 0.5 and not seen(
-        [*looked, {"kind": "export"}]
-    )  # exported anew: another mesh
+    assert view_guesses(looked)["janus"] == 0.5
+    assert not view_guesses([*looked, {"kind": "export"}]), "re-exported: another mesh"
 
 
 def test_time_leaves_pauses_out() -> None:

@@ -35,8 +35,8 @@ from vp3d.evaluate.statistics import bootstrap_interval, cell, circumstances, le
 from vp3d.render.camera import orbit
 from vp3d.render.raster import render_mesh
 from vp3d.report.pictures import (
+    BACKGROUND,
     ELEVATION_DEG,
-    GROUND,
     labelled,
     resized,
     save_image,
@@ -242,7 +242,7 @@ def write_grid(records: Mapping[str, Sequence[Record]], path: Path) -> None:
     rows = []
     for of_prompt in zip(*records.values(), strict=True):
         prompt = of_prompt[0]["prompt"]
-        true = true_rgb(true_pictures(parse_caption(prompt), list(SIDES), GROUND, TILE))
+        true = true_rgb(true_pictures(parse_caption(prompt), list(SIDES), BACKGROUND, TILE))
         row, shown = [side_by_side(true, prompt)], None
         for arm, record in zip(records, of_prompt, strict=True):
             if record["failure"]:
@@ -255,7 +255,7 @@ def write_grid(records: Mapping[str, Sequence[Record]], path: Path) -> None:
             if found.mesh is not None:
                 cameras = orbit(SIDES, ELEVATION_DEG, DISTANCE, FOV_DEG)
                 row.append(
-                    side_by_side(render_mesh(found.mesh, cameras, TILE, TILE, GROUND)[0], arm)
+                    side_by_side(render_mesh(found.mesh, cameras, TILE, TILE, BACKGROUND)[0], arm)
                 )
         if shown is not None:
             row.insert(1, labelled(resized(shown, TILE), "visual prompt"))

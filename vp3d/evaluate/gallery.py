@@ -22,9 +22,9 @@ from vp3d.metrics.attributes import DETAILS, PASS_SHARE, RIGHT, WRONG, seen_as
 from vp3d.prompts import view_words
 from vp3d.report.pictures import (
     AZIMUTHS,
+    BACKGROUND,
     ELEVATION_DEG,
     FAINT,
-    GROUND,
     INK,
     PAPER,
     VIEWS,
@@ -146,7 +146,7 @@ def gallery_row(result: Result, camera: CameraConfig, size: int) -> list[Image.I
     """One asset's tiles: the prompt in words, its visual prompt, eight views labelled by view and coloured by right or wrong."""
     views = ring_frames(result.mesh, VIEWS, size, camera)
     tiles = [prompt_tile(result, int(1.5 * size), size)]
-    blank = np.full((size, size, 3), round(GROUND * 255), np.uint8)
+    blank = np.full((size, size, 3), round(BACKGROUND * 255), np.uint8)
     shown = blank if result.visual_prompt is None else resized(result.visual_prompt, size)
     tiles.append(labelled(shown, "visual prompt"))
     for view, azimuth, judged in zip(views, AZIMUTHS, result.score["views"], strict=True):

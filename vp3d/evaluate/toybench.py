@@ -42,8 +42,8 @@ from vp3d.prompts import strip_view
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.report.pictures import (
+    BACKGROUND,
     ELEVATION_DEG,
-    GROUND,
     labelled,
     resized,
     ring_frames,
@@ -183,7 +183,7 @@ def judge_asset(settings: Settings, task: Task) -> Record:
             figures = compared | by_prompt(views_of(found.mesh), task.prompt)
         picture(found, task.prompt, settings.result(task).with_suffix(".png"))
         write_turn(found, settings.result(task))
-        turn = to_uint8(true_rgb(true_pictures(spec, azimuths(FRAMES), GROUND, SIDE)))
+        turn = to_uint8(true_rgb(true_pictures(spec, azimuths(FRAMES), BACKGROUND, SIDE)))
         write_turntable(turn, true_turn(settings.result(task)).with_suffix(".mp4"), FPS, warn=say)
     return {
         "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": failure, "reason": reason,
@@ -266,7 +266,7 @@ def picture(found: Found, prompt: str, path: Path) -> None:
         return
     spec, camera = parse_caption(prompt), CameraConfig(distance=DISTANCE, fov_deg=FOV_DEG)
     own = ring_frames(found.mesh, SHOWN_VIEWS, SHOWN, camera)
-    true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), GROUND, SHOWN)))
+    true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), BACKGROUND, SHOWN)))
     first, title = np.full((SHOWN, SHOWN, 3), 250, np.uint8), "asset"
     if (shown := visual_prompt(found)) is not None:
         first, title = resized(shown, SHOWN), "visual prompt"
