@@ -33,6 +33,7 @@ from benchmarks.textbook import TextbookField, composite, composite_nerfacc, squ
 from benchmarks.timing import Bench, find_nerfacc, ms, new_parser, positive, prepare, tell, times
 from vp3d.config.schema import CameraConfig, FieldConfig, OptimConfig, RenderConfig
 from vp3d.errors import UserError
+from vp3d.export.verify import psnr
 from vp3d.fields.nerf import Field, build_field
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.occupancy import OccupancyGrid
@@ -92,12 +93,11 @@ def take_views(
     )
 
 
-def psnr(draw: Draw, views: Views, chunk: int) -> float:
+def held_out_psnr(draw: Draw, views: Views, chunk: int) -> float:
     """PSNR in dB over all pixels of the views, drawn `chunk` rays at a time without chance."""
     with torch.no_grad():
         parts = [draw(views.rays[i : i + chunk], None) for i in range(0, len(views.rays), chunk)]
-    error = squared_error(torch.cat(parts), views.rgb)
-    return float(-10.0 * torch.log10(error))
+    return psnr(torch.cat(parts), views.rgb)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,11 @@ def optimise(
     optimizer = torch.optim.Adam(arm.field.parameter_groups(optim), eps=1.0e-15)
     base = [group["lr"] for group in optimizer.param_groups]
     rays, places = (torch.Generator().manual_seed(options.seed + n) for n in (1, 2))
-    curve, progress, looks = Curve([], [(0, psnr(arm.draw, held_out, options.rays))]), 0.0, 1
+    curve, progress, looks = (
+        Curve([], [(0, held_out_psnr(arm.draw, held_out, options.rays))]),
+        0.0,
+        1,
+    )
     while progress < 1.0:
         i = len(curve.step_s)
         seen = torch.randint(len(train.rays), (options.rays,), generator=rays)
@@ -175,7 +179,7 @@ def optimise(
         )
         if progress >= min(looks / options.looks, 1.0) - 1.0e-9:
             looks = int(progress * options.looks + 1.0e-9) + 1
-            curve.psnr.append((i + 1, psnr(arm.draw, held_out, options.rays)))
+            curve.psnr.append((i + 1, held_out_psnr(arm.draw, held_out, options.rays)))
     return curve
 
 

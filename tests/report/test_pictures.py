@@ -11,7 +11,7 @@ from PIL import Image
 from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.report import pictures, video
-from vp3d.types import Mesh
+from vp3d.types import Mesh, to_uint8
 
 
 def half_and_half() -> Mesh:
@@ -43,7 +43,7 @@ def test_a_ring_starts_at_the_front_and_closes(frames: np.ndarray) -> None:
 
 def test_to_uint8_rounds_and_clamps() -> None:
     rgb = torch.tensor([-1.0, 0.5, 2.0]).reshape(1, 3, 1, 1)
-    assert pictures.to_uint8(rgb).tolist() == [[[[0, 128, 255]]]]
+    assert to_uint8(rgb).tolist() == [[[[0, 128, 255]]]]
 
 
 def test_preview_has_eight_views(tmp_path: Path) -> None:

@@ -41,10 +41,10 @@ from vp3d.report.pictures import (
     resized,
     save_image,
     sheet,
-    to_uint8,
 )
 from vp3d.system.console import Parser, run_program
 from vp3d.system.files import check_output, write_json, write_text
+from vp3d.types import to_uint8
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
 from vp3d.worlds.toybox.prompt_check import true_pictures, true_rgb
 from vp3d.worlds.toybox.scenes import parse_caption

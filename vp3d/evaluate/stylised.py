@@ -33,7 +33,7 @@ from vp3d.render.raster import render_mesh
 from vp3d.report.pictures import save_image, sheet
 from vp3d.system.console import Parser, run_program
 from vp3d.system.files import write_json
-from vp3d.types import Mesh
+from vp3d.types import Mesh, to_uint8
 from vp3d.worlds.toybox.data import attributes
 from vp3d.worlds.toybox.images import render_spec
 from vp3d.worlds.toybox.scenes import Spec, parse_caption
@@ -174,12 +174,8 @@ def style_row(picture: np.ndarray, *meshes: Mesh) -> list[Image.Image]:
     """Reference and two views of each mesh as tiles."""
     tiles = [Image.fromarray(picture).resize((128, 128))]
     for mesh in meshes:
-        rgb = (
-            (views_of(mesh)[0][[0, 1, 3]].permute(0, 2, 3, 1).numpy() * 255.0)
-            .round()
-            .astype(np.uint8)
-        )
-        tiles += [Image.fromarray(view) for view in rgb]
+        views = to_uint8(views_of(mesh)[0][[0, 1, 3]])
+        tiles += [Image.fromarray(view) for view in views]
     return tiles
 
 

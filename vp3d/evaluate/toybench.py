@@ -49,12 +49,11 @@ from vp3d.report.pictures import (
     ring_frames,
     save_image,
     sheet,
-    to_uint8,
 )
 from vp3d.report.video import write_turntable
 from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.system.console import say
-from vp3d.types import Mesh
+from vp3d.types import Mesh, to_uint8
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
 from vp3d.worlds.toybox.janus import faces
 from vp3d.worlds.toybox.prompt_check import (
