@@ -56,7 +56,7 @@ def test_sphere_keeps_its_radius_place_and_orientation(balls: type, cameras: Cam
 
 
 def test_threshold_follows_the_silhouette(cameras: Camera, balls: type) -> None:
-    """Density falls off linearly with the radius, so any radius is some threshold: the silhouette decides which."""
+    """Density falls linearly with the radius, so the silhouette decides which radius is chosen."""
     radii = (torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 41)] * 3, indexing="ij"), -1)).norm(
         dim=-1
     )
@@ -157,15 +157,17 @@ def test_a_faint_field_still_gives_its_shape(balls: type, cameras: Camera) -> No
 
 
 def test_export_tells_its_figures(export: Callable[..., Mesh], balls: type) -> None:
-    told: dict[str, object] = {}
+    figures: dict[str, object] = {}
     mesh = export(
         balls(((0.0, 0.0, 0.0), 0.5)),
-        event=lambda kind, **data: told.update(kind=kind, **data),
+        event=lambda kind, **data: figures.update(kind=kind, **data),
         faces=300,
     )
-    assert told["kind"] == "mesh" and told["faces"] == len(mesh.faces) <= 300
+    assert figures["kind"] == "mesh" and figures["faces"] == len(mesh.faces) <= 300
     assert (
-        told["watertight"] is True and told["atlas"] == "xatlas" and told["silhouette_iou"] > 0.95
+        figures["watertight"] is True
+        and figures["atlas"] == "xatlas"
+        and figures["silhouette_iou"] > 0.95
     )
 
 

@@ -142,7 +142,7 @@ def test_ply_and_stl_are_closed_again_after_the_atlas_split_them(
 
 
 def test_foreign_scene_is_joined_with_its_transforms_and_colours(tmp_path: Path) -> None:
-    """A red material box moved by the scene graph and a textured plane: glTF's +X is our +y, its +Y our +z."""
+    """A red box, moved by the scene graph, and a textured plane; glTF's +X, +Y are our +y, +z."""
     box = trimesh.creation.box((0.2, 0.2, 0.2))
     red = trimesh.visual.material.PBRMaterial(baseColorFactor=[255, 0, 0, 255])
     box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(box.vertices), 2)), material=red)
@@ -194,7 +194,8 @@ def test_damaged_files_are_user_errors(kind: str, damage: str, sided: Mesh, tmp_
 def test_texture_coordinates_that_are_no_numbers_are_user_errors(tmp_path: Path) -> None:
     (tmp_path / "m.mtl").write_text("newmtl a\nmap_Kd m.png\n")
     Image.new("RGB", (4, 4)).save(tmp_path / "m.png")
-    text = "mtllib m.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt nan nan\nvt 0 1\nf 1/1 2/2 3/3\n"
+    text = "mtllib m.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\n"
+    text += "vt 0 0\nvt nan nan\nvt 0 1\nf 1/1 2/2 3/3\n"
     (tmp_path / "m.obj").write_text(text)
     with pytest.raises(UserError, match="not numbers"):
         read.read_mesh(tmp_path / "m.obj")
@@ -202,7 +203,7 @@ def test_texture_coordinates_that_are_no_numbers_are_user_errors(tmp_path: Path)
 
 def test_missing_and_unknown_files_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no mesh file"):
-        read.read_mesh(tmp_path / "gone.glb")
+        read.read_mesh(tmp_path / "missing.glb")
     with pytest.raises(UserError, match=".glb"):
         read.read_mesh(tmp_path / "model.fbx")
 

@@ -1,4 +1,4 @@
-"""The nerfacc route: our hand-over of rays against a slow traversal, its scan against ours, and both on a GPU."""
+"""nerfacc as a March: our rays against a slow traversal, its scan against ours, both on a GPU."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_rays_are_handed_over_so_that_the_samples_are_ours(jittered: bool) -> No
         + (start[ray] + (different % SAMPLES) * step[ray])[:, None] * rays.directions[ray]
     )
     cells = (x + 1.0) * 4.0
-    assert ((cells - cells.round()).abs().amin(-1) < 1e-4).all() and len(different) < 0.02 * len(
-        ours
-    )  # on a cell's border
+    # Only samples on a cell's border may differ.
+    assert ((cells - cells.round()).abs().amin(-1) < 1e-4).all()
+    assert len(different) < 0.02 * len(ours)
 
 
 def check_edges(march: March, device: torch.device) -> None:
-    """Rays that miss, a grid with nothing in it, no grid, and no rays: the samples, the picture and finite gradients."""
+    """Samples, picture and gradients for rays that miss, an empty grid, no grid, and no rays."""
     miss = Rays(torch.tensor([[3.0, 0, 0]]).expand(4, 3), torch.tensor([[1.0, 0, 0]]).expand(4, 3))
     nothing = OccupancyGrid(CONFIG)
     nothing.mask.fill_(False)

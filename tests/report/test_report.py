@@ -1,3 +1,5 @@
+"""The report: self-contained, escaped, complete, and right about restarts and pauses."""
+
 from __future__ import annotations
 
 import base64
@@ -59,24 +61,11 @@ def pyramid() -> Mesh:
 def log_steps(run: RunFolder) -> None:
     run.event("start", prompt=PROMPT)
     for step in range(5, 55, 5):
-        told = {
-            "loss": 9.0,
-            "sds": 1.0 / step,
-            "sparsity": 0.1,
-            "reward_text_image": step / 100,
-            "samples": 1e5,
-        }
-        run.event("step", step=step, steps=60, **told, opacity=0.3)
-    run.event(
-        "step",
-        step=55,
-        steps=60,
-        loss=float("nan"),
-        sds=float("nan"),
-        sparsity=0.1,
-        reward_text_image=0.5,
-        opacity=0.3,
-    )
+        values = {"loss": 9.0, "sds": 1.0 / step, "sparsity": 0.1, "samples": 1e5}
+        values |= {"reward_text_image": step / 100, "opacity": 0.3}
+        run.event("step", step=step, steps=60, **values)
+    nan = {"loss": float("nan"), "sds": float("nan")}
+    run.event("step", step=55, steps=60, **nan, sparsity=0.1, reward_text_image=0.5, opacity=0.3)
     run.event("warning", message="no video: <script>alert(1)</script>")
 
 
@@ -157,11 +146,10 @@ def test_the_viewer_survives_the_frame_and_holds_the_asset(report: Path) -> None
 
 def test_first_view_looks_at_the_origin() -> None:
     pose = first_view()
-    assert np.linalg.det(pose[:3, :3]) == pytest.approx(1.0) and pose[:3, :3].T @ pose[
-        :3, :3
-    ] == pytest.approx(np.eye(3))
+    axes = pose[:3, :3]
+    assert np.linalg.det(axes) == pytest.approx(1.0) and axes.T @ axes == pytest.approx(np.eye(3))
     assert pose[:3, 3] - DISTANCE * pose[:3, 2] == pytest.approx(np.zeros(3), abs=1e-9)
-    assert pose[1, 1] > 0.9 and pose[2, 3] > 0  # up is up, and the camera stands in front
+    assert pose[1, 1] > 0.9 and pose[2, 3] > 0  # up is up, and the camera is in front
 
 
 def test_a_bare_run_still_gets_its_report(make_run: Callable[[], RunFolder]) -> None:
@@ -177,7 +165,7 @@ def test_a_bare_run_still_gets_its_report(make_run: Callable[[], RunFolder]) -> 
 
 
 def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
-    told = [(5, 1.0), (10, "nan"), (15, 2.0), (5, 3.0)]
+    logged = [(5, 1.0), (10, "nan"), (15, 2.0), (5, 3.0)]
     rest = {
         "sds": 9.0,
         "x": -0.1,
@@ -187,7 +175,7 @@ def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
         "loss": 1.0,
         "eta_s": 3,
     }
-    events = [{"kind": "step", "step": s, "sparsity": v, **rest} for s, v in told]
+    events = [{"kind": "step", "step": s, "sparsity": v, **rest} for s, v in logged]
     found = curves([{"kind": "start"}, *events])
     steps, values = found["sparsity"]
     assert steps.tolist() == [5, 10, 15, 5, 5]
@@ -210,9 +198,9 @@ def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
     assert progress(400, events)["steps"] == "5 of 400"
     stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
     assert progress(400, stopped)["steps"] == "8 of 400" and not view_guesses(stopped)
-    looked = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
-    assert view_guesses(looked)["janus"] == 0.5
-    assert not view_guesses([*looked, {"kind": "export"}]), "re-exported: another mesh"
+    judged = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
+    assert view_guesses(judged)["janus"] == 0.5
+    assert not view_guesses([*judged, {"kind": "export"}]), "re-exported: another mesh"
 
 
 def test_time_leaves_pauses_out() -> None:

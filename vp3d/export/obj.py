@@ -1,4 +1,4 @@
-"""The OBJ writer: Wavefront text in our frame (z up, facing +x), material and texture beside it.
+"""The OBJ writer: Wavefront text in our frame (z up, facing +x), with material and texture files.
 
 Conventions as in vp3d/export/mesh_data.py: six decimals, sRGB texture and vertex colours, v up.
 """

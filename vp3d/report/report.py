@@ -104,7 +104,7 @@ def time_spent(events: Events) -> float:
 
 
 def hero(run: RunFolder, asset: Asset, events: Events) -> str:
-    """The large part at the top: the 3D viewer, and beside it the turntable and main figures."""
+    """The large part at the top: the 3D viewer, and next to it the turntable and main figures."""
     model = html.viewer(viewer_of(run, asset), "Drag to rotate; click, then scroll to zoom.")
     figures = html.stats(main_figures(asset, events))
     return f'<div class="hero">{model}<div>{video(run.path)}{figures}</div></div>'
@@ -131,7 +131,7 @@ def video(folder: Path) -> str:
 def view_guesses(events: Events) -> Mapping[str, Any]:
     """The "views" event of the last export: from where the prior sees each view of the mesh.
 
-    Empty if the prior was not asked after the last export.
+    Empty if the prior did not judge the views after the last export.
     """
     last: Mapping[str, Any] = next(
         (event for event in reversed(events) if event.get("kind") in ("views", "export")), {}
