@@ -91,9 +91,6 @@ def join(parts: Sequence[Mesh]) -> Mesh:
 
     Textures are put side by side in one image. A part with a single colour counts as a texture of
     one texel. If a part has several vertex colours, the result has vertex colours instead.
-
-    Example:
-        >>> both = join([mesh, other])  # doctest: +SKIP
     """
     if len(parts) == 1:
         return parts[0]

@@ -258,6 +258,17 @@ class _MarchGrid(torch.autograd.Function):
     def forward(
         ctx: Any, nodes: Tensor, slopes: Tensor, side: int, mask: Tensor, rays: Tensor, samples: int
     ) -> Tensor:
+        """Rows `[N, 8]`.
+
+        Args:
+            ctx: Context of torch.autograd.
+            nodes: Raw density and albedo of the nodes `[R^3, 4]`.
+            slopes: Negative density gradients of the nodes `[R^3, 4]`, or `[0, 4]` for no normals.
+            side: Nodes of a side, R.
+            mask: Occupied cells, flat bool `[side^3]`; `[0]` for all.
+            rays: Origin, direction, start and step of each ray `[N, 8]`.
+            samples: Samples of a ray.
+        """
         out = torch.zeros(len(rays), 8)
         ctx.save_for_backward(nodes, slopes, mask, rays, out)
         ctx.sizes = (side, samples)
@@ -268,6 +279,7 @@ class _MarchGrid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of nodes and slopes `[R^3, 4]`; None for the other arguments."""
         nodes, slopes, mask, rays, out = ctx.saved_tensors
         side, samples = ctx.sizes
         tables = _kernel_inputs(nodes, slopes, side, mask, rays, samples)
