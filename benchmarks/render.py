@@ -44,8 +44,8 @@ from vp3d.fields.base import Field, lattice
 from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.render.camera import camera_rays, sample_cameras
-from vp3d.render.occupancy import OccupancyGrid, box_interval
-from vp3d.render.volume import ray_bins, render_rays, render_rays_torch
+from vp3d.render.occupancy import OccupancyGrid
+from vp3d.render.volume import box_interval, ray_bins, render_rays, render_rays_torch
 from vp3d.system.console import run_program
 from vp3d.types import Rays, Render
 

@@ -170,9 +170,7 @@ def test_the_prior_is_asked_for_a_second_face(asset: Asset) -> None:
     text = (asset.run_dir / "report.html").read_text(encoding="utf-8")
     assert f"Janus score</dt><dd>{seen['janus']:.2f}<" in text
     far = [k for k, named in enumerate(seen["named"]) if min((named - k) % 8, (k - named) % 8) > 1]
-    assert text.count("· taken for ") == 2 * len(far), (
-        "the caption, and what stands for the picture"
-    )
+    assert text.count("· recognised as ") == 2 * len(far), "the caption and the alternative text"
 
 
 def test_cuda_where_there_is_none_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.assets import asset_of
 from vp3d.config.loader import get_value, load_config
 from vp3d.config.paths import ROOT
 from vp3d.errors import ResourceError, UserError
@@ -132,7 +133,7 @@ def test_prompts_are_chosen_by_what_they_hold() -> None:
 
 def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) -> None:
     path = tmp_path / "a-red-cone.glb"
-    write_glb(lit(true_mesh(parse_caption("a red cone"), 48)), path)
+    write_glb(asset_of(lit(true_mesh(parse_caption("a red cone"), 48))), path)
     record = {
         "set": "single",
         "prompt": "a red cone",

@@ -14,6 +14,7 @@ import pytest
 import torch
 import trimesh
 
+from tests.helpers.assets import asset_of
 from tests.helpers.tiny_models import save_manifest
 from vp3d.cli import main
 from vp3d.config.paths import ROOT
@@ -361,7 +362,7 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
     torch.set_num_threads(1)
     folder, work = tmp_path / "meshes", tmp_path / "work"
     mug = lit(true_mesh(parse_caption("a white mug with a red handle"), cells=48))
-    write_glb(mug, folder / "a-white-mug-with-a-red-handle.glb")
+    write_glb(asset_of(mug), folder / "a-white-mug-with-a-red-handle.glb")
     (folder / "a-red-sphere.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     assert main.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0
     out = capsys.readouterr().out
@@ -458,7 +459,8 @@ def test_options_that_change_nothing_are_refused(
 def test_t3bench_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     folder, work = tmp_path / "meshes", tmp_path / "work"
-    write_glb(lit(true_mesh(parse_caption("a red sphere"), cells=16)), folder / "a-red-sphere.glb")
+    sphere = lit(true_mesh(parse_caption("a red sphere"), cells=16))
+    write_glb(asset_of(sphere), folder / "a-red-sphere.glb")
     words = "evaluate --suite t3bench --size 32 --grader judge".split()
     words += ["--assets", str(folder), "--work", str(work)]
     assert main.main(words) == 0

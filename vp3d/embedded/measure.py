@@ -30,6 +30,7 @@ from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG
 from vp3d.rewards.encoders import load_clip
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output
+from vp3d.types import to_uint8
 from vp3d.worlds.toybox.data import (
     HEADS,
     attribute_targets,
@@ -223,7 +224,7 @@ def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None 
 def write_sheet(rgb: Tensor, path: Path) -> None:
     """Up to 64 pictures [N, 3, 64, 64] as one PNG, sixteen a row, doubled in size."""
     rows = [torch.cat(list(rgb[i : i + 16]), 2) for i in range(0, len(rgb) // 16 * 16, 16)]
-    array = (torch.cat(rows, 1).permute(1, 2, 0).numpy() * 255.0).round().astype(np.uint8)
+    array = to_uint8(torch.cat(rows, 1))
     Image.fromarray(array).resize(
         (array.shape[1] * 2, array.shape[0] * 2), Image.Resampling.LANCZOS
     ).save(path)

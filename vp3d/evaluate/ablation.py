@@ -38,16 +38,16 @@ from vp3d.evaluate.statistics import bootstrap_interval, cell, circumstances, le
 from vp3d.render.camera import orbit
 from vp3d.render.raster import render_mesh
 from vp3d.report.pictures import (
+    BACKGROUND,
     ELEVATION_DEG,
-    GROUND,
     labelled,
     resized,
     save_image,
     sheet,
-    to_uint8,
 )
 from vp3d.system.console import Parser, run_program
 from vp3d.system.files import check_output, write_json, write_text
+from vp3d.types import to_uint8
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
 from vp3d.worlds.toybox.prompt_check import true_pictures, true_rgb
 from vp3d.worlds.toybox.scenes import parse_caption
@@ -288,7 +288,7 @@ def write_grid(records: Mapping[str, Sequence[Record]], path: Path) -> None:
     rows = []
     for of_prompt in zip(*records.values(), strict=True):
         prompt = of_prompt[0]["prompt"]
-        true = true_rgb(true_pictures(parse_caption(prompt), list(SIDES), GROUND, TILE))
+        true = true_rgb(true_pictures(parse_caption(prompt), list(SIDES), BACKGROUND, TILE))
         row, picture = [side_by_side(true, prompt)], None
         for arm, record in zip(records, of_prompt, strict=True):
             if record["failure"]:
@@ -298,7 +298,7 @@ def write_grid(records: Mapping[str, Sequence[Record]], path: Path) -> None:
             picture = toybench.visual_prompt(found)
             if found.mesh is not None:
                 cameras = orbit(SIDES, ELEVATION_DEG, DISTANCE, FOV_DEG)
-                views = render_mesh(found.mesh, cameras, TILE, TILE, GROUND)[0]
+                views = render_mesh(found.mesh, cameras, TILE, TILE, BACKGROUND)[0]
                 row.append(side_by_side(views, arm))
         if picture is not None:
             row.insert(1, labelled(resized(picture, TILE), "visual prompt"))

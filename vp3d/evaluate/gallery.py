@@ -33,10 +33,10 @@ from vp3d.metrics.attributes import DETAILS, most_named, score_asset
 from vp3d.prompts import normalize_prompt, view_words
 from vp3d.report.pictures import (
     AZIMUTHS,
+    BACKGROUND,
     ELEVATION_DEG,
     FAINT,
     GAP,
-    GROUND,
     INK,
     PAPER,
     VIEWS,
@@ -241,7 +241,7 @@ def row_tiles(row: GalleryRow, camera: CameraConfig, size: int) -> list[Image.Im
         The prompt in words, the visual prompt, and eight views (none after a failure), each
         labelled with its direction and coloured by right or wrong.
     """
-    blank = np.full((size, size, 3), round(GROUND * 255), np.uint8)
+    blank = np.full((size, size, 3), round(BACKGROUND * 255), np.uint8)
     picture = blank if row.visual_prompt is None else resized(row.visual_prompt, size)
     tiles = [prompt_tile(row, int(1.5 * size), size), labelled(picture, "visual prompt")]
     if row.mesh is None or row.score is None:

@@ -25,8 +25,8 @@ from vp3d.metrics.attributes import JUDGE_BACKGROUND
 from vp3d.metrics.colors import Palette, dominant_color_distance, dominant_colors
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
-from vp3d.report.pictures import PAPER, save_image, to_uint8
-from vp3d.types import Mesh
+from vp3d.report.pictures import PAPER, save_image
+from vp3d.types import Mesh, to_uint8
 from vp3d.worlds.toybox.images import render_spec
 from vp3d.worlds.toybox.scenes import parse_caption
 

@@ -44,19 +44,18 @@ from vp3d.prompts import strip_view
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.report.pictures import (
+    BACKGROUND,
     ELEVATION_DEG,
-    GROUND,
     labelled,
     resized,
     ring_frames,
     save_image,
     sheet,
-    to_uint8,
 )
 from vp3d.report.video import write_turntable
 from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.system.console import say
-from vp3d.types import Mesh
+from vp3d.types import Mesh, to_uint8
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
 from vp3d.worlds.toybox.janus import faces
 from vp3d.worlds.toybox.prompt_check import (
@@ -300,7 +299,7 @@ def write_pictures(found: FoundAsset, spec: Spec, result: Path) -> None:
     """Writes the picture and the turntables of asset and true object next to `result`."""
     write_views(found, spec, result.with_suffix(".png"))
     write_asset_turntable(found, result)
-    turn = to_uint8(true_rgb(true_pictures(spec, azimuths(FRAMES), GROUND, SIDE)))
+    turn = to_uint8(true_rgb(true_pictures(spec, azimuths(FRAMES), BACKGROUND, SIDE)))
     write_turntable(turn, true_turntable(result).with_suffix(".mp4"), FPS, warn=say)
 
 
@@ -310,7 +309,7 @@ def write_views(found: FoundAsset, spec: Spec, path: Path) -> None:
         return
     camera = CameraConfig(distance=DISTANCE, fov_deg=FOV_DEG)
     own = ring_frames(found.mesh, SHOWN_VIEWS, SHOWN_SIZE, camera)
-    true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), GROUND, SHOWN_SIZE)))
+    true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), BACKGROUND, SHOWN_SIZE)))
     blank = np.full((SHOWN_SIZE, SHOWN_SIZE, 3), BLANK, np.uint8)
     first, title = blank, "asset"
     if (picture := visual_prompt(found)) is not None:

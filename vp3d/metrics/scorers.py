@@ -31,10 +31,10 @@ from vp3d.errors import UserError
 from vp3d.metrics.attribute_judge import Judge, judge_views
 from vp3d.metrics.t3bench import CaptionViews
 from vp3d.prompts import strip_view
-from vp3d.report.pictures import to_uint8
 from vp3d.rewards.encoders import ClipEncoder
 from vp3d.rewards.imagereward import ImageReward
 from vp3d.rewards.text_image import text_image, text_target
+from vp3d.types import to_uint8
 
 KEY_VARIABLE = "VP3D_ENDPOINT_KEY"  # environment variable with the endpoint's key, if it needs one
 STOP_WORDS = frozenset({"a", "an", "the", "with", "of", "and"})  # not counted by `WordGrader`
