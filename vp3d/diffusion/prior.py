@@ -25,12 +25,8 @@ from vp3d.config.schema import PriorConfig
 from vp3d.diffusion import autoencoder
 from vp3d.diffusion.cfg import Branch, branch_weights, combine
 from vp3d.diffusion.image_prompt import ImageEncoder
-from vp3d.diffusion.schedule import (
-    alpha_bar_from_config,
-    ddim_step,
-    ddim_timesteps,
-    epsilon_from_output,
-)
+from vp3d.diffusion.sampling import ddim_timesteps, noise_levels, sample
+from vp3d.diffusion.schedule import alpha_bar_from_config, epsilon_from_output
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.errors import UserError
 from vp3d.system import torch_compat  # before transformers, which imports torchvision
@@ -233,16 +229,17 @@ class Prior:
         }
         gates = torch.as_tensor(gate, dtype=torch.float32, device=self.device).expand(len(prompts))
         timesteps = ddim_timesteps(len(self.alpha_bar), steps).to(self.device)
-        levels = torch.cat([self.alpha_bar[timesteps], self.alpha_bar.new_ones(1)])
-        latents = self.noise(len(prompts), generator)
-        for i, t in enumerate(timesteps):
-            batch_t = t.expand(len(prompts))
-            epsilon = combine(self.predict_branches(texts, latents, batch_t, image, gates), weights)
-            latents = ddim_step(
-                latents, epsilon, levels[i].expand(len(prompts)), levels[i + 1].expand(len(prompts))
-            )
-            if on_step is not None:
-                on_step(i + 1, steps)
+
+        def denoise(latents: Tensor, step: int) -> Tensor:
+            t = timesteps[step].expand(len(latents))
+            return combine(self.predict_branches(texts, latents, t, image, gates), weights)
+
+        latents = sample(
+            denoise,
+            self.noise(len(prompts), generator),
+            noise_levels(self.alpha_bar, timesteps),
+            on_step=on_step,
+        )
         return self.decode(latents)
 
     def noise(self, batch: int, generator: torch.Generator) -> Tensor:

@@ -142,23 +142,3 @@ def sample_t(batch: int, low: int, high: int, generator: torch.Generator) -> Ten
     stratum = torch.randperm(batch, generator=generator, device=device)
     share = (stratum + torch.rand(batch, generator=generator, device=device)) / batch
     return (low + (share * (high - low + 1)).long()).clamp(max=high)
-
-
-def ddim_timesteps(train_steps: int, steps: int) -> Tensor:
-    """`steps` falling timesteps [steps] int64 from the noisiest, "trailing" spacing (Lin et al., arXiv 2305.08891, table 2)."""
-    if not 1 <= steps <= train_steps:
-        raise UserError(f"cannot sample in {steps} steps: use between 1 and {train_steps}")
-    return (
-        torch.arange(train_steps, 0, -train_steps / steps, dtype=torch.float64)
-        .round()
-        .long()[:steps]
-        - 1
-    )
-
-
-def ddim_step(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> Tensor:
-    """One deterministic DDIM step (Song et al., arXiv 2010.02502, equation 12 with sigma 0): x at the next, cleaner level.
-
-    x_t, epsilon [B, C, H, W]; alpha_bar of this level and the next [B], the latter 1 for the last step.
-    """
-    return add_noise(x0_from_epsilon(x_t, epsilon, alpha_bar), epsilon, alpha_bar_next)

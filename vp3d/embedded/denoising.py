@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vp3d.diffusion.schedule import alpha_bar_from_config, ddim_step, epsilon_from_v
+from vp3d.diffusion.sampling import noise_levels, sample
+from vp3d.diffusion.schedule import alpha_bar_from_config, epsilon_from_v
 from vp3d.embedded import architectures
 from vp3d.embedded.fit import half_precision
 from vp3d.embedded.latent_reader import READ, LatentReader, kind_quantiles, tell
@@ -284,15 +285,14 @@ class AlignLosses:
         levels = len(alpha_bar) * (np.arange(self.STEPS, 0, -1) - early) / self.STEPS
         times = [max(round(level) - 1, 0) for level in levels]
         x = torch.randn(batch, 4, 16, 16, generator=generator, device=alpha_bar.device)
-        for t, following in zip(times, [*times[1:], None], strict=True):
-            here = alpha_bar[t].expand(batch)
-            there = (
-                torch.ones_like(here) if following is None else alpha_bar[following].expand(batch)
-            )
+        levels = noise_levels(alpha_bar, torch.tensor(times, device=alpha_bar.device))
+
+        def denoise(x: Tensor, step: int) -> Tensor:
             with half_precision(self.prior.device):
-                v = self.prior.model["unet"](x, t, condition).sample
-            x = ddim_step(x, epsilon_from_v(x, v.float(), here), here, there)
-        return x
+                v = self.prior.model["unet"](x, times[step], condition).sample
+            return epsilon_from_v(x, v.float(), levels[step].expand(len(x)))
+
+        return sample(denoise, x, levels)
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
