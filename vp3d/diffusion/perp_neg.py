@@ -13,9 +13,10 @@ perp_i). The negatives are the same prompt with the view words of the neighbouri
 null image. Their weights depend on the azimuth theta in (-180, 180] from the front and are never
 negative:
 
-    |theta| < 90:   r = 1 - |theta| / 90   y_1 front, w_1 = f_fs(r);      y_2 side, w_2 = f_sf(1 - r)
-    else:           r = 2 - |theta| / 90   y_1 side,  w_1 = f_sb(r);      y_2 front, w_2 = f_fsb(r)
-    f(r) = a * exp(-b * r) + c             f_fs = f_sf: 4, 0.5, -2.426    f_sb: 1, 0.5, -0.606    f_fsb: 1, 0.5, 0.967
+    |theta| < 90:   r = 1 - |theta| / 90   y_1 front, w_1 = f_fs(r);  y_2 side, w_2 = f_sf(1 - r)
+    else:           r = 2 - |theta| / 90   y_1 side,  w_1 = f_sb(r);  y_2 front, w_2 = f_fsb(r)
+    f(r) = a * exp(-b * r) + c with (a, b, c):
+           f_fs = f_sf: 4, 0.5, -2.426;  f_sb: 1, 0.5, -0.606;  f_fsb: 1, 0.5, 0.967
 
 The four curves are those of threestudio. threestudio also interpolates the text embedding between
 front, side and back; here the positive text is the one of its own view words, and there are eight

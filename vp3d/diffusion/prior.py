@@ -87,7 +87,7 @@ class Prior:
             self.null_image = None if image_encoder is None else image_encoder.null_tokens()
 
     def compile(self) -> None:
-        """Compile the denoiser and the autoencoder's encoder with torch.compile, at their first call.
+        """Compile the denoiser and the autoencoder's encoder (torch.compile) at their first call.
 
         UserError if torch.compile does not work on this machine.
         """
@@ -309,7 +309,7 @@ class Prior:
         gate: Tensor,
         rows: slice,
     ) -> Tensor | None:
-        """The network's output [R, 4, h, w] float32 for R `rows` of the arguments of `predict_noise`.
+        """The network's output [R, 4, h, w] float32 for R `rows` of the batch.
 
         None if memory ran out and fewer rows can be tried.
         """

@@ -1,8 +1,8 @@
 """The text condition: embeddings of prompts by one or two text encoders.
 
-    one (Stable Diffusion 1.x, 2.x):   tokens = the last hidden states [B, L, C]
-    two (SDXL, arXiv 2307.01952):      tokens = the penultimate hidden states of both [B, L, C1 + C2],
-                                       pooled = the projected embedding of the second [B, P]
+    one (Stable Diffusion 1.x, 2.x): tokens = the last hidden states [B, L, C]
+    two (SDXL, arXiv 2307.01952):    tokens = the penultimate hidden states [B, L, C1 + C2],
+                                     pooled = the projected embedding of the second [B, P]
 
 The caller passes the encoders; this module does not import diffusers. Embeddings are float32,
 whatever precision the encoders have.

@@ -56,7 +56,7 @@ from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.system.console import say
 from vp3d.types import Mesh
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
-from vp3d.worlds.toybox.janus import faces
+from vp3d.worlds.toybox.janus import janus_figures
 from vp3d.worlds.toybox.prompt_check import (
     VIEWS,
     azimuths,
@@ -202,12 +202,12 @@ def failed(mesh: Mesh, pose: dict[str, Any]) -> str:
 
 
 def measure(mesh: Mesh, spec: Spec, lights: tuple[str, ...]) -> dict[str, Any]:
-    """The mesh against its true scene: the figures of `truth.compare` and `janus.faces`; nothing for one without volume."""
+    """The mesh against its true scene: the figures of `truth.compare` and `janus.janus_figures`; nothing for one without volume."""
     truth = truth_of(spec)
     found = compare(mesh, truth, lights)
     if found is None:
         return {}
-    return {**found.figures, **faces(found, truth)}
+    return {**found.figures, **janus_figures(found, truth)}
 
 
 def views_of(mesh: Mesh) -> Tensor:
