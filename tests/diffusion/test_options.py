@@ -81,11 +81,11 @@ def test_an_autoencoder_that_does_not_fit_is_refused(config: PriorConfig, tmp_pa
         UserError, match="prior.vae .* latents of 16 channels, the denoiser takes 4"
     ):
         load_prior(dataclasses.replace(config, vae=str(tmp_path / "taesd3"), manifest=""))
-    with pytest.raises(UserError, match="it holds a UNet2DConditionModel"):
+    with pytest.raises(UserError, match="it contains a UNet2DConditionModel"):
         load_prior(dataclasses.replace(config, vae=f"{config.path}/unet", manifest=""))
     with pytest.raises(UserError, match="not covered by"):
         load_prior(dataclasses.replace(config, vae=str(tmp_path / "taesd3")))
-    with pytest.raises(UserError, match="no multiple of the autoencoder's 2"):
+    with pytest.raises(UserError, match="not a multiple of 2"):
         load_prior(dataclasses.replace(config, resolution=33))
 
 

@@ -334,7 +334,7 @@ def test_the_encoder_that_belongs_to_an_adapter_is_named(
             24,
             20,
             False,
-            r"gives vectors of 24 .* trained on 20: .* the one that belongs to it",
+            r"gives vectors of 24 .* trained on 20: .* the folder of its own image encoder",
         ),
     }
     for name, (projection, width, plus, message) in cases.items():

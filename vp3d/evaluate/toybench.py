@@ -57,7 +57,7 @@ from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.system.console import say
 from vp3d.types import Mesh, to_uint8
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
-from vp3d.worlds.toybox.janus import faces
+from vp3d.worlds.toybox.janus import janus_figures
 from vp3d.worlds.toybox.prompt_check import (
     VIEWS,
     azimuths,
@@ -238,13 +238,13 @@ def measure(mesh: Mesh, spec: Spec, lights: tuple[str, ...]) -> dict[str, Any]:
         lights: the lights of `truth.LIGHTS` that its colours may contain.
 
     Returns:
-        The figures of `truth.compare` and `janus.faces`; nothing for a mesh without volume.
+        The figures of `truth.compare` and `janus.janus_figures`; nothing for a mesh without volume.
     """
     truth = truth_of(spec)
     found = compare(mesh, truth, lights)
     if found is None:
         return {}
-    return {**found.figures, **faces(found, truth)}
+    return {**found.figures, **janus_figures(found, truth)}
 
 
 def views_of(mesh: Mesh) -> Tensor:

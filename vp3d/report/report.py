@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vp3d.config.schema import CameraConfig
-from vp3d.diffusion.view_classifier import apart
+from vp3d.diffusion.view_classifier import sector_distance
 from vp3d.export.formats import WRITERS
 from vp3d.export.glb import write_glb
 from vp3d.prompts import SECTORS, view_words
@@ -212,7 +212,7 @@ def eight_views(asset: Asset, camera: CameraConfig, events: Events) -> str:
     views = ring_frames(asset.mesh, VIEWS, VIEW_SIZE, camera)
     labels = [view_words(azimuth, ELEVATION_DEG) for azimuth in AZIMUTHS]
     named = view_guesses(events).get("named", [])
-    for k in np.flatnonzero(apart(np.array(named, int), np.arange(len(named))) > 1):
+    for k in np.flatnonzero(sector_distance(np.array(named, int), np.arange(len(named))) > 1):
         labels[k] += f" · recognised as {SECTORS[named[k]]}"
     cards = [
         html.picture(html.data_uri(png(view), "image/png"), label)
