@@ -1,4 +1,6 @@
-"""Prompt debiasing by hand values, on a tiny random BERT against a second version, and what it refuses to load."""
+"""Prompt debiasing by hand values, on a tiny random BERT against a second version, and what it
+refuses to load.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ def test_ratios_by_hand() -> None:
 
 @torch.no_grad()
 def naive(folder: Path, prompt: str, ids: list[int]) -> dict[str, str]:
-    """One sentence at a time, softmax over the whole vocabulary first, as threestudio does it; words joined by spaces."""
+    """One sentence at a time, softmax over the whole vocabulary first, as threestudio does it.
+
+    Words joined by spaces.
+    """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.BertForMaskedLM.from_pretrained(folder).eval()
     views = tokenizer(" ".join(DIRECTIONS), return_tensors="pt").input_ids[0][1:5]
@@ -114,7 +119,10 @@ def test_probabilities_add_up_whatever_the_length(bert: Path) -> None:
 
 
 def test_the_names_in_the_published_file_are_read(bert: Path, tmp_path: Path) -> None:
-    """bert-base-uncased still has TensorFlow's gamma and beta; a tensor it lacks is refused, not made up."""
+    """bert-base-uncased still has TensorFlow's gamma and beta.
+
+    A tensor it lacks is refused, not made up.
+    """
     shutil.copytree(bert, tmp_path / "bert")
     file = tmp_path / "bert" / "model.safetensors"
     names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}

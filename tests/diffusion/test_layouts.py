@@ -1,8 +1,10 @@
-"""Key names and shapes of the full-size models, on the meta device: what diffusers builds from the published configurations, and
-what our loader puts into it, against a second, plain enumeration of the published layouts.
+"""Key names and shapes of the full-size models, on the meta device: what diffusers builds from the
+published configurations, and what our loader puts into it, against a second, plain enumeration of
+the published layouts.
 
-Configurations: `unet/config.json` of Stable Diffusion 1.5 and SDXL base, and of the towers beside them. Adapters: the state
-dicts of `h94/IP-Adapter`, whose modules (linear projection, resampler, numbered attention layers) are in the authors' repository.
+Configurations: `unet/config.json` of Stable Diffusion 1.5 and SDXL base, and of the towers beside
+them. Adapters: the state dicts of `h94/IP-Adapter`, whose modules (linear projection, resampler,
+numbered attention layers) are in the authors' repository.
 """
 
 from __future__ import annotations
@@ -242,7 +244,9 @@ def shapes_of(module: nn.Module) -> Shapes:
 
 
 def test_published_files_are_as_large_as_these_layouts() -> None:
-    """Sizes of the files on the hub: 4 or 2 bytes a parameter and a safetensors header of some 100 bytes a tensor."""
+    """Sizes of the files on the hub: 4 or 2 bytes a parameter and a safetensors header of some 100
+    bytes a tensor.
+    """
     files = {
         file.path: file.size
         for name in ("ip-adapter-sd15", "ip-adapter-sdxl")
@@ -382,8 +386,8 @@ PARTS = {  # folder of a pipeline or of an IP-Adapter: its layout; tensors and p
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_parts_beside_the_denoiser_are_the_published_ones(name: str) -> None:
-    """Names, shapes, and the sizes of the files on the hub. transformers 5 leaves `text_model.` out of a lone text encoder's
-    names; test_sdxl.py shows that files with it are read.
+    """Names, shapes, and the sizes of the files on the hub. transformers 5 leaves `text_model.` out
+    of a lone text encoder's names; test_sdxl.py shows that files with it are read.
     """
     expected, tensors, parameters = PARTS[name]
     with torch.device("meta"):
@@ -421,7 +425,9 @@ def text_tower(kind: type, hidden: int) -> nn.Module:
 def test_full_size_sdxl_with_plus_adapter_runs_through_the_prior(
     unets: dict[str, nn.Module],
 ) -> None:
-    """Shapes only: text towers and ViT-H at full width (two layers deep), adapter, sizes and a call of the denoiser."""
+    """Shapes only: text towers and ViT-H at full width (two layers deep), adapter, sizes and a call
+    of the denoiser.
+    """
     name = "ip-adapter-plus_sdxl_vit-h"
     unet = unets["sdxl"]
     state = dict(

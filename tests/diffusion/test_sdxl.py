@@ -1,4 +1,7 @@
-"""SDXL, and "plus" adapters, against diffusers' own pipelines and the network without adapter; a few steps of distillation."""
+"""SDXL, and "plus" adapters, against diffusers' own pipelines and the network without adapter.
+
+A few steps of distillation.
+"""
 
 from __future__ import annotations
 
@@ -216,7 +219,10 @@ def test_a_capped_batch_changes_nothing(
 def test_memory_that_runs_out_in_the_denoiser_halves_its_calls(
     configs: dict[str, PriorConfig], priors: dict[str, Prior]
 ) -> None:
-    """A device that holds three images: six are tried, then three at a time for good; one that holds none is told as it is."""
+    """A device that holds three images: six are tried, then three at a time for good.
+
+    One that holds none is told as it is.
+    """
     told: list[tuple[int, str]] = []
     small = load_prior(configs["sdxl"], on_oom=lambda *what: told.append(what))
     limit, sizes = 3, []
@@ -310,7 +316,9 @@ def test_a_few_steps_of_distillation(
 def test_the_encoder_that_belongs_to_an_adapter_is_named(
     configs: dict[str, PriorConfig], tmp_path: Path
 ) -> None:
-    """ViT-H (1024) and ViT-bigG (1280) mixed up, both ways, and hidden states of the wrong tower for plus."""
+    """ViT-H (1024) and ViT-bigG (1280) mixed up, both ways, and hidden states of the wrong tower
+    for plus.
+    """
     cases = {
         "vit-h adapter": (
             1280,
@@ -364,7 +372,9 @@ def published_attention(name: str) -> str:
 
 
 def test_the_names_in_the_published_files_are_read(tmp_path: Path) -> None:
-    """Those of 2022, which today's libraries no longer write: `text_model.` before every name, `position_ids`, query and key."""
+    """Those of 2022, which today's libraries no longer write: `text_model.` before every name,
+    `position_ids`, query and key.
+    """
     config = dataclasses.replace(
         tiny_prior_config(tmp_path, "kl", kind="sdxl", plus=True), manifest=""
     )

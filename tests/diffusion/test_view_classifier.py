@@ -1,4 +1,7 @@
-"""What the embedded denoiser takes views of true scenes for, and of a thing with two faces; the shares by hand."""
+"""What the embedded denoiser takes views of true scenes for, and of a thing with two faces.
+
+The shares by hand.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the denoiser learns from: drawings of its own are those of `Prior.sample`, and their errors reach every part."""
+"""What the denoiser learns from: drawings of its own are those of `Prior.sample`, and their errors
+reach every part.
+"""
 
 from __future__ import annotations
 

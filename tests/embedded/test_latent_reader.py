@@ -1,4 +1,6 @@
-"""The reader of latents: it learns to name, rows without an answer do not count, and its loss reaches the latents."""
+"""The reader of latents: it learns to name, rows without an answer do not count, and its loss
+reaches the latents.
+"""
 
 from __future__ import annotations
 

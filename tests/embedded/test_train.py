@@ -1,4 +1,6 @@
-"""Every part is trained for two steps into an empty folder, and what was written opens in the real loaders."""
+"""Every part is trained for two steps into an empty folder, and what was written opens in the real
+loaders.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The real entry point, few steps, on tiny random models: every file of the run folder is there and opens."""
+"""The real entry point, few steps, on tiny random models: every file of the run folder is there and
+opens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whole files or none, one folder a run, a log that survives a kill, and one line for every trouble with the disk."""
+"""Whole files or none, one folder a run, a log that survives a kill, and one line for every trouble
+with the disk.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The exact comparison: a scene that was turned, scaled and shifted comes back; a wrong one does not fit."""
+"""The exact comparison: a scene that was turned, scaled and shifted comes back.
+
+A wrong one does not fit.
+"""
 
 from __future__ import annotations
 
