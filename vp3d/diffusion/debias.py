@@ -100,7 +100,7 @@ def _load(model_path: str) -> tuple[Any, Any]:
     # no warnings about tensors of the file that this class does not use
     transformers.utils.logging.set_verbosity_error()
     source, local = find_weights(model_path, "guidance.debias")
-    # trust_remote_code=False: run no code of the folder, and do not ask the user
+    # never run code that comes with a model, and do not ask the user about it
     options = {"local_files_only": local, "trust_remote_code": False}
     with readable(f"the language model {model_path}", "guidance.debias"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
