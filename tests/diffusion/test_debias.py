@@ -28,7 +28,8 @@ def save_bert(folder: Path, words: list[str], seed: int = 1, **kwargs: object) -
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = transformers.BertConfig(
-            vocab_size=len(vocab), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            vocab_size=len(vocab), hidden_size=16, num_hidden_layers=2,
+            num_attention_heads=2, intermediate_size=32,
             max_position_embeddings=64, initializer_range=0.3, pad_token_id=0,
         )  # fmt: skip
         transformers.BertForMaskedLM(config).save_pretrained(folder, **kwargs)

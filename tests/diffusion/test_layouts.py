@@ -31,13 +31,15 @@ import transformers  # isort: skip
 Shapes = dict[str, tuple[int, ...]]
 
 UNETS = {"sd15": UNET, "sdxl": SDXL_UNET}
-# tensors and parameters of the published UNets; width, attended blocks and layers in each in the order down, up, mid
+# Tensors and parameters of the published UNets; then width, attended blocks and layers in each,
+# in the order down, up, mid.
 SIZES = {"sd15": (686, 859_520_964), "sdxl": (1680, 2_567_463_684)}
 CROSSING = {
     "sd15": [320, 320, 640, 640, 1280, 1280] + [1280] * 3 + [640] * 3 + [320] * 3 + [1280],
     "sdxl": [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10,
 }
-# files of h94/IP-Adapter: denoiser, width of what the image encoder gives, inner width of the resampler (None: base), its heads
+# Files of h94/IP-Adapter: denoiser, output width of the image encoder, inner width of the resampler
+# (None: base), its heads.
 ADAPTERS = {
     "ip-adapter_sd15": ("sd15", 1024, None, 0),
     "ip-adapter-plus_sd15": ("sd15", 1280, 768, 12),

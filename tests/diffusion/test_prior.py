@@ -58,7 +58,8 @@ def their_sample(
     pipe: diffusers.StableDiffusionPipeline, latents: torch.Tensor, **kwargs: object
 ) -> torch.Tensor:
     return pipe(
-        PROMPTS, negative_prompt=["blurry"] * 2, num_inference_steps=4, guidance_scale=3.0, latents=latents,
+        PROMPTS, negative_prompt=["blurry"] * 2, num_inference_steps=4,
+        guidance_scale=3.0, latents=latents,
         output_type="latent", **kwargs,
     ).images  # fmt: skip
 

@@ -160,7 +160,8 @@ def test_choosing_among_one_candidate_changes_nothing(eta: float, grad_steps: in
         network = Network()
         generator = torch.Generator().manual_seed(5)
         x = sample(
-            network, start(), LEVELS, eta=eta, generator=generator, choose=choose, grad_steps=grad_steps
+            network, start(), LEVELS,
+            eta=eta, generator=generator, choose=choose, grad_steps=grad_steps
         )  # fmt: skip
         assert network.calls == list(range(STEPS))
         found.append([x.detach(), *gradients(network, x)])

@@ -79,7 +79,8 @@ def their_sample(
 ) -> torch.Tensor:
     negatives = None if negative is None else [negative] * len(PROMPTS)
     return pipe(
-        PROMPTS, negative_prompt=negatives, num_inference_steps=2, guidance_scale=3.0, latents=latents,
+        PROMPTS, negative_prompt=negatives, num_inference_steps=2,
+        guidance_scale=3.0, latents=latents,
         output_type="latent", **extra,
     ).images  # fmt: skip
 
