@@ -1,4 +1,4 @@
-"""View words, the spelling of prompts, and what a user hears about a prompt that cannot be drawn."""
+"""View words, the spelling of prompts, and the errors for prompts that cannot be drawn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ from vp3d.prompts import (
 from vp3d.types import Camera
 from vp3d.worlds.toybox.scenes import caption, parse_caption, sample_spec, without_colors
 
-WORDS = "red yellow pink green purple brown white sphere cube cone cylinder chair mushroom stem legs stripes with on next to"
+WORDS = (
+    "red yellow pink green purple brown white sphere cube cone cylinder chair mushroom stem legs "
+    "stripes with on next to"
+)
 NOUNS = ["sphere", "cube", "cone", "cylinder", "chair", "mushroom"]
 COLORS = {"red": [0.9, 0.1, 0.1], "white": [1, 1, 1]}
 
@@ -99,8 +102,8 @@ def test_view_prompts_follow_the_cameras() -> None:
     camera = Camera(
         torch.tensor([0.0, 95.0]), torch.tensor([30.0, 0.0]), torch.ones(2), torch.ones(2)
     )
-    told = view_prompts("A red  mushroom with a white stem.", camera)
-    assert told == [
+    found = view_prompts("A red  mushroom with a white stem.", camera)
+    assert found == [
         "a red mushroom with a white stem, front view from above",
         "a red mushroom with a white stem, left side view",
     ]
@@ -109,9 +112,9 @@ def test_view_prompts_follow_the_cameras() -> None:
 @pytest.mark.parametrize("azimuth", range(0, 360, 45))
 @pytest.mark.parametrize("elevation", [0, 40])
 def test_strip_view_undoes_view_prompt(azimuth: int, elevation: int) -> None:
-    told = view_prompt("a purple chair with brown legs", azimuth, elevation)
-    assert strip_view(told) == "a purple chair with brown legs"
-    assert view_prompt(told, 180, 0) == "a purple chair with brown legs, back view"
+    found = view_prompt("a purple chair with brown legs", azimuth, elevation)
+    assert strip_view(found) == "a purple chair with brown legs"
+    assert view_prompt(found, 180, 0) == "a purple chair with brown legs, back view"
 
 
 def test_strip_view_leaves_words_that_are_not_the_view() -> None:

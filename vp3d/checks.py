@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vp3d.config.identity import stage_settings
-from vp3d.config.paths import expand, locate
+from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
 from vp3d.prompts import check_negative_prompt, check_prompt, is_in_grammar, load_vocabulary
@@ -17,7 +17,7 @@ from vp3d.runs.migrate import FIRST_STAGE, checkpoint_folder, provenance_file
 from vp3d.system.files import check_output
 from vp3d.train import checkpoint
 from vp3d.train.loop import check_same_settings
-from vp3d.visual_prompt.make import read_reference
+from vp3d.visual_prompt.make import SCORES_FILE, read_reference
 from vp3d.weights.hashes import weight_hashes
 from vp3d.weights.locate import check_fetched, find_weights, weight_locations
 
@@ -49,7 +49,7 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
             find_weights(location, key)
     check_video(config.export)
     if config.image and new:
-        read_reference(config)
+        read_reference(config.image, config.visual_prompt, config.prior.resolution)
     if new:
         check_output(expand(config.output_dir))
 
@@ -98,7 +98,7 @@ def check_same_weights(run: RunFolder, config: Config) -> None:
         raise UserError(
             f"{changed} is not the weight file that {run.path} began with (see its "
             f"{provenance_file(run.path).name}); put that file back, start a new run, or export "
-            f"what there is: `launch.py export {shlex.quote(str(run.path))}`"
+            f"what there is: `{program()} export {shlex.quote(str(run.path))}`"
         )
 
 
@@ -131,4 +131,4 @@ def check_video(config: ExportConfig) -> None:
 
 def is_drawn(run: RunFolder) -> bool:
     """Whether a run has its visual prompt: `scores.json` is written last."""
-    return (run.visual_prompt / "scores.json").is_file()
+    return (run.visual_prompt / SCORES_FILE).is_file()

@@ -1,13 +1,19 @@
-"""Prompts: how the view is told, what counts as the same prompt, and which words the prior knows.
+"""Prompts: view words, normalisation, and the check against a prior's vocabulary and grammar.
 
-Conventions: a prompt is lower case, words separated by single spaces, a comma followed by one space, no full stop at the
-end (`normalize_prompt`). The view stands last: "a red mushroom with a white stem, front view from above". Azimuth 0 is
-the front and grows counter-clockwise seen from above, so 90 degrees is the object's left side; elevation 0 is level.
+Conventions: a normalised prompt is lower case, its words are separated by single spaces, a comma is
+followed by one space, and there is no full stop at the end (`normalize_prompt`). View words come
+last: "a red mushroom with a white stem, front view from above". Azimuth 0 is the front and grows
+counter-clockwise as viewed from above, so 90 degrees is the object's left side; elevation 0 is
+level.
 
-A vocabulary file is `{"words": [...], "nouns": [...], "colors": {"red": [r, g, b]}, "held_out": [["red", "cube"]]}`, with
-an optional `"max_words"`. With `"parts": {"chair": "legs"}` it also tells the grammar of the captions (see `is_in_grammar`):
-other nouns are solids, its words that are nothing else are patterns, and `"supports": ["table"]` are what things stand on.
-A prior for the open world has no vocabulary.
+A vocabulary file is JSON:
+
+    {"words": [...], "nouns": [...], "colors": {"red": [r, g, b]}, "held_out": [["red", "cube"]]}
+
+Optional keys: "max_words"; "parts", such as {"chair": "legs"}; "supports", such as ["table"], the
+nouns that other objects are placed on. A file with "parts" also defines the grammar of the
+captions (`is_in_grammar`): nouns without a part are solids, and words without another role are
+patterns. A prior of the open world has no vocabulary.
 """
 
 from __future__ import annotations
@@ -19,10 +25,12 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vp3d.errors import UserError
 from vp3d.types import Camera
 
+# One sector for each 45 degrees of azimuth, counter-clockwise from the front.
 SECTORS = (
     "front view",
     "front left view",
@@ -33,41 +41,57 @@ SECTORS = (
     "right side view",
     "front right view",
 )
-ABOVE = " from above"
-ABOVE_DEG = 25.0  # elevation beyond which a view is "from above"
-MAX_WORDS = 60  # what fits a CLIP text encoder of 77 tokens with some room for the view words
-MAX_WORDS_VOCABULARY = (
-    20  # the longest sentence of a small grammar, unless its vocabulary says otherwise
-)
+ABOVE_SUFFIX = " from above"
+ABOVE_DEG = 25.0  # elevation in degrees above which a view is "from above"
+MAX_WORDS = 60  # fits a CLIP text encoder of 77 tokens, with room for the view words
+MAX_WORDS_VOCABULARY = 20  # default limit of a prior that has a vocabulary
 ARTICLES = frozenset({"a", "an"})
 RELATIONS = (["on"], ["next", "to"])
-OPEN_WORLD = "for the open world use --config configs/sd15.yaml"
-_JOINT = re.compile(r"\s+(?:next to|beside|on|with|and)\s+")  # between the phrases of a prompt
-_VIEW = re.compile(rf"[\s,]*\b(?:{'|'.join(SECTORS)})(?:{ABOVE})?\s*$")
+OPEN_WORLD_HINT = "for the open world use --config configs/sd15.yaml"
+_JOINT = re.compile(r"\s+(?:next to|beside|on|with|and)\s+")
+_VIEW = re.compile(rf"[\s,]*\b(?:{'|'.join(SECTORS)})(?:{ABOVE_SUFFIX})?\s*$")
 
 
 def view_words(azimuth_deg: float, elevation_deg: float) -> str:
-    """The view in words: one of eight sectors of 45 degrees, with " from above" when the elevation is over 25 degrees."""
+    """The view in words: one of the eight `SECTORS`, with " from above" over 25 degrees.
+
+    Args:
+        azimuth_deg: Azimuth in degrees, any turn.
+        elevation_deg: Elevation in degrees.
+
+    Returns:
+        For example "back left view from above".
+
+    Example:
+        >>> view_words(90.0, 30.0)
+        'left side view from above'
+    """
     turn = (azimuth_deg + 180.0) % 360.0 - 180.0
+    # A sector edge belongs to the sector nearer to the front, on both sides alike.
     steps = math.ceil((abs(turn) - 22.5) / 45.0)
     sector = SECTORS[steps if turn >= 0 else -steps]
-    return sector + ABOVE if elevation_deg > ABOVE_DEG else sector
+    return sector + ABOVE_SUFFIX if elevation_deg > ABOVE_DEG else sector
 
 
 def all_views() -> list[str]:
-    """Every value of `view_words`: the sectors level, then from above."""
+    """All 16 values of `view_words`: the level sectors, then those from above."""
     return [
         view_words(45.0 * i, elevation) for elevation in (0.0, 90.0) for i in range(len(SECTORS))
     ]
 
 
 def with_view(prompt: str, view: str) -> str:
-    """The prompt with these view words in place of its own; unchanged but for its own when `view` is empty."""
+    """The normalised prompt with its view words replaced by `view`; "" only removes them.
+
+    Example:
+        >>> with_view("A red cube, front view", "back view")
+        'a red cube, back view'
+    """
     return ", ".join(part for part in (strip_view(prompt), view) if part)
 
 
 def view_prompt(prompt: str, azimuth_deg: float, elevation_deg: float) -> str:
-    """The prompt as told for one camera: "a red cube, back view from above"."""
+    """The prompt for one camera: "a red cube, back view from above". Angles in degrees."""
     return with_view(prompt, view_words(azimuth_deg, elevation_deg))
 
 
@@ -78,7 +102,10 @@ def view_prompts(prompt: str, camera: Camera) -> list[str]:
 
 
 def negative_prompts(negative_prompt: str, count: int) -> list[str]:
-    """The negative prompt for `count` pictures. It is not told the view: it must not push away from one."""
+    """The negative prompt, `count` times.
+
+    View words are removed, so that guidance does not push away from a view.
+    """
     return [strip_view(negative_prompt)] * count
 
 
@@ -88,26 +115,43 @@ def strip_view(prompt: str) -> str:
 
 
 def phrases(prompt: str) -> list[str]:
-    """What a prompt is put together from, "a red car" and "a white house"; nothing where it is one phrase."""
+    """The phrases of a prompt that joins several, without its view words; else an empty list.
+
+    Example:
+        >>> phrases("a red car next to a white house")
+        ['a red car', 'a white house']
+        >>> phrases("a red car")
+        []
+    """
     found = [part for part in _JOINT.split(strip_view(prompt)) if part.strip()]
     return found if len(found) > 1 else []
 
 
 def normalize_prompt(prompt: str) -> str:
-    """One spelling for prompts that mean the same: case, white space, spaces around commas, full stops at the end."""
+    """One spelling for equal prompts: case, white space, commas, and full stops at the end.
+
+    Example:
+        >>> normalize_prompt("  A red  CUBE ,on a table. ")
+        'a red cube, on a table'
+    """
     text = unicodedata.normalize("NFKC", prompt).lower()
     text = "".join(c if c.isprintable() else " " for c in text)
-    return ", ".join(
-        part for part in (" ".join(p.split()) for p in text.rstrip(" .,\t\r\n").split(",")) if part
-    )
+    parts = (" ".join(part.split()) for part in text.rstrip(" .,\t\r\n").split(","))
+    return ", ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words a prior was trained on. `colors` are sRGB in [0, 1]; `held_out` are (colour, noun) pairs it never saw.
+    """The words that a prior was trained on.
 
-    `parts` is the part of a noun that may have its own colour; empty where the file tells no grammar. `supports` are the nouns
-    that others were seen to stand on; empty where that could be any.
+    Attributes:
+        words: All known words.
+        nouns: The objects; a noun may have several words.
+        colors: Colour words and their sRGB values in [0, 1].
+        held_out: (colour, noun) pairs that are in no training caption.
+        max_words: The longest prompt in words, without view words.
+        parts: For a noun, the part that may have its own colour. Empty: no grammar is defined.
+        supports: Nouns that other objects are placed on. Empty: any noun.
     """
 
     words: frozenset[str]
@@ -120,73 +164,98 @@ class Vocabulary:
 
     @property
     def patterns(self) -> frozenset[str]:
-        """The words that are no noun, colour, part, view or function word: "stripes"."""
-        other = {"with", *ARTICLES, *self.nouns, *self.colors, *self.parts.values()}.union(
-            *RELATIONS
-        )
-        return self.words - other - set(" ".join([*SECTORS, ABOVE]).split())
+        """Words that are no noun, colour, part, view word or function word, such as "stripes"."""
+        other = {"with", *ARTICLES, *self.nouns, *self.colors, *self.parts.values()}
+        other = other.union(*RELATIONS)
+        return self.words - other - set(" ".join([*SECTORS, ABOVE_SUFFIX]).split())
 
 
 def load_vocabulary(path: Path) -> Vocabulary:
-    """Read a vocabulary file; UserError when it is missing or damaged."""
+    """Read a vocabulary file.
+
+    Raises:
+        UserError: The file is missing, damaged or has no nouns.
+    """
     restore = f"restore it with `git checkout -- {path}` or set prior.vocabulary"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        nouns = frozenset(data["nouns"])
-        vocabulary = Vocabulary(
-            words=frozenset(data["words"])
-            | {word for noun in nouns for word in noun.split()}
-            | ARTICLES,
-            nouns=nouns,
-            colors={
-                name: (float(r), float(g), float(b)) for name, (r, g, b) in data["colors"].items()
-            },
-            held_out=tuple((color, noun) for color, noun in data.get("held_out", [])),
-            max_words=int(data.get("max_words", MAX_WORDS_VOCABULARY)),
-            parts=dict(data.get("parts", {})),
-            supports=frozenset(data.get("supports", [])),
-        )
+        vocabulary = _parse_vocabulary(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(f"vocabulary {path} is missing: {restore}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"vocabulary {path} is damaged ({type(error).__name__}): {restore}"
         ) from error
-    if not nouns:
-        raise UserError(f"vocabulary {path} names no objects: {restore}")
+    if not vocabulary.nouns:
+        raise UserError(f"vocabulary {path} has no nouns: {restore}")
     return vocabulary
 
 
+def _parse_vocabulary(data: Any) -> Vocabulary:
+    """The vocabulary of a parsed JSON file; ValueError, KeyError, TypeError or AttributeError."""
+    nouns = frozenset(data["nouns"])
+    noun_words = {word for noun in nouns for word in noun.split()}
+    colors = {name: (float(r), float(g), float(b)) for name, (r, g, b) in data["colors"].items()}
+    return Vocabulary(
+        words=frozenset(data["words"]) | noun_words | ARTICLES,
+        nouns=nouns,
+        colors=colors,
+        held_out=tuple((color, noun) for color, noun in data.get("held_out", [])),
+        max_words=int(data.get("max_words", MAX_WORDS_VOCABULARY)),
+        parts=dict(data.get("parts", {})),
+        supports=frozenset(data.get("supports", [])),
+    )
+
+
 def check_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
-    """Raise UserError unless the prior can draw this prompt. Without a vocabulary only emptiness and length are checked."""
+    """Refuse a prompt that the prior cannot draw.
+
+    Args:
+        prompt: The prompt, with or without view words.
+        vocabulary: The prior's words; None checks only that the prompt is neither empty nor long.
+
+    Raises:
+        UserError: The prompt is empty or too long, has unknown words or names no object.
+    """
     words = _words(prompt)
     if not words:
         raise UserError(
-            'the prompt is empty: say what to make, for example "a red mushroom with a white stem"'
+            "the prompt is empty: describe an object, "
+            'for example "a red mushroom with a white stem"'
         )
     _check_length("prompt", words, vocabulary)
     if vocabulary is None:
         return
     _check_known("prompt", words, vocabulary)
-    spoken = f" {' '.join(words)} "
-    if not any(f" {noun} " in spoken for noun in vocabulary.nouns):
-        raise UserError(
-            f"the prompt names no object: name one of {', '.join(sorted(vocabulary.nouns))}; {OPEN_WORLD}"
-        )
+    text = f" {' '.join(words)} "
+    if not any(f" {noun} " in text for noun in vocabulary.nouns):
+        nouns = ", ".join(sorted(vocabulary.nouns))
+        raise UserError(f"the prompt names no object: use one of {nouns}; {OPEN_WORLD_HINT}")
 
 
 def check_negative_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
-    """As `check_prompt`, but it may be empty and need not name an object."""
+    """As `check_prompt`, but the prompt may be empty and need not name an object."""
     _check_length("negative prompt", _words(prompt), vocabulary)
     if vocabulary is not None:
         _check_known("negative prompt", _words(prompt), vocabulary)
 
 
 def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
-    """Whether a prompt of known words is a caption as the prior was trained on, each colour optional; True without a grammar.
+    """Whether a prompt of known words has the form of a training caption; articles are ignored.
 
-    `[COLOUR] NOUN`, then nothing, `with [COLOUR] PART` (or a pattern on a solid), or `on` or `next to` `[COLOUR] NOUN`; one of
-    `supports` after `on`.
+    The forms, with an optional colour before each NOUN, PART and PATTERN:
+
+        NOUN
+        NOUN with PART          if the noun has a part
+        NOUN with PATTERN       if it has none
+        NOUN on NOUN            the second one in `supports`, unless that is empty
+        NOUN next to NOUN
+
+    Args:
+        prompt: The prompt, with or without view words.
+        vocabulary: The prior's words.
+
+    Returns:
+        Whether the prompt has one of these forms; True if the vocabulary defines no grammar.
     """
     if not vocabulary.parts:
         return True
@@ -195,26 +264,27 @@ def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
         return bool(noun)
     if rest[0] == "with":
         allowed = {vocabulary.parts[noun]} if noun in vocabulary.parts else vocabulary.patterns
-        return rest[-1] in allowed and (
-            len(rest) == 2 or len(rest) == 3 and rest[1] in vocabulary.colors
-        )
+        is_colored = len(rest) == 3 and rest[1] in vocabulary.colors
+        return rest[-1] in allowed and (len(rest) == 2 or is_colored)
     relation = next((words for words in RELATIONS if rest[: len(words)] == words), rest)
     other, rest = _read_object(rest[len(relation) :], vocabulary)
-    stands = relation != ["on"] or not vocabulary.supports or other in vocabulary.supports
-    return bool(other) and not rest and stands
+    supported = relation != ["on"] or not vocabulary.supports or other in vocabulary.supports
+    return bool(other) and not rest and supported
 
 
 def _read_object(words: list[str], vocabulary: Vocabulary) -> tuple[str, list[str]]:
-    """The noun that `words` begin with, after at most one colour, and the words after it; "" where they begin with none."""
+    """The noun at the start of `words`, after at most one colour, and the words that follow it.
+
+    The noun is "" if `words` start with none.
+    """
     words = words[1:] if words and words[0] in vocabulary.colors else words
-    noun = next(
-        (noun for noun in vocabulary.nouns if words[: len(noun.split())] == noun.split()), ""
-    )
+    matches = (noun for noun in vocabulary.nouns if words[: len(noun.split())] == noun.split())
+    noun = next(matches, "")
     return noun, words[len(noun.split()) :]
 
 
 def _words(prompt: str) -> list[str]:
-    """The words of a prompt without its view."""
+    """The words of a prompt without its view words."""
     return strip_view(prompt).replace(",", " ").split()
 
 
@@ -222,7 +292,7 @@ def _check_length(name: str, words: list[str], vocabulary: Vocabulary | None) ->
     limit = vocabulary.max_words if vocabulary else MAX_WORDS
     if len(words) > limit:
         raise UserError(
-            f"the {name} is too long: {len(words)} words, at most {limit} are understood; shorten it"
+            f"the {name} is too long: it has {len(words)} words, at most {limit} fit; shorten it"
         )
 
 
@@ -233,11 +303,13 @@ def _check_known(name: str, words: list[str], vocabulary: Vocabulary) -> None:
     hints = [_hint(word, vocabulary) for word in unknown[:5]] + ["..."] * (len(unknown) > 5)
     objects = ", ".join(sorted(vocabulary.nouns))
     raise UserError(
-        f"unknown words in the {name}: {', '.join(hints)}; known objects: {objects}; {OPEN_WORLD}"
+        f"unknown words in the {name}: {', '.join(hints)}; "
+        f"known objects: {objects}; {OPEN_WORLD_HINT}"
     )
 
 
 def _hint(word: str, vocabulary: Vocabulary) -> str:
+    """The word in quotes, shortened, with the nearest known words if there are any."""
     near = difflib.get_close_matches(word, sorted(vocabulary.words), n=3, cutoff=0.6)
     shown = word if len(word) <= 30 else word[:30] + "..."
     return f'"{shown}" (nearest: {", ".join(near)})' if near else f'"{shown}"'

@@ -1,4 +1,7 @@
-"""VP3D in threestudio: a folder for its `custom/`. Importing it registers what `configs/vp3d.yaml` names; see README.md."""
+"""VP3D for the `custom/` folder of threestudio.
+
+Importing this package registers the names that `configs/vp3d.yaml` uses; see README.md.
+"""
 
 from . import guidance
 

@@ -1,7 +1,8 @@
-"""What VP3D says of views that something else rendered: the losses of VP-SDS and of the rewards. Nothing of threestudio here.
+"""VP3D's losses of views that another program rendered. This module does not import threestudio.
 
-Conventions: views come as threestudio has them, `[B, H, W, 3]` in [0, 1], azimuth and elevation in degrees, `fovy` in radians.
-Its azimuth is VP3D's: 0 in front of the object, on +x, growing towards +y, z up. Losses are unweighted scalars.
+Conventions: views are in threestudio's layout, `[B, H, W, 3]` in [0, 1]. Azimuth and elevation are
+in degrees, `fovy` in radians. threestudio's azimuth equals VP3D's: 0 is in front of the object, on
++x, and it grows towards +y, with z up. Losses are unweighted scalars.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from vp3d import build, checks, pipeline
+from vp3d import build, checks
 from vp3d.config.loader import build_config
 from vp3d.config.paths import locate
-from vp3d.config.reader import read_file
+from vp3d.config.reader import read_stack
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.guidance.condition import Condition
@@ -24,11 +25,14 @@ from vp3d.guidance.reward_term import Reward, reward_term
 from vp3d.guidance.vp_sds import Guidance
 from vp3d.rewards.build import load_judges
 from vp3d.runs.folder import RunFolder
+from vp3d.runs.journal import Journal
+from vp3d.runs.terminal import TerminalDisplay
 from vp3d.train.generators import make_generator
 from vp3d.types import Camera
-from vp3d.visual_prompt.make import make_visual_prompt
+from vp3d.visual_prompt.make import VisualPromptRequest, make_visual_prompt
 
-READ = (
+# The keys of VP3D that have an effect in threestudio.
+USED_KEYS = (
     "image",
     "seed",
     "negative_prompt",
@@ -38,15 +42,23 @@ READ = (
     "guidance",
     "rewards",
 )
-NO_VIDEO = {"export": {"turntable": "gif"}}  # nothing is exported here, so no ffmpeg is looked for
-NO_PICTURE = "no prior draws a visual prompt here: give vp3d.image, or set vp3d.rewards.image_image.weight to 0"
+# Nothing is exported here. With a GIF turntable, VP3D's checks do not require ffmpeg.
+NO_FFMPEG = {"export": {"turntable": "gif"}}
+NO_PICTURE = (
+    "vp3d-rewards has no prior that could draw a visual prompt: "
+    "give vp3d.image, or set vp3d.rewards.image_image.weight to 0"
+)
 
 
 @dataclass
 class ViewLosses:
-    """The losses of views of one prompt. `guidance` and `condition` are None where only rewards are wanted.
+    """The losses of the views of one prompt.
 
-    `noise` draws the time-steps and noises. A reward whose own weight is 0 is not among `rewards`.
+    Attributes:
+        guidance: VP-SDS; None if only rewards are used.
+        condition: The encoded prompts; None if only rewards are used.
+        rewards: The rewards with a weight above 0, by name.
+        noise: Source of the timesteps and the noise.
     """
 
     guidance: Guidance | None
@@ -57,9 +69,16 @@ class ViewLosses:
     def __call__(
         self, rgb: Tensor, camera: Camera, progress: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Unweighted losses ("sds" and the rewards' names) of rgb [B, 3, H, W] in [0, 1], and each reward's mean, no graph.
+        """The losses and rewards of views.
 
-        progress in [0, 1] drives the schedules and the rewards' windows; outside its window a reward's loss is 0.
+        Args:
+            rgb: `[B, 3, H, W]` in [0, 1].
+            camera: The B cameras.
+            progress: Of the run, in [0, 1]; sets the schedules and the windows of the rewards.
+
+        Returns:
+            Unweighted losses, scalars: "sds" and the names of the rewards (0 outside the window).
+            And the mean of each reward inside its window, without gradient.
         """
         losses: dict[str, Tensor] = {}
         if self.guidance is not None and self.condition is not None:
@@ -76,39 +95,68 @@ class ViewLosses:
 
 
 def read_settings(file: str, settings: Mapping[str, Any]) -> Config:
-    """The Config of a YAML file of VP3D ("" for none) changed by `settings`, VP3D's keys; UserError for those of no effect."""
-    idle = next((name for name in settings if name not in READ), None)
-    if idle is not None:
+    """VP3D's config for threestudio.
+
+    Args:
+        file: A YAML file of VP3D; "" for none.
+        settings: VP3D's keys, which override those of the file.
+
+    Returns:
+        The config; the prompt is still empty.
+
+    Raises:
+        UserError: A key has no effect in threestudio, is unknown or has a wrong value.
+    """
+    unused = next((name for name in settings if name not in USED_KEYS), None)
+    if unused is not None:
         raise UserError(
-            f"vp3d.{idle} changes nothing in threestudio, which has its own; the groups read are {', '.join(READ)}"
+            f"vp3d.{unused} changes nothing in threestudio, use threestudio's own key; "
+            f"the keys of VP3D that are used are {', '.join(USED_KEYS)}"
         )
-    return build_config(
-        None, [*([read_file(locate(file))] if file else []), dict(settings), NO_VIDEO]
-    )
+    layers = read_stack(locate(file)) if file else []
+    return build_config(None, [*layers, dict(settings), NO_FFMPEG])
 
 
 def as_views(
     rgb: Tensor, elevation: Tensor, azimuth: Tensor, distance: Tensor, fovy: Tensor | None = None
 ) -> tuple[Tensor, Camera]:
-    """threestudio's batch as ours: rgb [B, H, W, 3] as [B, 3, H, W], both in [0, 1], and its cameras [B]."""
+    """Convert a batch of threestudio to VP3D's layout.
+
+    Args:
+        rgb: `[B, H, H, 3]` in [0, 1].
+        elevation: `[B]`, degrees.
+        azimuth: `[B]`, degrees.
+        distance: `[B]`, from the origin.
+        fovy: `[B]`, radians, or None.
+
+    Returns:
+        rgb `[B, 3, H, H]` in [0, 1], and the B cameras.
+
+    Raises:
+        UserError: The views are not square.
+    """
     if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.shape[1] != rgb.shape[2]:
         raise UserError(
-            f"VP3D judges square views [B, H, H, 3], not {tuple(rgb.shape)}: set data.width and data.height alike"
+            f"VP3D needs square views [B, H, H, 3], got {tuple(rgb.shape)}: "
+            "set data.width and data.height to the same number"
         )
-    fov_deg = (
-        torch.zeros_like(distance) if fovy is None else torch.rad2deg(fovy)
-    )  # no loss here depends on it
+    # No loss here depends on the field of view.
+    fov_deg = torch.zeros_like(distance) if fovy is None else torch.rad2deg(fovy)
     return rgb.float().permute(0, 3, 1, 2), Camera(azimuth, elevation, distance, fov_deg)
 
 
 def build_losses(config: Config, device: torch.device) -> ViewLosses:
-    """VP-SDS and the rewards, for `config.prompt`; the visual prompt and the settings are kept in a run folder of VP3D's."""
+    """VP-SDS and the rewards for `config.prompt`.
+
+    The visual prompt and the settings are kept in a run folder below `config.output_dir`.
+    """
     checks.check_request(config, new=True)
+    watch = TerminalDisplay().watch
     fitted = build.fit_to_device(config, device)
-    models = build.load_models(fitted, device)
-    run = RunFolder.create(config)
-    visual_prompt = pipeline.find_visual_prompt(fitted, models, run, device)
-    condition = build.find_condition(fitted, models, visual_prompt)
+    models = build.load_models(config, watch)
+    journal = Journal(RunFolder.create(config), watch)
+    visual_prompt = build.find_visual_prompt(config, fitted, models, journal)
+    condition = build.find_condition(config, models.prior, visual_prompt, build.debias(config))
     rewards = active(build.build_rewards(config, models.judges, visual_prompt.rgb.to(device)))
     return ViewLosses(
         Guidance(models.prior, config.guidance),
@@ -119,25 +167,35 @@ def build_losses(config: Config, device: torch.device) -> ViewLosses:
 
 
 def build_rewards(config: Config, device: torch.device) -> ViewLosses:
-    """The rewards alone, to stand beside another guidance: no prior is loaded, so the visual prompt is `config.image`."""
+    """The rewards alone, for use with another guidance.
+
+    No prior is loaded, so the visual prompt must be `config.image`.
+
+    Raises:
+        UserError: The image-image reward is on, but there is no `config.image`.
+    """
     judges = load_judges(config.rewards, config.prior.manifest, device)
-    picture = torch.full(
-        (1, 3, 32, 32), config.visual_prompt.ground
-    )  # stands in where no reward looks at it
+    # A placeholder of any size, for when no reward compares views with a picture.
+    picture = torch.full((1, 3, 32, 32), config.visual_prompt.ground)
     if config.image:
+        request = VisualPromptRequest(
+            config.prompt,
+            config.negative_prompt,
+            config.image,
+            config.prior.resolution,
+            config.visual_prompt,
+        )
         generator = make_generator(config.seed, "visual_prompt")
         run = RunFolder.create(config)
-        picture = make_visual_prompt(
-            Nobody(), judges.text, config.prompt, config, run, generator
-        ).rgb
+        picture = make_visual_prompt(NoPrior(), judges.text, request, run, generator).rgb
     elif config.rewards.image_image.weight > 0.0:
         raise UserError(NO_PICTURE)
     rewards = active(build.build_rewards(config, judges, picture.to(device)))
     return ViewLosses(None, None, rewards, make_generator(config.seed, "noise"))
 
 
-class Nobody:
-    """The `Sampler` where there is no prior."""
+class NoPrior:
+    """A `Sampler` that refuses to draw."""
 
     def sample(
         self,
@@ -147,10 +205,10 @@ class Nobody:
         guidance_scale: float,
         generator: torch.Generator,
     ) -> NoReturn:
-        """Refuse to draw."""
+        """Refuse to draw: raise UserError. The arguments are those of `Sampler.sample`."""
         raise UserError(NO_PICTURE)
 
 
 def active(rewards: dict[str, Reward]) -> dict[str, Reward]:
-    """Those with a weight; how much they count is said by threestudio's `system.loss`."""
+    """The rewards with a weight above 0; their weights are set in threestudio's `system.loss`."""
     return {name: reward for name, reward in rewards.items() if reward.config.weight > 0.0}

@@ -28,7 +28,7 @@ def test_vocabulary_is_that_of_the_grammar_and_knows_the_suite() -> None:
         json.dumps(vocabulary())
     )
     known = load_vocabulary(ASSETS / "vocabulary.json")
-    for line in (ASSETS.parent / "prompts" / "smoke.txt").read_text().splitlines():
+    for line in (ASSETS.parent / "prompts" / "gallery.txt").read_text().splitlines():
         if not line.startswith("#"):
             check_prompt(line.split(" seed=")[0], known)
 

@@ -1,4 +1,7 @@
-"""VP-SDS against its formula built by hand, its limits (lambda 0, equal scales, guidance 1), and its cost in forwards."""
+"""VP-SDS: its formula by hand, its limits (lambda 0, equal scales, guidance 1), and its cost.
+
+The cost is counted in forward passes of the denoiser.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,10 @@ def loss_and_grad(
 def by_hand(
     prior: Prior, e_hat: Callable[..., Tensor], lam: Tensor, weight: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """SDS's latent gradient and its pull-back to the images at progress 0, one view at a time, from single denoiser calls."""
+    """The latent gradient of SDS at progress 0 and its pull-back to the images.
+
+    One view at a time, from single calls of the denoiser.
+    """
     generator = seeded()
     t = sample_t(3, 20, 980, generator)
     noise = torch.randn(3, 4, 8, 8, generator=generator)
@@ -180,9 +186,8 @@ def test_lambda_zero_is_plain_sds_bit_for_bit(
     off = dataclasses.replace(config, lam=Schedule(0.0, 0.0))
     gated_off = dataclasses.replace(config, lam_gate=ViewGate(-120.0, 10.0, 20.0, 0.0))
     expected = loss_and_grad(prior, config, text_only)
-    base = load_prior(
-        dataclasses.replace(prior_config, ip_adapter="")
-    )  # a UNet that never saw an adapter
+    # A UNet without an adapter.
+    base = load_prior(dataclasses.replace(prior_config, ip_adapter=""))
     base_condition = build_condition(base, PROMPT, NEGATIVE, None)
     for other in (
         loss_and_grad(prior, off, condition),
@@ -260,10 +265,10 @@ def test_in_pixels_each_view_is_pulled_to_its_decoded_estimate(
         expected.append(share * (rgb[i] - target).detach())
     grad = torch.stack(expected)
     for normalize, count in (("sum", 3), ("mean", rgb.numel())):
-        told, _ = Guidance(prior, dataclasses.replace(config, normalize=normalize))(
+        losses, _ = Guidance(prior, dataclasses.replace(config, normalize=normalize))(
             rgb, CAMERA, condition, 0.0, seeded()
         )
-        found = count * torch.autograd.grad(told["sds"], rgb)[0]
+        found = count * torch.autograd.grad(losses["sds"], rgb)[0]
         torch.testing.assert_close(found, grad, atol=1e-3 * float(grad.abs().max()), rtol=1e-3)
 
 
@@ -273,16 +278,16 @@ def test_a_pull_acts_on_the_views_as_they_are_by_then(
 ) -> None:
     guidance = Guidance(prior, dataclasses.replace(HALF, space=space, normalize="sum"))
     rgb = RGB.clone().requires_grad_()
-    losses, pull = guidance(rgb, CAMERA, condition, 0.0, seeded())
+    losses, target = guidance(rgb, CAMERA, condition, 0.0, seeded())
     (first,) = torch.autograd.grad(losses["sds"], rgb)
-    monkeypatch.setattr(prior, "predict_branches", None)  # the denoiser is not asked again
-    (again,) = torch.autograd.grad(guidance.again(rgb, pull)["sds"], rgb)
-    torch.testing.assert_close(again, first, atol=1e-4 * float(first.abs().max()), rtol=1e-3)
+    monkeypatch.setattr(prior, "predict_branches", None)  # the denoiser is not called again
+    (reused,) = torch.autograd.grad(guidance.reuse(rgb, target)["sds"], rgb)
+    torch.testing.assert_close(reused, first, atol=1e-4 * float(first.abs().max()), rtol=1e-3)
     moved = (1.0 - RGB).requires_grad_()
-    seen = prior.encode_images(moved) if space == "latents" else moved
-    by_hand = pull.weight[:, None, None, None] * (seen - pull.target)
-    (expected,) = torch.autograd.grad(seen, moved, by_hand.detach() / len(RGB))
-    (found,) = torch.autograd.grad(guidance.again(moved, pull)["sds"], moved)
+    current = prior.encode_images(moved) if space == "latents" else moved
+    by_hand = target.weight[:, None, None, None] * (current - target.target)
+    (expected,) = torch.autograd.grad(current, moved, by_hand.detach() / len(RGB))
+    (found,) = torch.autograd.grad(guidance.reuse(moved, target)["sds"], moved)
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
 
 

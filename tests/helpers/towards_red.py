@@ -34,9 +34,9 @@ class TowardsRed:
         pull = Target(
             RED + 0.05 * torch.randn(rgb.shape, generator=generator), torch.ones(len(rgb))
         )
-        return self.again(rgb, pull), pull
+        return self.reuse(rgb, pull), pull
 
-    def again(self, rgb: Tensor, pull: Target) -> Terms:
+    def reuse(self, rgb: Tensor, pull: Target) -> Terms:
         """The loss of views rgb [B, 3, H, W] in [0, 1] by a pull that is there."""
         self.used += 1
         return {"sds": (rgb - pull.target).square().mean()}

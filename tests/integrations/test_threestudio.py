@@ -1,7 +1,8 @@
-"""integrations/threestudio: its losses against VP3D's own, its wrappers under threestudio's rules, and in the real threestudio.
+"""integrations/threestudio: its losses against VP3D's own, and its wrappers in threestudio.
 
-The real one is skipped where it is not importable. The rest loads the folder as threestudio's launch.py loads a folder of
-`custom/` (by path, under a name with a hyphen), on the stand-in of tests/threestudio_stand_in.
+The test in the real threestudio is skipped if it cannot be imported. The others use the stand-in of
+tests/helpers/threestudio_stand_in. They load the folder as threestudio's launch.py loads a folder
+of `custom/`: by path, under a name with a hyphen.
 """
 
 from __future__ import annotations
@@ -45,9 +46,7 @@ BATCH = {
     "azimuth": torch.tensor([-170.0, 80.0]),
     "camera_distances": torch.tensor([1.5, 2.0]),
     "fovy": torch.tensor([0.7, 1.2]),
-    "rays_o": torch.zeros(
-        1
-    ),  # one of the many things of a batch that a guidance takes no notice of
+    "rays_o": torch.zeros(1),  # a batch has many keys that a guidance ignores
 }
 RGB = torch.rand(2, 24, 24, 3, generator=torch.Generator().manual_seed(2))
 
@@ -101,22 +100,22 @@ def test_the_folder_registers_its_names(threestudio: ModuleType) -> None:
 def test_guidance_is_vp3d_to_the_last_bit(
     threestudio: ModuleType, settings: dict[str, object], tiny: Config
 ) -> None:
-    """Losses and their gradient by threestudio's call, against VP3D's parts called in VP3D's way; at half of the run."""
+    """Losses and gradients of threestudio's call and of VP3D's own parts, at half of the run."""
     processor = threestudio.find("vp3d-prompt-processor")(
         {"prompt": PROMPT, "negative_prompt": "a blue cube"}
     )
     guidance = threestudio.find("vp3d-guidance")({"vp3d": settings, "max_steps": 40})
     guidance.do_update_step(0, 20)
     rgb = RGB.clone().requires_grad_()
-    told = guidance(rgb, processor(), **BATCH, rgb_as_latents=False)
-    assert set(told) == {
+    found = guidance(rgb, processor(), **BATCH, rgb_as_latents=False)
+    assert set(found) == {
         "loss_sds",
         "loss_text_image",
         "loss_image_image",
         "reward_text_image",
         "reward_image_image",
     }
-    assert all(value.numel() == 1 for value in told.values())
+    assert all(value.numel() == 1 for value in found.values())
 
     (folder,) = Path(str(settings["output_dir"])).iterdir()
     run = RunFolder.open(folder)
@@ -136,9 +135,9 @@ def test_guidance_is_vp3d_to_the_last_bit(
     words = judges.text.target([f"{PROMPT}, back view", f"{PROMPT}, left side view from above"])
     azimuth, rewards = camera.azimuth_deg, tiny.rewards
     text, _ = reward_term(judges.text.score, views, words, azimuth, rewards.text_image, 0.5)
-    torch.testing.assert_close(told["loss_sds"], sds, rtol=0, atol=0)
-    torch.testing.assert_close(told["loss_text_image"], text, rtol=1e-5, atol=1e-6)
-    theirs = torch.autograd.grad(told["loss_sds"] + told["loss_text_image"], rgb)[0].permute(
+    torch.testing.assert_close(found["loss_sds"], sds, rtol=0, atol=0)
+    torch.testing.assert_close(found["loss_text_image"], text, rtol=1e-5, atol=1e-6)
+    theirs = torch.autograd.grad(found["loss_sds"] + found["loss_text_image"], rgb)[0].permute(
         0, 3, 1, 2
     )
     ours = torch.autograd.grad(sds + text, views)[0]
@@ -156,7 +155,7 @@ def test_guidance_is_vp3d_to_the_last_bit(
 def test_rewards_stand_beside_another_guidance(
     threestudio: ModuleType, settings: dict[str, object]
 ) -> None:
-    """The other one gets the whole batch and the steps; no prior is loaded; a reward of weight 0 is left out."""
+    """The other guidance gets the batch and the steps; no prior is loaded; weight 0 is off."""
 
     @threestudio.register("other")
     class Other(threestudio.utils.base.BaseObject):
@@ -184,14 +183,14 @@ def test_rewards_stand_beside_another_guidance(
     guidance = threestudio.find("vp3d-rewards")(cfg)
     guidance.do_update_step(0, 5)
     prompts = threestudio.find("vp3d-prompt-processor")({"prompt": PROMPT})()
-    told = guidance(RGB, prompts, **BATCH, rgb_as_latents=False)
+    found = guidance(RGB, prompts, **BATCH, rgb_as_latents=False)
     assert guidance.base.step == 5 and guidance.progress == 0.5
-    torch.testing.assert_close(told["loss_sds"], 3.0 * RGB.mean())
-    assert {"grad_norm", "loss_text_image", "loss_image_image"} <= set(told)
+    torch.testing.assert_close(found["loss_sds"], 3.0 * RGB.mean())
+    assert {"grad_norm", "loss_text_image", "loss_image_image"} <= set(found)
 
     lone = {**own, "image": "", "rewards": {**settings["rewards"], "image_image": {"weight": 0.0}}}
-    told = threestudio.find("vp3d-rewards")({**cfg, "vp3d": lone})(RGB, prompts, **BATCH)
-    assert "loss_text_image" in told and "loss_image_image" not in told
+    found = threestudio.find("vp3d-rewards")({**cfg, "vp3d": lone})(RGB, prompts, **BATCH)
+    assert "loss_text_image" in found and "loss_image_image" not in found
     with pytest.raises(UserError, match=r"give vp3d\.image"):
         threestudio.find("vp3d-rewards")({**cfg, "vp3d": {**own, "image": ""}})(
             RGB, prompts, **BATCH
@@ -210,7 +209,7 @@ def test_mistakes_are_said_when_the_settings_are_read(threestudio: ModuleType) -
     with pytest.raises(UserError, match="cannot read config file"):
         guidance({"vp3d_file": "nowhere.yaml"})
     prompts = threestudio.find("vp3d-prompt-processor")({"prompt": PROMPT})()
-    with pytest.raises(ValueError, match="rendered colours alone"):
+    with pytest.raises(ValueError, match="rendered colours: rgb_as_latents"):
         guidance({})(RGB, prompts, **BATCH, rgb_as_latents=True)
     with pytest.raises(UserError, match="square views"):
         sys.modules[f"{NAME}.views"].as_views(
@@ -254,7 +253,7 @@ def test_our_launcher_understands_the_yaml_too() -> None:
 
 
 def test_the_guard_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that is not there, one whose own imports fail, and one that is whole."""
+    """A missing package, one whose own imports fail, and one that works."""
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, text in (
         ("studio_a", "import package_that_is_nowhere\n"),
@@ -276,7 +275,7 @@ def test_the_guard_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_in_the_real_threestudio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own register, find, load_config and BaseObject; no model is read, so no weights are needed."""
+    """Its own register, find, load_config and BaseObject; no model is loaded."""
     real, reason = import_or_reason("threestudio")
     if real is None:
         pytest.skip(reason)

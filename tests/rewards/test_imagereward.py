@@ -1,4 +1,4 @@
-"""ImageReward: the network against transformers' BLIP, the score by hand, the published layout, gradients, refusals."""
+"""ImageReward: the network against transformers' BLIP, score by hand, layout, gradients, errors."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_backbone_agrees_with_transformers(model: ImageReward) -> None:
 
 @torch.no_grad()
 def test_score_by_hand(model: ImageReward, folder: Path) -> None:
-    """Normalise, backbone, five linear layers one after another, then the published mean and deviation."""
+    """Normalise, backbone, five linear layers in a row, then the published mean and deviation."""
     rgb, ids = random_rgb(2, 3, 32, 32), model.target(PROMPTS)
     pixels = (rgb - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
     features, stored = (
@@ -194,7 +194,7 @@ def test_the_size_of_the_picture_hardly_counts(model: ImageReward) -> None:
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of `ImageReward.pt` as its published code builds them, ViT-L and BERT-base, written out."""
+    """Names and shapes of `ImageReward.pt`, written out: ViT-L and BERT-base."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, outside: int, inside: int) -> None:
@@ -245,9 +245,8 @@ def test_the_full_size_model_has_the_published_layout() -> None:
         net = ImageRewardNet(BlipSizes())
     assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == shapes
     count = sum(torch.Size(shape).numel() for shape in shapes.values())
-    assert (
-        round(4 * count / 1e9, 2) == 1.78
-    )  # the published file of 1.79 GB has two projections and indices more
+    # The published file of 1.79 GB also has two projections and indices.
+    assert round(4 * count / 1e9, 2) == 1.78
     assert (
         BlipSizes.of({key.removeprefix("blip."): shape for key, shape in shapes.items()})
         == BlipSizes()
@@ -288,7 +287,7 @@ def test_other_checkpoints_and_damage_are_refused(folder: Path, tmp_path: Path) 
     ],
 )
 def test_another_vocabulary_is_refused(data: bytes, folder: Path, tmp_path: Path) -> None:
-    """Of some of these the tokenizer would make a TypeError or a bare Exception, of another wrong scores."""
+    """Without the check, some raise a TypeError or bare Exception, and one gives wrong scores."""
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "vocab.txt").write_bytes(data)
     assert "is not ImageReward" in refusal(tmp_path / "copy")

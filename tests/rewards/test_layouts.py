@@ -1,7 +1,8 @@
-"""Key names and shapes of the full-size judges in transformers' classes, and of the language model, on the meta device: what
-the library builds from the published configurations against a plain enumeration, and against the sizes of the files on the hub.
+"""Names and shapes of the full-size reward models in transformers' classes, and of BERT.
 
-HPSv2 stands in test_towers.py, ImageReward in test_imagereward.py, the priors and their adapters in diffusion/test_layouts.py.
+On the meta device: what the library builds from the published configurations, against a plain
+enumeration, and against the sizes of the files on the hub. HPSv2 is in test_towers.py, ImageReward
+in test_imagereward.py, the priors and their adapters in diffusion/test_layouts.py.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def published_dino() -> Shapes:
 
 
 def published_bert() -> Shapes:
-    """BERT base, uncased, with the head that fills in a word; the file calls weight and bias of norms gamma and beta."""
+    """BERT base, uncased, with its masked-language head; norms have gamma and beta in the file."""
     found = layer("bert.embeddings.LayerNorm", 768)
     for name, count in (("word", 30522), ("position", 512), ("token_type", 2)):
         found |= layer(f"bert.embeddings.{name}_embeddings", count, 768, bias=False)
@@ -110,7 +111,8 @@ def clip(text: tuple[int, int, int], vision: tuple[int, int, int], projection: i
     return transformers.CLIPModel(transformers.CLIPConfig(**towers, projection_dim=projection))
 
 
-# name in the table: what the library builds, the published layout, bytes of the file that are other tensors than parameters
+# Name in the catalogue: what the library builds, the published layout, and the bytes of the file
+# that are not parameters.
 LAYOUTS: dict[str, tuple[Callable[[], nn.Module], Shapes, int]] = {
     "aesthetic": (
         lambda: clip((768, 12, 12), (1024, 24, 16), 768),
@@ -148,10 +150,8 @@ def test_the_full_size_model_has_the_published_layout(name: str) -> None:
     build, expected, more = LAYOUTS[name]
     with torch.device("meta"):
         model = build()
-    tied = {
-        "cls.predictions.decoder.weight",
-        "cls.predictions.decoder.bias",
-    }  # BERT's word embeddings once more
+    # BERT's word embeddings under a second name.
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     found = {
         in_files(key) if name == "dinov2-base" else key: shape
         for key, shape in shapes_of(model).items()

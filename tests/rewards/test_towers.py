@@ -1,4 +1,4 @@
-"""Transformers-side towers (PickScore, aesthetic, DINOv2) and HPSv2's layout: against the plain models, gradients, sizes."""
+"""PickScore, the aesthetic head, DINOv2 and HPSv2's layout: plain models, gradients, sizes."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_the_looks_of_a_picture_hardly_depend_on_its_size(aesthetic: Aesthetic) 
 
 
 def test_hpsv2_is_open_clips_vit_h_14() -> None:
-    """Our folder's config builds the architecture of the published weights: names, shapes, number of parameters."""
+    """The folder's config builds the published architecture: names, shapes, parameter count."""
     ours = json.loads(dict(MODELS["hpsv2.1"].written)["open_clip_config.json"])["model_cfg"]
     assert ours == open_clip.get_model_config("ViT-H-14")
     with torch.device("meta"):
@@ -198,7 +198,7 @@ def test_hpsv2_is_open_clips_vit_h_14() -> None:
 
 
 def open_clip_block(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one residual attention block in open_clip's naming, a plain enumeration."""
+    """Names and shapes of one residual attention block in open_clip's naming, written out."""
     layers = {
         "ln_1": (width,),
         "ln_2": (width,),
@@ -217,7 +217,10 @@ def open_clip_block(name: str, width: int) -> dict[str, tuple[int, ...]]:
 def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(
     root: Path, tmp_path: Path
 ) -> None:
-    """HPSv2's and laion's folders: config and weights; the tokenizer is the one open_clip brings. Half precision is read too."""
+    """HPSv2's and laion's folders have a config and weights; open_clip has the tokenizer.
+
+    Weights in half precision are read too.
+    """
     shutil.copytree(root / "clip", tmp_path / "hps")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "hps" / name).unlink()
@@ -235,9 +238,8 @@ def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(
     assert scores.dtype == torch.float32 and float(scores.detach().abs().max()) <= 1.0
     (gradient,) = torch.autograd.grad(scores.sum(), rgb)
     assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().min()) > 0
-    encoder = (
-        judge.encoder
-    )  # and by hand, as HPSv2's code has it: unit features, their products, the diagonal
+    # By hand, as in HPSv2's code: unit features, their products, the diagonal.
+    encoder = judge.encoder
     with torch.no_grad():
         features = [
             encoder.model.encode_image(encoder.preprocess(rgb)),
@@ -341,3 +343,8 @@ def test_a_head_of_another_model_is_refused(root: Path, tmp_path: Path) -> None:
 def test_hub_ids_are_not_for_rewards() -> None:
     with pytest.raises(UserError, match="not a hub id"):
         load_dino("facebook/dinov2-base")
+
+
+def test_an_unknown_text_model_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match='rewards.text_model is "blip2": use "clip"'):
+        load_judges(rewards_of(root, text_model="blip2"))

@@ -138,9 +138,9 @@ class OutOfMemory(TowardsRed):
             "CUDA out of memory. Tried to allocate 2.00 GiB"
         )
 
-    def again(self, rgb: Tensor, pull: Target) -> Terms:
+    def reuse(self, rgb: Tensor, pull: Target) -> Terms:
         """The loss of views rgb [B, 3, H, W] in [0, 1], if memory does."""
-        terms = super().again(rgb, pull)
+        terms = super().reuse(rgb, pull)
         if self.used - 1 in self.calls:
             if not self.backward:
                 raise self.error

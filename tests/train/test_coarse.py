@@ -54,9 +54,9 @@ class FailingAt(TowardsRed):
         super().__init__()
         self.calls = calls
 
-    def again(self, rgb: Tensor, pull: Target) -> Terms:
+    def reuse(self, rgb: Tensor, pull: Target) -> Terms:
         """The loss of views rgb [B, 3, H, W] in [0, 1]."""
-        terms = super().again(rgb, pull)
+        terms = super().reuse(rgb, pull)
         return {"sds": terms["sds"] * float("nan")} if self.used - 1 in self.calls else terms
 
 

@@ -62,7 +62,7 @@ def test_orientation_never_exceeds_the_per_sample_sum() -> None:
             float(w) * max(0.0, float(n @ direction[0])) ** 2
             for w, n in zip(weights, normals, strict=True)
         )
-        whole = losses.orientation(
+        per_ray = losses.orientation(
             (weights[:, None] * normals).sum(0, keepdim=True), direction
         ).item()
-        assert whole <= per_sample + 1e-6
+        assert per_ray <= per_sample + 1e-6

@@ -18,7 +18,7 @@ from vp3d.visual_prompt import cutout
 from vp3d.visual_prompt.cutout import (
     border_flood,
     is_usable,
-    on_ground,
+    over_grey,
     read_picture,
     square_up,
     steadiness,
@@ -28,7 +28,10 @@ GROUNDS = [(1.0, 1.0, 1.0), (0.7, 0.7, 0.7), (0.05, 0.05, 0.05), (0.2, 0.6, 0.9)
 
 
 def disc(side: int, radius: float, center: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-    """Exact coverage [1, side, side] in [0, 1] of a disc, by 4 x 4 samples a pixel; radius and centre in shares of the side."""
+    """Coverage [1, side, side] in [0, 1] of a disc, by 4 x 4 samples per pixel.
+
+    The radius and the centre are shares of the side.
+    """
     fine = (torch.arange(4 * side) + 0.5) / (4 * side)
     inside = ((fine[:, None] - center[1]) ** 2 + (fine[None] - center[0]) ** 2 <= radius**2).float()
     return torch.nn.functional.avg_pool2d(inside[None], 4)
@@ -83,9 +86,8 @@ def test_white_on_light_grey_does_not_run_out() -> None:
 def test_a_cut_out_that_hangs_on_its_limits_is_not_steady() -> None:
     truth, fade = disc(64, 0.3), torch.linspace(0.0, 1.0, 64)[None, None]
     clear = paint(truth, (0.9, 0.9, 0.9), (0.8, 0.1, 0.1), 0.01)
-    faint = (
-        0.9 * (1 - truth) + (0.9 - 0.12 * fade) * truth
-    )  # its left half is the ground's colour, its right half hardly other
+    # The left half of the object has the background's colour, the right half almost.
+    faint = 0.9 * (1 - truth) + (0.9 - 0.12 * fade) * truth
     assert steadiness(clear, 0.12) > 0.98
     assert steadiness(faint.expand(3, -1, -1), 0.12) < 0.9
     assert steadiness(torch.full((3, 64, 64), 0.5), 0.12) == 0.0, "no object at all"
@@ -100,9 +102,8 @@ def test_the_halo_of_a_decoder_is_ground() -> None:
 
 def test_inner_parts_of_the_grounds_colour_stay_unless_they_are_the_ground() -> None:
     outer, inner = disc(64, 0.35), disc(64, 0.2)
-    spot = (
-        paint(outer - inner, (0.9, 0.9, 0.9), (0.8, 0.1, 0.1)) + inner * 0.05
-    )  # nearly the ground's colour, but not it
+    # Nearly the background's colour, but not the same.
+    spot = paint(outer - inner, (0.9, 0.9, 0.9), (0.8, 0.1, 0.1)) + inner * 0.05
     assert iou(border_flood(spot, 0.12), outer) > 0.95
     ring = paint(outer - inner, (0.9, 0.9, 0.9), (0.8, 0.1, 0.1), 0.02)
     assert iou(border_flood(ring, 0.12), outer - inner) > 0.93
@@ -139,7 +140,7 @@ def test_flat_picture_has_no_object() -> None:
 
 def test_on_ground_is_the_naive_blend() -> None:
     rgb, mask = torch.rand(2, 3, 4, 5), torch.rand(2, 1, 4, 5)
-    found = on_ground(rgb, mask, 0.7)
+    found = over_grey(rgb, mask, 0.7)
     for n, c, y, x in [(0, 0, 0, 0), (1, 2, 3, 4), (1, 1, 2, 2)]:
         m = float(mask[n, 0, y, x])
         assert float(found[n, c, y, x]) == pytest.approx(
@@ -161,9 +162,9 @@ def test_square_up_centres_and_fills_four_fifths(center: tuple[float, float]) ->
 def test_square_up_lets_none_of_the_old_ground_in() -> None:
     truth = (disc(300, 0.3) > 0.5).float()
     rgb, mask = square_up(paint(truth, (0.0, 1.0, 0.0), (0.8, 0.1, 0.1)), truth, 64)
-    seen = rgb[:, mask[0] > 0.02]
+    inside = rgb[:, mask[0] > 0.02]
     torch.testing.assert_close(
-        seen, torch.tensor([0.8, 0.1, 0.1])[:, None].expand_as(seen), atol=1e-4, rtol=0
+        inside, torch.tensor([0.8, 0.1, 0.1])[:, None].expand_as(inside), atol=1e-4, rtol=0
     )
 
 
@@ -281,13 +282,13 @@ def claim_size(path: Path, side: int) -> Path:
 
 @pytest.mark.parametrize("side", [8001, 12000, 100_000])
 def test_huge_in_pixels(side: int, tmp_path: Path) -> None:
-    assert "huge" in refusal(claim_size(tmp_path / "a.png", side))
+    assert "too large" in refusal(claim_size(tmp_path / "a.png", side))
 
 
 def test_huge_in_bytes(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as stream:
         stream.truncate(cutout.MAX_BYTES + 1)
-    assert "huge" in refusal(tmp_path / "a.png")
+    assert "too large" in refusal(tmp_path / "a.png")
 
 
 def test_tiny(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Drawing, choosing, cutting out and keeping the visual prompt; the user's own picture; what is read back."""
+"""The visual prompt: drawing, cut-out, choice, files, reading back, and the user's own picture."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ from vp3d.errors import UserError
 from vp3d.rewards.encoders import load_clip
 from vp3d.rewards.text_image import ClipText
 from vp3d.runs.folder import RunFolder
-from vp3d.visual_prompt.make import VisualPrompt, load_visual_prompt, make_visual_prompt
+from vp3d.visual_prompt.make import (
+    VisualPrompt,
+    VisualPromptRequest,
+    load_visual_prompt,
+    make_visual_prompt,
+)
 
 PROMPT = "a red sphere"
 SIDE = 32
 
 
 class DiscPrior:
-    """Draws discs of random colours on grey; picture number `flat` shows nothing, `full` only the object."""
+    """Draws discs of random colours on grey; picture `flat` has no object, `full` no background."""
 
     def __init__(self, flat: int = -1, full: int = -1) -> None:
         self.flat, self.full, self.asked = flat, full, {}
@@ -83,12 +88,21 @@ def run(tmp_path: Path, **changes: object) -> tuple[Config, RunFolder]:
     return config, RunFolder.create(config)
 
 
+def request_of(config: Config) -> VisualPromptRequest:
+    return VisualPromptRequest(
+        config.prompt,
+        config.negative_prompt,
+        config.image,
+        config.prior.resolution,
+        config.visual_prompt,
+    )
+
+
 def make(
     prior: object, clip: ClipText, config: Config, folder: RunFolder, seed: int = 0
 ) -> VisualPrompt:
-    return make_visual_prompt(
-        prior, clip, PROMPT, config, folder, torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return make_visual_prompt(prior, clip, request_of(config), folder, generator)
 
 
 def test_the_best_cut_out_is_chosen_and_all_is_kept(clip: ClipText, tmp_path: Path) -> None:
@@ -145,14 +159,15 @@ class BoxPrior:
 
 
 class OneAlone:
-    """A judge that gives a box alone more than two for the whole prompt, and much more for the phrase of that box."""
+    """A reward that prefers one box to two: for the prompt, and more so for a phrase of it."""
 
     device = torch.device("cpu")
+    # For two boxes, for one.
     SCORES = {
         "a cone next to a ball": (0.60, 0.62),
         "a cone": (0.40, 0.80),
         "a ball": (0.40, 0.40),
-    }  # for two boxes, for one
+    }
 
     def target(self, prompts: list[str]) -> Tensor:
         return torch.tensor(
@@ -166,7 +181,7 @@ class OneAlone:
 def test_a_picture_of_one_of_two_things_is_not_chosen(tmp_path: Path) -> None:
     config, folder = run(tmp_path, prompt="a cone next to a ball", candidates=2)
     generator = torch.Generator().manual_seed(0)
-    found = make_visual_prompt(BoxPrior(), OneAlone(), config.prompt, config, folder, generator)
+    found = make_visual_prompt(BoxPrior(), OneAlone(), request_of(config), folder, generator)
     assert found.scores == pytest.approx([0.60, 0.62]) and found.chosen == 0
     assert json.loads((folder.visual_prompt / "scores.json").read_text())["alone"] == pytest.approx(
         [0.40, 0.60]
@@ -235,18 +250,20 @@ def test_a_ragged_cut_out_is_not_chosen_whatever_its_reward(clip: ClipText, tmp_
 def test_drawing_words_are_for_the_drawing_alone(
     clip: ClipText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    scored: list[str] = []
     real = clip.target
-    monkeypatch.setattr(clip, "target", lambda prompts: told.extend(prompts) or real(prompts))
+    monkeypatch.setattr(clip, "target", lambda prompts: scored.extend(prompts) or real(prompts))
     config, folder = run(tmp_path, candidates=2, words="plain white background")
     prior = DiscPrior()
     make(prior, clip, config, folder)
     assert prior.asked["prompts"] == ["a red sphere, front view, plain white background"] * 2
-    assert "a red sphere, front view" in told and not any("background" in prompt for prompt in told)
+    assert "a red sphere, front view" in scored and not any(
+        "background" in prompt for prompt in scored
+    )
 
 
 def test_scenes_are_not_taken_for_objects(clip: ClipText, tmp_path: Path) -> None:
-    """Soft hills of colour up to the border: something can be cut out, but what depends on the limits."""
+    """Soft hills of colour up to the border: the cut-out depends on the tolerances."""
 
     class ScenePrior(DiscPrior):
         def sample(
@@ -335,7 +352,7 @@ def test_pictures_without_an_object_are_refused_with_advice(clip: ClipText, tmp_
     for name, cause in [
         ("flat", "no object"),
         ("clear", "no object"),
-        ("full", "fill the whole picture"),
+        ("full", "fills the whole picture"),
     ]:
         message = image_refusal(tmp_path / f"{name}.png", clip, tmp_path)
         assert cause in message and "transparent or plain background" in message

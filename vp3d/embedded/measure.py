@@ -24,7 +24,7 @@ from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.view_classifier import guess_views, judge_errors
 from vp3d.embedded.save import save_manifest
 from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
-from vp3d.metrics.attributes import JUDGE_GROUND, check_view
+from vp3d.metrics.attributes import JUDGE_BACKGROUND, check_view
 from vp3d.prompts import SECTORS
 from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG
 from vp3d.rewards.encoders import load_clip
@@ -171,7 +171,7 @@ def measure_views_named(count: int) -> Figure:
     for spec in specs[: max(count // len(SECTORS), 1)]:
         rgb = to_tensor(
             render_spec(
-                spec, list(AZIMUTHS), elevation_deg=ELEVATION_DEG, size=64, ground=JUDGE_GROUND
+                spec, list(AZIMUTHS), elevation_deg=ELEVATION_DEG, size=64, ground=JUDGE_BACKGROUND
             )
         )
         kinds["all"].append(guess_views(prior, caption(spec), rgb, generator).view_agreement)

@@ -1,9 +1,10 @@
 """From a reward to a loss term: hinge, view gate and time window.
 
-    loss = mean over the B views of gate * relu(hinge - reward)        (hinge as in ReFL and DreamReward)
+    loss = mean over the B views of gate * relu(hinge - reward)
 
-Outside its window, with weight 0, or where the gate is 0 for all views, the term is exactly zero and the encoder is not
-run. The weight is applied where the losses are summed, not here.
+The hinge follows ReFL (ImageReward, arXiv 2304.05977) and DreamReward (arXiv 2403.14613). The term
+is exactly zero, and the encoder is not run, outside its window, at weight 0, or if the gate is 0
+for all views. The weight itself is applied where the losses are summed, not here.
 """
 
 from __future__ import annotations
@@ -20,16 +21,29 @@ from vp3d.types import Camera
 
 # (rgb [B, 3, H, H] in [0, 1], target [B, D] or [1, D]) -> [B], higher is better
 Score = Callable[[Tensor, Tensor], Tensor]
-NO_HINGE = 1.0e6  # a hinge beyond this is none: then relu(hinge - r) is -r but for a constant, which is left out
+
+# A hinge from here on means "no hinge". relu(hinge - r) is then -r plus a constant, which is left
+# out.
+NO_HINGE = 1.0e6
 
 
 def is_active(config: RewardConfig, progress: float) -> bool:
-    """Whether the reward acts at `progress` in [0, 1]."""
+    """Whether the reward acts at `progress` in [0, 1]: its weight is not 0, its window is open."""
     return config.weight > 0.0 and config.begin <= progress <= config.finish
 
 
 def reward_loss(reward: Tensor, config: RewardConfig, gate: Tensor, progress: float) -> Tensor:
-    """Unweighted loss, a scalar, of rewards `[B]` (any range) under view gates `[B]` in [0, 1]; exactly 0 when not active."""
+    """The unweighted loss of rewards, a scalar.
+
+    Args:
+        reward: `[B]`, any range, higher is better.
+        config: Hinge, weight and window.
+        gate: `[B]` in [0, 1], the view gate of each view.
+        progress: Of the run, in [0, 1].
+
+    Returns:
+        A scalar; exactly 0 if the reward is not active.
+    """
     if not is_active(config, progress):
         return reward.new_zeros(())
     shortfall = -reward if config.hinge >= NO_HINGE else torch.relu(config.hinge - reward)
@@ -44,29 +58,45 @@ def reward_term(
     config: RewardConfig,
     progress: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss (scalar) of `reward` on views `rgb [B, 3, H, H]` in [0, 1] seen from `azimuth_deg [B]`, and its mean value.
+    """The loss and the mean value of a reward on rendered views.
 
-    `target` is `[1, D]` or `[B, D]`. Only views with an open gate are encoded; the value is detached, and None when
-    none were.
+    Only views with a gate above 0 are encoded.
+
+    Args:
+        reward: Scores the views.
+        rgb: `[B, 3, H, H]` in [0, 1], the views.
+        target: `[1, D]`, shared by all views, or `[B, D]`.
+        azimuth_deg: `[B]`, degrees, azimuth of each view.
+        config: Hinge, gate, weight and window.
+        progress: Of the run, in [0, 1].
+
+    Returns:
+        The unweighted loss, a scalar (see `reward_loss`), and the mean reward of the encoded views
+        without gradient; None if no view was encoded.
     """
     gate = gate_weight(config.gate, azimuth_deg)
-    seen = gate > 0.0
-    if not is_active(config, progress) or not bool(seen.any()):
+    is_open = gate > 0.0
+    if not is_active(config, progress) or not bool(is_open.any()):
         return rgb.new_zeros(()), None
-    values = reward(rgb[seen], target if len(target) == 1 else target[seen])
-    loss = reward_loss(values, config, gate[seen], progress) * (len(values) / len(rgb))
+    values = reward(rgb[is_open], target if len(target) == 1 else target[is_open])
+    # `reward_loss` averages over the encoded views; the factor makes it the mean over all views.
+    loss = reward_loss(values, config, gate[is_open], progress) * (len(values) / len(rgb))
     return loss, values.detach().mean()
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A differentiable judgement of rendered views, what it compares them with, and how it acts.
+    """A differentiable score of rendered views, its targets and its settings.
 
-    `ground` is the grey in [0, 1] that the views are put on for it, that of the picture they are compared with; None is
-    the step's random background.
+    Attributes:
+        score: (rgb `[B, 3, H, W]` in [0, 1], target) -> `[B]`, higher is better.
+        target: The target of each view, `[B, D]` or `[1, D]`.
+        config: Weight, hinge, gate and window.
+        background: Grey level in [0, 1] that the views are composited over for this reward, so
+            that it matches the picture they are compared with. None: the step's random background.
     """
 
-    score: Score  # (rgb [B, 3, H, W] in [0, 1], target) -> [B], higher is better
-    target: Callable[[Camera], Tensor]  # the target of each view, [B, D] or [1, D]
+    score: Score
+    target: Callable[[Camera], Tensor]
     config: RewardConfig
-    ground: float | None = None
+    background: float | None = None

@@ -30,6 +30,7 @@ from vp3d.report.viewer import viewer_page
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import write_text
 from vp3d.types import Asset
+from vp3d.visual_prompt.make import CUTOUT_FILE, SCORES_FILE, candidate_file
 
 VIEW_SIZE = 288  # pixels of a side of each of the eight views
 LAST = 10  # logged steps that the final reward is the mean of
@@ -175,7 +176,7 @@ def export_table(figures: Mapping[str, float]) -> str:
 def visual_prompt(run: RunFolder) -> str:
     """The candidates with their scores, the chosen one framed, and the cut-out that was used."""
     try:
-        told = json.loads((run.visual_prompt / "scores.json").read_text(encoding="utf-8"))
+        told = json.loads((run.visual_prompt / SCORES_FILE).read_text(encoding="utf-8"))
         scores, chosen, ragged = (
             list(told["scores"]),
             int(told["chosen"]),
@@ -194,11 +195,9 @@ def visual_prompt(run: RunFolder) -> str:
         label = f"{label} · ragged cut-out" if n in ragged else label
         label = f"{label} · chosen" if n == chosen and len(scores) > 1 else label
         cards.append(
-            _png_card(
-                run.visual_prompt / f"candidate_{n}.png", label, n == chosen and len(scores) > 1
-            )
+            _png_card(run.visual_prompt / candidate_file(n), label, n == chosen and len(scores) > 1)
         )
-    cards.append(_png_card(run.visual_prompt / "cutout.png", "cut out, as it was used"))
+    cards.append(_png_card(run.visual_prompt / CUTOUT_FILE, "cut out, as it was used"))
     return html.tiles([card for card in cards if card])
 
 

@@ -1,8 +1,13 @@
-"""BLIP with text cross-attention (Li et al., arXiv 2201.12086), as ImageReward uses it: picture and text -> one vector a text.
+"""BLIP with text cross-attention (Li et al., arXiv 2201.12086), as used by ImageReward.
 
-A vision transformer reads the picture; a BERT whose layers also attend to its patches reads the text. Parameter names are
-those of the published checkpoints; sizes are read off their shapes (heads are 64 wide in all of them). For evaluation only:
-no dropout, no stochastic depth. Conventions: B pictures, N = 1 + (S / P)^2 patches, L text tokens, widths V and T.
+Input: a picture and a text. Output: one feature vector per text. A vision transformer encodes the
+picture; a BERT encodes the text, and its layers also attend to the patches of the picture.
+
+Parameter names are those of the published checkpoints. Sizes are derived from the shapes of the
+tensors; attention heads are always 64 wide. The network is for evaluation only: it has no dropout
+and no stochastic depth.
+
+Conventions: B pictures, N = 1 + (S / P)^2 patches, L text tokens, widths V and T.
 """
 
 from __future__ import annotations
@@ -15,12 +20,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_WIDTH = 64
-VISION_EPS, TEXT_EPS = 1.0e-6, 1.0e-12
+VISION_EPS, TEXT_EPS = 1.0e-6, 1.0e-12  # of the layer norms
 
 
 @dataclass(frozen=True)
 class BlipSizes:
-    """What the shapes of a checkpoint say; the defaults are ImageReward's."""
+    """The sizes of the network; the defaults are ImageReward's.
+
+    Attributes:
+        image_size: Side S of the input in pixels.
+        patch_size: Side P of a patch in pixels.
+        vision_width: Features V of a patch.
+        vision_layers: Blocks of the vision transformer.
+        text_width: Features T of a token.
+        text_layers: Layers of the text encoder.
+        text_hidden: Features inside the feed-forward of a text layer.
+        vocabulary: Number of token ids.
+        positions: The longest text in tokens.
+    """
 
     image_size: int = 224
     patch_size: int = 16
@@ -34,7 +51,11 @@ class BlipSizes:
 
     @staticmethod
     def of(shapes: Mapping[str, tuple[int, ...]]) -> BlipSizes:
-        """Sizes from the shapes of a state dict `visual_encoder.*`, `text_encoder.*`; KeyError where it is another model's."""
+        """The sizes of a state dict `visual_encoder.*`, `text_encoder.*`, from its shapes.
+
+        Raises:
+            KeyError: The state dict is of another model.
+        """
         width, _, patch, _ = shapes["visual_encoder.patch_embed.proj.weight"]
         patches = shapes["visual_encoder.pos_embed"][1] - 1
         vocabulary, text_width = shapes["text_encoder.embeddings.word_embeddings.weight"]
@@ -58,13 +79,16 @@ class BlipSizes:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Multi-head attention of `[B, Q, C]` over `[B, K, C]`; mask `[B, 1, 1, K]`, True where a key counts."""
+    """Multi-head attention of queries `[B, Q, C]` over keys and values `[B, K, C]`: `[B, Q, C]`.
+
+    `mask` is `[B, 1, 1, K]`, True for the keys that are used.
+    """
     q, k, v = (x.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class VisionAttention(nn.Module):
-    """Self-attention with one projection for query, key and value."""
+    """Self-attention of the patches, with one projection for query, key and value."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -77,7 +101,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMlp(nn.Module):
-    """Two layers with a GELU between."""
+    """Feed-forward of the vision transformer: two linear layers with a GELU between."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -106,7 +130,7 @@ class VisionBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Pictures -> patch features, the class token first."""
+    """The vision transformer: pictures -> patch features, the class token first."""
 
     def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
@@ -129,7 +153,7 @@ class VisionTransformer(nn.Module):
 
 
 class TextProjections(nn.Module):
-    """Query from the text, key and value from the text or from the patches."""
+    """Projections of attention: query from the text, key and value from text or patches."""
 
     def __init__(self, width: int, source_width: int) -> None:
         super().__init__()
@@ -143,24 +167,25 @@ class TextProjections(nn.Module):
 
 
 class TextOutput(nn.Module):
-    """Projection, residual, then the norm (BERT is post-norm)."""
+    """Output of a text layer: projection, residual, then the norm (BERT is post-norm)."""
 
-    def __init__(self, inside: int, width: int) -> None:
+    def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(inside, width)
+        self.dense = nn.Linear(width_in, width)
         self.LayerNorm = nn.LayerNorm(width, eps=TEXT_EPS)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`[B, L, inside]` and `[B, L, T]` -> `[B, L, T]`."""
+        """`[B, L, width_in]` and the residual `[B, L, T]` -> `[B, L, T]`."""
         return self.LayerNorm(self.dense(x) + residual)
 
 
 class TextAttention(nn.Module):
-    """Attention of the text to `source` (itself or the patches) with its output layer."""
+    """Attention of the text to `source`, the text itself or the patches, with its output layer."""
 
     def __init__(self, width: int, source_width: int) -> None:
         super().__init__()
-        self.add_module("self", TextProjections(width, source_width))  # the published name
+        # "self" is the published name, which no attribute access can use.
+        self.add_module("self", TextProjections(width, source_width))
         self.output = TextOutput(width, width)
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
@@ -170,7 +195,7 @@ class TextAttention(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Self-attention, attention to the picture, feed-forward."""
+    """A layer of the text encoder: self-attention, attention to the picture, feed-forward."""
 
     def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
@@ -187,7 +212,7 @@ class TextLayer(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """Word and position embeddings; no token types."""
+    """Word and position embeddings of the text; no token types."""
 
     def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
@@ -203,7 +228,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """BERT that also looks at the picture."""
+    """A BERT whose layers also attend to the picture."""
 
     def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
@@ -212,7 +237,10 @@ class TextEncoder(nn.Module):
         self.encoder = nn.ModuleDict({"layer": layers})
 
     def forward(self, ids: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
-        """Token ids and mask `[B, L]` (True where a token counts), patches `[B, N, V]` -> `[B, L, T]`."""
+        """Token ids `[B, L]`, mask `[B, L]` and patches `[B, N, V]` -> `[B, L, T]`.
+
+        The mask is True for tokens and False for padding.
+        """
         x = self.embeddings(ids)
         for layer in self.encoder["layer"].children():
             x = layer(x, mask[:, None, None, :], patches)
@@ -220,7 +248,7 @@ class TextEncoder(nn.Module):
 
 
 class Blip(nn.Module):
-    """Picture and text -> the text's class-token feature."""
+    """BLIP: picture and text -> the class-token feature of the text."""
 
     def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
@@ -228,5 +256,5 @@ class Blip(nn.Module):
         self.text_encoder = TextEncoder(sizes)
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Normalised pictures `[B, 3, S, S]`, ids and mask `[B, L]` -> `[B, T]`."""
+        """Normalised pictures `[B, 3, S, S]`, token ids and mask `[B, L]` -> `[B, T]`."""
         return self.text_encoder(ids, mask, self.visual_encoder(pixels))[:, 0]

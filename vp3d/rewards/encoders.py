@@ -2,16 +2,20 @@
 
 A model is an open_clip folder (`local-dir:`), read offline:
 
-    open_clip_config.json         {"model_cfg": {"embed_dim", "vision_cfg", "text_cfg"}, "preprocess_cfg": {"mean", "std", ...}}
-    open_clip_model.safetensors   the weights; the only file format that is read
+    open_clip_config.json         {"model_cfg": {"embed_dim", "vision_cfg", "text_cfg"},
+                                   "preprocess_cfg": {"mean", "std", ...}}
+    open_clip_model.safetensors   the weights, in the only format that is read
     tokenizer.json                a Hugging Face fast tokenizer
-    tokenizer_config.json         {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token", "eos_token", ...}
+    tokenizer_config.json         {"tokenizer_class": "PreTrainedTokenizerFast",
+                                   "pad_token", "eos_token", ...}
 
-`text_cfg.hf_tokenizer_name` must be set to a non-empty name: open_clip then takes the tokenizer from this very folder,
-whatever the name says; without it open_clip uses OpenAI's byte-pair tokenizer. For the default text pooling ("argmax")
-the end-of-text token must have the highest id; with `text_cfg.pool_type: "eos"` its id is `text_cfg.eos_id`.
+If `text_cfg.hf_tokenizer_name` is set, to any name, open_clip reads the tokenizer from this folder.
+Otherwise it uses OpenAI's byte-pair tokenizer. With the default text pooling ("argmax") the
+end-of-text token must have the highest id; with `text_cfg.pool_type: "eos"` its id is
+`text_cfg.eos_id`.
 
-Conventions: pictures are square, `[B, 3, H, H]` in [0, 1] sRGB, of any size; features have unit length.
+Conventions: pictures are square, `[B, 3, H, H]` in [0, 1] sRGB, of any size. Features have unit
+length.
 """
 
 from __future__ import annotations
@@ -20,57 +24,61 @@ from pathlib import Path
 
 from vp3d.errors import UserError
 
-from vp3d.system.torch_compat import freeze  # before open_clip, which imports torchvision  # isort: skip
+# Before open_clip, which imports torchvision.
+from vp3d.system.torch_compat import freeze  # isort: skip
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vp3d.config.paths import locate
 from vp3d.rewards.resize import channels, resize_normalize
 from vp3d.weights.locate import local_weights
 from vp3d.weights.manifest import verify_files
+from vp3d.weights.readable import LOAD_ERRORS
 
-WEIGHTS = "open_clip_model.safetensors"
+WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 def load_clip(
     clip: str, manifest: str = "", device: torch.device | str = "cpu", key: str = "rewards.clip"
 ) -> ClipEncoder:
-    """Load the frozen encoder from `clip`, an open_clip folder or a name of the table, the value of config key `key`.
+    """Load a frozen CLIP.
 
-    Its files are checked against `manifest` ("" for none).
+    Args:
+        clip: An open_clip folder, or a name of `models list`.
+        manifest: A file of hashes that the folder's files are checked against; "" for none.
+        device: Where the model runs.
+        key: The config key that `clip` is the value of, for error messages.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        UserError: A file is missing, damaged or of another kind.
     """
     folder = local_weights(clip, key)
     if manifest:
         verify_files(locate(manifest), folder)
-    for name in ("open_clip_config.json", WEIGHTS):
+    for name in ("open_clip_config.json", WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name} is missing: set {key} to an open_clip folder with safetensors weights"
+                f"{folder / name} is missing: "
+                f"set {key} to an open_clip folder with safetensors weights"
             )
     return ClipEncoder(folder, device)
 
 
 class ClipEncoder:
-    """An open_clip model in eval mode whose parameters take no gradient."""
+    """A frozen open_clip model: in eval mode, its parameters without gradient."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         name = f"local-dir:{folder}"
         try:
             model = open_clip.create_model(name, device=device, require_pretrained=True)
             self.tokenizer = open_clip.get_tokenizer(name)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            OSError,
-            SafetensorError,
-        ) as error:
+        except LOAD_ERRORS as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"{folder} is not a usable open_clip folder: {reason}") from error
         self.folder = folder
@@ -80,31 +88,35 @@ class ClipEncoder:
         size = preprocess["size"]
         self.size: int = size if isinstance(size, int) else size[0]
         self.interpolation: str = preprocess["interpolation"]
-        self.mean, self.std = (
-            channels(preprocess["mean"], device),
-            channels(preprocess["std"], device),
-        )
+        self.mean = channels(preprocess["mean"], device)
+        self.std = channels(preprocess["std"], device)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """What the image tower sees, `[B, 3, size, size]` normalised, of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
+        """The input of the image tower, `[B, 3, size, size]`, normalised; differentiable.
+
+        `rgb` is `[B, 3, H, H]` in [0, 1].
+        """
         return resize_normalize(rgb, self.size, self.mean, self.std, self.interpolation)
 
     def image(self, rgb: Tensor) -> Tensor:
-        """Unit features `[B, D]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable with respect to rgb."""
+        """Unit features `[B, D]` of pictures `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
         return self.model.encode_image(self.preprocess(rgb), normalize=True)
 
     def tokens(self, rgb: Tensor) -> Tensor:
-        """Unit features of the last block `[B, T, C]`, one for each patch, of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
-        found = self.model.visual.forward_intermediates(
+        """Unit features `[B, T, C]` of the patches, from the last block; differentiable.
+
+        `rgb` is `[B, 3, H, H]` in [0, 1].
+        """
+        features = self.model.visual.forward_intermediates(
             self.preprocess(rgb),
             indices=1,
             normalize_intermediates=True,
             intermediates_only=True,
             output_fmt="NLC",
         )
-        return F.normalize(found["image_intermediates"][-1], dim=-1)
+        return F.normalize(features["image_intermediates"][-1], dim=-1)
 
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
-        """Unit features `[B, D]` of prompts, in the same space as `image`; without gradient."""
+        """Unit features `[B, D]` of prompts, in the space of `image`; without gradient."""
         return self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)

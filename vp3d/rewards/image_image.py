@@ -1,8 +1,12 @@
-"""How much a rendered view looks like the visual prompt: cosine similarity of frozen image features, in [-1, 1].
+"""The image-image reward: how similar a rendered view is to the visual prompt.
 
-The paper's visual consistency reward is (from memory of it) a negative squared distance of frozen features; for features
-of unit length `-|a - b|^2 = 2 cos(a, b) - 2`, so the cosine differs only by that scale. The features are CLIP's or
-DINOv2's class token. Render and visual prompt must stand on the same ground, or the reward is spent on the background.
+    r = cos(f(x), f(v))        in [-1, 1], higher is better; f are frozen image features
+
+The visual consistency reward of VP3D (arXiv 2403.17001) is, as far as we recall, a negative squared
+distance of frozen features. For features of unit length, -|a - b|^2 = 2 cos(a, b) - 2, so the two
+differ only in scale. The features are those of CLIP, or DINOv2's class token.
+
+View and visual prompt must have the same background. Otherwise the reward acts on the background.
 """
 
 from __future__ import annotations
@@ -16,14 +20,26 @@ class ImageFeatures(Protocol):
     """A frozen image tower."""
 
     def image(self, rgb: Tensor) -> Tensor:
-        """Unit features `[B, D]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
+        """Unit features `[B, D]` of pictures `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
 
 
 def image_image(rgb: Tensor, target: Tensor, encoder: ImageFeatures) -> Tensor:
-    """Reward `[B]` of `rgb [B, 3, H, H]` in [0, 1] for unit image features `target [1, D]` or `[B, D]`; differentiable."""
+    """The reward of pictures for image features.
+
+    Args:
+        rgb: `[B, 3, H, H]` in [0, 1]; the gradient flows back into it.
+        target: Unit features, `[1, D]` or `[B, D]` (`image_target`).
+        encoder: The image tower.
+
+    Returns:
+        `[B]` in [-1, 1].
+    """
     return (encoder.image(rgb) * target).sum(dim=-1)
 
 
 def image_target(visual_prompt: Tensor, encoder: ImageFeatures) -> Tensor:
-    """The target of `image_image` for the visual prompt `[1, 3, H, H]` in [0, 1]: unit features `[1, D]`, no gradient."""
+    """The target of `image_image`: unit features `[1, D]`, without gradient.
+
+    `visual_prompt` is `[1, 3, H, H]` in [0, 1].
+    """
     return encoder.image(visual_prompt).detach()

@@ -1,10 +1,13 @@
 """ImageReward-v1.0 (Xu et al., arXiv 2304.05977): how well people think a picture fits its text.
 
-    r = (MLP(BLIP(picture, text)) - 0.16717) / 1.03334        a standardised score, mostly in [-2, 2], higher is better
+    r = (MLP(BLIP(picture, text)) - 0.16717) / 1.03334
 
-A folder with `model.safetensors` (the published state dict: `blip.visual_encoder.*`, `blip.text_encoder.*`, `mlp.layers.*`)
-and `vocab.txt` (BERT's, lower-case). The published code scores pictures without gradient and has a second, tensor path for
-training; this is that path, from rgb in [0, 1] on.
+r is a standardised score, mostly in [-2, 2]; higher is better.
+
+A folder has `model.safetensors` (the published state dict: `blip.visual_encoder.*`,
+`blip.text_encoder.*`, `mlp.layers.*`) and `vocab.txt` (BERT's, lower-case). The published code has
+two paths: one scores PIL pictures without gradient, the other takes tensors, for training. This
+module is the second one, from rgb in [0, 1] on.
 """
 
 from __future__ import annotations
@@ -24,23 +27,28 @@ from vp3d.rewards.blip import Blip, BlipSizes
 from vp3d.rewards.resize import channels, resize_normalize
 from vp3d.weights.locate import local_weights
 
-WEIGHTS, VOCABULARY = "model.safetensors", "vocab.txt"
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score on the training set
-TOKENS = 35  # the longest text it was trained on, start and end included
-HIDDEN = (1024, 128, 64, 16, 1)
-UNUSED = (
+WEIGHTS_FILE, VOCABULARY_FILE = "model.safetensors", "vocab.txt"
+# Mean and standard deviation of the raw score on the training set, as published.
+SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072
+MAX_TOKENS = 35  # the longest text of its training, start and end tokens included
+HEAD_WIDTHS = (1024, 128, 64, 16, 1)
+# Tensors of the checkpoint that only BLIP's pre-training uses.
+UNUSED_TENSORS = (
     "blip.vision_proj.",
     "blip.text_proj.",
     "blip.text_encoder.embeddings.position_ids",
-)  # of BLIP's pre-training
+)
 
 
 def score_head(width: int) -> nn.Sequential:
-    """The linear-only head `width`-1024-128-64-16-1; dropout keeps the published numbering of its layers."""
+    """The head: linear layers of `width`-1024-128-64-16-1 features, without activations.
+
+    The dropout layers do nothing in eval mode. They keep the published numbering of the layers.
+    """
     layers: list[nn.Module] = []
-    for inside, outside in zip((width, *HIDDEN[:-1]), HIDDEN, strict=True):
-        layers.append(nn.Linear(inside, outside))
-        if outside > 16:
+    for width_in, width_out in zip((width, *HEAD_WIDTHS[:-1]), HEAD_WIDTHS, strict=True):
+        layers.append(nn.Linear(width_in, width_out))
+        if width_out > 16:
             layers.append(nn.Dropout())
     return nn.Sequential(*layers)
 
@@ -54,8 +62,9 @@ class ImageRewardNet(nn.Module):
         self.mlp = nn.ModuleDict({"layers": score_head(sizes.text_width)})
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Scores `[B]` of normalised pictures `[B, 3, S, S]` and texts, ids and mask `[B, L]`."""
-        return (self.mlp["layers"](self.blip(pixels, ids, mask))[:, 0] - MEAN) / STD
+        """Scores `[B]` of normalised pictures `[B, 3, S, S]` for token ids and mask `[B, L]`."""
+        raw = self.mlp["layers"](self.blip(pixels, ids, mask))[:, 0]
+        return (raw - SCORE_MEAN) / SCORE_STD
 
 
 class ImageReward:
@@ -74,50 +83,80 @@ class ImageReward:
         self.mean, self.std = channels(CLIP_MEAN, device), channels(CLIP_STD, device)
 
     def target(self, prompts: list[str], cut: bool = False) -> Tensor:
-        """Token ids `[B, 35]` of prompts, 0 behind their end; UserError for one that does not fit, whose view words were lost.
+        """Token ids `[B, 35]` of prompts, padded with 0.
 
-        cut: shorten such a prompt instead, as the published package does.
+        Args:
+            prompts: B prompts with their view words.
+            cut: Cut a prompt that is too long, as the published package does. It would lose its
+                view words, so the default is an error.
+
+        Returns:
+            `[B, 35]` int64.
+
+        Raises:
+            UserError: A prompt is too long and `cut` is False.
         """
         rows = [self.tokenizer.encode(prompt).ids for prompt in prompts]
         if cut:
-            rows = [ids if len(ids) <= TOKENS else ids[: TOKENS - 1] + ids[-1:] for ids in rows]
+            last = MAX_TOKENS - 1
+            rows = [ids if len(ids) <= MAX_TOKENS else ids[:last] + ids[-1:] for ids in rows]
         for prompt, ids in zip(prompts, rows, strict=True):
-            if len(ids) > TOKENS:
+            if len(ids) > MAX_TOKENS:
                 raise UserError(
-                    f'the prompt "{prompt}" has {len(ids)} tokens, ImageReward reads {TOKENS}: '
-                    "shorten it or set rewards.text_model to another"
+                    f'the prompt "{prompt}" has {len(ids)} tokens, ImageReward reads {MAX_TOKENS}: '
+                    "shorten it or set rewards.text_model to another model"
                 )
-        return torch.tensor([ids + [0] * (TOKENS - len(ids)) for ids in rows], device=self.device)
+        padded = [ids + [0] * (MAX_TOKENS - len(ids)) for ids in rows]
+        return torch.tensor(padded, device=self.device)
 
     def score(self, rgb: Tensor, target: Tensor) -> Tensor:
-        """Rewards `[B]` of `rgb [B, 3, H, H]` in [0, 1] for token ids `[B, 35]` (or `[1, 35]`); differentiable in rgb."""
+        """Rewards `[B]` of pictures `rgb [B, 3, H, H]` in [0, 1]; differentiable in rgb.
+
+        `target` has token ids, `[B, 35]`, or `[1, 35]` for all pictures.
+        """
         ids = target.expand(len(rgb), -1)
         return self.net(resize_normalize(rgb, self.size, self.mean, self.std), ids, ids != 0)
 
 
 def check_vocabulary(path: Path) -> None:
-    """ValueError for a file that is not BERT's vocabulary, of which the tokenizer makes an error of no particular kind."""
+    """Raise ValueError if a file is not BERT's vocabulary.
+
+    Without this check the tokenizer raises a bare Exception or TypeError, or gives wrong ids.
+    """
     words = path.read_text(encoding="utf-8").split("\n")
     if words[0] != "[PAD]" or not {"[UNK]", "[CLS]", "[SEP]"} <= set(words):
         raise ValueError(
-            f"{path.name} is not BERT's vocabulary: it does not begin with [PAD], or has no [UNK], [CLS] or [SEP]"
+            f"{path.name} is not BERT's vocabulary: "
+            "it does not start with [PAD], or has no [UNK], [CLS] or [SEP]"
         )
 
 
-def load_imagereward(place: str, device: torch.device | str = "cpu") -> ImageReward:
-    """Load ImageReward from `place` (a folder or a name of the table), strictly; UserError for anything missing or unfit."""
-    folder = local_weights(place, "rewards.imagereward")
-    for name in (WEIGHTS, VOCABULARY):
+def load_imagereward(location: str, device: torch.device | str = "cpu") -> ImageReward:
+    """Load ImageReward; every tensor of the network must be in the file, and no other.
+
+    Args:
+        location: A model folder, or a name of `models list`.
+        device: Where the model runs.
+
+    Returns:
+        The frozen model.
+
+    Raises:
+        UserError: A file is missing, damaged or of another model.
+    """
+    folder = local_weights(location, "rewards.imagereward")
+    for name in (WEIGHTS_FILE, VOCABULARY_FILE):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name} is missing: set rewards.imagereward to a folder that `models fetch` made"
+                f"{folder / name} is missing: "
+                "set rewards.imagereward to a folder written by `models fetch`"
             )
     try:
-        with safe_open(folder / WEIGHTS, "pt") as stored:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as stored:
             state = {
                 key: stored.get_tensor(key).float()
                 for key in stored.keys()  # noqa: SIM118
-                if not key.startswith(UNUSED)
+                if not key.startswith(UNUSED_TENSORS)
             }
         sizes = BlipSizes.of(
             {key.removeprefix("blip."): tuple(value.shape) for key, value in state.items()}
@@ -125,10 +164,11 @@ def load_imagereward(place: str, device: torch.device | str = "cpu") -> ImageRew
         with torch.device("meta"):
             net = ImageRewardNet(sizes)
         net.load_state_dict(state, assign=True)
-        check_vocabulary(folder / VOCABULARY)
-        return ImageReward(net, sizes.image_size, folder / VOCABULARY, device)
+        check_vocabulary(folder / VOCABULARY_FILE)
+        return ImageReward(net, sizes.image_size, folder / VOCABULARY_FILE, device)
     except (SafetensorError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{folder} is not ImageReward ({type(error).__name__}: {reason})"
+            f"{folder} is not ImageReward ({type(error).__name__}: {reason}); "
+            "set rewards.imagereward to a folder written by `models fetch`"
         ) from error

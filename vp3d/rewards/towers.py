@@ -1,8 +1,10 @@
-"""Frozen towers in transformers' folder layout: CLIP (PickScore, the aesthetic head's ViT-L/14) and DINOv2.
+"""Frozen CLIP and DINOv2 towers in transformers' folder layout.
 
-A folder holds `config.json`, `model.safetensors`, `preprocessor_config.json` (its `crop_size`, mean and std are used) and,
-where text is read, the tokenizer's files. Pictures are `[B, 3, H, H]` in [0, 1] sRGB and are resized whole: the centre crop
-of the published preprocessing would cut an object that fills its view. Features have unit length.
+CLIP is used for PickScore and, as ViT-L/14, for the aesthetic head. A folder has `config.json`,
+`model.safetensors`, `preprocessor_config.json` (its `crop_size`, mean and std are used) and, for a
+text tower, the tokenizer's files. Pictures are `[B, 3, H, H]` in [0, 1] sRGB. They are resized
+without a crop: the centre crop of the published preprocessing would cut an object that fills its
+view. Features have unit length.
 """
 
 from __future__ import annotations
@@ -41,56 +43,57 @@ class Tower:
         self.std = channels(settings.get("image_std", CLIP_STD), device)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """What the tower sees, `[B, 3, size, size]` normalised, of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
+        """The input of the tower, `[B, 3, size, size]`, normalised; differentiable.
+
+        `rgb` is `[B, 3, H, H]` in [0, 1].
+        """
         return resize_normalize(rgb, self.size, self.mean, self.std)
 
 
 class ClipTower(Tower):
-    """A `CLIPModel`; text and image features share a space."""
+    """A `CLIPModel`; text and image features are in one space."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", text: bool = True) -> None:
         model = _read(transformers.CLIPModel, folder)
         super().__init__(model, folder, model.config.vision_config.image_size, device)
         self.scale = float(model.logit_scale.detach().exp())
-        options = {
-            "local_files_only": True,
-            "trust_remote_code": False,
-        }  # False: no code of the folder's, and nobody is asked
-        self.tokenizer = (
-            transformers.AutoTokenizer.from_pretrained(folder, **options) if text else None
-        )
+        # Code in the folder is never run, and nothing asks whether to run it.
+        options = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = None
+        if text:
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
 
     def image(self, rgb: Tensor) -> Tensor:
-        """Unit features `[B, D]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable with respect to rgb."""
+        """Unit features `[B, D]` of pictures `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
         pooled = self.model.vision_model(pixel_values=self.preprocess(rgb)).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
-        """Unit features `[B, D]` of prompts, in the same space as `image`; without gradient."""
+        """Unit features `[B, D]` of prompts, in the space of `image`; without gradient."""
         if self.tokenizer is None:
-            raise ValueError("this tower was loaded without its tokenizer")
+            raise ValueError("this tower has no tokenizer: load it with text=True")
         length = self.model.config.text_config.max_position_embeddings
-        found = self.tokenizer(
+        tokens = self.tokenizer(
             prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        pooled = self.model.text_model(input_ids=found.input_ids.to(self.device)).pooler_output
+        pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
 
 class DinoTower(Tower):
-    """A `Dinov2Model`: features of pictures alone, of shape and layout more than of words."""
+    """A `Dinov2Model`: image features that describe shape and layout; it has no text tower."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         model = _read(transformers.Dinov2Model, folder)
         super().__init__(model, folder, model.config.image_size, device)
 
     def image(self, rgb: Tensor) -> Tensor:
-        """Unit class-token features `[B, C]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable with respect to rgb."""
+        """Unit class-token features `[B, C]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
         return F.normalize(self._hidden(rgb)[:, 0], dim=-1)
 
     def tokens(self, rgb: Tensor) -> Tensor:
-        """Unit patch features `[B, T, C]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable with respect to rgb."""
+        """Unit patch features `[B, T, C]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
         return F.normalize(self._hidden(rgb)[:, 1:], dim=-1)
 
     def _hidden(self, rgb: Tensor) -> Tensor:
@@ -98,25 +101,39 @@ class DinoTower(Tower):
 
 
 def _read(kind: Any, folder: Path) -> Any:
-    """A model of class `kind`, whole, in float32."""
+    """A model of class `kind` in float32; an error if its file lacks a tensor."""
     return read_whole(kind, folder, local_files_only=True, dtype=torch.float32)
 
 
 def load_clip_tower(
-    place: str, key: str, device: torch.device | str = "cpu", text: bool = True
+    location: str, key: str, device: torch.device | str = "cpu", text: bool = True
 ) -> ClipTower:
-    """The CLIP of `place`, the value of config key `key`; without its text side's tokenizer if `text` is False."""
-    return _load(place, key, lambda folder: ClipTower(folder, device, text))
+    """Load a frozen CLIP.
+
+    Args:
+        location: A model folder, or a name of `models list`.
+        key: The config key that `location` is the value of, for error messages.
+        device: Where the model runs.
+        text: Whether to load the tokenizer too, which `ClipTower.text` needs.
+
+    Returns:
+        The tower.
+
+    Raises:
+        UserError: A file is missing, damaged or of another model.
+    """
+    return _load(location, key, lambda folder: ClipTower(folder, device, text))
 
 
-def load_dino(place: str, device: torch.device | str = "cpu") -> DinoTower:
-    """The DINOv2 of `place`, a folder or a name of the table."""
-    return _load(place, "rewards.dinov2", lambda folder: DinoTower(folder, device))
+def load_dino(location: str, device: torch.device | str = "cpu") -> DinoTower:
+    """Load the frozen DINOv2 of a folder or a name of `models list`; UserError if it is unfit."""
+    return _load(location, "rewards.dinov2", lambda folder: DinoTower(folder, device))
 
 
-def _load(place: str, key: str, build: Callable[[Path], T]) -> T:
-    folder = local_weights(place, key)
+def _load(location: str, key: str, build: Callable[[Path], T]) -> T:
+    folder = local_weights(location, key)
     with readable(str(folder), key):
         transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()  # it reports what a file lacks; `read_whole` refuses that
+        # transformers warns about tensors that a file lacks; `read_whole` raises an error instead.
+        transformers.utils.logging.set_verbosity_error()
         return build(folder)

@@ -1,8 +1,9 @@
-"""The coarse stage: a radiance field optimised from rendered views by guidance, rewards and regularisers.
+"""The coarse stage: a radiance field optimised from rendered views by guidance, rewards and
+regularisers.
 
-Conventions: one random generator for each source of chance (train/generators.py), so that a change in one does not
-shift the others. Losses are unweighted scalars in a named dict; the weights are a dict with the same names; the sum is
-one line of `Coarse.step`.
+Conventions: one random generator for each source of chance (train/generators.py), so that a
+change in one does not shift the others. Losses are unweighted scalars in a named dict; the
+weights are a dict with the same names; the sum is one line of `Coarse.step`.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ class GuidanceCall(Protocol):
         """Unweighted losses of views rgb [B, 3, H, W] in [0, 1], and where they are pulled."""
         ...
 
-    def again(self, rgb: Tensor, pull: Target) -> dict[str, Tensor]:
+    def reuse(self, rgb: Tensor, target: Target) -> dict[str, Tensor]:
         """The losses of the same views a step later, rgb [B, 3, H, W] in [0, 1]."""
         ...
 
 
 @dataclass(frozen=True)
 class CoarseSettings:
-    """The settings that the coarse stage reads, and all those its result depends on (`identity`)."""
+    """The settings that the coarse stage reads; `identity` holds all its result depends on."""
 
     optim: OptimConfig
     render: RenderConfig
@@ -79,7 +80,8 @@ class Coarse:
         event: hears, as `RunFolder.event` does, when memory ran out.
         march: finds samples along rays and sums over them.
         encode_less: called with a number of views; the guidance then needs less memory, and it
-            returns how many images it takes at once, 0 if it cannot need less (`Prior.encode_less`).
+            returns how many images it takes at once, 0 if it cannot need less
+                (`Prior.encode_less`).
     """
 
     name = "coarse"
@@ -185,7 +187,8 @@ class Coarse:
         self.load_tensors(self.initial, regulariser_scale)
 
     def shrink(self) -> None:
-        """After memory ran out: encode fewer images at once, and if it is one, evaluate half the samples at once.
+        """After memory ran out: encode fewer images at once, and if it is one, evaluate half the
+        samples at once.
 
         The occupancy grid and the reused estimate return to their state before the step.
         """
@@ -247,7 +250,7 @@ class Coarse:
             steps_left = self.config.estimate_every - 1
         else:
             target, steps_left = self.reused.target, self.reused.steps_left - 1
-            guided = self.guidance.again(rgb, target)
+            guided = self.guidance.reuse(rgb, target)
         self.reused = ReusedEstimate(camera, grey, target, steps_left) if steps_left else None
         return guided
 
@@ -298,7 +301,9 @@ class Coarse:
         terms, values = {}, {}
         for name, reward in self.rewards.items():
             target = reward.target(camera)
-            shown = rgb if reward.ground is None else on_grey(render, reward.ground, rgb.shape)
+            shown = (
+                rgb if reward.background is None else on_grey(render, reward.background, rgb.shape)
+            )
             terms[name], value = reward_term.reward_term(
                 reward.score, shown, target, camera.azimuth_deg, reward.config, progress
             )
@@ -334,9 +339,9 @@ class Coarse:
         }
 
 
-def on_grey(render: Render, ground: float, shape: torch.Size) -> Tensor:
-    """A Render over a grey of level `ground` in [0, 1], as images of `shape` [B, 3, H, W]."""
-    return to_images(render.over(render.rgb.new_full((3,), ground)), shape[0], shape[2], shape[3])
+def on_grey(render: Render, grey: float, shape: torch.Size) -> Tensor:
+    """A Render over a grey of level `grey` in [0, 1], as images of `shape` [B, 3, H, W]."""
+    return to_images(render.over(render.rgb.new_full((3,), grey)), shape[0], shape[2], shape[3])
 
 
 def shown_normal(render: Render) -> Tensor:

@@ -1,7 +1,8 @@
-"""Regularisers of the coarse stage: pure functions, each an unweighted scalar.
+"""Regularisers of the coarse stage: pure functions, each returns one unweighted scalar.
 
-Conventions: `opacity` is a flat per-ray tensor `[N]` in [0, 1]; directions point from the camera into the scene, unit
-length; normals point outwards. Every loss is a mean, so weights do not depend on the resolution or the number of views.
+Conventions: `opacity` is a flat per-ray tensor `[N]` in [0, 1]. Directions point from the camera
+into the scene and have unit length; normals point outwards. Every loss is a mean, so that weights
+do not depend on the resolution or the number of views.
 """
 
 from __future__ import annotations
@@ -11,38 +12,55 @@ from torch import Tensor
 
 from vp3d.fields.nerf import Field
 
-ENTROPY_CLAMP = (
-    1.0e-3  # opacities nearer to 0 or 1 than this count as decided: no pull, and a finite gradient
-)
+# Opacities closer than this to 0 or 1 count as decided: their gradient is zero instead of huge.
+ENTROPY_CLAMP = 1.0e-3
 
 
 def opacity_entropy(opacity: Tensor) -> Tensor:
-    """Mean binary entropy of opacity `[N]` in [0, 1]; scalar in [0, ln 2], lowest where every ray hits or misses.
+    """Mean binary entropy of opacity `[N]` in [0, 1]: lowest where every ray hits or misses.
 
-    H(o) = -o ln o - (1 - o) ln(1 - o), as the `loss_opaque` of threestudio's DreamFusion.
+    H(o) = -o ln o - (1 - o) ln(1 - o), as `loss_opaque` of threestudio's DreamFusion.
+
+    Args:
+        opacity: `[N]` in [0, 1].
+
+    Returns:
+        A scalar in [0, ln 2].
+
+    Example:
+        >>> round(float(opacity_entropy(torch.tensor([0.5]))), 4)
+        0.6931
     """
     o = opacity.clamp(ENTROPY_CLAMP, 1.0 - ENTROPY_CLAMP)
     return -(o * o.log() + (1.0 - o) * (1.0 - o).log()).mean()
 
 
 def sparsity(opacity: Tensor) -> Tensor:
-    """Mean opacity `[N]` in [0, 1]; scalar in [0, 1]. Its pull is the same everywhere, so it dissolves what nothing holds."""
+    """Mean opacity `[N]` in [0, 1]; a scalar in [0, 1].
+
+    Its gradient is the same for every ray, so it removes density that no other loss supports.
+    """
     return opacity.mean()
 
 
 def smoothness(field: Field) -> Tensor:
-    """The field's own total variation of density and albedo; scalar >= 0 (see `Field.smoothness`)."""
+    """The field's own total variation of density and albedo, a scalar >= 0 (`Field.smoothness`)."""
     return field.smoothness()
 
 
 def orientation(normal: Tensor, directions: Tensor) -> Tensor:
-    """Penalty on visible normals that face away from the camera; scalar in [0, 1].
+    """Penalty on visible normals that face away from the camera.
 
-    normal     [N, 3] opacity-weighted outward normals of rays, length in [0, 1]
-    directions [N, 3] unit ray directions
+    Ref-NeRF (Verbin et al., arXiv 2112.03907), eq. 11, sums w_i max(0, n_i . d)^2 over the samples
+    of a ray. This uses the weighted normal of the ray instead, max(0, sum_i w_i n_i . d)^2, which
+    is never larger than that sum (Jensen's inequality).
 
-    Ref-NeRF (Verbin et al. 2022), eq. 11: sum_i w_i max(0, n_i . d)^2 over the samples of a ray. Here the weighted
-    normal of the whole ray is used, max(0, sum_i w_i n_i . d)^2, which is never more than that sum (Jensen).
+    Args:
+        normal: `[N, 3]`, opacity-weighted outward normals of the rays, length in [0, 1].
+        directions: `[N, 3]`, unit ray directions.
+
+    Returns:
+        A scalar in [0, 1].
     """
     away = (normal * directions).sum(dim=-1)
     return torch.relu(away).square().mean()

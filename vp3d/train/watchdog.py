@@ -1,12 +1,14 @@
-"""Two watchdogs of the optimisation: numbers that are no longer finite, and a field that became empty or solid.
+"""Two watchdogs of the optimisation: non-finite numbers, and a field that became empty or solid.
 
-Both are small state machines on plain numbers, so that their state goes into a checkpoint as JSON and a resumed run takes
-the same decisions as one that was never stopped.
+Both are small state machines on plain numbers. Their state goes into the checkpoint as JSON, so
+that a resumed run takes the same decisions as an uninterrupted one.
 
-* A step whose loss, gradient or parameters are not finite is skipped; the stage goes back to the last good snapshot and
-  every rate is multiplied by `RATE_DROP`. After `optim.bad_steps` such steps in a row the run stops with a diagnosis.
-* A field whose mean opacity stays below `EMPTY` or above `SOLID` in the first part of the run is started again once,
-  softer: rates and regularisers are scaled down. Later, or after that restart, a collapse is told and the run goes on.
+* A step is skipped if its loss, gradient or parameters are not finite. The stage then returns to
+  its last good snapshot, and every learning rate is multiplied by `ROLLBACK_RATE`. After
+  `optim.bad_steps` such steps in a row the run stops with a diagnosis.
+* A field collapses if its mean opacity stays below `EMPTY_OPACITY` or above `SOLID_OPACITY`. In
+  the first part of the run the field is then initialised again, once, with lower rates and weaker
+  regularisers. A later collapse is only reported, and the run continues.
 """
 
 from __future__ import annotations
@@ -15,22 +17,28 @@ from dataclasses import dataclass
 
 from vp3d.errors import DivergedError
 
-RATE_DROP = 0.5  # factor on all rates after a roll-back
-RATE_FLOOR = 1.0 / 16.0  # ... down to this share
-EMPTY = 0.01  # mean opacity over a step's pixels below which nothing is there
-SOLID = 0.95  # ... above which fog fills the frame
-FIRST_PART = (
-    0.5  # progress after which a collapse no longer leads to a restart: too little time is left
-)
-PATIENCE = 0.04  # share of all steps a collapse must last, at least MIN_PATIENCE steps
-MIN_PATIENCE = 5
-SOFTER_RATE = 0.5  # factor on the rates after a restart
-SOFTER_REGULARISERS = 0.1  # factor on the opacity and sparsity weights after a restart
+ROLLBACK_RATE = 0.5  # factor on all learning rates after a roll-back ...
+MIN_RATE_SCALE = 1.0 / 16.0  # ... but the product never falls below this
+EMPTY_OPACITY = 0.01  # mean opacity over the pixels of a step below which the field is empty
+SOLID_OPACITY = 0.95  # mean opacity above which it fills the image
+COLLAPSE_SHARE = 0.04  # share of all steps that a collapse must last before it counts ...
+MIN_COLLAPSE_STEPS = 5  # ... and the least number of steps
+RESTART_SHARE = 0.5  # share of the run in which a restart is allowed; later too few steps are left
+RESTART_RATE = 0.5  # factor on all learning rates after a restart
+RESTART_REGULARISERS = 0.1  # factor on the opacity and sparsity weights after a restart
 
 
 @dataclass
 class Watchdog:
-    """What both watchdogs remember; `vars(watchdog)` is its JSON form."""
+    """The state of both watchdogs; `vars(watchdog)` is its JSON form.
+
+    Attributes:
+        bad_in_row: Non-finite steps since the last finite one.
+        bad_total: Non-finite steps of the run.
+        rate_scale: Factor on all learning rates, in (0, 1].
+        collapsed_for: Steps in a row with an empty or solid field.
+        restarts: Restarts of the field, 0 or 1.
+    """
 
     bad_in_row: int = 0
     bad_total: int = 0
@@ -39,38 +47,57 @@ class Watchdog:
     restarts: int = 0
 
     def good(self) -> None:
-        """A finite step ends the row of bad ones."""
+        """Count a finite step: the row of non-finite ones ends."""
         self.bad_in_row = 0
 
     def bad(self, limit: int, what: str) -> None:
-        """Count a bad step and lower the rates; `limit` in a row stop the run with the diagnosis `what`."""
+        """Count a non-finite step and lower the learning rates.
+
+        Args:
+            limit: Number of non-finite steps in a row that stops the run.
+            what: What was not finite, for the message.
+
+        Raises:
+            DivergedError: This is step number `limit` in a row.
+        """
         self.bad_in_row += 1
         self.bad_total += 1
-        self.rate_scale = max(self.rate_scale * RATE_DROP, RATE_FLOOR)
+        self.rate_scale = max(self.rate_scale * ROLLBACK_RATE, MIN_RATE_SCALE)
         if self.bad_in_row >= limit:
             raise DivergedError(
-                f"stopped: {self.bad_in_row} steps in a row were not finite ({what}), also after rolling back and lowering "
-                "the rates; try prior.dtype=float32, on a GPU cuda.table_dtype=float32, a lower guidance.guidance_scale or "
-                "a lower optim.lr_density"
+                f"stopped: {self.bad_in_row} steps in a row were not finite ({what}), even after "
+                "rolling back and lowering the learning rates; try prior.dtype=float32, on a GPU "
+                "cuda.table_dtype=float32, a lower guidance.guidance_scale or a lower "
+                "optim.lr_density"
             )
 
     def collapse(self, opacity: float, step: int, steps: int) -> str:
-        """Feed the mean opacity in [0, 1] of one step; "empty" or "solid" when a collapse has just lasted too long, else ""."""
-        kind = "empty" if opacity < EMPTY else "solid" if opacity > SOLID else ""
+        """Count a step with mean `opacity` in [0, 1].
+
+        Args:
+            opacity: Mean opacity over the pixels of the step.
+            step: Index of the step.
+            steps: Number of steps of the run.
+
+        Returns:
+            "empty" or "solid" at the step at which a collapse has lasted long enough, else "".
+        """
+        kind = "empty" if opacity < EMPTY_OPACITY else "solid" if opacity > SOLID_OPACITY else ""
         self.collapsed_for = self.collapsed_for + 1 if kind else 0
-        return kind if self.collapsed_for == max(MIN_PATIENCE, round(PATIENCE * steps)) else ""
+        patience = max(MIN_COLLAPSE_STEPS, round(COLLAPSE_SHARE * steps))
+        return kind if self.collapsed_for == patience else ""
 
     def may_restart(self, step: int, steps: int) -> bool:
-        """Whether a run that collapsed at `step` is to start again: once, and while there is time."""
-        return self.restarts == 0 and step < FIRST_PART * steps
+        """Whether a field that collapsed at `step` of `steps` may be initialised again."""
+        return self.restarts == 0 and step < RESTART_SHARE * steps
 
     def restarted(self) -> None:
-        """Note the one restart a run may have."""
+        """Record the restart; a run has at most one."""
         self.restarts += 1
         self.collapsed_for = 0
-        self.rate_scale *= SOFTER_RATE
+        self.rate_scale *= RESTART_RATE
 
     @property
     def regulariser_scale(self) -> float:
         """Factor on the opacity and sparsity weights, in (0, 1]."""
-        return SOFTER_REGULARISERS if self.restarts else 1.0
+        return RESTART_REGULARISERS if self.restarts else 1.0

@@ -1,15 +1,18 @@
-"""Reading a user's picture safely, and cutting its object out.
+"""Read a user's picture safely, and cut its object out.
 
-Conventions: one picture `[3, H, W]` in [0, 1] sRGB; a mask `[1, H, W]` in [0, 1], 1 on the object, soft over one pixel.
-Colour distance is the root mean square over the channels, so it is in [0, 1] too.
+Conventions: one picture is `[3, H, W]` in [0, 1] sRGB. A mask is `[1, H, W]` in [0, 1], 1 on the
+object, soft over one pixel. Colour distance is the root mean square over the channels, so it is in
+[0, 1] too.
 
-The ground is what is connected to the border and looks like the border. Where a ring or a handle encloses some of it,
-that part is ground as well, but only if its mean colour is the ground's almost exactly: a white stem is not a hole.
+The background is every region that has the colour of the border and is connected to it. A region
+enclosed by the object, such as the inside of a ring or a handle, is background too, but only if its
+mean colour is almost exactly the background's: a white stem is not a hole.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,104 +24,159 @@ from torch import Tensor
 
 from vp3d.errors import UserError
 
+# A user's file.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 64_000_000
-MIN_SIDE = 16
-WORK_SIDE = 512  # a user's picture is shrunk to this before anything is measured on it
-FILL = 0.8  # share of the side that the object takes up in a user's squared picture
-COVER_MIN, COVER_MAX = 0.002, 0.95  # share of the picture a mask must cover to be believed
-TIGHT, NOISE = (
-    0.03,
-    1.25,
-)  # the smallest tolerance, and how far beyond the border's own noise it stays
-LEAK = 0.1  # the wide tolerance is believed when what it takes, beyond a fringe, is at most this share of the tight mask
-FRINGE = np.ones(
-    (2, 2)
-)  # what holds no square of this size is fringe: the halo that a decoder leaves around an object
-SLACK = 1.25  # of the limits, by which a steady cut-out hardly changes
-SPECK = 0.03  # pieces smaller than this share of the largest piece are noise
-HOLE = 0.01  # an enclosed piece of ground must cover this share of the picture
-HOLE_DISTANCE = 0.02  # and its mean colour may differ this much from the ground's
+MIN_SIDE = 16  # pixels
+WORK_SIDE = 512  # a larger picture is first shrunk to this many pixels on its longer side
+OBJECT_SHARE = 0.8  # share of the side of the square picture that the object takes up
+
+
+@dataclass(frozen=True)
+class CutoutLimits:
+    """Limits of the flood fill that separates an object from its background.
+
+    The flood runs twice: with the wide tolerance of the settings, and with a tight one that is
+    derived from the noise of the border. The wide result is used unless it leaks into the object.
+
+    Attributes:
+        noise_factor: The tight tolerance is this factor times the 95 % quantile of the colour
+            distance within the border, ...
+        min_tolerance: ... but at least this colour distance, and at most the wide tolerance.
+        fringe_side: A region into which no square of this many pixels fits is a fringe, the halo
+            that a decoder leaves around an object. Losing a fringe is not a leak.
+        max_leak: The wide flood leaks if it takes more than this share of the tight mask, fringes
+            not counted.
+        stability_factor: `steadiness` compares the masks at both tolerances divided by and
+            multiplied by this factor.
+        min_piece: Pieces of the mask smaller than this share of the largest piece are noise.
+        min_hole: An enclosed region of background covers at least this share of the picture, ...
+        hole_distance: ... and its mean colour is closer than this to the background's.
+        min_cover: A usable mask covers at least this share of the picture ...
+        max_cover: ... and at most this one.
+    """
+
+    noise_factor: float = 1.25
+    min_tolerance: float = 0.03
+    fringe_side: int = 2
+    max_leak: float = 0.1
+    stability_factor: float = 1.25
+    min_piece: float = 0.03
+    min_hole: float = 0.01
+    hole_distance: float = 0.02
+    min_cover: float = 0.002
+    max_cover: float = 0.95
+
+
+LIMITS = CutoutLimits()
 
 
 def read_picture(path: Path) -> tuple[Tensor, Tensor | None]:
-    """A user's file as `rgb [3, H, W]` in [0, 1], at most WORK_SIDE on a side, and its alpha `[1, H, W]` or None.
+    """Read a user's picture. EXIF orientation is applied.
 
-    Alpha is None when the file has none or it is opaque everywhere. EXIF orientation is applied. UserError, one line,
-    for a file that is missing, empty, huge, too small, damaged or not a picture.
+    Args:
+        path: The file, in one of `FORMATS`.
+
+    Returns:
+        rgb `[3, H, W]` in [0, 1], at most `WORK_SIDE` pixels on a side, and alpha `[1, H, W]` in
+        [0, 1]; None instead of alpha if the file has none or is opaque everywhere.
+
+    Raises:
+        UserError: The file is missing, empty, too large, too small, damaged or not a picture.
     """
     _check_file(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow's own size warning: the limit here is lower and is an error
+            # Pillow warns about large pictures. The limit here is lower and raises an error.
+            warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as picture:
                 _check_size(path, picture.size)
                 picture.load()
                 return _decode(picture)
     except Image.UnidentifiedImageError as error:
         raise UserError(
-            f"--image {path} is not a picture this program reads ({', '.join(FORMATS)})"
+            f"--image {path} is not a picture in a supported format ({', '.join(FORMATS)})"
         ) from error
     except Image.DecompressionBombError as error:
-        raise UserError(_huge(path)) from error
+        raise UserError(_too_large(path)) from error
     except PermissionError as error:
-        raise UserError(f"--image {path} may not be read: check its permissions") from error
+        raise UserError(f"--image {path} cannot be read: check its permissions") from error
     except UserError:
         raise
-    except Exception as error:  # Pillow raises whatever its readers stumble over
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
         raise UserError(
-            f"--image {path} is damaged ({type(error).__name__}): save it anew, as PNG or JPEG"
+            f"--image {path} is damaged ({type(error).__name__}): save it again as PNG or JPEG"
         ) from error
 
 
-def border_flood(rgb: Tensor, tolerance: float) -> Tensor:
-    """Mask `[1, H, W]` in [0, 1] of what does not belong to the ground in `rgb [3, H, W]` in [0, 1].
+def border_flood(rgb: Tensor, tolerance: float, limits: CutoutLimits = LIMITS) -> Tensor:
+    """The mask of the object in a picture, by a flood fill from the border.
 
-    The ground's colour is the median of the border ring. `tolerance` in [0, 1] is the largest colour distance that counts
-    as ground; where it would let the ground run into the object (white on light grey), the border's own noise is used.
+    The background's colour is the median of a ring along the border.
+
+    Args:
+        rgb: `[3, H, W]` in [0, 1].
+        tolerance: Largest colour distance in [0, 1] that counts as background. If the flood would
+            leak into the object, as with white on light grey, a tolerance derived from the noise of
+            the border is used instead.
+        limits: The limits of the flood fill.
+
+    Returns:
+        `[1, H, W]` in [0, 1], 1 on the object.
     """
-    mask, distance = _flood(rgb, tolerance, 1.0)
+    mask, distance = _flood(rgb, tolerance, 1.0, limits)
     return torch.from_numpy(_soften(mask, distance))[None].to(rgb.dtype)
 
 
-def steadiness(rgb: Tensor, tolerance: float) -> float:
-    """How little the cut-out of `border_flood` hangs on its limits: intersection over union in [0, 1] of two hard masks.
+def steadiness(rgb: Tensor, tolerance: float, limits: CutoutLimits = LIMITS) -> float:
+    """How little the mask of `border_flood` depends on its tolerances.
 
-    They are cut with limits SLACK times smaller and larger (compare the stability score of Segment Anything: Kirillov et al.,
-    arXiv 2304.02643). Where an object has nearly the colour of its ground, the edge is ragged and this is low.
+    It is the intersection over union of two hard masks, for smaller and for larger tolerances, as
+    in the stability score of Segment Anything (Kirillov et al., arXiv 2304.02643). It is low if an
+    object has nearly the colour of its background, because its edge is then ragged.
+
+    Args:
+        rgb: `[3, H, W]` in [0, 1].
+        tolerance: As for `border_flood`.
+        limits: The limits of the flood fill; `stability_factor` scales the tolerances.
+
+    Returns:
+        A number in [0, 1]; 0 if there is no object.
     """
-    tight, wide = (_flood(rgb, tolerance, slack)[0] for slack in (1.0 / SLACK, SLACK))
+    factor = limits.stability_factor
+    tight, wide = (_flood(rgb, tolerance, scale, limits)[0] for scale in (1.0 / factor, factor))
     return float((tight & wide).sum() / max((tight | wide).sum(), 1))
 
 
-def is_usable(mask: Tensor) -> bool:
-    """Whether a mask `[1, H, W]` in [0, 1] shows an object: neither next to nothing nor next to everything."""
-    return COVER_MIN <= float((mask > 0.5).float().mean()) <= COVER_MAX
+def is_usable(mask: Tensor, limits: CutoutLimits = LIMITS) -> bool:
+    """Whether a mask `[1, H, W]` in [0, 1] covers neither almost nothing nor almost everything."""
+    return limits.min_cover <= float((mask > 0.5).float().mean()) <= limits.max_cover
 
 
-def on_ground(rgb: Tensor, mask: Tensor, ground: float) -> Tensor:
-    """`rgb [N, 3, H, W]` over a grey of level `ground` in [0, 1], by `mask [N, 1, H, W]` in [0, 1]."""
-    return rgb * mask + ground * (1.0 - mask)
+def over_grey(rgb: Tensor, mask: Tensor, level: float) -> Tensor:
+    """Pictures `[N, 3, H, W]` over a grey of `level`, by masks `[N, 1, H, W]`; all in [0, 1]."""
+    return rgb * mask + level * (1.0 - mask)
 
 
 def square_up(rgb: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The object of `rgb [3, H, W]` in [0, 1] centred in a square of `side` pixels, filling about 80 % of it, and its mask.
+    """Centre the object in a square picture, of which it fills about 80 %.
 
-    Resized with premultiplied colour, so that nothing of the old ground bleeds in.
+    Args:
+        rgb: `[3, H, W]` in [0, 1].
+        mask: `[1, H, W]` in [0, 1], with at least one pixel above 0.5.
+        side: Side of the result in pixels.
+
+    Returns:
+        rgb `[3, side, side]` and mask `[1, side, side]`, both in [0, 1]. Colour is resized
+        premultiplied by the mask, so that no old background bleeds in.
     """
     rows, columns = (torch.nonzero((mask[0] > 0.5).any(dim=axis)).flatten() for axis in (1, 0))
-    top, bottom, left, right = (
-        int(rows[0]),
-        int(rows[-1]) + 1,
-        int(columns[0]),
-        int(columns[-1]) + 1,
-    )
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    left, right = int(columns[0]), int(columns[-1]) + 1
     layers = torch.cat([rgb * mask, mask])[:, top:bottom, left:right]
     height, width = bottom - top, right - left
-    square = max(round(max(height, width) / FILL), max(height, width))
+    square = max(round(max(height, width) / OBJECT_SHARE), max(height, width))
     above, before = (square - height) // 2, (square - width) // 2
     layers = F.pad(layers, (before, square - width - before, above, square - height - above))
     layers = F.interpolate(
@@ -128,17 +186,27 @@ def square_up(rgb: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return (layers[:3] / mask.clamp_min(1e-3)).clamp(0.0, 1.0), mask
 
 
-def _flood(rgb: Tensor, tolerance: float, slack: float) -> tuple[np.ndarray, np.ndarray]:
-    """Hard mask `[H, W]` with both limits of `border_flood` times `slack`, and the colour distance `[H, W]` to the ground."""
+def _flood(
+    rgb: Tensor, tolerance: float, scale: float, limits: CutoutLimits
+) -> tuple[np.ndarray, np.ndarray]:
+    """The hard mask `[H, W]` with both tolerances times `scale`, and the colour distance `[H, W]`.
+
+    The distance is to the background's colour, in [0, 1].
+    """
     values = rgb.permute(1, 2, 0).double().numpy()
     ring = _ring(values.shape[:2])
     distance = _distance(values, np.median(values[ring], axis=0))
-    noise = min(max(NOISE * float(np.quantile(distance[ring], 0.95)), TIGHT), tolerance)
+    noise = limits.noise_factor * float(np.quantile(distance[ring], 0.95))
+    tight_tolerance = min(max(noise, limits.min_tolerance), tolerance)
     wide, tight = (
-        ~_outside(values, distance <= slack * limit, ring) for limit in (tolerance, noise)
+        ~_background(values, distance <= scale * limit, ring, limits)
+        for limit in (tolerance, tight_tolerance)
     )
-    taken = ndimage.binary_opening(tight & ~wide, FRINGE)
-    return _without_specks(wide if taken.sum() <= LEAK * tight.sum() else tight), distance
+    # What the wide flood takes from the tight mask, without fringes.
+    fringe = np.ones((limits.fringe_side, limits.fringe_side))
+    leak = ndimage.binary_opening(tight & ~wide, fringe)
+    mask = wide if leak.sum() <= limits.max_leak * tight.sum() else tight
+    return _without_small_pieces(mask, limits.min_piece), distance
 
 
 def _check_file(path: Path) -> None:
@@ -149,28 +217,32 @@ def _check_file(path: Path) -> None:
     if path.stat().st_size == 0:
         raise UserError(f"--image {path} is an empty file: give a picture")
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(_huge(path))
+        raise UserError(_too_large(path))
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:
     if size[0] * size[1] > MAX_PIXELS:
-        raise UserError(_huge(path))
+        raise UserError(_too_large(path))
     if min(size) < MIN_SIDE:
         raise UserError(
-            f"--image {path} is only {size[0]} x {size[1]} pixels: give one of at least {MIN_SIDE} on a side"
+            f"--image {path} has only {size[0]} x {size[1]} pixels: "
+            f"give a picture with at least {MIN_SIDE} pixels on each side"
         )
 
 
-def _huge(path: Path) -> str:
-    return f"--image {path} is huge: at most {MAX_BYTES // 10**6} MB and {MAX_PIXELS // 10**6} million pixels; shrink it"
+def _too_large(path: Path) -> str:
+    megabytes, megapixels = MAX_BYTES // 10**6, MAX_PIXELS // 10**6
+    return (
+        f"--image {path} is too large: shrink it to at most {megabytes} MB "
+        f"and {megapixels} million pixels"
+    )
 
 
 def _decode(picture: Image.Image) -> tuple[Tensor, Tensor | None]:
-    """rgb `[3, H, W]` in [0, 1] and alpha `[1, H, W]` in [0, 1] or None, upright and at most WORK_SIDE on a side."""
+    """rgb and alpha of an opened picture, as `read_picture` returns them."""
     upright = ImageOps.exif_transpose(picture)
-    if (
-        upright.mode.startswith("I") or upright.mode == "F"
-    ):  # 16 bits or more: stretch to 8, conversion would clip
+    if upright.mode.startswith("I") or upright.mode == "F":
+        # 16 bits or more per channel: scale to 8 bits, because Pillow's conversion would clip.
         wide = np.nan_to_num(np.asarray(upright, dtype=np.float64), posinf=0.0, neginf=0.0)
         upright = Image.fromarray(
             (wide * (255.0 / max(wide.max(), 1.0))).clip(0, 255).astype(np.uint8)
@@ -187,19 +259,25 @@ def _distance(values: np.ndarray, color: np.ndarray) -> np.ndarray:
     return np.sqrt(((values - color) ** 2).mean(axis=-1))
 
 
-def _outside(values: np.ndarray, similar: np.ndarray, ring: np.ndarray) -> np.ndarray:
-    """The ground: pieces of `similar [H, W]` that touch the border, and enclosed ones of exactly the same mean colour."""
+def _background(
+    values: np.ndarray, similar: np.ndarray, ring: np.ndarray, limits: CutoutLimits
+) -> np.ndarray:
+    """The background as a boolean mask `[H, W]`.
+
+    It has the pieces of `similar [H, W]`, the pixels of the background's colour, that touch the
+    border `ring [H, W]`, and the enclosed pieces that pass the limits for holes.
+    """
     pieces, count = ndimage.label(similar)
-    outside = np.isin(pieces, np.setdiff1d(pieces[ring], 0))
-    if not outside.any():
-        return outside
-    ground = values[outside].mean(axis=0)
+    background = np.isin(pieces, np.setdiff1d(pieces[ring], 0))
+    if not background.any():
+        return background
+    color = values[background].mean(axis=0)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    for piece in 1 + np.flatnonzero(sizes[1:] >= HOLE * pieces.size):
+    for piece in 1 + np.flatnonzero(sizes[1:] >= limits.min_hole * pieces.size):
         inside = pieces == piece
-        if _distance(values[inside].mean(axis=0), ground) < HOLE_DISTANCE:
-            outside |= inside
-    return outside
+        if _distance(values[inside].mean(axis=0), color) < limits.hole_distance:
+            background |= inside
+    return background
 
 
 def _ring(shape: tuple[int, ...]) -> np.ndarray:
@@ -210,19 +288,20 @@ def _ring(shape: tuple[int, ...]) -> np.ndarray:
     return ring
 
 
-def _without_specks(mask: np.ndarray) -> np.ndarray:
-    """The boolean mask without pieces that are small beside the largest one."""
+def _without_small_pieces(mask: np.ndarray, min_share: float) -> np.ndarray:
+    """The boolean mask without pieces smaller than `min_share` of its largest piece."""
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3)))
     if count == 0:
         return mask
     sizes = np.bincount(pieces.ravel())[1:]
-    return np.isin(pieces, 1 + np.flatnonzero(sizes >= SPECK * sizes.max()))
+    return np.isin(pieces, 1 + np.flatnonzero(sizes >= min_share * sizes.max()))
 
 
 def _soften(mask: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """The boolean mask `[H, W]` in [0, 1]: its outermost pixels count by how far they are from the ground's colour.
+    """The boolean mask `[H, W]` as values in [0, 1], with partial cover in its outermost pixels.
 
-    `distance [H, W]` to the ground's colour, as a share of the largest around, estimates how much of a pixel is object.
+    The object's share of a border pixel is estimated by its `distance [H, W]` to the background's
+    colour, relative to the largest distance among its neighbours.
     """
     edge = mask & ~ndimage.binary_erosion(mask, border_value=1)
     share = distance / np.maximum(ndimage.maximum_filter(distance, size=3), 1e-6)

@@ -1,11 +1,12 @@
-"""The visual prompt: drawn from the text or given by the user, cut out, and put on a neutral ground.
+"""The visual prompt: drawn by the prior or given by the user, cut out, over a neutral grey.
 
-Why cut out: with a coloured ground behind the object the distillation fills the volume with fog of that colour.
+The object is cut out because distillation from a picture with a coloured background fills the
+volume with fog of that colour.
 
-Conventions: pictures `[N, 3, H, W]` in [0, 1] sRGB, masks `[N, 1, H, W]` in [0, 1], 1 on the object. What is kept in the
-run folder is exactly what is used (8 bits a channel), so a resumed run reads the same numbers back:
-`candidate_<n>.png` as drawn, `chosen.png` the best of them as drawn, `cutout.png` on the neutral ground, `mask.png`,
-`scores.json`, and `sheet.png` to look at.
+Conventions: pictures are `[N, 3, H, W]` in [0, 1] sRGB; masks are `[N, 1, H, W]` in [0, 1], 1 on
+the object. The folder `visual_prompt` of a run has the pictures that the run uses, in 8 bits per
+channel. All values are rounded to 8 bits before they are used, so a resumed run reads the same
+numbers back.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.config.paths import expand
-from vp3d.config.schema import Config, VisualPromptConfig
+from vp3d.config.schema import VisualPromptConfig
 from vp3d.errors import UserError
 from vp3d.prompts import phrases, strip_view, with_view
 from vp3d.rewards.text_image import TextImage
@@ -31,17 +32,29 @@ from vp3d.visual_prompt.contact_sheet import contact_sheet
 from vp3d.visual_prompt.cutout import (
     border_flood,
     is_usable,
-    on_ground,
+    over_grey,
     read_picture,
     square_up,
     steadiness,
 )
 
-ALONE = (
-    0.25  # how much of what a prompt's phrases score alone is taken off its own score, to choose
-)
-RAGGED = 0.03  # a drawn picture whose cut-out is less steady than the steadiest by more than this is not chosen
-PLAIN = "give a picture of one object with a transparent or plain background"
+# Files in the folder `visual_prompt` of a run.
+CHOSEN_FILE = "chosen.png"  # the chosen candidate, as drawn
+CUTOUT_FILE = "cutout.png"  # its object over the neutral grey: the picture that the run uses
+MASK_FILE = "mask.png"  # the mask of the object
+SHEET_FILE = "sheet.png"  # the contact sheet of all candidates
+SCORES_FILE = "scores.json"  # rewards, steadiness and choice; written last, so it marks completion
+
+# Share of the mean reward for the prompt's phrases that is subtracted from a candidate's reward.
+PHRASE_PENALTY = 0.25
+# A candidate is rejected if its steadiness is lower than the best one's by more than this.
+STEADINESS_MARGIN = 0.03
+IMAGE_ADVICE = "give a picture of one object with a transparent or plain background"
+
+
+def candidate_file(n: int) -> str:
+    """File name of candidate `n`, as drawn."""
+    return f"candidate_{n}.png"
 
 
 class Sampler(Protocol):
@@ -55,18 +68,50 @@ class Sampler(Protocol):
         guidance_scale: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """Pictures `[N, 3, H, W]` in [0, 1]."""
+        """Draw one picture for each prompt.
+
+        Args:
+            prompts: N prompts.
+            negative: The negative prompt of all pictures.
+            steps: Denoising steps.
+            guidance_scale: Scale of classifier-free guidance; 1 is plain conditioning.
+            generator: Source of the noise.
+
+        Returns:
+            `[N, 3, H, W]` in [0, 1].
+        """
+
+
+@dataclass(frozen=True)
+class VisualPromptRequest:
+    """Which visual prompt to make.
+
+    Attributes:
+        prompt: The prompt of the run.
+        negative_prompt: Its negative prompt, used to draw.
+        image: Path of the user's picture; "" draws candidates instead.
+        resolution: Side in pixels of the square visual prompt that `image` is fitted into. It is the
+            resolution of the prior.
+        settings: How to draw, cut out and choose.
+    """
+
+    prompt: str
+    negative_prompt: str
+    image: str
+    resolution: int
+    settings: VisualPromptConfig
 
 
 @dataclass(frozen=True)
 class VisualPrompt:
     """The chosen picture and how it was chosen.
 
-    rgb        [1, 3, H, W] in [0, 1], on the neutral ground
-    mask       [1, 1, H, W] in [0, 1], soft over one pixel
-    candidates [N, 3, H, W] in [0, 1], as drawn (or the user's one picture, squared)
-    scores     N text-image rewards of the cut-outs; None where the object could not be cut out
-    chosen     index of the best, by reward less `ALONE` of `_alone`, among those that are cut out cleanly (`cutout.steadiness`)
+    Attributes:
+        rgb: `[1, 3, H, W]` in [0, 1], over the neutral grey.
+        mask: `[1, 1, H, W]` in [0, 1], soft over one pixel.
+        candidates: `[N, 3, H, W]` in [0, 1], as drawn, or the user's one picture, squared.
+        scores: N text-image rewards of the cut-outs; None for a candidate without a usable mask.
+        chosen: Index of the chosen candidate (see `make_visual_prompt`).
     """
 
     rgb: Tensor
@@ -76,96 +121,144 @@ class VisualPrompt:
     chosen: int
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """How the candidates compare; every list has one value per candidate.
+
+    Attributes:
+        scores: Text-image reward of the cut-out, or None without a usable mask.
+        steadiness: Of the cut-out, in [0, 1].
+        clean: Indices of the candidates with a usable mask and a steady cut-out.
+    """
+
+    scores: list[float | None]
+    steadiness: list[float]
+    clean: list[int]
+
+    @property
+    def unsteady(self) -> list[int]:
+        """Indices of the candidates with a usable mask but an unsteady cut-out."""
+        usable = {n for n, score in enumerate(self.scores) if score is not None}
+        return sorted(usable - set(self.clean))
+
+
 def make_visual_prompt(
     prior: Sampler,
-    judge: TextImage,
-    prompt: str,
-    config: Config,
+    reward: TextImage,
+    request: VisualPromptRequest,
     run_folder: RunFolder,
     generator: torch.Generator,
 ) -> VisualPrompt:
-    """Draw (or read `config.image`), cut out, score, choose; keep everything in the run folder and return what was kept."""
-    if config.image:
-        candidates, masks = read_reference(config)
+    """Draw candidates or read the user's picture, cut out, score and choose.
+
+    The chosen candidate has the highest text-image reward of its cut-out, minus `PHRASE_PENALTY`
+    times its mean reward for the single phrases of the prompt, among the candidates with a usable
+    mask and a steady cut-out. Files and an event are written to the run folder.
+
+    Args:
+        prior: Draws the candidates; not used if the request has an image.
+        reward: The text-image reward that scores the candidates.
+        request: Prompt, picture and settings.
+        run_folder: Where the files are written.
+        generator: Source of the noise of the drawing.
+
+    Returns:
+        The visual prompt with the values that `load_visual_prompt` reads back.
+
+    Raises:
+        UserError: The picture cannot be used, or no candidate has a clean cut-out.
+    """
+    settings = request.settings
+    if request.image:
+        candidates, masks = read_reference(request.image, settings, request.resolution)
     else:
-        candidates, masks = _draw(prior, prompt, config, generator)
+        candidates, masks = _draw(prior, request, generator)
     candidates, masks = _as_stored(candidates), _as_stored(masks)
-    cutouts = on_ground(candidates, masks, config.visual_prompt.ground)
-    scores = _score(judge, cutouts, masks, with_view(prompt, config.visual_prompt.view))
+    cutouts = over_grey(candidates, masks, settings.ground)
+    scores = _score(reward, cutouts, masks, with_view(request.prompt, settings.view))
+    # The user chose the picture, so its cut-out is not compared with others.
     steady = [
-        1.0 if config.image else steadiness(rgb, config.visual_prompt.cutout_tolerance)
-        for rgb in candidates
+        1.0 if request.image else steadiness(rgb, settings.cutout_tolerance) for rgb in candidates
     ]
-    usable = {n: score for n, score in enumerate(scores) if score is not None}
-    least = max(
-        config.visual_prompt.steadiness, max((steady[n] for n in usable), default=0.0) - RAGGED
-    )
-    clean = [n for n in usable if steady[n] >= least]
-    if not clean:
-        sheet = run_folder.visual_prompt / "sheet.png"
-        labels = [
-            f"steadiness {steady[n]:.2f}" if n in usable else "no cut-out"
-            for n in range(len(scores))
-        ]
-        _write_png(contact_sheet(candidates, cutouts, labels, -1), sheet)
-        raise UserError(
-            f"none of the {len(candidates)} drawn pictures shows an object that stands out from its ground (see {sheet}); "
-            "try another seed=N, more visual_prompt.candidates=N, another visual_prompt.cutout_tolerance=X or a lower "
-            "visual_prompt.steadiness=X, or give a picture with --image"
-        )
-    alone = _alone(judge, cutouts, prompt, config.visual_prompt.view)
-    chosen = max(clean, key=lambda n: usable[n] - ALONE * alone[n])
-    found = VisualPrompt(
-        _as_stored(cutouts[chosen : chosen + 1]),
-        masks[chosen : chosen + 1],
-        candidates,
-        scores,
-        chosen,
-    )
-    cut: dict[str, list[Any]] = {
-        "alone": alone,
-        "steadiness": steady,
-        "ragged": sorted(set(usable) - set(clean)),
+    choice = _Choice(scores, steady, _clean(scores, steady, settings.steadiness))
+    if not choice.clean:
+        _refuse(choice, candidates, cutouts, run_folder)
+    phrase_scores = _phrase_scores(reward, cutouts, request.prompt, settings.view)
+    values = {
+        n: score - PHRASE_PENALTY * phrase_scores[n]
+        for n, score in enumerate(scores)
+        if score is not None
     }
-    _keep(found, cutouts, cut, prompt, config, run_folder)
-    return found
+    chosen = max(choice.clean, key=lambda n: values[n])
+    rgb = _as_stored(cutouts[chosen : chosen + 1])
+    visual_prompt = VisualPrompt(rgb, masks[chosen : chosen + 1], candidates, scores, chosen)
+    _write_pictures(visual_prompt, cutouts, choice, run_folder)
+    _write_scores(visual_prompt, choice, phrase_scores, request, run_folder)
+    return visual_prompt
 
 
 def load_visual_prompt(run_folder: RunFolder) -> VisualPrompt:
-    """Read back what `make_visual_prompt` kept, bit for bit."""
+    """Read back the result of `make_visual_prompt`, bit for bit.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
     folder = run_folder.visual_prompt
     try:
-        notes = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        names = [f"candidate_{n}.png" for n in range(len(notes["scores"]))]
+        notes = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
+        names = [candidate_file(n) for n in range(len(notes["scores"]))]
         candidates = torch.cat([_read_png(folder / name) for name in names])
-        rgb, mask = _read_png(folder / "cutout.png"), _read_png(folder / "mask.png")
+        rgb, mask = _read_png(folder / CUTOUT_FILE), _read_png(folder / MASK_FILE)
         return VisualPrompt(rgb, mask, candidates, notes["scores"], int(notes["chosen"]))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # SyntaxError: Pillow on a bad PNG
+    # Pillow raises SyntaxError for a damaged PNG.
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"the visual prompt in {folder} is damaged ({type(error).__name__}): start a new run"
         ) from error
 
 
 def drawing_prompt(prompt: str, settings: VisualPromptConfig) -> str:
-    """What the prior is asked to draw: the prompt with view words and those for the drawing alone."""
+    """The prompt for drawing: with view words, and with the words that are only for drawing."""
     return ", ".join(filter(None, (with_view(prompt, settings.view), settings.words)))
 
 
+def read_reference(
+    image: str, settings: VisualPromptConfig, resolution: int
+) -> tuple[Tensor, Tensor]:
+    """Read the user's picture and cut its object out, by its alpha if it has one.
+
+    Args:
+        image: Path of the picture; `~` is expanded.
+        settings: `cutout_tolerance` is used.
+        resolution: Side R of the result in pixels.
+
+    Returns:
+        The object in a square picture `[1, 3, R, R]` in [0, 1], and its mask `[1, 1, R, R]`.
+
+    Raises:
+        UserError: The file is not a usable picture, or no object can be cut out of it.
+    """
+    path = expand(image)
+    rgb, alpha = read_picture(path)
+    mask = border_flood(rgb, settings.cutout_tolerance) if alpha is None else alpha
+    if not is_usable(mask):
+        raise UserError(f"--image {path}: {_unusable_reason(mask)}; {IMAGE_ADVICE}")
+    rgb, mask = square_up(rgb, mask, resolution)
+    if not is_usable(_as_stored(mask)):
+        raise UserError(
+            f"--image {path}: the object disappears at {resolution} pixels; {IMAGE_ADVICE}"
+        )
+    return rgb[None], mask[None]
+
+
 def _draw(
-    prior: Sampler, prompt: str, config: Config, generator: torch.Generator
+    prior: Sampler, request: VisualPromptRequest, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Candidates `[N, 3, H, W]` in [0, 1] from the prior, and their masks `[N, 1, H, W]`."""
-    settings = config.visual_prompt
+    settings = request.settings
     drawn = prior.sample(
-        [drawing_prompt(prompt, settings)] * settings.candidates,
-        strip_view(config.negative_prompt),
+        [drawing_prompt(request.prompt, settings)] * settings.candidates,
+        strip_view(request.negative_prompt),
         settings.steps,
         settings.guidance_scale,
         generator=generator,
@@ -174,85 +267,110 @@ def _draw(
     return drawn, torch.stack([border_flood(rgb, settings.cutout_tolerance) for rgb in drawn])
 
 
-def read_reference(config: Config) -> tuple[Tensor, Tensor]:
-    """The user's picture as `[1, 3, R, R]` in [0, 1] with its mask `[1, 1, R, R]`, R the prior's resolution.
-
-    UserError, one line, for a file that is no picture and for a picture without an object that can be cut out.
-    """
-    path = expand(config.image)
-    rgb, alpha = read_picture(path)
-    mask = border_flood(rgb, config.visual_prompt.cutout_tolerance) if alpha is None else alpha
-    if not is_usable(mask):
-        raise UserError(f"--image {path}: {_what_is_wrong(mask)}; {PLAIN}")
-    rgb, mask = square_up(rgb, mask, config.prior.resolution)
-    if not is_usable(_as_stored(mask)):
-        raise UserError(
-            f"--image {path}: the object is lost at {config.prior.resolution} pixels; {PLAIN}"
-        )
-    return rgb[None], mask[None]
-
-
-def _what_is_wrong(mask: Tensor) -> str:
+def _unusable_reason(mask: Tensor) -> str:
     if float(mask.mean()) > 0.5:
-        return "the object cannot be told from its background (it seems to fill the whole picture)"
+        return "the object cannot be separated from its background (it fills the whole picture)"
     return "no object stands out from the background"
 
 
 @torch.no_grad()
-def _score(judge: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> list[float | None]:
-    """The text-image reward of each cut-out `[N, 3, H, W]` in [0, 1]; None where its mask is empty or covers everything."""
-    rewards = judge.score(cutouts.to(judge.device), judge.target([prompt]))
-    return [float(r) if is_usable(mask) else None for r, mask in zip(rewards, masks, strict=True)]
+def _score(reward: TextImage, cutouts: Tensor, masks: Tensor, prompt: str) -> list[float | None]:
+    """The text-image reward of every cut-out `[N, 3, H, W]`; None where its mask is not usable."""
+    values = reward.score(cutouts.to(reward.device), reward.target([prompt]))
+    return [float(r) if is_usable(mask) else None for r, mask in zip(values, masks, strict=True)]
 
 
 @torch.no_grad()
-def _alone(judge: TextImage, cutouts: Tensor, prompt: str, view: str) -> list[float]:
-    """The mean reward of each cut-out `[N, 3, H, W]` in [0, 1] for the prompt's phrases alone; 0 where it is one phrase.
+def _phrase_scores(reward: TextImage, cutouts: Tensor, prompt: str, view: str) -> list[float]:
+    """The mean reward of every cut-out `[N, 3, H, W]` for the single phrases of the prompt.
 
-    A picture that lacks one of two things scores nearly as well as one of both, and better for the phrase of the one it has.
+    It is 0 for a prompt of one phrase. A picture that shows one of two objects has nearly the
+    reward of one that shows both, and a higher one for the phrase of its object. Subtracting a
+    share of this mean corrects for that.
     """
     parts = [with_view(part, view) for part in phrases(prompt)]
     if not parts:
         return [0.0] * len(cutouts)
-    seen = cutouts.to(judge.device)
-    return torch.stack([judge.score(seen, judge.target([part])) for part in parts]).mean(0).tolist()
+    cutouts = cutouts.to(reward.device)
+    scores = [reward.score(cutouts, reward.target([part])) for part in parts]
+    return torch.stack(scores).mean(0).tolist()
 
 
-def _keep(
-    found: VisualPrompt,
-    cutouts: Tensor,
-    cut: dict[str, list[Any]],
-    prompt: str,
-    config: Config,
+def _clean(scores: list[float | None], steady: list[float], least: float) -> list[int]:
+    """Indices of the candidates with a usable mask whose cut-out is steady.
+
+    The limit is `least`, or `STEADINESS_MARGIN` below the steadiest usable candidate if higher.
+    """
+    usable = [n for n, score in enumerate(scores) if score is not None]
+    best = max((steady[n] for n in usable), default=0.0)
+    limit = max(least, best - STEADINESS_MARGIN)
+    return [n for n in usable if steady[n] >= limit]
+
+
+def _refuse(
+    choice: _Choice, candidates: Tensor, cutouts: Tensor, run_folder: RunFolder
+) -> NoReturn:
+    """Write the contact sheet, and raise the UserError for candidates without a clean cut-out."""
+    labels = [
+        "no cut-out" if score is None else f"steadiness {steady:.2f}"
+        for score, steady in zip(choice.scores, choice.steadiness, strict=True)
+    ]
+    sheet = run_folder.visual_prompt / SHEET_FILE
+    _write_png(contact_sheet(candidates, cutouts, labels, -1), sheet)
+    raise UserError(
+        f"none of the {len(candidates)} drawn pictures shows an object that stands out from its "
+        f"background (see {sheet}); try another seed=N, more visual_prompt.candidates=N, another "
+        "visual_prompt.cutout_tolerance=X or a lower visual_prompt.steadiness=X, or give a picture "
+        "with --image"
+    )
+
+
+def _write_pictures(
+    visual_prompt: VisualPrompt, cutouts: Tensor, choice: _Choice, run_folder: RunFolder
+) -> None:
+    """Write the candidates, the chosen one, its cut-out and mask, and the contact sheet."""
+    folder = run_folder.visual_prompt
+    pictures = {candidate_file(n): rgb for n, rgb in enumerate(visual_prompt.candidates)}
+    pictures[CHOSEN_FILE] = visual_prompt.candidates[visual_prompt.chosen]
+    pictures[CUTOUT_FILE] = visual_prompt.rgb[0]
+    pictures[MASK_FILE] = visual_prompt.mask[0]
+    for name, picture in pictures.items():
+        _write_png(_to_pil(picture), folder / name)
+    labels = ["no cut-out" if score is None else f"{score:.3f}" for score in visual_prompt.scores]
+    for n in choice.unsteady:
+        labels[n] += " unsteady"
+    sheet = contact_sheet(visual_prompt.candidates, cutouts, labels, visual_prompt.chosen)
+    _write_png(sheet, folder / SHEET_FILE)
+
+
+def _write_scores(
+    visual_prompt: VisualPrompt,
+    choice: _Choice,
+    phrase_scores: list[float],
+    request: VisualPromptRequest,
     run_folder: RunFolder,
 ) -> None:
-    folder = run_folder.visual_prompt
-    pictures = {f"candidate_{n}.png": rgb for n, rgb in enumerate(found.candidates)}
-    pictures |= {
-        "chosen.png": found.candidates[found.chosen],
-        "cutout.png": found.rgb[0],
-        "mask.png": found.mask[0],
-    }
-    for name, rgb in pictures.items():
-        _write_png(_to_pil(rgb), folder / name)
-    labels = ["no cut-out" if score is None else f"{score:.3f}" for score in found.scores]
-    labels = [f"{label} ragged" if n in cut["ragged"] else label for n, label in enumerate(labels)]
-    _write_png(contact_sheet(found.candidates, cutouts, labels, found.chosen), folder / "sheet.png")
-    source = config.image or "drawn"
+    """Write `scores.json`, which marks the visual prompt as complete, and the event."""
+    source = request.image or "drawn"
     notes = {
-        "prompt": prompt,
-        "view": config.visual_prompt.view,
+        "prompt": request.prompt,
+        "view": request.settings.view,
         "source": source,
-        "ground": config.visual_prompt.ground,
+        "ground": request.settings.ground,
+        "alone": phrase_scores,
+        "steadiness": choice.steadiness,
+        "ragged": choice.unsteady,
+        "scores": visual_prompt.scores,
+        "chosen": visual_prompt.chosen,
     }
-    write_json(
-        folder / "scores.json", notes | cut | {"scores": found.scores, "chosen": found.chosen}
+    write_json(run_folder.visual_prompt / SCORES_FILE, notes)
+    run_folder.event(
+        "visual_prompt", source=source, scores=visual_prompt.scores, chosen=visual_prompt.chosen
     )
-    run_folder.event("visual_prompt", source=source, scores=found.scores, chosen=found.chosen)
 
 
 def _as_stored(picture: Tensor) -> Tensor:
-    """`picture` (any shape, in [0, 1]) with the values it has after a trip through an 8-bit file."""
+    """`picture` (any shape, in [0, 1]) with its values rounded as in an 8-bit file."""
     return (picture.clamp(0.0, 1.0) * 255.0).round() / 255.0
 
 
@@ -268,14 +386,8 @@ def _write_png(picture: Image.Image, path: Path) -> None:
 
 
 def _read_png(path: Path) -> Tensor:
-    """An 8-bit file of ours as `[1, C, H, W]` in [0, 1]."""
+    """An 8-bit file written by `_write_png` as `[1, C, H, W]` in [0, 1]."""
     with Image.open(path, formats=("PNG",)) as picture:
         values = np.array(picture)
-    return (
-        torch.from_numpy(values)
-        .reshape(1, *values.shape[:2], -1)
-        .permute(0, 3, 1, 2)
-        .contiguous()
-        .float()
-        / 255.0
-    )
+    channels_last = torch.from_numpy(values).reshape(1, *values.shape[:2], -1)
+    return channels_last.permute(0, 3, 1, 2).contiguous().float() / 255.0
