@@ -70,6 +70,11 @@ def run_installed(site: Path, folder: Path, code: str, *arguments: str) -> str:
     return result.stdout
 
 
+def installed_files(site: Path) -> list[Path]:
+    """The files of the unpacked wheel, without the caches of Python and numba."""
+    return sorted(path for path in site.rglob("*") if "__pycache__" not in path.parts)
+
+
 def source_files() -> dict[str, Path]:
     """Name in the wheel -> file of the repository."""
     found = {}
@@ -157,7 +162,7 @@ print(config.preset, config.guidance.denoise_steps)
 
 @pytest.mark.slow
 def test_asset_without_a_checkout(site: Path, tmp_path: Path) -> None:
-    before = sorted(path for path in site.rglob("*") if path.is_file())
+    before = installed_files(site)
     tiny = ["optim.steps=4", "visual_prompt.candidates=2", "visual_prompt.steps=2"]
     tiny += ["export.grid=24", "export.texture_size=32", "export.turntable_frames=4"]
     out = run_installed(
@@ -167,7 +172,7 @@ def test_asset_without_a_checkout(site: Path, tmp_path: Path) -> None:
     assert run.parent == tmp_path / "outputs"
     assert (run / "model.glb").stat().st_size > 0
     assert (run / "report.html").is_file()
-    assert sorted(path for path in site.rglob("*") if path.is_file()) == before
+    assert installed_files(site) == before
 
 
 @pytest.mark.slow
