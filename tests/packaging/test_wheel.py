@@ -140,7 +140,8 @@ assert vp3d.__file__.startswith(sys.path[0]), vp3d.__file__
 assert paths.INSTALLED
 assert paths.program() == "vp3d"
 assert "pip install" in paths.restore_advice(paths.MANIFEST)
-for path in ("assets/toybox/MANIFEST.json", "assets/prompts/toybench_single.txt", "configs/sds.yaml"):
+shipped = ("assets/toybox/MANIFEST.json", "assets/prompts/toybench_single.txt", "configs/sds.yaml")
+for path in shipped:
     assert paths.locate(path).is_file(), path
     assert paths.locate(path).is_relative_to(sys.path[0]), path
 assert not {"torch", "numpy"} & set(sys.modules)
