@@ -1,7 +1,4 @@
-"""Generate one asset.
-
-Run `python examples/minimal.py`; it takes about a minute on two CPU cores.
-"""
+"""Generate one asset, in about a minute on two CPU cores: `python examples/minimal.py`."""
 
 from vp3d import generate, load_config
 

@@ -2,6 +2,7 @@
 
 Run `python examples/own_field.py`. Left and right of the asset are equal, because both read the
 same half of a dense grid. The front faces +x, so left and right are the two signs of y.
+It takes about three times as long as the built-in grid, which has compiled kernels of its own.
 """
 
 from dataclasses import replace

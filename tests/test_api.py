@@ -15,8 +15,9 @@ from tests.helpers.listening import Listener
 from tests.helpers.tiny_run import tiny_config
 from vp3d import build, errors, generate, load_config, load_models, pipeline, resume
 from vp3d.config.paths import ROOT
-from vp3d.config.schema import Config, RewardConfig
+from vp3d.config.schema import Config, FieldConfig, RewardConfig
 from vp3d.errors import UserError
+from vp3d.fields.nerf import Field, build_field
 from vp3d.guidance.reward_term import Reward
 from vp3d.runs import events
 from vp3d.runs.events import Watch
@@ -154,6 +155,23 @@ def test_a_reward_of_ones_own_acts_and_is_needed_on_resume(tmp_path: Path) -> No
     taken = dataclasses.replace(models, extra_rewards={"sds": redness})
     with pytest.raises(UserError, match="'sds'"):
         generate(config, taken)
+
+
+def test_a_field_of_ones_own_is_needed_on_resume(tmp_path: Path) -> None:
+    config = quick(tmp_path)
+    config.optim.steps = 4
+
+    def dense(settings: FieldConfig, generator: torch.Generator) -> Field:
+        field = build_field(settings, generator)
+        field.get_parameter("raw_density").data.add_(0.1)
+        return field
+
+    models = load_models(config)
+    mine = dataclasses.replace(models, new_field=dense)
+    asset = generate(config, mine)
+    with pytest.raises(UserError, match="made with: new_field"):
+        resume(asset.run_dir)
+    assert resume(asset.run_dir, mine).path("glb").is_file()
 
 
 def test_an_empty_prompt_is_refused_without_a_folder(tmp_path: Path) -> None:

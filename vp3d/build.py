@@ -242,7 +242,7 @@ def build_coarse(
     guidance = Guidance(models.prior, config.guidance)
     rewards = build_rewards(config, models.judges, visual_prompt.rgb.to(models.device))
     return Coarse(
-        coarse_settings(config, fitted, models.extra_rewards),
+        coarse_settings(config, fitted, models.extra_rewards, models.new_field),
         initial,
         guidance,
         condition,
@@ -255,7 +255,10 @@ def build_coarse(
 
 
 def coarse_settings(
-    config: Config, fitted: FittedSettings | None = None, extra: Mapping[str, Reward] | None = None
+    config: Config,
+    fitted: FittedSettings | None = None,
+    extra: Mapping[str, Reward] | None = None,
+    new_field: NewField = build_field,
 ) -> CoarseSettings:
     """What the coarse stage reads of a config.
 
@@ -263,11 +266,12 @@ def coarse_settings(
         config: the settings as asked.
         fitted: those that decide memory; None takes them as asked.
         extra: rewards that are not in the config, which its result depends on too.
+        new_field: what builds the field, if not `build_field`.
 
     Returns:
         The settings, with all that a checkpoint is compared by in `identity`.
     """
-    identity = coarse_identity(config, extra or {})
+    identity = coarse_identity(config, extra or {}, new_field)
     render = config.render if fitted is None else fitted.render
     guidance = config.guidance
     return CoarseSettings(
@@ -281,10 +285,20 @@ def coarse_settings(
     )
 
 
-def coarse_identity(config: Config, extra: Mapping[str, Reward]) -> dict[str, Any]:
-    """All settings that the coarse stage's result depends on, with rewards of the caller's own."""
+def coarse_identity(
+    config: Config, extra: Mapping[str, Reward], new_field: NewField = build_field
+) -> dict[str, Any]:
+    """All settings that the coarse stage's result depends on, with those of the caller's own."""
     own = [[name, asdict(reward.config)] for name, reward in sorted(extra.items())]
-    return stage_settings(config, Coarse.name) | {"extra_rewards": own}
+    field_of = "" if new_field is build_field else new_field.__qualname__
+    return stage_settings(config, Coarse.name) | {"extra_rewards": own, "new_field": field_of}
+
+
+def identity_of(config: Config, models: Models | None) -> dict[str, Any]:
+    """`coarse_identity` with the rewards and the field of `models`; None has none of its own."""
+    if models is None:
+        return coarse_identity(config, {})
+    return coarse_identity(config, models.extra_rewards, models.new_field)
 
 
 def finish_settings(config: Config) -> FinishSettings:

@@ -119,7 +119,7 @@ def check_unchanged(run: RunFolder, current: Mapping[str, Any], stage: str = FIR
         meta = checkpoint.read_meta(paths[-1])
     except ValueError:
         return
-    default = {**stage_settings(Config(), stage), "extra_rewards": []}
+    default = {**stage_settings(Config(), stage), "extra_rewards": [], "new_field": ""}
     check_same_settings(run, paths[-1], meta, current, default)
 
 

@@ -57,8 +57,7 @@ def generate(
     checks.check_request(config, new=existing is None, drawn=drawn)
     if existing is not None:
         checks.check_same_weights(existing, config)
-        extra = {} if models is None else models.extra_rewards
-        checks.check_unchanged(existing, build.coarse_identity(config, extra))
+        checks.check_unchanged(existing, build.identity_of(config, models))
     fitted = build.fit_to_device(config, device)
     models = build.use_models(models, config, fitted, watch)
     run = existing or RunFolder.create(config)

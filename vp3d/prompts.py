@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vp3d.config.paths import restore_advice
 from vp3d.errors import UserError
 from vp3d.types import Camera
 
@@ -176,7 +177,7 @@ def load_vocabulary(path: Path) -> Vocabulary:
     Raises:
         UserError: The file is missing, damaged or has no nouns.
     """
-    restore = f"restore it with `git checkout -- {path}` or set prior.vocabulary"
+    restore = f"{restore_advice(path)} or set prior.vocabulary"
     try:
         vocabulary = _parse_vocabulary(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:

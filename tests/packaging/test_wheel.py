@@ -70,6 +70,11 @@ def run_installed(site: Path, folder: Path, code: str, *arguments: str) -> str:
     return result.stdout
 
 
+def installed_files(site: Path) -> list[Path]:
+    """The files of the unpacked wheel, without the caches of Python and numba."""
+    return sorted(path for path in site.rglob("*") if "__pycache__" not in path.parts)
+
+
 def source_files() -> dict[str, Path]:
     """Name in the wheel -> file of the repository."""
     found = {}
@@ -133,9 +138,10 @@ import vp3d
 from vp3d.config import paths
 assert vp3d.__file__.startswith(sys.path[0]), vp3d.__file__
 assert paths.INSTALLED
-for path in (
-    "assets/toybox/MANIFEST.json", "assets/prompts/toybench_single.txt", "configs/sds.yaml"
-):
+assert paths.program() == "vp3d"
+assert "pip install" in paths.restore_advice(paths.MANIFEST)
+shipped = ("assets/toybox/MANIFEST.json", "assets/prompts/toybench_single.txt", "configs/sds.yaml")
+for path in shipped:
     assert paths.locate(path).is_file(), path
     assert paths.locate(path).is_relative_to(sys.path[0]), path
 assert not {"torch", "numpy"} & set(sys.modules)
@@ -157,7 +163,7 @@ print(config.preset, config.guidance.denoise_steps)
 
 @pytest.mark.slow
 def test_asset_without_a_checkout(site: Path, tmp_path: Path) -> None:
-    before = sorted(path for path in site.rglob("*") if path.is_file())
+    before = installed_files(site)
     tiny = ["optim.steps=4", "visual_prompt.candidates=2", "visual_prompt.steps=2"]
     tiny += ["export.grid=24", "export.texture_size=32", "export.turntable_frames=4"]
     out = run_installed(
@@ -167,7 +173,7 @@ def test_asset_without_a_checkout(site: Path, tmp_path: Path) -> None:
     assert run.parent == tmp_path / "outputs"
     assert (run / "model.glb").stat().st_size > 0
     assert (run / "report.html").is_file()
-    assert sorted(path for path in site.rglob("*") if path.is_file()) == before
+    assert installed_files(site) == before
 
 
 @pytest.mark.slow

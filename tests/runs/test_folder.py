@@ -104,7 +104,7 @@ def test_unwritable_output_is_one_line(tmp_path: Path, place: str) -> None:
         check_output(Path(place), "--write FILE")
     with pytest.raises(
         ResourceError,
-        match=r"^cannot write [^\n]*try again; `launch.py resume RUN` continues a run$",
+        match=r"^cannot write [^\n]*try again; `python launch.py resume RUN` continues a run$",
     ):
         write_text(Path(place) / "x.txt", "x")
 

@@ -26,6 +26,18 @@ def program() -> str:
     return "vp3d" if INSTALLED else "python launch.py"
 
 
+def restore_advice(path: Path) -> str:
+    """How to restore a damaged file that ships with VP3D, for messages.
+
+    Example:
+        >>> restore_advice(Path("assets/toybox/vocabulary.json"))
+        'restore it with `git checkout -- assets/toybox/vocabulary.json`'
+    """
+    if INSTALLED:
+        return "install VP3D again with `pip install --force-reinstall --no-deps WHEEL`"
+    return f"restore it with `git checkout -- {path}`"
+
+
 def locate(path: str) -> Path:
     """The path of a configured file or folder: as given if it exists, else below `ROOT`.
 

@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.config.loader import PRESETS
-from vp3d.config.paths import ROOT
+from vp3d.config.paths import INSTALLED, ROOT
 from vp3d.errors import UserError
 from vp3d.evaluate import toybench
 from vp3d.evaluate.runner import Record, Settings, Task, find_mesh, lock_to_settings, run_tasks
@@ -347,7 +347,7 @@ def main(argv: list[str] | None = None) -> None:
         if path:
             check_output(path.parent, option)
     name = "sweep" if options.sweep else "ablation"
-    options.work = options.work or ROOT / "outputs" / name
+    options.work = options.work or (Path() if INSTALLED else ROOT) / "outputs" / name
     tasks = suite_of(options)
     records = {arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()}
     comparison, about = compare(records), circumstances()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vp3d.config.paths import program
 from vp3d.config.schema import ExportConfig
 from vp3d.export.bake import bake_texture, bake_vertex_colors
 from vp3d.export.marching_cubes import SurfaceField, density_grid
@@ -18,7 +19,8 @@ from vp3d.types import Camera, Mesh
 
 XATLAS_WARNING = (
     "xatlas failed or took more than {seconds:g} s, so the texture uses VP3D's own atlas, in which "
-    "no two triangles are joined; for more time: `launch.py export RUN export.unwrap_deadline_s=N`"
+    "no two triangles are joined; for more time: "
+    f"`{program()} export RUN export.unwrap_deadline_s=N`"
 )
 
 

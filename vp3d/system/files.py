@@ -21,6 +21,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from vp3d.config.paths import program
 from vp3d.errors import ResourceError
 
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.\w+")  # the names that `atomic_write` gives
@@ -29,7 +30,7 @@ OUTPUT_OPTION = "output_dir=FOLDER"  # the setting that names where runs are wri
 
 @contextmanager
 def disk_errors(
-    path: Path, otherwise: str = "try again; `launch.py resume RUN` continues a run"
+    path: Path, otherwise: str = f"try again; `{program()} resume RUN` continues a run"
 ) -> Iterator[None]:
     """Turn any OSError about `path` into a ResourceError; `otherwise` ends its advice."""
     try:

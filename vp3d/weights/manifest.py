@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vp3d.config.paths import restore_advice
 from vp3d.errors import DamagedFileError, UserError
 from vp3d.system.files import sha256_file
 
@@ -85,4 +86,4 @@ def _verify_one(path: Path, entry: dict[str, str | int]) -> None:
 
 def _restore(path: Path) -> str:
     """What the user can do about a damaged file."""
-    return f"restore it with `git checkout -- {path}` or retrain with `{RETRAIN}`"
+    return f"{restore_advice(path)} or retrain with `{RETRAIN}`"
