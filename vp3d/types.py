@@ -235,5 +235,6 @@ class Asset:
         formats = ", ".join(sorted(suffix[1:] for suffix in suffixes - OBJ_COMPANIONS))
         raise UserError(
             f"{self.run_dir} has no model.{kind}; formats in this folder: {formats or 'none'}; "
-            f"the verb export writes another: `export {shlex.quote(str(self.run_dir))} --formats NAME`"
+            "the verb export writes another: "
+            f"`export {shlex.quote(str(self.run_dir))} --formats NAME`"
         )
