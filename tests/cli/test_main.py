@@ -589,6 +589,7 @@ def test_ci_is_executable_and_runs_all_three() -> None:
     assert [line for line in lines if line.startswith("make ")] == [
         "make lint",
         "make types",
+        "make docs",
         "make test",
     ]
     assert "set -euo pipefail" in lines
