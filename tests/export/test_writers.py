@@ -19,7 +19,7 @@ from vp3d.errors import UserError
 from vp3d.export import formats, glb, mesh_data, read
 from vp3d.export.repair import face_measures
 from vp3d.render.camera import orbit
-from vp3d.render.raster import render_mesh
+from vp3d.render.raster import render_mesh, sample_texture
 from vp3d.types import Asset, Mesh
 
 FORMATS = sorted(formats.WRITERS)
@@ -106,6 +106,64 @@ def test_glb_as_the_gltf_standard_wants_it(sided: Mesh, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(png), sided.texture)
 
 
+def test_glb_has_a_clamped_sampler_and_targets(sided: Mesh, tmp_path: Path) -> None:
+    glb.write_glb(asset_of(sided), tmp_path / "m.glb")
+    tree, _ = glb_json(tmp_path / "m.glb")
+    (texture,), (sampler,) = tree["textures"], tree["samplers"]
+    assert texture["sampler"] == 0 and (sampler["wrapS"], sampler["wrapT"]) == (33071, 33071)
+    (part,) = tree["meshes"][0]["primitives"]
+    views, accessors = tree["bufferViews"], tree["accessors"]
+    assert views[accessors[part["indices"]]["bufferView"]]["target"] == 34963
+    for index in part["attributes"].values():
+        assert views[accessors[index]["bufferView"]]["target"] == 34962
+    assert "target" not in views[tree["images"][0]["bufferView"]]
+
+
+@pytest.mark.parametrize("textured", [True, False])
+def test_names_come_from_the_prompt(textured: bool, sided: Mesh, tmp_path: Path) -> None:
+    mesh = sided if textured else replace(sided, uv=None, texture=None)
+    asset = Asset("A red ball,  next to 2 cubes!", mesh, tmp_path)
+    name = "a-red-ball-next-to-2-cubes"
+    glb.write_glb(asset, tmp_path / "m.glb")
+    tree, _ = glb_json(tmp_path / "m.glb")
+    assert name in [node.get("name") for node in tree["nodes"]]
+    assert [mesh["name"] for mesh in tree["meshes"]] == [name]
+    formats.WRITERS["obj"](asset, tmp_path / "m.obj")
+    lines = (tmp_path / "m.obj").read_text().splitlines()
+    assert f"o {name}" in lines and (f"usemtl {name}" in lines) == textured
+    if textured:
+        assert [material["name"] for material in tree["materials"]] == [name]
+        assert f"newmtl {name}" in (tmp_path / "m.mtl").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a red ball", "a-red-ball"),
+        ("", "object"),
+        ("!?", "object"),
+        ("Ein grünes Häuschen", "ein-grünes-häuschen"),
+        ("一个红色的球", "一个红色的球"),
+        ("a_b  c/d\\e\n#f", "a-b-c-d-e-f"),
+        ("word " * 40, "-".join(["word"] * 12)),
+        ("x" * 100, "x" * 60),
+    ],
+)
+def test_object_names(prompt: str, name: str) -> None:
+    assert mesh_data.object_name(prompt) == name
+
+
+@pytest.mark.parametrize("kind", ["glb", "obj"])
+def test_the_mesh_read_back_is_the_one_written(kind: str, sided: Mesh, tmp_path: Path) -> None:
+    formats.WRITERS[kind](asset_of(sided), tmp_path / f"m.{kind}")
+    mesh = read.read_mesh(tmp_path / f"m.{kind}")
+    np.testing.assert_array_equal(mesh.texture, sided.texture)
+    corners = [each[one.faces] for one in (sided, mesh) for each in (one.vertices, one.uv)]
+    np.testing.assert_allclose(corners[2], corners[0], atol=1e-6)
+    np.testing.assert_allclose(corners[3], corners[1], atol=1e-6)
+    np.testing.assert_allclose(mesh.normals[mesh.faces], sided.normals[sided.faces], atol=2e-6)
+
+
 def test_glb_front_is_plus_z_and_up_is_plus_y(tmp_path: Path) -> None:
     """A tetrahedron with a corner at the front (+x), left (+y) and top (+z) of our frame."""
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 0.5, 0], [0, 0, 0.25]], np.float32)
@@ -157,7 +215,7 @@ def test_foreign_scene_is_joined_with_its_transforms_and_colours(tmp_path: Path)
     (tmp_path / "s.glb").write_bytes(scene.export(file_type="glb"))
     mesh = read.read_mesh(tmp_path / "s.glb")
     assert len(mesh.faces) == 13 and mesh.texture is not None and mesh.uv is not None
-    colors = read.sample_texture(mesh.texture, mesh.uv)
+    colors = sample_texture(mesh.texture, mesh.uv)
     reds = np.all(np.abs(colors - [1, 0, 0]) < 0.01, 1)
     assert reds.sum() == len(mesh.vertices) - 3
     np.testing.assert_allclose(mesh.vertices[reds].mean(0), [0, 0.5, 0], atol=1e-6)

@@ -5,11 +5,14 @@ Frames: inside VP3D a mesh is right-handed, z up, facing +x. glTF is Y up, so a 
 keep our frame.
 Colour: textures are sRGB PNGs. Vertex colours are linear in glTF and sRGB in the other formats.
 STL has no colour.
-UV: v points up in memory and in OBJ. glTF's v points down; trimesh flips it in both directions.
+UV: v points up in memory and in OBJ. glTF's v points down; its writer (trimesh) and its reader flip
+it.
 Units: world units; the object is inside [-1, 1]^3.
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import trimesh
@@ -19,7 +22,25 @@ from vp3d.types import Mesh
 
 TO_GLTF = [1, 2, 0]  # our axes in glTF's order: X = y, Y = z, Z = x
 FROM_GLTF = [2, 0, 1]  # glTF's axes in our order: x = Z, y = X, z = Y
+NAME_LENGTH = 60  # characters; Blender keeps 63 bytes
 FRAME = "VP3D mesh, right-handed, z up, facing +x"  # comment in files that keep our frame
+
+
+def object_name(prompt: str) -> str:
+    """A name for the object, mesh and material of `prompt`: lower-case words with dashes.
+
+    Letters of every alphabet are kept, everything else becomes a dash, because many readers split
+    names at spaces. At most NAME_LENGTH characters, cut between words; "object" if nothing is left.
+
+    Example:
+        >>> object_name("a red mushroom, with a WHITE stem")
+        'a-red-mushroom-with-a-white-stem'
+    """
+    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
+    if len(words) > NAME_LENGTH:
+        kept = words[: NAME_LENGTH + 1].rpartition("-")[0]
+        words = kept or words[:NAME_LENGTH]
+    return words or "object"
 
 
 def srgb_to_linear(color: np.ndarray) -> np.ndarray:

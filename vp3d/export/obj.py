@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vp3d.export.mesh_data import FRAME, vertex_normals_of
+from vp3d.export.mesh_data import FRAME, object_name, vertex_normals_of
 from vp3d.system.files import write_bytes
 from vp3d.types import Asset
 
 MATERIAL = """# {frame}
-newmtl surface
+newmtl {name}
 Ka 0 0 0
 Kd 1 1 1
 Ks 0 0 0
@@ -26,29 +26,29 @@ map_Kd {stem}.png
 
 
 def write_obj(asset: Asset, path: Path) -> None:
-    """Write the mesh of `asset` as OBJ.
+    """Write the mesh of `asset` as OBJ; its object and its material are named after the prompt.
 
     A textured mesh also gets an .mtl and a .png file of the same name in the same folder. Spaces in
     these names become underscores, because many readers split `mtllib` lines at spaces. Each file
     is atomic; the same asset gives the same bytes.
     """
-    mesh = asset.mesh
+    mesh, name = asset.mesh, object_name(asset.prompt)
     stem = path.stem.replace(" ", "_")
     lines = [f"# {FRAME}"]
     if mesh.texture is not None and mesh.uv is not None:
         png = BytesIO()
         Image.fromarray(mesh.texture).save(png, format="PNG")
         write_bytes(path.with_name(f"{stem}.png"), png.getvalue())
-        material = MATERIAL.format(frame=FRAME, stem=stem)
+        material = MATERIAL.format(frame=FRAME, name=name, stem=stem)
         write_bytes(path.with_name(f"{stem}.mtl"), material.encode())
-        lines += [f"mtllib {stem}.mtl", "o object", "usemtl surface"]
+        lines += [f"mtllib {stem}.mtl", f"o {name}", f"usemtl {name}"]
         lines += _rows("v", mesh.vertices) + _rows("vt", mesh.uv)
         corner = "{0}/{0}/{0}"
     else:
         values = mesh.vertices
         if mesh.vertex_colors is not None:
             values = np.c_[mesh.vertices, mesh.vertex_colors]
-        lines += ["o object", *_rows("v", values)]
+        lines += [f"o {name}", *_rows("v", values)]
         corner = "{0}//{0}"
     lines += _rows("vn", vertex_normals_of(mesh))
     lines += ["f " + " ".join(corner.format(i + 1) for i in face) for face in mesh.faces.tolist()]

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,17 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, texture_size: int, deadline_
         deadline_s: Seconds that xatlas may take; 0 for our own atlas.
     """
     atlas = unwrap_xatlas(vertices, faces, texture_size, deadline_s)
-    return atlas or unwrap_cells(faces, texture_size)
+    return inset(atlas or unwrap_cells(faces, texture_size), texture_size)
+
+
+def inset(atlas: Unwrap, texture_size: int) -> Unwrap:
+    """The atlas, shrunk so that its UVs stay half a texel inside the texture.
+
+    A bilinear look-up then never reaches over the border, whatever the wrap mode of a viewer.
+    """
+    half = 0.5 / texture_size
+    uv = half + (1.0 - 2.0 * half) * atlas.uv.astype(np.float64)
+    return replace(atlas, uv=uv.astype(np.float32))
 
 
 def unwrap_xatlas(
