@@ -53,7 +53,7 @@ LESS_MEMORY_FOR_MODELS = (  # advice where too little memory was free
 )
 LOSS_NAMES = (
     *("sds", "text_image", "image_image", "aesthetic"),
-    *("entropy", "sparsity", "smoothness", "orientation"),
+    *("entropy", "sparsity", "fog", "smoothness", "orientation"),
 )
 
 JUDGE_CHOICES = ("text_model", "image_model")  # fields of RewardsConfig that choose a judge

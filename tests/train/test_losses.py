@@ -40,6 +40,22 @@ def test_sparsity_is_the_mean() -> None:
     assert losses.sparsity(torch.tensor([0.0, 0.5, 1.0, 0.1])).item() == pytest.approx(0.4)
 
 
+def test_fog_by_hand() -> None:
+    """Own colours 0.5, 0.58 and 0.9 on a background of 0.5, and an empty ray."""
+    opacity = torch.tensor([0.5, 1.0, 1.0, 0.0])
+    own = torch.tensor([[0.5, 0.5, 0.5], [0.58, 0.5, 0.5], [0.5, 0.5, 0.9], [0.0, 0.0, 0.0]])
+    found = losses.fog(opacity[:, None] * own, opacity, torch.full((4, 3), 0.5))
+    assert found.item() == pytest.approx((0.5 + math.exp(-1.0)) / 4, rel=1e-4)
+
+
+def test_fog_removes_only_what_has_the_colour_of_the_background() -> None:
+    opacity = torch.tensor([0.6, 0.6], requires_grad=True)
+    own = torch.tensor([[0.52, 0.5, 0.5], [0.2, 0.8, 0.9]], requires_grad=True)
+    losses.fog(opacity[:, None] * own, opacity, torch.full((2, 3), 0.51)).backward()
+    assert opacity.grad[0] > 0.4 and abs(opacity.grad[1]) < 1e-5
+    assert own.grad is None, "it moves no colour"
+
+
 def test_orientation_sees_only_normals_that_face_away() -> None:
     direction = torch.tensor([[1.0, 0.0, 0.0]])
     facing, away, half = (

@@ -24,7 +24,17 @@ def no_change(tree: Tree) -> None:
     """Version 1 to 2: version 2 added `config_version` itself and changed no key."""
 
 
-MIGRATIONS: dict[int, Migration] = {1: no_change}  # version -> the step to the next one
+def without_fog(tree: Tree) -> None:
+    """Version 2 to 3: version 3 added `loss.fog`, which older runs were optimised without."""
+    if isinstance(tree.get("loss"), dict):
+        off = {"start": 0.0, "end": 0.0, "from_": 0.0, "to": 1.0}
+        tree["loss"].setdefault("fog", off)
+
+
+MIGRATIONS: dict[int, Migration] = {
+    1: no_change,
+    2: without_fog,
+}  # version -> the step to the next one
 CONFIG_VERSION = 1 + len(MIGRATIONS)
 
 

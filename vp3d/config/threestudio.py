@@ -242,6 +242,7 @@ def _read_weights(source: ThreestudioFile, layer: Layer, steps: int | None) -> N
         if weight is not None and latents != 1:
             scaled.append(theirs)
         _put(layer, f"loss.{ours}", weight)
+    _put(layer, "loss.fog", 0.0)  # threestudio has no such term
     if scaled:
         names = ", ".join(scaled)
         source.note(

@@ -145,7 +145,7 @@ class Coarse:
         rgb = to_images(render.over(background), len(camera), size, size)
         rewards, measured = self._rewards(render, rgb, camera, progress)
         guided = self._guide(rgb, camera, grey, progress)
-        terms = {**guided, **rewards, **self._regularisers(render, rays, weights)}
+        terms = {**guided, **rewards, **self._regularisers(render, rays, background, weights)}
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         samples = torch.full_like(loss, float(len(rays) * config.render.samples))
         return {
@@ -182,7 +182,7 @@ class Coarse:
     def restart(self, regulariser_scale: float) -> None:
         """Return to the initial field with a fresh optimiser.
 
-        The weights of opacity and sparsity are multiplied by `regulariser_scale`.
+        The weights of opacity, sparsity and fog are multiplied by `regulariser_scale`.
         """
         self.load_tensors(self.initial, regulariser_scale)
 
@@ -315,12 +315,13 @@ class Coarse:
         return terms, values
 
     def _regularisers(
-        self, render: Render, rays: Rays, weights: Mapping[str, float]
+        self, render: Render, rays: Rays, background: Tensor, weights: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        """The regularisers whose weight is not zero, unweighted."""
+        """The regularisers whose weight is not zero, unweighted; `background` is `[N, 3]`."""
         terms: dict[str, Callable[[], Tensor]] = {
             "entropy": lambda: losses.opacity_entropy(render.opacity),
             "sparsity": lambda: losses.sparsity(render.opacity),
+            "fog": lambda: losses.fog(render.rgb, render.opacity, background),
             "smoothness": lambda: losses.smoothness(self.field),
             "orientation": lambda: losses.orientation(shown_normal(render), rays.directions),
         }
@@ -334,6 +335,7 @@ class Coarse:
             **{name: reward.config.weight for name, reward in self.rewards.items()},
             "entropy": loss.opacity.at(progress) * self.regulariser_scale,
             "sparsity": loss.sparsity.at(progress) * self.regulariser_scale,
+            "fog": loss.fog.at(progress) * self.regulariser_scale,
             "smoothness": loss.smoothness.at(progress),
             "orientation": loss.orientation.at(progress),
         }

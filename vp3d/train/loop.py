@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.config.identity import changed_settings, settings_hash
-from vp3d.config.migrations import migrate
+from vp3d.config.migrations import CONFIG_VERSION, migrate
 from vp3d.config.schema import CameraConfig, OptimConfig
 from vp3d.errors import DivergedError, UserError
 from vp3d.render.camera import ring
@@ -33,6 +33,7 @@ from vp3d.train import checkpoint
 from vp3d.train.watchdog import Watchdog
 from vp3d.types import Camera, Render, to_images, to_uint8
 
+FIRST_WITH_SETTINGS = 2  # config version of checkpoints that hold settings and no version
 SNAPSHOT_EVERY = 10  # steps between the in-memory copies that a bad step is rolled back to
 LOG_EVERY = 5  # steps between "step" entries in the log
 PREVIEW_SIZE = 96  # pixels of a side of each view of the live preview
@@ -312,6 +313,7 @@ def save(loop: Loop) -> None:
     generators = {f"generator.{name}": g.get_state() for name, g in stage.generators.items()}
     meta = {
         "stage": stage.name,
+        "config_version": CONFIG_VERSION,
         "settings": dict(stage.identity),
         "settings_hash": settings_hash(stage.identity),
         "loop": asdict(loop.state),
@@ -361,7 +363,8 @@ def check_same_settings(
                 f"{stored} was changed after the checkpoint {path.name} was made; {advice}"
             )
         return
-    changed = changed_settings(migrate(dict(meta["settings"])), current, default or current)
+    settings = migrate(dict(meta["settings"]), meta.get("config_version", FIRST_WITH_SETTINGS))
+    changed = changed_settings(settings, current, default or current)
     if changed:
         raise UserError(
             f"{stored} has other settings than the checkpoint {path.name} was made with: "

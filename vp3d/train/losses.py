@@ -14,6 +14,8 @@ from vp3d.fields.nerf import Field
 
 # Opacities closer than this to 0 or 1 count as decided: their gradient is zero instead of huge.
 ENTROPY_CLAMP = 1.0e-3
+# Difference of colours, in [0, 1], at which a ray still counts 1 / e as fog.
+FOG_WIDTH = 0.08
 
 
 def opacity_entropy(opacity: Tensor) -> Tensor:
@@ -41,6 +43,26 @@ def sparsity(opacity: Tensor) -> Tensor:
     Its gradient is the same for every ray, so it removes density that no other loss supports.
     """
     return opacity.mean()
+
+
+def fog(rgb: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
+    """Mean opacity of rays that show the background's own colour; a scalar in [0, 1].
+
+    Matter in the colour of the background changes no picture, so the guidance neither supports nor
+    removes it, and the entropy makes it solid: a film closes the hole of a ring. Each ray counts
+    exp(-(d / FOG_WIDTH)^2), where d is the largest difference between a channel of its own colour
+    and the background; that factor carries no gradient.
+
+    Args:
+        rgb: `[N, 3]` in [0, 1], premultiplied by opacity.
+        opacity: `[N]` in [0, 1].
+        background: `[N, 3]` in [0, 1].
+    """
+    with torch.no_grad():
+        color = rgb / opacity.clamp_min(ENTROPY_CLAMP)[:, None]
+        difference = (color - background).abs().amax(dim=-1)
+        likeness = torch.exp(-(difference / FOG_WIDTH).square())
+    return (opacity * likeness).mean()
 
 
 def smoothness(field: Field) -> Tensor:
