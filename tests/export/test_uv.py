@@ -107,3 +107,18 @@ def test_our_own_atlas_is_warned_of_where_xatlas_was_asked_for(
     )
     assert [kind for kind, _ in events] == kinds and events[-1][1]["atlas"] == "cells"
     assert deadline == 0.0 or "xatlas failed or took more than 60 s" in str(events[0][1]["message"])
+
+
+@pytest.mark.parametrize("size", [16, 64, 512])
+@pytest.mark.parametrize("deadline_s", [60.0, 0.0])
+def test_uvs_stay_half_a_texel_inside(size: int, deadline_s: float) -> None:
+    atlas = unwrap(*ball(), size, deadline_s)
+    half = 0.5 / size - 1e-6
+    assert atlas.uv.min() >= half and atlas.uv.max() <= 1.0 - half
+    assert atlas.uv.max() - atlas.uv.min() > 0.8
+
+
+def test_inset_is_a_shrinking_about_the_middle() -> None:
+    corners = np.float32([[0, 0], [1, 1], [0.5, 0.5]])
+    found = uv.inset(Unwrap(np.arange(3), np.array([[0, 1, 2]]), corners, "cells"), 50)
+    np.testing.assert_allclose(found.uv, [[0.01, 0.01], [0.99, 0.99], [0.5, 0.5]], atol=1e-6)

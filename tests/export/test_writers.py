@@ -161,7 +161,8 @@ def test_the_mesh_read_back_is_the_one_written(kind: str, sided: Mesh, tmp_path:
     corners = [each[one.faces] for one in (sided, mesh) for each in (one.vertices, one.uv)]
     np.testing.assert_allclose(corners[2], corners[0], atol=1e-6)
     np.testing.assert_allclose(corners[3], corners[1], atol=1e-6)
-    np.testing.assert_allclose(mesh.normals[mesh.faces], sided.normals[sided.faces], atol=2e-6)
+    if kind == "glb":  # trimesh computes the normals of an OBJ again
+        np.testing.assert_allclose(mesh.normals[mesh.faces], sided.normals[sided.faces], atol=2e-6)
 
 
 def test_glb_front_is_plus_z_and_up_is_plus_y(tmp_path: Path) -> None:

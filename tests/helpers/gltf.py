@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vp3d.export.read import read_mesh
+from vp3d.render.raster import base_color
+from vp3d.types import Mesh
+
 TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 KINDS = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 5126}
 QUAD = np.float32([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])  # glTF's axes, faces +Z
@@ -91,3 +95,42 @@ class Builder:
         data += text + (struct.pack("<II", len(blob), 0x004E4942) + blob if blob else b"")
         path.write_bytes(data)
         return path
+
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 200, 0), (0, 0, 255), (255, 255, 255)
+FOUR = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 0)]]  # rows from the top
+HALF = 188  # sRGB of linear 0.5
+
+
+def colors_of(mesh: Mesh, at: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)) -> np.ndarray:
+    """The 8-bit colour `[F, 3]` of each face at barycentric coordinates `at`."""
+    faces = np.arange(len(mesh.faces))
+    return np.round(255 * base_color(mesh, faces, np.tile(np.float32(at), (len(faces), 1))))
+
+
+def color_at(mesh: Mesh, x: float, y: float) -> np.ndarray:
+    """The 8-bit colour of the quad at glTF's (x, y), which are our y and z."""
+    for number, face in enumerate(mesh.faces):
+        corners = np.c_[mesh.vertices[face][:, 1:], np.ones(3)]
+        weights = np.linalg.solve(corners.T, [x, y, 1.0])
+        if (weights > -1e-6).all():
+            point = base_color(mesh, np.array([number]), np.float32([weights]))
+            return np.round(255 * point[0])
+    raise AssertionError("no face there")
+
+
+def flat(builder: Builder, tmp_path: Path, right: tuple[int, int, int], within: int = 2) -> None:
+    """Assert that every face has one colour."""
+    mesh = read_mesh(builder.write(tmp_path / "m.glb"))
+    assert np.abs(colors_of(mesh) - right).max() <= within, colors_of(mesh)
+
+
+def solid(color: tuple[int, ...], side: int = 4) -> np.ndarray:
+    return np.tile(np.uint8(color), (side, side, 1))
+
+
+def of_texture(
+    builder: Builder, pixels: object, factor: list | None = None, **info: object
+) -> dict:
+    rough = {"baseColorTexture": {"index": builder.texture(pixels), **info}}
+    return {"pbrMetallicRoughness": rough | ({"baseColorFactor": factor} if factor else {})}

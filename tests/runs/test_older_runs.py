@@ -191,6 +191,15 @@ def test_a_folder_that_cannot_be_read_stops_nobody(tmp_path: Path) -> None:
     assert "a-broken" in listener.lines[0] and "optim.steps" in listener.lines[0]
 
 
+def test_older_runs_were_optimised_without_fog() -> None:
+    older = {"config_version": 2, "loss": {"sparsity": 0.01}}
+    off = {"start": 0.0, "end": 0.0, "from_": 0.0, "to": 1.0}
+    assert migrate(older) == {"loss": {"sparsity": 0.01, "fog": off}}
+    assert migrate({"config_version": 3, "loss": {"fog": 0.3}}) == {"loss": {"fog": 0.3}}
+    assert migrate({"config_version": 2, "seed": 1}) == {"seed": 1}
+    assert RunFolder.open(FIXTURE).config().loss.fog.at(0.5) == 0.0
+
+
 def test_a_migration_runs_from_the_version_that_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         migrations,

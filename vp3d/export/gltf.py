@@ -89,9 +89,11 @@ class GltfFile:
             GltfError: It does not exist.
         """
         items = self.tree.get(kind)
-        if not isinstance(items, list) or not _is_index(index) or index >= len(items):  # type: ignore[operator]
+        if not isinstance(items, list) or not isinstance(index, int) or isinstance(index, bool):
             raise GltfError(f"{kind} has no entry {str(index)[:20]}")
-        return as_dict(items[index], kind)  # type: ignore[index]
+        if not 0 <= index < len(items):
+            raise GltfError(f"{kind} has no entry {index}")
+        return as_dict(items[index], kind)
 
     def accessor(self, index: object) -> np.ndarray:
         """The values `[count, components]` of an accessor, sparse entries included."""
@@ -286,9 +288,9 @@ def whole(entry: dict[str, Any], key: str, default: int | None = None) -> int:
     value = entry.get(key, default)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not _is_index(value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise GltfError(f"{key} is {str(value)[:20]}, not a whole number")
-    return int(value)  # type: ignore[arg-type]
+    return value
 
 
 def numbers(value: object, default: Sequence[float], what: str) -> np.ndarray:
@@ -328,7 +330,3 @@ def as_list(value: object, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise GltfError(f"{what} is damaged")
     return value
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
