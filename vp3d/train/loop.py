@@ -33,7 +33,6 @@ from vp3d.train import checkpoint
 from vp3d.train.watchdog import Watchdog
 from vp3d.types import Camera, Render, to_images, to_uint8
 
-FIRST_WITH_SETTINGS = 2  # config version of checkpoints that hold settings and no version
 SNAPSHOT_EVERY = 10  # steps between the in-memory copies that a bad step is rolled back to
 LOG_EVERY = 5  # steps between "step" entries in the log
 PREVIEW_SIZE = 96  # pixels of a side of each view of the live preview
@@ -363,7 +362,7 @@ def check_same_settings(
                 f"{stored} was changed after the checkpoint {path.name} was made; {advice}"
             )
         return
-    settings = migrate(dict(meta["settings"]), meta.get("config_version", FIRST_WITH_SETTINGS))
+    settings = migrate(dict(meta["settings"]), meta.get("config_version", 2))  # 2 was not noted
     changed = changed_settings(settings, current, default or current)
     if changed:
         raise UserError(
