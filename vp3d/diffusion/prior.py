@@ -89,7 +89,7 @@ class Prior:
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> TextEmbedding:
-        """The encoded prompts (B of them); UserError for one that does not fit."""
+        """The encoded prompts (B of them); one that is too long is cut."""
         with self._here(self._text_towers):
             return self.text_encoders.encode(prompts)
 
