@@ -1,46 +1,66 @@
-# `make demo` and `make test` are all the set-up there is: each makes .venv and installs what it needs, once.
-# Packages are installed again only when a requirements file changes.
+# `make demo` and `make test` need no other set-up: each creates .venv and installs its packages.
+# Packages are installed again only when a requirements file changes. `make help` lists all targets.
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PROMPT ?= a red mushroom with a white stem
 ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
+TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo test test-all lint types train doctor clean
+.PHONY: demo test test-all lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
-demo: $(VENV)/.installed  ## text -> 3D asset in outputs/; PROMPT="..." for another, ARGS="--preset draft" for options
+demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
 	$(RUN) launch.py "$$PROMPT" $(ARGS)
 
-test: $(VENV)/.installed-dev  ## the tests, without the slow ones
+test: $(VENV)/.installed-dev  ## run the tests, without the slow ones
 	$(RUN) -m pytest
 
-test-all: $(VENV)/.installed-dev  ## every test
+test-all: $(VENV)/.installed-dev  ## run every test
 	$(RUN) -m pytest -m ""
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev  ## check style, formatting, import contracts and dependencies
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/deptry .
 
-types: $(VENV)/.installed-dev
+format: $(VENV)/.installed-dev  ## sort the imports and format the code
+	$(RUN) -m ruff check --select I --fix .
+	$(RUN) -m ruff format .
+
+types: $(VENV)/.installed-dev  ## check the type annotations
 	$(RUN) -m mypy
 
-train: $(VENV)/.installed  ## make every embedded weight anew
+docs: $(VENV)/.installed-docs  ## build the documentation site into site/ and check its links
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+reference: $(VENV)/.installed  ## rewrite the generated pages of docs/reference/
+	$(RUN) docs/generate_reference.py
+
+wheel: $(VENV)/.installed-dev  ## build dist/vp3d-*.whl, with models and recipes inside
+	rm -rf build vp3d.egg-info dist/vp3d-*.whl
+	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build vp3d.egg-info
+
+train: $(VENV)/.installed  ## retrain every embedded weight; takes many hours
 	$(RUN) -m vp3d.embedded.train
 
-doctor: $(VENV)/.installed  ## what works on this machine
+doctor: $(VENV)/.installed  ## report what works on this machine
 	$(RUN) launch.py doctor
 
-clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove the environment, the caches and the built files; outputs/ and models/ stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist site vp3d.egg-info
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(RUN):
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(TOO_OLD)")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: requirements.txt | $(RUN)
@@ -49,4 +69,8 @@ $(VENV)/.installed: requirements.txt | $(RUN)
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt | $(RUN)
+	$(RUN) -m pip install --quiet -r requirements-docs.txt
 	touch $@

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The way in: `python launch.py "a red mushroom with a white stem"`; `--help` says the rest."""
+"""Run VP3D from a checkout: `python launch.py "a red mushroom with a white stem"`."""
 
 import sys
 

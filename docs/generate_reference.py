@@ -137,7 +137,7 @@ def command_section(
     """Heading, usage, arguments and examples of one command, then of the commands below it."""
     parts = [f"{'#' * depth} {name}", wrap(sentence(summary or parser.description or ""))]
     parts.append(fence(usage(name, parser)))
-    if parser.description and parser.description != summary:
+    if parser.description and sentence(parser.description) != sentence(summary):
         parts.append(paragraph(parser.description))
     parts.append(arguments(parser))
     if parser.epilog:

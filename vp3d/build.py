@@ -85,7 +85,7 @@ def resolve_device(backend: str) -> torch.device:
     """The device of `backend`: `auto` takes a GPU if there is one, `cuda` requires it."""
     if backend == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "backend=cuda, but torch finds no CUDA device; use backend=auto, or run the verb doctor"
+            "backend=cuda, but torch finds no CUDA device; use backend=auto, or see `doctor`"
         )
     return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
 
@@ -132,7 +132,9 @@ def _load_models(
 
 
 def load_every_model(config: Config, watch: Watch) -> None:
-    """Load all that a run reads, the prior that draws included, and drop it: missing weights end here."""
+    """Load all that a run reads, the prior that draws included, and drop it: missing weights end
+    here.
+    """
     models = load_models(config, watch)
     drawing_prior(config, fit_to_device(config, models.device), models, watch)
 
@@ -199,7 +201,9 @@ def find_visual_prompt(
 
 @report_out_of_memory("loading the prior that draws", LESS_MEMORY_FOR_MODELS)
 def drawing_prior(config: Config, fitted: FittedSettings, models: Models, watch: Watch) -> Prior:
-    """The prior that draws: `visual_prompt.prior` if it is set, loaded now, else the one that distils."""
+    """The prior that draws: `visual_prompt.prior` if it is set, loaded now, else the one that
+    distils.
+    """
     if not fitted.drawing_prior.path or config.image:
         return models.prior
     watch.on_event(Note(f"loading {fitted.drawing_prior.path} to draw"))
@@ -278,7 +282,7 @@ def coarse_settings(
 
 
 def coarse_identity(config: Config, extra: Mapping[str, Reward]) -> dict[str, Any]:
-    """All settings that the coarse stage's result depends on, rewards of the caller's own included."""
+    """All settings that the coarse stage's result depends on, with rewards of the caller's own."""
     own = [[name, asdict(reward.config)] for name, reward in sorted(extra.items())]
     return stage_settings(config, Coarse.name) | {"extra_rewards": own}
 
@@ -337,7 +341,10 @@ def make_field(
     new_field: NewField = build_field,
     note: Callable[[str], None] = lambda text: None,
 ) -> Field:
-    """The initial field of a run on `device`; a hash grid on CUDA takes the fastest look-up there."""
+    """The initial field of a run on `device`.
+
+    A hash grid on CUDA takes the fastest look-up there.
+    """
     initial = new_field(config.field, make_generator(config.seed, "field")).to(device)
     if isinstance(initial, HashGridField) and device.type == "cuda":
         from vp3d.fields.hashgrid_cuda import accelerate  # GPU-only code: imported only when used

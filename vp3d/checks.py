@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vp3d.config.identity import stage_settings
-from vp3d.config.paths import expand, locate
+from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
 from vp3d.prompts import (
@@ -123,7 +123,7 @@ def check_same_weights(run: RunFolder, config: Config) -> None:
         raise UserError(
             f"{changed} is not the weight file that {run.path} began with (see its "
             f"{provenance_file(run.path).name}); put that file back, start a new run, or export "
-            f"what there is: `launch.py export {shlex.quote(str(run.path))}`"
+            f"what there is: `{program()} export {shlex.quote(str(run.path))}`"
         )
 
 

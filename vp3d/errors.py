@@ -1,6 +1,7 @@
 """The errors that VP3D raises on purpose, each with a stable `code` for programs that call it.
 
-Everything here is free of torch, so that the command line answers at once. Any other exception is a bug.
+Everything here is free of torch, so that the command line answers at once. Any other exception is
+a bug.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from typing import ClassVar
 
 
 class VP3DError(Exception):
-    """Base of all errors below. The command line prints the message as one line and exits with code 2."""
+    """Base of all errors below.
+
+    The command line prints the message as one line and exits with code 2.
+    """
 
     code: ClassVar[str] = "error"
 
@@ -33,7 +37,10 @@ class DamagedFileError(UserError):
 
 
 class ResourceError(VP3DError):
-    """The machine could not do it: memory, disk or permissions. The same request may succeed later."""
+    """The machine could not do it: memory, disk or permissions.
+
+    The same request may succeed later.
+    """
 
     code = "resource"
 

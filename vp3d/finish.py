@@ -97,7 +97,10 @@ def field_views(
 def export_field(
     field: Field, settings: FinishSettings, journal: Journal, device: torch.device
 ) -> Asset:
-    """Mesh, texture and files of a field; each file is read back and compared with the field's renders."""
+    """Mesh, texture and files of a field.
+
+    Each file is read back and compared with the field's renders.
+    """
     run = journal.run
     journal.show(Stage("export", "exporting"))
     began = time.monotonic()

@@ -17,7 +17,7 @@ from torch import Tensor
 from vp3d import build, checks
 from vp3d.config.loader import build_config
 from vp3d.config.paths import locate
-from vp3d.config.reader import read_file
+from vp3d.config.reader import read_stack
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.guidance.condition import Condition
@@ -111,7 +111,7 @@ def read_settings(file: str, settings: Mapping[str, Any]) -> Config:
             f"vp3d.{unused} changes nothing in threestudio, use threestudio's own key; "
             f"the keys of VP3D that are used are {', '.join(USED_KEYS)}"
         )
-    layers = [read_file(locate(file))] if file else []
+    layers = read_stack(locate(file)) if file else []
     return build_config(None, [*layers, dict(settings), NO_FFMPEG])
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it, its display, Ctrl-C, the doctor, and what is promised to be installed."""
+"""The command line as a user meets it, its display, Ctrl-C, the doctor, and the requirements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from PIL import Image
 from rich.console import Console
 
 from vp3d.build import resolve_device
-from vp3d.cli import doctor, main
+from vp3d.cli import generate, machine_checks, main
+from vp3d.config import paths
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
@@ -40,9 +41,7 @@ def launch(*words: str) -> subprocess.CompletedProcess[str]:
 
 def config_of(*words: str) -> Config:
     """The configuration that `generate WORDS...` would run with."""
-    parser = main.Parser("test", allow_abbrev=False)
-    main.add_generate_arguments(parser)
-    return main.config_of(parser.parse_intermixed_args(words))
+    return generate.config_of(main.build_parser().parse_args(["generate", *words]))
 
 
 def test_places_below_the_current_folder_are_kept_absolute(
@@ -51,22 +50,14 @@ def test_places_below_the_current_folder_are_kept_absolute(
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "sd15"):
         (tmp_path / name).mkdir()
-    config = config_of(
-        "a mug",
-        "prior.path=mine",
-        "visual_prompt.prior.path=sd15",
-        "rewards.clip=./sd15",
-        "prior.ip_adapter=no",
-    )
-    assert (config.prior.path, config.rewards.clip) == (
-        str(tmp_path / "mine"),
-        str(tmp_path / "sd15"),
-    )
-    assert (config.visual_prompt.prior.path, config.prior.ip_adapter) == (
-        "sd15",
-        "no",
-    )  # of the table, and nowhere
-    assert config.prior.vocabulary == Config().prior.vocabulary  # the repository's
+    words = ["prior.path=mine", "rewards.clip=./sd15"]
+    words += ["visual_prompt.prior.path=sd15", "prior.ip_adapter=no"]
+    config = config_of("a mug", *words)
+    assert config.prior.path == str(tmp_path / "mine")
+    assert config.rewards.clip == str(tmp_path / "sd15")
+    assert config.visual_prompt.prior.path == "sd15"  # a name of the catalogue
+    assert config.prior.ip_adapter == "no"  # does not exist
+    assert config.prior.vocabulary == Config().prior.vocabulary  # of the repository
 
 
 def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(
@@ -78,12 +69,12 @@ def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(
         "--every=x": "argument --every: invalid int value: 'x'",
         "--evry": "unrecognized arguments: --evry",
     }
-    for word, told in wrong.items():
+    for word, message in wrong.items():
         with pytest.raises(SystemExit) as ended:
-            console.run_program("one", lambda word=word: parser.parse_args([word]))  # type: ignore[misc]
+            console.run_program("one", lambda word=word: parser.parse_args([word]))  # type: ignore
         assert (
             ended.value.code == 2
-            and capsys.readouterr().err == f"one: {told}; see `python -m one --help`\n"
+            and capsys.readouterr().err == f"one: {message}; see `python -m one --help`\n"
         )
     with pytest.raises(SystemExit) as ended:
         console.run_program("one", lambda: signal.raise_signal(signal.SIGINT))
@@ -92,51 +83,26 @@ def test_a_module_that_is_run_by_itself_tells_a_mistake_in_one_line(
 
 
 def test_a_scale_that_is_not_read_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    told = {
-        "guidance.text_scale=3": "vp3d: guidance.text_scale changes nothing here: it is read with guidance.mode=split alone\n",
-        "guidance.guidance_scale=3": "",
-    }
-    for word, line in told.items():
+    line = "vp3d: guidance.text_scale changes nothing here: only guidance.mode=split reads it\n"
+    notes = {"guidance.text_scale=3": line, "guidance.guidance_scale=3": ""}
+    for word, line in notes.items():
         config_of("a mug", word)
         assert capsys.readouterr().err == line
-    config_of("a mug", *told, "guidance.mode=split")
-    assert capsys.readouterr().err == told["guidance.text_scale=3"].replace(
-        "text", "guidance"
-    ).replace("split", "joint")
+    config_of("a mug", *notes, "guidance.mode=split")
+    line = notes["guidance.text_scale=3"].replace("text", "guidance").replace("split", "joint")
+    assert capsys.readouterr().err == line
 
 
 def test_options_files_and_words_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\noptim: {steps: 5, views: 2}\n")
-    config = config_of(
-        *[
-            "--preset",
-            "draft",
-            "optim.steps=7",
-            "--seed",
-            "4",
-            "a red ball",
-            "--config",
-            str(tmp_path / "c.yaml"),
-        ],
-        *[
-            "export.grid=33",
-            "--faces",
-            "0",
-            "--texture-size",
-            "64",
-            "--formats",
-            "glb,ply",
-            "--negative",
-            "grey",
-        ],
-    )
+    words = ["--preset", "draft", "optim.steps=7", "--seed", "4", "a red ball"]
+    words += ["--config", str(tmp_path / "c.yaml"), "export.grid=33", "--faces", "0"]
+    words += ["--texture-size", "64", "--formats", "glb,ply", "--negative", "grey"]
+    config = config_of(*words)
     assert (config.prompt, config.seed, config.preset) == ("a red ball", 4, "draft")
     assert (config.optim.steps, config.optim.views, config.export.grid) == (7, 2, 33)
-    assert (config.export.faces, config.export.texture_size, config.export.formats) == (
-        0,
-        64,
-        ["glb", "ply"],
-    )
+    assert (config.export.faces, config.export.texture_size) == (0, 64)
+    assert config.export.formats == ["glb", "ply"]
     assert config.negative_prompt == "grey"
 
 
@@ -199,7 +165,7 @@ MISTAKES = [
     (["doctor", "now"], "key=value"),
     (["evaluate", "a mug"], "key=value"),
     (["evaluate", "optim.step=3"], "did you mean 'optim.steps'"),
-    (["evaluate", "seed=3"], "prompts and seeds are its own"),
+    (["evaluate", "seed=3"], "prompts and seeds are those of the suite"),
     (["evaluate", "--suite", "coco"], "toybench"),
     (["evaluate", "--seeds", "0"], "--seeds takes a whole number of 1 or more"),
     (["evaluate", "--assets", "/nowhere"], "not a folder"),
@@ -265,8 +231,7 @@ def test_cuda_where_there_is_none_is_one_line_and_auto_is_not(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main.main(["a sphere", "backend=cuda"]) == 2
     assert (
-        "backend=cuda, but torch sees no CUDA device here; use backend=auto"
-        in capsys.readouterr().err
+        "backend=cuda, but torch finds no CUDA device; use backend=auto" in capsys.readouterr().err
     )
     assert resolve_device("auto").type == "cpu"
 
@@ -278,7 +243,8 @@ def test_longest_allowed_prompt_passes() -> None:
 def test_help_and_mistakes_do_not_wait_for_torch() -> None:
     script = (
         "import sys; from vp3d.cli.main import VERBS, main\n"
-        "codes = [main([verb, '--help']) for verb in VERBS] + [main(['--help']), main(['--version']), main(['a', 'b'])]\n"
+        "words = [*([verb, '--help'] for verb in VERBS), ['--help'], ['--version'], ['a', 'b']]\n"
+        "codes = [main(line) for line in words]\n"
         "assert codes == [0] * (len(VERBS) + 2) + [2], codes\n"
         "heavy = {'torch', 'numpy', 'rich', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -300,6 +266,19 @@ def test_launch_py_hands_on_words_and_exit_code() -> None:
     assert wrong.returncode == 2 and wrong.stdout == "" and "Traceback" not in wrong.stderr
 
 
+def test_messages_name_the_program_that_the_user_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.program() == "python launch.py"
+    monkeypatch.setattr(paths, "INSTALLED", True)
+    assert paths.program() == "vp3d" and main.build_parser().prog == "vp3d"
+
+
+def test_every_verb_is_a_subparser_with_its_own_help() -> None:
+    (verbs,) = (a for a in main.build_parser()._actions if isinstance(a.choices, dict))
+    assert list(verbs.choices) == list(main.VERBS)
+    for name, parser in verbs.choices.items():
+        assert parser.prog == f"python launch.py {name}" and parser.description
+
+
 def test_ctrl_c_once_asks_twice_ends(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopFlag() as stop:
@@ -319,7 +298,7 @@ def test_interrupt_is_exit_130_without_traceback() -> None:
         "def work(arguments):\n"
         "    with StopFlag():\n"
         "        while True: os.kill(os.getpid(), signal.SIGINT)\n"
-        "cli.VERBS['doctor'] = cli.Verb('x', cli.add_doctor_arguments, work)\n"
+        "cli.doctor.run = work\n"
         "sys.exit(cli.main(['doctor']))"
     )
     done = subprocess.run(
@@ -409,69 +388,55 @@ def test_doctor_sees_missing_tampered_and_whole_weights(tmp_path: Path) -> None:
     own = tmp_path / "own"
     places = [f"prior.path={own}", "prior.ip_adapter=", f"rewards.clip={own}"]
     config = load_config(None, [], [f"prior.manifest={tmp_path / 'MANIFEST.json'}", *places])
-    assert doctor.check_weights(config).state == "BROKEN"
+    assert machine_checks.check_weights(config).state == "BROKEN"
     own.mkdir()
     (own / "a.safetensors").write_bytes(b"abc")
     entries = {"own/a.safetensors": file_entry(own / "a.safetensors")}
     write_json(tmp_path / "MANIFEST.json", {"files": entries, "licence": "Apache-2.0"})
-    found = doctor.check_weights(config)
+    found = machine_checks.check_weights(config)
     assert (found.state, found.licence) == ("on", "Apache-2.0") and "1 files" in found.detail
     for others in (
         places[:1],
         places[2:],
         ["prior.vocabulary=nowhere.json"],
     ):  # not covered, or not there
-        assert doctor.check_weights(load_config(None, [], others)).state == "BROKEN"
+        assert machine_checks.check_weights(load_config(None, [], others)).state == "BROKEN"
     (own / "a.safetensors").write_bytes(b"abd")
-    assert doctor.check_weights(config).state == "BROKEN"
+    assert machine_checks.check_weights(config).state == "BROKEN"
 
 
 def test_doctor_misses_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_ffmpeg().state == "on"
+    assert machine_checks.check_ffmpeg().state == "on"
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
-    assert doctor.check_ffmpeg().state == "BROKEN"
+    assert machine_checks.check_ffmpeg().state == "BROKEN"
 
 
 def test_doctor_misses_a_package_and_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "PACKAGES", {"numpy": "numpy", "nosuch": "nosuch_package"})
-    there, missing = doctor.check_packages()
+    monkeypatch.setattr(machine_checks, "PACKAGES", {"numpy": "numpy", "nosuch": "nosuch_package"})
+    there, missing = machine_checks.check_packages()
     assert (there.state, missing.state) == ("on", "BROKEN") and "pip install" in missing.detail
-    assert doctor.check_disk(tmp_path / "not" / "yet").state == "on"
-    monkeypatch.setattr(doctor, "NEEDED_DISK_GIB", 1e9)
-    assert doctor.check_disk(tmp_path).state == "BROKEN"
-    assert not doctor.healthy([there, missing]) and doctor.healthy([there])
+    assert machine_checks.check_disk(tmp_path / "not" / "yet").state == "on"
+    monkeypatch.setattr(machine_checks, "NEEDED_DISK_GIB", 1e9)
+    assert machine_checks.check_disk(tmp_path).state == "BROKEN"
+    assert not machine_checks.healthy([there, missing]) and machine_checks.healthy([there])
 
 
 def test_doctor_names_what_a_configuration_lacks(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
-    code, names = (
-        main.main(["doctor", "--config", "configs/sd15.yaml"]),
-        "sd15 ip-adapter-sd15 imagereward dinov2-base",
-    )
-    assert code == 1 and re.search(
-        rf"^weights +BROKEN +prior.path.*models fetch {names}$", capsys.readouterr().out, re.M
-    )
+    names = "sd15 ip-adapter-sd15 imagereward dinov2-base"
+    assert main.main(["doctor", "--config", "configs/sd15.yaml"]) == 1
+    line = rf"^weights +BROKEN +prior.path.*models fetch {names}$"
+    assert re.search(line, capsys.readouterr().out, re.M)
 
 
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = main.main(["doctor", f"prior.manifest={tmp_path / 'none.json'}"])
     out = capsys.readouterr().out
     assert code == 1 and re.search(r"^weights +BROKEN .*none\.json", out, re.M)
-    for name in (
-        "python",
-        "torch",
-        "cuda",
-        "nerfacc",
-        "tinycudann",
-        "triton",
-        "ffmpeg",
-        "xatlas",
-        "models",
-        "memory",
-        "disk",
-    ):
+    names = "python torch cuda nerfacc tinycudann triton ffmpeg xatlas models memory disk"
+    for name in names.split():
         assert re.search(rf"^{name} +(on|off) ", out, re.M), name
 
 
@@ -481,18 +446,18 @@ def test_doctor_knows_that_triton_needs_a_c_compiler(
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.c_compiler() == ""
+    assert machine_checks.c_compiler() == ""
     if compiler:
         (tmp_path / "gcc").touch(mode=0o755)
-        assert doctor.c_compiler() == str(tmp_path / "gcc")
+        assert machine_checks.c_compiler() == str(tmp_path / "gcc")
         monkeypatch.setenv("CC", "/opt/cc")
-        assert doctor.c_compiler() == "/opt/cc"
+        assert machine_checks.c_compiler() == "/opt/cc"
 
 
 def test_export_and_resume_take_up_the_settings_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without weights the way ends at the run's own (missing) vocabulary or checkpoint: one line, not a traceback."""
+    """Without weights both end at the missing vocabulary or checkpoint of the run, in one line."""
     config = load_config(
         None,
         [],

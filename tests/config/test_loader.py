@@ -1,8 +1,7 @@
-"""Layering, strictness, round trips, and that no field is dead."""
+"""Layering, strictness and round trips of the configuration."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -108,7 +107,7 @@ def test_committed_configs_load(path: Path) -> None:
     config = load_config(None, [path], [])
     assert config != Config()
     tree = yaml.safe_load(path.read_text())
-    for key in leaves(tree):
+    for key in set(leaves(tree)) - {"extends"}:
         assert get_value(config, key) is not None
 
 
@@ -188,6 +187,19 @@ def test_bare_number_makes_a_schedule_constant() -> None:
             "camera.elevation_min_deg=60",
             ["'camera.elevation_min_deg' (60.0)", "'camera.elevation_max_deg' (40.0)"],
         ),
+        (
+            "rewards.aesthetic.gate.full_deg=200",
+            ["'rewards.aesthetic.gate.full_deg'", "0 to 180"],
+        ),
+        (
+            "rewards.aesthetic.gate.zero_deg=90",
+            ["'rewards.aesthetic.gate.full_deg' (180.0)", "'rewards.aesthetic.gate.zero_deg'"],
+        ),
+        (
+            "rewards.image_image.finish=0.1",
+            ["'rewards.image_image.begin' (0.3)", "'rewards.image_image.finish' (0.1)"],
+        ),
+        ("render.background_min=0.6", ["'render.background_min' (0.6)"]),
         ("guidance.t_min=0.9", ["'guidance.t_min'", "'guidance.t_max'", "0.9"]),
         (
             "guidance.t_min={start: 0.8, end: 0.02, from_: 0.9}",
@@ -215,9 +227,9 @@ def test_mistakes_are_one_clear_line(word: str, parts: list[str]) -> None:
         ("optim: &a\n  x: *a\n", "recursive node"),
         ("export: &a\n  formats: &b [glb, *b]\n", "recursive node"),
         ("--- &a\noptim: *a\n", "recursive node"),
-        ("seed: 1\nseed: 2\n", "'seed' stands there twice"),
-        ("optim: {steps: 10, views: 2, steps: 20}", "'steps' stands there twice"),
-        ('output_dir: "/tmp/a\\0b"', "holds a NUL character"),
+        ("seed: 1\nseed: 2\n", "'seed' occurs twice"),
+        ("optim: {steps: 10, views: 2, steps: 20}", "'steps' occurs twice"),
+        ('output_dir: "/tmp/a\\0b"', "contains a NUL character"),
         ("export: {faces: 3}", "take 4 or more, or 0"),
     ],
 )
@@ -282,26 +294,3 @@ def test_locate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "sds.yaml").touch()
     assert locate("configs/sds.yaml").resolve() == tmp_path / "configs" / "sds.yaml"
-
-
-def test_no_field_is_dead() -> None:
-    """Every field is read as an attribute somewhere outside the modules that define and load the tree."""
-    read = set()
-    for path in (ROOT / "vp3d").rglob("*.py"):
-        if path.name not in ("config.py", "strict.py"):
-            tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            read |= {
-                node.attr
-                for node in tree
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-            }
-    groups = [
-        group for group in nodes(Config()) if not isinstance(group, Schedule)
-    ]  # Schedule.at reads its own
-    dead = {
-        f"{type(group).__name__}.{item.name}"
-        for group in groups
-        for item in dataclasses.fields(group)
-    }
-    dead = {name for name in dead if name.rsplit(".", 1)[-1] not in read}
-    assert not dead, f"config fields nobody reads: {sorted(dead)}"

@@ -1,4 +1,4 @@
-"""threestudio's YAML as `--config`: what is read, how it is converted, what is said of the rest, and what is refused."""
+"""YAML of threestudio as `--config`: what is read, converted, named as ignored, and refused."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from vp3d.cli import main
+from vp3d.cli.arguments import read_config
 from vp3d.config.loader import load_config
 from vp3d.config.schema import Config, Schedule
-from vp3d.config.threestudio import Layers, read_layers, read_schedule
+from vp3d.config.threestudio import Layers, read_layers
+from vp3d.config.threestudio_file import read_schedule
 from vp3d.errors import UserError
 
 EXPERIMENT = """
@@ -161,22 +163,25 @@ def test_what_a_run_of_ours_cannot_say_is_named(tmp_path: Path) -> None:
     ]
     words += ["system.guidance.weighting_strategy=fantasia3d"]
     config, notes = read(tmp_path, *words)
-    told = "\n".join(notes)
+    notes_text = "\n".join(notes)
     assert config.render.resolution == 64 and config.optim.views == Config().optim.views  # ours
-    assert config.camera.elevation_max_deg == 89.0 and "held to -10 to 89 degrees" in told
-    assert config.guidance.weight == 1.0 and "lambda_sds (a schedule, ours is a number)" in told
+    assert config.camera.elevation_max_deg == 89.0 and "limited to -10 to 89 degrees" in notes_text
+    assert (
+        config.guidance.weight == 1.0
+        and "lambda_sds (a schedule, but a number in VP3D)" in notes_text
+    )
     assert (
         config.loss.sparsity == Config().loss.sparsity
-        and "[0, 1, 5, 10, 2, 20]: more than one slope" in told
+        and "[0, 1, 5, 10, 2, 20]: more than one slope" in notes_text
     )
-    assert config.guidance.weighting == "sigma2" and "weighting_strategy" in told
-    assert "ignored batch_size, width, height, light_sample_strategy;" in told
+    assert config.guidance.weighting == "sigma2" and "weighting_strategy" in notes_text
+    assert "ignored batch_size, width, height, light_sample_strategy;" in notes_text
     config, notes = read(tmp_path, "system.guidance_type=stable-diffusion-vsd-guidance")
-    told = "\n".join(notes)
+    notes_text = "\n".join(notes)
     assert config.guidance.guidance_scale == Config().guidance.guidance_scale
     assert (
-        "guidance_type stable-diffusion-vsd-guidance is not known" in told
-        and "guidance_scale, weighting_strategy" in told
+        "guidance_type stable-diffusion-vsd-guidance is not known" in notes_text
+        and "guidance_scale, weighting_strategy" in notes_text
     )
 
 
@@ -223,7 +228,7 @@ MISTAKES = [
     ("system.guidance.guidance_scale=5000", "'guidance.guidance_scale': 5001.0 is out of range"),
     ("system.loss.lambda_orient=[1, 2]", "is not a number or [start_step, start, end, end_step]"),
     ("system.loss.lambda_orient=[0, a, 2, 3]", "is not a number or"),
-    ("system.loss.lambda_orient=[9, 1, 2, 3]", "do not grow"),
+    ("system.loss.lambda_orient=[9, 1, 2, 3]", "do not increase"),
     ("system.loss.lambda_sparsity=-1", "'loss.sparsity.start'"),
     ("system.loss=5", "'system.loss' is '5', not a group"),
     ("system.guidance.max_step_percent=0.01", "above 'guidance.t_max'"),
@@ -232,9 +237,9 @@ MISTAKES = [
     ("data.batch_size=two", "'data.batch_size': 'two' is not a whole number"),
     ("trainer.max_steps=-1", "'optim.steps'"),
     ("trainer.max_steps=${trainer.max_steps}", "refers to itself"),
-    ("data.batch_size=${idiv:8,4}", "'data.batch_size' is ${idiv:8,4}; only whole references"),
+    ("data.batch_size=${idiv:8,4}", "'data.batch_size' is ${idiv:8,4}; only complete references"),
     ("system.prompt_processor.prompt=lib:dog", "write the prompt out"),
-    ("system.refinement=true", "give the coarse stage's file"),
+    ("system.refinement=true", "give the file of the coarse stage"),
     ("system_type=x", "unknown config key 'system_type'"),
 ]
 
@@ -280,12 +285,12 @@ def test_the_command_line_tells_once_and_goes_on(
 
 
 def test_a_file_is_read_once_so_a_pipe_will_do(capsys: pytest.CaptureFixture[str]) -> None:
-    """As `--config <(...)` of a shell gives it: a second look would find nothing, and ignored keys would go untold."""
+    """A shell's `--config <(...)` is a pipe, which is empty when it is read a second time."""
     reader, writer = os.pipe()
     os.write(writer, EXPERIMENT.encode())
     os.close(writer)
     try:
-        config = main.read_config(
+        config = read_config(
             None, [Path(f"/dev/fd/{reader}")], ["system.prompt_processor.prompt=a green car"]
         )
     finally:
@@ -308,7 +313,7 @@ def test_doctor_tells_what_it_ignores_too(
 
 
 def test_the_real_files_are_read() -> None:
-    """Of a checkout on PYTHONPATH. The package is not imported, so none of its CUDA packages is needed."""
+    """In a checkout on PYTHONPATH; the package is not imported, so it needs no CUDA."""
     package = importlib.util.find_spec("threestudio")
     if package is None or package.origin is None:
         pytest.skip("no checkout of threestudio is on PYTHONPATH")

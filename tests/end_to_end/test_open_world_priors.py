@@ -17,7 +17,7 @@ from tests.helpers.listening import journal_of
 from tests.helpers.tiny_models import save_pipeline
 from tests.helpers.tiny_run import tiny_config
 from vp3d import build, checks, pipeline
-from vp3d.cli import doctor
+from vp3d.cli import machine_checks
 from vp3d.config.loader import load_config
 from vp3d.config.paths import locate
 from vp3d.config.schema import Config, PriorConfig
@@ -111,10 +111,10 @@ def test_a_drawing_prior_that_is_not_there_is_found_before_anything_is_loaded(
     config.visual_prompt.prior.path, config.visual_prompt.prior.vae = str(tmp_path), "taesdxl"
     with pytest.raises(UserError, match="visual_prompt.prior.vae: .*models fetch taesdxl$"):
         pipeline.generate(config)
-    found = doctor.check_weights(config)
+    found = machine_checks.check_weights(config)
     assert found.state == "BROKEN" and found.detail.endswith("models fetch taesdxl")
     config.visual_prompt.prior.vae = ""
-    assert doctor.check_weights(config).state == "on"
+    assert machine_checks.check_weights(config).state == "on"
     with pytest.raises(
         UserError, match="^visual_prompt.prior: cannot load the pipeline"
     ):  # the folder holds no pipeline
@@ -149,14 +149,14 @@ def test_every_place_of_a_run_is_known(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
     names = [name for _, name in places[:3] + places[4:6]]
     for number, name in enumerate(names):  # one command fetches all that is left
-        found = doctor.check_weights(config)
+        found = machine_checks.check_weights(config)
         assert found.state == "BROKEN" and found.detail.endswith(
             f" models fetch {' '.join(names[number:])}"
         )
         for file in missing_files(name, tmp_path / name):
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / file).touch()
-    found = doctor.check_weights(config)
+    found = machine_checks.check_weights(config)
     assert found.state == "off" and found.detail.endswith("from the hub when needed: owner/bert")
 
 

@@ -1,4 +1,4 @@
-"""A model of two files that is fetched from here and there. For tests only."""
+"""A model of two files that tests fetch from several sources."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sha(data: bytes) -> str:
 
 
 def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where models are fetched to, nothing there yet; no mirrors, and no waiting between attempts."""
+    """The empty folder of fetched models; no mirrors, and no waiting between attempts."""
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
     monkeypatch.delenv("VP3D_MIRRORS", raising=False)
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
@@ -39,7 +39,7 @@ def add(
     pickle: str = "",
     name: str = "tiny",
 ) -> Model:
-    """Put a model of two files into the table."""
+    """Add a model of two files to the catalogue."""
     files = (
         File("config.json"),
         File("unet/model.safetensors", sha(WEIGHTS) if known else "", len(WEIGHTS)),
@@ -63,7 +63,7 @@ def write(folder: Path, files: dict[str, bytes] = BODY) -> Path:
 
 
 def refused(name: str, *places: str) -> str:
-    """What a fetch that fails says, one line."""
+    """The message of a fetch that fails, one line."""
     with pytest.raises(UserError) as caught:
         fetch.fetch(name, list(places))
     assert "\n" not in str(caught.value)
@@ -71,7 +71,7 @@ def refused(name: str, *places: str) -> str:
 
 
 def check_whole(folder: Path) -> None:
-    """Both files and ours are there, the receipt tells their hashes, and nothing else is left over."""
+    """All three files exist, the receipt has their hashes, and no other file is left."""
     assert {path: (folder / path).read_bytes() for path in BODY} == BODY
     assert (folder / "note.txt").read_text() == "ours\n"
     noted = read_receipt(folder)
@@ -82,7 +82,7 @@ def check_whole(folder: Path) -> None:
 
 
 class Always(dict[str, int]):
-    """Cuts that do not heal."""
+    """Cuts that happen every time, not once."""
 
     def pop(self, key: str, default: int) -> int:
         return self.get(key, default)

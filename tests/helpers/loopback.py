@@ -1,8 +1,9 @@
-"""A small real http server on the loopback: files with ranges and ETags, faults on request, and the hub's file addresses.
+"""A small http server on the loopback: ranges, ETags, faults, and the hub's file addresses.
 
     with Server({"base/a.txt": b"..."}) as server: urlopen(server.url + "/base/a.txt")
 
-A hub file `OWNER/NAME/resolve/REVISION/PATH` is a file of that name; its ETag is its SHA-256, as for the hub's large files.
+A hub file `OWNER/NAME/resolve/REVISION/PATH` is a file of that name; its ETag is its SHA-256, as
+for large files of the hub.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server:
-    """Serves `files`; `cut[path] = n` breaks the connection after n bytes, once; `status[path] = 403` answers with an error.
+    """Serves `files`, with faults on request.
 
-    `raw[path]` is sent to whoever asks for the path, in the place of status line, headers and body.
+    `cut[path] = n` breaks the connection after n bytes, once; `status[path] = 403` answers with an
+    error; `raw[path]` is sent instead of status line, headers and body.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:

@@ -1,5 +1,7 @@
-"""The files that the table names are all that the loaders read: each model is written as its publisher lays it out, small, and
-fetched by its own entry of the table (without its hashes), so that a file nobody lists is missing here as it would be there.
+"""The loaders read no file that the catalogue does not list.
+
+Each model is written in the layout of its publisher, small, and fetched by its own entry of the
+catalogue (without the hashes), so that a file that is not listed is missing when it is loaded.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ PIPELINES = {"sd": "sd15", "sdxl": "sdxl"}
 
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the published folders are put; the table has no hashes, as small models have others."""
+    """The folder of published models; the catalogue has no hashes, as small models have others."""
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
     for name, model in MODELS.items():
         files = [
@@ -63,7 +65,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def as_published(folder: Path) -> None:
-    """CLIP's tokenizer as the repositories of 2022 have it: words and merges, and no tokenizer.json."""
+    """CLIP's tokenizer as in the repositories of 2022: words and merges, no tokenizer.json."""
     words = tokenizer().get_vocab()
     shutil.rmtree(folder)
     folder.mkdir()
@@ -118,7 +120,7 @@ def write_pipeline(folder: Path, kind: str) -> Path:
         index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]
         index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
         (folder / "model_index.json").write_text(json.dumps(index))
-    else:  # the half precision is fetched; what lies beside it is another file
+    else:  # the half precision is fetched; the single precision next to it is another file
         for file in folder.rglob("*.safetensors"):
             half = {name: value.half() for name, value in load_file(file).items()}
             save_file(
@@ -131,7 +133,7 @@ def write_pipeline(folder: Path, kind: str) -> Path:
 
 
 def write_adapters(folder: Path, kind: str) -> Path:
-    """Base and plus beside each other as in h94/IP-Adapter."""
+    """Base and plus next to each other as in h94/IP-Adapter."""
     place, names = {
         "sd": ("models", ("ip-adapter_sd15", "ip-adapter-plus_sd15")),
         "sdxl": ("sdxl_models", ("ip-adapter_sdxl_vit-h", "ip-adapter-plus_sdxl_vit-h")),
@@ -146,7 +148,7 @@ def write_adapters(folder: Path, kind: str) -> Path:
 
 
 def fetched(store: Path, *names: str) -> None:
-    """Fetch them from the store; nothing else is in their folders than what the table lists."""
+    """Fetch them from the store; their folders contain only what the catalogue lists."""
     for name in names:
         folder = fetch.fetch(name, [str(store)])
         listed = (
@@ -169,8 +171,8 @@ def small(name: str) -> PriorConfig:
     return config.prior
 
 
-def told(prior: Prior) -> torch.Tensor:
-    """What prompts become, [2, 77, C] (any range)."""
+def encoded(prior: Prior) -> torch.Tensor:
+    """The embeddings of two prompts, [2, 77, C] (any range)."""
     return prior.encode_text(["a red cube", "x, y"]).tokens
 
 
@@ -199,7 +201,7 @@ def test_the_priors_of_our_configurations_load_from_what_is_fetched(
         str(tmp_path / "today"), "", manifest="", vocabulary="", resolution=RESOLUTION
     )
     torch.testing.assert_close(
-        told(prior), told(load_prior(plain)), atol=2e-2 if kind == "sdxl" else 1e-6, rtol=1e-2
+        encoded(prior), encoded(load_prior(plain)), atol=2e-2 if kind == "sdxl" else 1e-6, rtol=1e-2
     )
 
 
@@ -235,9 +237,8 @@ def test_the_language_model_loads_from_what_is_fetched(store: Path) -> None:
     words = ["a", "smiling", "dog"]
     written = save_bert(store / "bert-base", list(dict.fromkeys([*WORDS, *DIRECTIONS, *words])))
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    (written / "vocab.txt").write_text(
-        "\n".join(vocabulary) + "\n"
-    )  # the publisher's repository has it too
+    # The publisher's repository has the vocabulary too.
+    (written / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     fetched(store, "bert-base")
     assert debiased_prompts("a smiling dog", "bert-base") == debiased_prompts(
         "a smiling dog", str(written)

@@ -1,4 +1,4 @@
-"""`models convert`: pickles of tensors become safetensors, and a pickle of anything else is not even looked into."""
+"""`models convert`: a pickle of tensors becomes safetensors; nothing in another pickle is run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from vp3d.weights.verify import verify
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
     first, second = MODELS["imagereward"].parts
-    tiny = Part(
-        (File("vocab.txt"),), second.sources
-    )  # a vocabulary of a few words has another hash
+    # A vocabulary of a few words has another hash.
+    tiny = Part((File("vocab.txt"),), second.sources)
     monkeypatch.setitem(MODELS, "imagereward", replace(MODELS["imagereward"], parts=(first, tiny)))
     return tmp_path / "models"
 
@@ -55,7 +54,7 @@ def test_imagereward_from_the_publishers_file(
         model.net.blip.visual_encoder.cls_token, state["blip.visual_encoder.cls_token"]
     )
     assert "as published" in verify(["imagereward"])
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         convert("imagereward", file, [])
 
 
@@ -125,7 +124,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
         read_tensors(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "done.safetensors")
-    with pytest.raises(UserError, match="safetensors already: put it where .* NAME --from FOLDER"):
+    with pytest.raises(UserError, match="safetensors already: put it .* NAME --from FOLDER"):
         read_tensors(tmp_path / "done.safetensors")
     whole = save_pickle(tmp_path / "whole.pt", {"a": torch.zeros(99)}).read_bytes()
     for number, data in enumerate(
@@ -134,7 +133,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         file = tmp_path / f"{number}.pt"
         file.write_bytes(data)
         with pytest.raises(
-            UserError, match="damaged or holds more than tensors|is not a torch checkpoint .[A-Z]"
+            UserError,
+            match="damaged or contains more than tensors|is not a torch checkpoint .[A-Z]",
         ) as caught:
             read_tensors(file)
         assert "\n" not in str(caught.value)

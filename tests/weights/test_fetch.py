@@ -1,4 +1,4 @@
-"""`models fetch | verify | list` against a real loopback server and local folders; the hub is in test_fetch_hub.py."""
+"""`models fetch | verify | list` with a loopback server and folders; see also test_fetch_hub.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers.loopback import Server
 from vp3d.cli.main import main
 from vp3d.errors import UserError
 from vp3d.system import console
-from vp3d.weights import download, fetch, locate, verify
+from vp3d.weights import download, fetch, locate, progress, sources, verify
 from vp3d.weights.catalogue import MODELS, File, Model, Part
 from vp3d.weights.download import Unavailable
 from vp3d.weights.locate import find_weights, models_folder, read_receipt
@@ -69,22 +69,22 @@ def test_a_connection_that_breaks_every_time_is_one_line(monkeypatch: pytest.Mon
     with Server(served("pub")) as server:
         server.cut = Always({"pub/unet/model.safetensors": 70_000})
         add(monkeypatch, f"{server.url}/pub")
-        assert "broke again and again; the same command goes on where it stopped" in refused("tiny")
+        assert "broke 4 times; run the same command again to resume" in refused("tiny")
     assert len([path for path, _ in server.ranges if "safetensors" in path]) == download.ATTEMPTS
 
 
 def test_a_source_that_broke_off_is_gone_on_with_and_not_left_for_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Half of a large file is there: the next source would begin anew. One that then gives nothing more is passed over."""
+    """Half of a large file is stored, so the next source would start again at its first byte.
+
+    A source that then sends nothing more is skipped.
+    """
     path = "tiny/unet/model.safetensors"
     with Server(served("tiny")) as first, Server(served("tiny")) as second:
         add(monkeypatch, f"{first.url}/tiny", f"{second.url}/tiny")
         first.cut = Always({path: 70_000})
-        assert (
-            "the connection broke again and again; the same command goes on where it stopped"
-            in refused("tiny")
-        )
+        assert "the connection broke 4 times; run the same command again" in refused("tiny")
         assert not second.ranges
         first.cut, first.status = {}, {path: 500}
         check_whole(fetch.fetch("tiny", []))
@@ -122,8 +122,8 @@ def test_progress_is_shown(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     screen = Console(file=stream, force_terminal=live, width=100)
     monkeypatch.setattr(console, "terminal", lambda: screen)
-    monkeypatch.setattr(download, "terminal", lambda: screen)
-    monkeypatch.setattr(download, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "terminal", lambda: screen)
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
     with Server(served("pub")) as server:
         add(monkeypatch, f"{server.url}/pub")
         fetch.fetch("tiny", [])
@@ -204,8 +204,8 @@ def test_wrong_bytes_are_refused_and_the_next_source_is_taken(
     ("status", "reason"),
     [
         (403, "refuses access"),
-        (401, "asks for a login"),
-        (410, "is gone"),
+        (401, "requires a login"),
+        (410, "it has removed the file"),
         (404, "has no such file"),
         (503, "the server failed (HTTP 503)"),
     ],
@@ -267,7 +267,7 @@ def test_a_server_that_talks_nonsense_is_one_line(
 def test_a_connection_that_fails_is_not_taken_for_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Errors of the network and of the disk are both OSErrors: those of reading go to the next source, those of writing stop."""
+    """Both are OSErrors: after one of reading the next source is tried, one of writing stops."""
 
     class Reply:
         def read(self, size: int) -> bytes:
@@ -300,7 +300,8 @@ def test_a_pickle_is_refused_with_the_reason(
     twin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {"config.json": CONFIG, twin: b"\x80\x02}q\x00."}
-    expected = f"it has {Path(twin).name}, a pickle, and no unet/model.safetensors; pickles are never loaded"
+    found = f"it has {Path(twin).name}, a pickle"
+    expected = f"{found}, and no unet/model.safetensors; pickles are never loaded"
     with Server(served("pub", files)) as server:
         add(monkeypatch, f"{server.url}/pub", str(write(tmp_path / "folder", files)))
         message = refused("tiny")
@@ -321,7 +322,7 @@ def test_a_publisher_with_a_pickle_only(monkeypatch: pytest.MonkeyPatch) -> None
 def test_weights_of_another_model_are_not_taken(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The aesthetic head is called model.safetensors by its publisher, and so are its CLIP and many others."""
+    """Its publisher calls the aesthetic head model.safetensors, as its CLIP and many others are."""
     part = next(part for part in MODELS[name].parts if part.pickle)
     (file,) = part.files
     clip = write(
@@ -332,7 +333,7 @@ def test_weights_of_another_model_are_not_taken(
     monkeypatch.setitem(MODELS, name, Model("", "", (Part(part.files, (), part.pickle),)))
     message = refused(name, str(clip))
     assert (
-        f"{clip}: {file.at_source} is another model's: it has no tensor {fetch.PROBES[name]}"
+        f"{clip}: {file.at_source} is of another model: it has no tensor {fetch.PROBES[name]}"
         in message
     )
     assert not (models_folder() / name).exists()
@@ -371,7 +372,10 @@ def test_a_file_under_another_name_at_its_source(
 def test_a_place_of_the_users_may_be_laid_out_as_the_source_or_as_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clone of SDXL has single precision under the name of our half one; a copy of models/ has our names alone."""
+    """In a clone of SDXL, our name of the half precision is that of the single precision.
+
+    A copy of models/ has our names only.
+    """
     half, single, head = (
         WEIGHTS,
         save({"w": np.ones(9, np.float64)}),
@@ -443,7 +447,7 @@ def test_verify_finds_damage_and_fetch_mends_it(
         (folder / "config.json").unlink()
         with pytest.raises(
             UserError,
-            match="config.json is missing.*To mend it: python launch.py models fetch tiny",
+            match="config.json is missing.*To repair: python launch.py models fetch tiny",
         ):
             verify.verify(["tiny"])
         server.ranges.clear()
@@ -477,19 +481,17 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, calls: int
 @pytest.mark.parametrize(
     ("owner", "name", "calls"),
     [
-        *(
-            (fetch, "_check_space", 0),
-            (fetch, "_fetch_part", 0),
-            (fetch, "_write_ours", 0),
-            (fetch, "_mend", 0),
-        ),
-        *((fetch, "_clear", 0), (fetch, "copy_file", 0), (fetch, "copy_file", 1)),
-        *(
-            (fetch, "write_json", calls) for calls in range(4)
-        ),  # three receipts of what is ready, then that of the folder
-        *(
-            (Path, "replace", calls) for calls in range(7)
-        ),  # two copied, two made ready, three put into the folder
+        (fetch, "_check_space", 0),
+        (fetch, "_fetch_part", 0),
+        (fetch, "_write_own", 0),
+        (fetch, "_repair", 0),
+        (fetch, "_clear", 0),
+        (sources, "copy_file", 0),
+        (sources, "copy_file", 1),
+        # three receipts of checked files, then that of the folder
+        *((fetch, "write_json", calls) for calls in range(4)),
+        # two files copied, two checked, three moved into the folder
+        *((Path, "replace", calls) for calls in range(7)),
     ],
 )
 def test_mending_that_is_cut_off_counts_no_damaged_file_as_whole(
@@ -530,7 +532,7 @@ def test_what_was_made_ready_before_mending_was_cut_off_is_not_fetched_again(
         folder = fetch.fetch("tiny", [])
         spoil(folder)
         with monkeypatch.context() as patch:
-            cut_at(patch, fetch, "_mend", 0)
+            cut_at(patch, fetch, "_repair", 0)
             with pytest.raises(KeyboardInterrupt):
                 fetch.fetch("tiny", [])
         server.ranges.clear()
@@ -566,7 +568,7 @@ def test_weights_put_there_by_hand_are_never_replaced(
     for lacks_another in (False, True):
         message = refused("tiny")
         assert message.startswith(
-            f"{folder / 'unet/model.safetensors'}: not the published file, and put there by you"
+            f"{folder / 'unet/model.safetensors'}: not the published file, and not written by"
         )
         assert "move it away" in message and "prior.path=./FOLDER" in message
         assert (folder / "unet/model.safetensors").read_bytes() == tuned["unet/model.safetensors"]
@@ -596,12 +598,10 @@ def test_what_is_sound_or_of_no_known_hash_stays_when_the_rest_is_fetched(
         home / "unknown" / "note.txt"
     ).read_text() == "mine\n"
     assert read_receipt(home / "tiny").keys() == {"unet/model.safetensors", "note.txt"}
-    told = verify.verify(["tiny", "unknown"]).splitlines()
-    unsure = (
-        "1 as fetched (no published hash is known); not checked, as nothing says what it should be"
-    )
-    assert told[0] == f"tiny: 1 files as published, {unsure}: config.json"
-    assert told[1] == f"unknown: 0 files as published, {unsure}: unet/model.safetensors"
+    lines = verify.verify(["tiny", "unknown"]).splitlines()
+    unsure = "1 as fetched (no published hash is known); not checked, as no hash of them is known"
+    assert lines[0] == f"tiny: 1 files as published, {unsure}: config.json"
+    assert lines[1] == f"unknown: 0 files as published, {unsure}: unet/model.safetensors"
 
 
 def test_a_file_that_the_table_no_longer_has_is_forgotten(
@@ -636,7 +636,7 @@ def test_a_folder_that_is_a_link_to_another_disk_is_mended(
 
     monkeypatch.setattr(Path, "replace", replace)
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_mend", full)
+        patch.setattr(fetch, "_repair", full)
         assert refused("tiny").startswith(
             f"cannot write {folder}: No space left on device; free some space"
         )
@@ -662,7 +662,7 @@ def test_files_put_there_by_hand_are_taken_as_they_are(
     add(monkeypatch)
     write(home / "tiny", BODY | {"note.txt": b"ours\n"})
     assert find_weights("tiny", "prior.path") == (str(home / "tiny"), True)
-    assert "not checked, as nothing says what it should be: config.json" in verify.verify([])
+    assert "not checked, as no hash of them is known: config.json" in verify.verify([])
     (home / "tiny" / "unet/model.safetensors").write_bytes(save({"w": np.zeros(5, np.float32)}))
     with pytest.raises(UserError, match="is not the published file"):
         verify.verify([])
@@ -677,9 +677,9 @@ def test_too_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_and_places() -> None:
     with pytest.raises(UserError, match="did you mean sdxl"):
         fetch.fetch("sdxl1", [])
-    with pytest.raises(UserError, match="runwayml/stable-diffusion-v1-5 is gone from the hub"):
+    with pytest.raises(UserError, match="runwayml/stable-diffusion-v1-5 was removed from the hub"):
         find_weights("runwayml/stable-diffusion-v1-5", "prior.path")
-    with pytest.raises(UserError, match="gone"):
+    with pytest.raises(UserError, match="removed"):
         find_weights("stabilityai/stable-diffusion-2-1-base", "prior.path")
     with pytest.raises(UserError, match="is not a folder"):
         find_weights("no such thing", "prior.path")
@@ -695,7 +695,7 @@ def test_the_table_holds_nothing_that_runs() -> None:
         assert model.licence and model.purpose and all(part.sources for part in model.parts), name
         assert len({file.path for file in model.files}) == len(model.files)
         for source in (source for part in model.parts for source in part.sources):
-            assert not locate.GONE.fullmatch(source.removeprefix("hf:").partition("@")[0])
+            assert not locate.REMOVED.fullmatch(source.removeprefix("hf:").partition("@")[0])
             assert source.startswith("https://") or locate.HUB_ID.fullmatch(
                 source.removeprefix("hf:").partition("@")[0]
             )
@@ -713,7 +713,7 @@ def test_the_command_line(
     assert capsys.readouterr().out == f"{models_folder() / 'tiny'}\n"
     assert main(["models", "list"]) == 0
     out = capsys.readouterr().out
-    assert "tiny" in out and "here" in out and "CreativeML OpenRAIL-M" in out
+    assert "tiny" in out and "fetched" in out and "CreativeML OpenRAIL-M" in out
     assert main(["models", "list", "sd15"]) == 0
     assert "hf:stable-diffusion-v1-5/stable-diffusion-v1-5@" in capsys.readouterr().out
     assert main(["models", "verify", "tiny"]) == 0
@@ -731,18 +731,18 @@ def test_one_model_that_fails_does_not_stop_the_others(
     add(monkeypatch, str(write(tmp_path / "here")), name="second")
     add(monkeypatch, str(tmp_path / "here"), name="third")
     assert main(["models", "fetch", "first", "second", "thrid", "third", "second"]) == 2
-    told = capsys.readouterr()
-    assert told.out == "".join(f"{models_folder() / name}\n" for name in ("second", "third"))
+    printed = capsys.readouterr()
+    assert printed.out == "".join(f"{models_folder() / name}\n" for name in ("second", "third"))
     for name in ("second", "third"):
         check_whole(models_folder() / name)
-    last = told.err.splitlines()[-1]
+    last = printed.err.splitlines()[-1]
     reason = f"{tmp_path / 'nothing'}: there is no such folder. Give another source"
     assert last.startswith(f"vp3d: cannot fetch 2 of 4 models. first: {reason}")
     assert "; thrid: there is no model called 'thrid'; did you mean third?" in last
-    assert last.endswith(". The others are there: second, third")
+    assert last.endswith(". Fetched: second, third")
     assert main(["models", "fetch", "first", "thrid"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("vp3d: cannot fetch 2 of 2 models. first: ") and "others" not in last
+    assert last.startswith("vp3d: cannot fetch 2 of 2 models. first: ") and "Fetched" not in last
     assert main(["models", "fetch", "first"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("vp3d: cannot fetch first: ")
 
@@ -759,7 +759,7 @@ def test_nor_does_one_whose_place_is_taken(
     assert (
         "cannot fetch 1 of 2 models. first: " in last
         and ".first.new" in last
-        and last.endswith("there: second")
+        and last.endswith("Fetched: second")
     )
 
 

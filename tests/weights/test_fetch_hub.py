@@ -1,4 +1,4 @@
-"""`models fetch` from the hub: its client's own look-ups and addresses, against a real loopback server."""
+"""`models fetch` from the hub: look-ups of its own client, against a loopback server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.fetching import (
     write,
 )
 from tests.helpers.loopback import COMMIT, Server
-from vp3d.weights import download, fetch
+from vp3d.weights import download, fetch, sources
 from vp3d.weights.download import Unavailable
 
 
@@ -66,7 +66,7 @@ def test_a_hub_file_that_is_not_what_the_hub_promises(
             target.write_bytes(target.read_bytes()[:-1] + b"?")
             return promised
 
-        monkeypatch.setattr(fetch, "download_hub", spoilt)
+        monkeypatch.setattr(sources, "download_hub", spoilt)
         assert "is not the published file" in refused("tiny")
 
 
@@ -74,7 +74,7 @@ def test_a_hub_file_that_is_not_what_the_hub_promises(
     ("status", "code", "reason"),
     [
         (403, "GatedRepo", "it is gated: accept its terms at"),
-        (404, "RepoNotFound", "gone from the hub, or private"),
+        (404, "RepoNotFound", "does not exist on the hub, or is private"),
         (404, "RevisionNotFound", "has no revision main"),
         (500, "", "no answer"),
     ],
@@ -95,7 +95,7 @@ def test_hub_refusals(
 def test_a_hub_that_does_not_answer_is_passed_over(
     online: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plainest failure, no network: the client's own exceptions, which are no OSErrors."""
+    """No network: the client's own exceptions, which are no OSErrors."""
     with Server({}) as server:
         url = server.url
     monkeypatch.setenv("HF_ENDPOINT", url)
@@ -127,7 +127,7 @@ def test_a_hub_download_goes_on_where_it_broke(
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         add(monkeypatch, "hf:owner/name@main")
         assert (
-            "hub owner/name: the connection broke again and again; the same command goes on"
+            "hub owner/name: the connection broke 4 times; run the same command again"
             in refused("tiny")
         )
         server.cut = {}
@@ -139,7 +139,7 @@ def test_a_hub_download_goes_on_where_it_broke(
 def test_the_token_is_for_the_hub_and_not_for_its_storage(
     online: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large file: the hub tells its hash and where it lies, which is another server."""
+    """A large file: the hub gives its hash and its address, which is on another server."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with Server({"stored/file": WEIGHTS}) as storage, Server(hub_files("owner/name")) as server:
         large = "owner/name/resolve/main/unet/model.safetensors"
@@ -162,7 +162,7 @@ def test_the_token_is_for_the_hub_and_not_for_its_storage(
 
 
 class Addresses(dict[str, bytes]):
-    """The hub's answers for one file: the next address of its storage each time it is asked, the last one over and over."""
+    """The hub's answers for one file: the next address each time; the last repeats."""
 
     def __init__(self, path: str, addresses: list[str], digest: str) -> None:
         super().__init__({path: b""})
@@ -228,7 +228,7 @@ def test_a_storage_that_refuses_every_address(
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         add(monkeypatch, "hf:owner/name@main", known=False)
         message = refused("tiny")
-        assert "it refuses access (HTTP 403); the same command goes on where it stopped" in message
+        assert "it refuses access (HTTP 403); run the same command again to resume" in message
         assert len(storage.ranges) == 1 + download.ADDRESSES
         storage.status.clear()
         storage.ranges.clear()
@@ -250,9 +250,8 @@ def test_a_hub_that_refuses_its_own_file_is_asked_once(
 
 def test_a_token_does_not_follow_a_redirect(tmp_path: Path) -> None:
     with Server({"stored/file": WEIGHTS}) as storage, Server({}) as server:
-        server.raw["a"] = (
-            f"HTTP/1.1 302 Found\r\nLocation: {storage.url}/stored/file\r\nContent-Length: 0\r\n\r\n".encode()
-        )
+        lines = f"Location: {storage.url}/stored/file\r\nContent-Length: 0\r\n"
+        server.raw["a"] = f"HTTP/1.1 302 Found\r\n{lines}\r\n".encode()
         download.download_http(f"{server.url}/a", tmp_path / "a", "Bearer hf_secret")
         assert (server.tokens, storage.tokens) == (["Bearer hf_secret"], [""]) and (
             tmp_path / "a"

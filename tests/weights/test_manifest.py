@@ -1,4 +1,4 @@
-"""The manifest check: what is whole passes, everything else is one line that says what to do."""
+"""The manifest check: intact files pass, everything else is one line that says what to do."""
 
 from __future__ import annotations
 

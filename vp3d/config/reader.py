@@ -1,8 +1,8 @@
-"""Hold what a person wrote, in YAML or as key=value, against the annotations of a tree of dataclasses.
+"""Check what a user wrote, in YAML or as key=value, against the annotations of dataclasses.
 
-A field may be a scalar, a `Literal`, a list, another dataclass, or `Annotated[one of these, Range(low, high)]`.
-Nothing is guessed: an unknown key, a wrong type or a value out of range is a `UserError` that names the key, the value
-and what is allowed.
+A field may be a scalar, a `Literal`, a list, another dataclass, or `Annotated[one of these,
+Range(low, high)]`. Nothing is guessed: an unknown key, a wrong type or a value out of range is a
+`UserError` that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -18,19 +18,33 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from vp3d.config.paths import expand
 from vp3d.config.schema import Range
 from vp3d.errors import UserError
 
+SHOWN = 80  # characters of a value that a message quotes
+LIKENESS = 0.6  # of a key to a known key, from which the known key is suggested; 1 is equal
+LAST_PART_LIKENESS = 0.98  # factor for the likeness of the last parts alone
+YAML_ERRORS = (  # ValueError: not UTF-8, or a date or number that does not exist
+    yaml.YAMLError,
+    ValueError,
+    RecursionError,
+)
+KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
-class _Words(str):
-    """The value of a key=value override as typed: text where text is wanted, else read as YAML."""
+
+class _Typed(str):
+    """The value of a key=value override: text if the field is text, else read as YAML."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, for which YAML 1.1 wants 1.0e-3, and refuses a key that stands there twice."""
+    """SafeLoader that reads 1e-3 as a number and refuses a key that occurs twice.
+
+    YAML 1.1 requires 1.0e-3.
+    """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """The value of a node, its parts first: an anchor that holds itself is an error then, not a tree without end."""
+        """The value of a node, built depth first: an anchor that contains itself is an error."""
         return super().construct_object(node, True)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -39,7 +53,7 @@ class _Loader(yaml.SafeLoader):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands there twice", node.start_mark
+                None, None, f"the key {twice!r} occurs twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
@@ -59,21 +73,37 @@ def read_file(path: Path) -> dict[str, Any]:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(
-            f"cannot read config file {path}: {error.strerror}; configs/ has some to start from"
+            f"cannot read config file {path}: {error.strerror}; configs/ has examples"
         ) from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: not UTF-8, or a date or number that is none
-        raise UserError(
-            f"config file {path} is not valid YAML: {' '.join(str(error).split())}"
-        ) from error
+    except YAML_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config file {path} is not valid YAML: {reason}") from error
     if not isinstance(tree, dict | None):
         raise UserError(
-            f"config file {path} must hold `key: value` lines, not a {type(tree).__name__}"
+            f"config file {path} must contain `key: value` lines, not a {type(tree).__name__}"
         )
     return tree or {}
+
+
+def read_stack(path: Path, below: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """The layers of a config file: those of the file that it extends, then its own.
+
+    `extends: FILE` names one file, relative to the folder of the file that contains the key.
+
+    Args:
+        path: the file.
+        below: the files that extend this one; a file may not be among them.
+    """
+    tree = read_file(path)
+    if "extends" not in tree:
+        return [tree]
+    name, files = tree.pop("extends"), (*below, path.resolve())
+    if not isinstance(name, str):
+        raise UserError(f"config file {path}: 'extends' takes the name of one file, not {name!r}")
+    base = path.parent / expand(name)
+    if base.resolve() in files:
+        raise UserError(f"config file {path}: 'extends: {name}' leads back to {base.name} itself")
+    return [*read_stack(base, files), tree]
 
 
 def read_override(text: str) -> dict[str, Any]:
@@ -81,7 +111,7 @@ def read_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"'{text}' is not of the form key=value, for example optim.steps=200")
-    tree: Any = _Words(value.strip())
+    tree: Any = _Typed(value.strip())
     for name in reversed(key.strip().split(".")):
         tree = {name: tree}
     return tree
@@ -104,24 +134,24 @@ def merge(root: Any, layer: Mapping[str, Any]) -> None:
 
 
 class _UnknownKey(Exception):
-    """A dotted key no field has."""
+    """A dotted key that no field has."""
 
 
 def _merge(node: Any, layer: Mapping[str, Any], prefix: str, limits: Range | None) -> None:
-    """`limits` bounds the `start` and `end` of a node that is a schedule."""
+    """`merge` below `prefix`; `limits` bounds `start` and `end` of a node that is a schedule."""
     kinds = get_type_hints(type(node), include_extras=True)
     for name, value in layer.items():
         key = f"{prefix}{name}"
         if name not in kinds:
-            raise _UnknownKey(_whole_key(key, value))
-        kind = (
-            Annotated[kinds[name], limits] if limits and name in ("start", "end") else kinds[name]
-        )
+            raise _UnknownKey(_full_key(key, value))
+        kind = kinds[name]
+        if limits and name in ("start", "end"):
+            kind = Annotated[kind, limits]
         setattr(node, name, convert(value, kind, key, getattr(node, name)))
 
 
-def _whole_key(key: str, value: Any) -> str:
-    """`key` and the single keys below it, so that a misspelt group is shown as the user wrote it."""
+def _full_key(key: str, value: Any) -> str:
+    """`key` and the single keys below it, so that a misspelt group is shown as it was written."""
     while isinstance(value, Mapping) and len(value) == 1:
         (name, value), *_ = value.items()
         key = f"{key}.{name}"
@@ -129,29 +159,40 @@ def _whole_key(key: str, value: Any) -> str:
 
 
 def _suggestion(key: str, root: object) -> str:
-    """The known key closest in spelling, by the whole key or by its last part alone."""
+    """The known key closest in spelling, by the full key or by its last part alone."""
 
     def likeness(known: str) -> tuple[float, float]:
-        whole = difflib.SequenceMatcher(None, key, known).ratio()
-        last = difflib.SequenceMatcher(
-            None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]
-        ).ratio()
-        return max(whole, 0.98 * last), whole
+        full = difflib.SequenceMatcher(None, key, known).ratio()
+        end, known_end = key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]
+        last = difflib.SequenceMatcher(None, end, known_end).ratio()
+        return max(full, LAST_PART_LIKENESS * last), full
 
     best = max(keys(root), key=likeness)
-    return (
-        f"; did you mean '{best}'?"
-        if likeness(best)[0] >= 0.6
-        else "; config.yaml in any run folder lists them all"
-    )
+    if likeness(best)[0] >= LIKENESS:
+        return f"; did you mean '{best}'?"
+    return "; config.yaml in any run folder lists all keys"
 
 
 def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
-    """`value` as the annotation `kind` wants it, or a UserError naming the key, the value and what is allowed."""
+    """`value` as the annotation `kind` requires.
+
+    Args:
+        value: what the user wrote: from YAML, or the text of an override.
+        kind: the annotation of the field.
+        key: the dotted key, for messages.
+        current: the present value of the field, needed if it is a dataclass.
+
+    Returns:
+        The value to set.
+
+    Raises:
+        UserError: names the key, the value and what is allowed.
+    """
     limits = None
     if get_origin(kind) is Annotated:
         kind, limits = get_args(kind)
-    value = str(value) if kind is str and isinstance(value, _Words) else parse_words(value, key)
+    is_text = kind is str and isinstance(value, _Typed)
+    value = str(value) if is_text else parse_typed(value, key)
     if get_origin(kind) is Literal:
         return _check_choice(value, get_args(kind), key)
     if get_origin(kind) is list:
@@ -160,35 +201,37 @@ def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
             raise UserError(f"config key '{key}': {value!r} is not a list of at least one item")
         return [convert(item, get_args(kind)[0], key) for item in items]
     if dataclasses.is_dataclass(kind):
-        return _convert_node(value, kind, key, current, limits)
+        return _convert_group(value, kind, key, current, limits)
     return _convert_scalar(value, kind, key, limits)
 
 
-def parse_words(value: Any, key: str) -> Any:
-    """The value of a key=value override read as YAML; any other value as it is."""
-    if not isinstance(value, _Words):
+def parse_typed(value: Any, key: str) -> Any:
+    """The value of a key=value override read as YAML; any other value unchanged."""
+    if not isinstance(value, _Typed):
         return value
     try:
         return yaml.load(value, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"config key '{key}': cannot read the value {str(value)[:80]!r}") from error
+    except YAML_ERRORS as error:
+        shown = str(value)[:SHOWN]
+        raise UserError(f"config key '{key}': cannot read the value {shown!r} as YAML") from error
 
 
 def _check_choice(value: Any, choices: tuple[Any, ...], key: str) -> Any:
     if value not in choices:
-        raise UserError(
-            f"config key '{key}': {value!r} is not allowed; choose one of {', '.join(map(str, choices))}"
-        )
+        allowed = ", ".join(map(str, choices))
+        raise UserError(f"config key '{key}': {value!r} is not allowed; choose one of {allowed}")
     return value
 
 
-def _convert_node(value: Any, kind: Any, key: str, current: Any, limits: Range | None) -> Any:
+def _convert_group(value: Any, kind: Any, key: str, current: Any, limits: Range | None) -> Any:
     """A group of keys; a class with a `constant` method (a schedule) also takes a bare number."""
     if hasattr(kind, "constant") and isinstance(value, int | float):
         value = dataclasses.asdict(kind.constant(value))
     if not isinstance(value, Mapping):
-        wanted = ", ".join(item.name for item in dataclasses.fields(kind))
-        raise UserError(f"config key '{key}': {value!r} is not a group; it holds {wanted}")
+        names = ", ".join(item.name for item in dataclasses.fields(kind))
+        raise UserError(
+            f"config key '{key}': {value!r} is not a group of keys; it may contain {names}"
+        )
     node = copy.deepcopy(current)
     _merge(node, value, f"{key}.", limits)
     return node
@@ -197,18 +240,17 @@ def _convert_node(value: Any, kind: Any, key: str, current: Any, limits: Range |
 def _convert_scalar(value: Any, kind: Any, key: str, limits: Range | None) -> Any:
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 1 << 1023 else math.inf
+    fault = ""
     if type(value) is not kind:
-        wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[
-            kind
-        ]
-        raise UserError(f"config key '{key}': {value!r} is not {wanted}")
-    if kind is str and "\0" in value:
-        raise UserError(f"config key '{key}': {value!r} holds a NUL character")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"config key '{key}': {value!r} is not a finite number")
-    if limits and not limits.low <= value <= limits.high:
-        bounds = (
-            f"{limits.low} to {limits.high}" if limits.high < math.inf else f"at least {limits.low}"
-        )
-        raise UserError(f"config key '{key}': {value!r} is out of range; allowed is {bounds}")
+        fault = f"is not {KIND_NAMES[kind]}"
+    elif kind is str and "\0" in value:
+        fault = "contains a NUL character"
+    elif kind is float and not math.isfinite(value):
+        fault = "is not a finite number"
+    elif limits and not limits.low <= value <= limits.high:
+        low, high = limits.low, limits.high
+        allowed = f"{low} to {high}" if high < math.inf else f"at least {low}"
+        fault = f"is out of range; allowed is {allowed}"
+    if fault:
+        raise UserError(f"config key '{key}': {value!r} {fault}")
     return value

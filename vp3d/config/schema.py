@@ -1,9 +1,12 @@
-"""Everything a run can be told, in one tree of dataclasses; a run stores the tree it used as `config.yaml`.
+"""All settings of a run, in one tree of dataclasses. A run stores its tree as `config.yaml`.
 
-Conventions: angles in degrees, colours in [0, 1] sRGB, `progress` is the fraction of optimisation steps done in [0, 1].
-YAML files and presets hold only the differences from the defaults below; the defaults are the toybox CPU run.
-What a field may hold is its annotation and nothing else: its type, `Literal` for a choice, `Range` for numbers.
-`load_config` layers them: defaults <- preset <- files <- key=value; what it does not know or allow is a `UserError`.
+Conventions: angles in degrees, colours in [0, 1] sRGB; `progress` in [0, 1] is the fraction of the
+optimisation steps that are done. The defaults are the embedded models on a CPU. YAML files and
+presets contain only what differs from the defaults.
+
+The annotation of a field is all that it may contain: its type, `Literal` for a choice, `Range` for
+numbers. The comment next to or above a field becomes its meaning in
+docs/reference/configuration.md. `load_config` (vp3d/config/loader.py) layers the settings.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Annotated, Literal
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers a field may take, both ends included. On a Schedule it bounds `start` and `end`."""
+    """The numbers that a field may take, both ends included; on a Schedule, for `start`, `end`."""
 
     low: float
     high: float = float("inf")
@@ -23,20 +26,28 @@ class Range:
 
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
+Degrees = Annotated[float, Range(0, 180)]
+Elevation = Annotated[float, Range(-89, 89)]
+GuidanceScale = Annotated[float, Range(0, 1000)]
+LearningRate = Annotated[float, Range(0, 10)]
+BatchSize = Annotated[int, Range(1, 4096)]
 
 
 @dataclass
 class Schedule:
-    """A value that goes linearly from `start` to `end` while progress goes from `from_` to `to`, constant outside."""
+    """A value that changes linearly with progress, from `start` to `end`, and is constant outside.
 
-    start: float = 1.0
-    end: float = 1.0
-    from_: Share = 0.0
-    to: Share = 1.0
+    A bare number in a config file is a schedule that is constant.
+    """
+
+    start: float = 1.0  # value until progress reaches from_
+    end: float = 1.0  # value once progress has reached to
+    from_: Share = 0.0  # progress at which the change starts
+    to: Share = 1.0  # progress at which it ends
 
     @classmethod
     def constant(cls, value: float) -> Schedule:
-        """The schedule that is `value` throughout; a bare number in a config file means this."""
+        """The schedule that is `value` throughout."""
         return cls(value, value)
 
     def at(self, progress: float) -> float:
@@ -53,165 +64,149 @@ ShareSchedule = Annotated[Schedule, Range(0, 1)]
 
 @dataclass
 class ViewGate:
-    """A strength by camera azimuth: 1 within `full_deg` of `center_deg`, then linear down to `floor` at `zero_deg`."""
+    """A weight by camera azimuth.
 
-    center_deg: float = 0.0  # azimuth where the term is strongest, degrees
-    full_deg: Annotated[float, Range(0, 180)] = 180.0  # half-width of the full-strength range
-    zero_deg: Annotated[float, Range(0, 180)] = (
-        180.0  # half-width beyond which only `floor` is left
-    )
-    floor: Share = 0.0  # weight behind, in [0, 1]
+    It is 1 within `full_deg` of `center_deg`, then falls linearly to `floor` at `zero_deg`.
+    """
+
+    center_deg: float = 0.0  # azimuth at which the term is strongest, degrees
+    full_deg: Degrees = 180.0  # half-width of the range of full strength, degrees
+    zero_deg: Degrees = 180.0  # half-width beyond which only `floor` is left, degrees
+    floor: Share = 0.0  # weight beyond zero_deg
 
 
 @dataclass
 class PriorConfig:
-    """The frozen 2D diffusion model: names of `launch.py models list`, hub ids, or folders (absolute or of the repository)."""
+    """The frozen 2D diffusion model.
 
-    path: str = (
-        "assets/toybox/pipeline"  # a diffusers StableDiffusionPipeline or StableDiffusionXLPipeline
-    )
+    A model is a name of `models list`, a hub id, or a folder (absolute or of the repository).
+    """
+
+    # a StableDiffusionPipeline or StableDiffusionXLPipeline in the layout of diffusers
+    path: str = "assets/toybox/pipeline"
     ip_adapter: str = "assets/toybox/ip_adapter"  # in the published layout; "" for none
-    ip_adapter_subfolder: str = "models"
-    ip_adapter_weight: str = "ip-adapter_toybox.safetensors"
+    ip_adapter_subfolder: str = "models"  # folder of the adapter's weight file, inside ip_adapter
+    ip_adapter_weight: str = "ip-adapter_toybox.safetensors"  # the adapter's weight file
+    # folder of the image encoder, inside ip_adapter_subfolder
     image_encoder_folder: str = "image_encoder"
-    manifest: str = (
-        "assets/toybox/MANIFEST.json"  # sha256 of every weight file, checked at load; "" for none
-    )
-    vocabulary: str = (
-        "assets/toybox/vocabulary.json"  # words the prior knows; "" for the open world
-    )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = (
-        "auto"  # auto: denoiser bfloat16 on CPUs made for it, else float32
-    )
-    resolution: Annotated[int, Range(16, 2048)] = (
-        64  # pixels of a side of the images the prior was trained on
-    )
-    variant: str = ""  # of the weight files of `path`, for example fp16; "" takes those without
-    vae: str = ""  # an AutoencoderTiny or AutoencoderKL in the place of the pipeline's
-    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = (
-        "auto"  # auto: `dtype`; float32 if that overflows or is auto
-    )
-    max_batch: Annotated[int, Range(1, 4096)] = (
-        64  # images in one call of the denoiser, branches counted; more are cut
-    )
-    vae_batch: Annotated[int, Range(1, 4096)] = (
-        64  # images in one call of the autoencoder; more are cut, and encoded twice
-    )
-    offload_encoders: bool = (
-        False  # text and image encoders wait on the CPU while they are not used
-    )
-    channels_last: bool = (
-        False  # memory layout of denoiser and autoencoder; often faster on a GPU in half precision
-    )
-    compile: bool = (
-        False  # denoiser and encoder of views: slow first steps, then faster; needs a compiler
-    )
+    # SHA-256 of every weight file, checked when the models are loaded; "" for none
+    manifest: str = "assets/toybox/MANIFEST.json"
+    vocabulary: str = "assets/toybox/vocabulary.json"  # words the prior knows; "" accepts any word
+    # auto: bfloat16 for the denoiser on CPUs with bfloat16 instructions, else float32
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    # side of the images that the prior was trained on, pixels
+    resolution: Annotated[int, Range(16, 2048)] = 64
+    variant: str = ""  # of the weight files in `path`, for example fp16; "" is the plain files
+    # AutoencoderTiny or AutoencoderKL that replaces the pipeline's own; "" keeps that
+    vae: str = ""
+    # auto: as `dtype`; float32 if that overflows or is auto
+    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    # images in one call of the denoiser, each branch counted; larger batches are split
+    max_batch: BatchSize = 64
+    # images in one call of the autoencoder; larger batches are split, and encoded twice
+    vae_batch: BatchSize = 64
+    offload_encoders: bool = False  # keep text and image encoders on the CPU while not in use
+    # memory layout of denoiser and autoencoder; often faster on a GPU in half precision
+    channels_last: bool = False
+    # torch.compile for denoiser and encoder: slow first steps, then faster; needs a compiler
+    compile: bool = False
 
 
 @dataclass
 class VisualPromptConfig:
-    """How the visual prompt is drawn, chosen and cut out."""
+    """How the visual prompt is drawn, selected and cut out."""
 
-    candidates: Annotated[int, Range(1, 64)] = (
-        8  # images drawn; one is chosen by the text-image reward
-    )
+    # images drawn; the text-image reward selects one
+    candidates: Annotated[int, Range(1, 64)] = 8
     steps: Annotated[int, Range(1, 1000)] = 30  # denoising steps
-    guidance_scale: Annotated[float, Range(0, 200)] = (
-        2.0  # classifier-free guidance; 1 is plain conditioning
-    )
-    view: str = "front view"  # view words added to the prompt while drawing
-    words: str = (
-        ""  # more words for the drawing alone; the judge, who sees the cut-out, is not told
-    )
-    ground: Share = (
-        0.7  # grey level of the neutral ground it is put on before it is encoded, [0, 1]
-    )
-    cutout_tolerance: Share = (
-        0.12  # colour distance to the border colour that still counts as background, [0, 1]
-    )
-    steadiness: Share = 0.8  # IoU of cut-outs by tighter and by wider limits, below which a drawn one is a scene, not an object
+    # classifier-free guidance; 1 is plain conditioning
+    guidance_scale: Annotated[float, Range(0, 200)] = 2.0
+    view: str = "front view"  # view words added to the prompt for drawing
+    words: str = ""  # extra prompt words for drawing the candidates; not used for scoring them
+    ground: Share = 0.7  # grey level of the background behind the cut-out
+    # colour distance to the border colour up to which a pixel is background
+    cutout_tolerance: Share = 0.12
+    # lowest IoU of cut-outs by tighter and wider thresholds; below it a candidate is rejected as a
+    # scene
+    steadiness: Share = 0.8
+    # another model that only draws the candidates; path "" uses `prior`
     prior: PriorConfig = field(
         default_factory=lambda: PriorConfig("", "", manifest="", vocabulary="")
-    )  # draws; "" for the same
+    )
 
 
 @dataclass
 class GuidanceConfig:
-    """VP-SDS. `e_hat = e(0) + s * (e(y,v) - e(0))`, or the split form with two scales (see diffusion/cfg.py)."""
+    """VP-SDS: `e_hat = e(0) + s * (e(y, v) - e(0))`, or the split form (vp3d/diffusion/cfg.py)."""
 
+    # joint: one guidance scale; split: one for the text, one for the image
     mode: Literal["joint", "split"] = "joint"
-    guidance_scale: Annotated[float, Range(0, 1000)] = (
-        2.0  # s of the joint form; 1 is plain conditioning
-    )
-    text_scale: Annotated[float, Range(0, 1000)] = 2.0  # s_text of the split form
-    image_scale: Annotated[float, Range(0, 1000)] = 2.0  # s_image of the split form
-    lam: PositiveSchedule = field(
-        default_factory=lambda: Schedule(0.6, 0.0, to=0.4)
-    )  # of the image branch; 0: the text alone
-    lam_gate: ViewGate = field(default_factory=ViewGate)  # lam is multiplied by this
-    t_min: ShareSchedule = field(
-        default_factory=lambda: Schedule(0.6, 0.3)
-    )  # lowest noise level, share of all
-    t_max: ShareSchedule = field(
-        default_factory=lambda: Schedule(0.88, 0.7)
-    )  # highest; above, the render's ground is not seen
-    weighting: Literal["sigma2", "uniform", "x0"] = (
-        "x0"  # w(t): sigma2 (1 - alpha_bar) | uniform | x0 (sigma / alpha)
-    )
-    denoise_steps: Annotated[int, Range(1, 100)] = (
-        2  # from the noised view to the estimate of the clean one; 1 is plain SDS
-    )
-    rescale: Share = 0.0  # share of std rescale of the x0 estimate, [0, 1]
-    normalize: Literal["sum", "mean"] = "mean"  # the MSE is a "sum" over elements or a "mean"
-    perp_neg: Weight = 0.0  # share of Perp-Neg's weights against the neighbouring views; 1 is the paper's, 0 is off
-    debias: str = ""  # a masked language model, placed as a prior: drops words that contradict a view; "" is off
-    debias_words: str = (
-        ""  # the words it may drop, separated by spaces; "" is every word of the prompt
-    )
-    space: Literal["latents", "pixels"] = (
-        "pixels"  # of the error: latents as SDS has it, or pixels of the decoded estimate
-    )
-    estimate_every: Annotated[int, Range(1, 100)] = (
-        2  # steps of the field, from the same cameras, to one estimate of the prior
-    )
-    weight: Weight = 30.0  # of the guidance; errors of pixels are smaller than those of latents
+    guidance_scale: GuidanceScale = 2.0  # s of the joint form; 1 is plain conditioning
+    text_scale: GuidanceScale = 2.0  # s_text of the split form
+    image_scale: GuidanceScale = 2.0  # s_image of the split form
+    # strength of the image branch; 0 is text alone
+    lam: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.0, to=0.4))
+    lam_gate: ViewGate = field(default_factory=ViewGate)  # lam is multiplied by this gate
+    # lowest noise level, as a share of all
+    t_min: ShareSchedule = field(default_factory=lambda: Schedule(0.6, 0.3))
+    # highest noise level; above 0.9 the background behind the render is lost in the noise
+    t_max: ShareSchedule = field(default_factory=lambda: Schedule(0.88, 0.7))
+    # w(t): sigma2 is 1 - alpha_bar, uniform is 1, x0 is sigma / alpha
+    weighting: Literal["sigma2", "uniform", "x0"] = "x0"
+    # denoising steps from the noised view to the estimate; 1 is plain SDS
+    denoise_steps: Annotated[int, Range(1, 100)] = 2
+    rescale: Share = 0.0  # how far the x0 estimate is rescaled to the std of the conditional one
+    normalize: Literal["sum", "mean"] = "mean"  # how the squared error is reduced over elements
+    # share of Perp-Neg's weights against the neighbouring views; 1 is the paper's, 0 is off
+    perp_neg: Weight = 0.0
+    debias: str = ""  # masked language model that drops words contradicting a view; "" is off
+    # words that it may drop, separated by spaces; "" is every word of the prompt
+    debias_words: str = ""
+    # of the error: latents (as in SDS) or pixels of the decoded estimate
+    space: Literal["latents", "pixels"] = "pixels"
+    # optimisation steps that use one estimate of the prior, with the same cameras
+    estimate_every: Annotated[int, Range(1, 100)] = 2
+    weight: Weight = 30.0  # factor of the term in the loss
 
 
 @dataclass
 class RewardConfig:
-    """One differentiable reward on the rendered views. Loss = weight * mean(gate * relu(hinge - reward))."""
+    """One differentiable reward on the rendered views.
 
-    weight: Weight = 0.0
+    Its loss is weight * mean(gate * relu(hinge - reward)).
+    """
+
+    weight: Weight = 0.0  # factor of the term in the loss; 0 switches it off
     begin: Share = 0.0  # progress from which it acts
     finish: Share = 1.0  # progress after which it no longer acts
-    hinge: float = 1.0e9  # no push once the reward is above this
-    gate: ViewGate = field(default_factory=ViewGate)
+    hinge: float = 1.0e9  # reward above which the gradient is zero
+    gate: ViewGate = field(default_factory=ViewGate)  # weight by camera azimuth
 
 
 @dataclass
 class RewardsConfig:
-    """The models that judge, and their terms. A model is a folder or a name of `launch.py models list`."""
+    """The reward models and their terms. A model is a name of `models list` or a folder."""
 
-    text_model: Literal["clip", "imagereward", "hpsv2", "pickscore"] = (
-        "clip"  # of the text-image term; scores differ in size
-    )
-    image_model: Literal["clip", "dinov2"] = "clip"  # of the image-image term
-    clip: str = "assets/toybox/clip"  # open_clip local-dir folder
-    imagereward: str = "imagereward"  # read only if text_model says so; as the two below
-    hpsv2: str = "hpsv2.1"
-    pickscore: str = "pickscore"
-    dinov2: str = "dinov2-base"  # read only if image_model says so
+    # model of the text-image term; each has its own range of scores
+    text_model: Literal["clip", "imagereward", "hpsv2", "pickscore"] = "clip"
+    image_model: Literal["clip", "dinov2"] = "clip"  # model of the image-image term
+    clip: str = "assets/toybox/clip"  # a CLIP in open_clip's local folder layout
+    imagereward: str = "imagereward"  # read only if text_model is imagereward
+    hpsv2: str = "hpsv2.1"  # read only if text_model is hpsv2
+    pickscore: str = "pickscore"  # read only if text_model is pickscore
+    dinov2: str = "dinov2-base"  # read only if image_model is dinov2
     aesthetic_model: str = "aesthetic"  # read only if the aesthetic term has a weight
-    text_image: RewardConfig = (
-        field(  # in CLIP's cosine; exact renders score 0.74 (measure clip): more is no better
-            default_factory=lambda: RewardConfig(weight=0.1, begin=0.3, hinge=0.7)
-        )
+    # how well a view fits the prompt; exact renders score 0.74 in the embedded CLIP
+    text_image: RewardConfig = field(
+        default_factory=lambda: RewardConfig(weight=0.1, begin=0.3, hinge=0.7)
     )
+    # how similar a view is to the visual prompt
     image_image: RewardConfig = field(
         default_factory=lambda: RewardConfig(
             weight=0.03, begin=0.3, gate=ViewGate(0.0, 45.0, 100.0, 0.0)
         )
     )
+    # how good a view looks, whatever it shows
     aesthetic: RewardConfig = field(default_factory=RewardConfig)
 
 
@@ -219,131 +214,126 @@ class RewardsConfig:
 class FieldConfig:
     """The radiance field inside [-1, 1]^3."""
 
-    kind: Literal["grid", "hashgrid"] = "grid"  # grid (dense, CPU default) | hashgrid
+    kind: Literal["grid", "hashgrid"] = "grid"  # grid is dense, the default on a CPU
     resolution: Annotated[int, Range(8, 512)] = 48  # finest grid cells along a side
     levels: Annotated[int, Range(1, 32)] = 8  # hashgrid only: resolutions from 16 to `resolution`
     features: Annotated[int, Range(1, 16)] = 2  # hashgrid only: features a level
-    log2_table: Annotated[int, Range(4, 24)] = 14  # hashgrid only: entries a level
-    blob_density: Annotated[float, Range(0.7, 1000)] = (
-        6.0  # density at the centre of the initial blob
-    )
-    blob_radius: Annotated[float, Range(0.01, 2)] = 0.55  # its radius
+    log2_table: Annotated[int, Range(4, 24)] = 14  # hashgrid only: log2 of the entries a level
+    # density at the centre of the initial blob
+    blob_density: Annotated[float, Range(0.7, 1000)] = 6.0
+    blob_radius: Annotated[float, Range(0.01, 2)] = 0.55  # radius of the initial blob
 
 
 @dataclass
 class CameraConfig:
-    """Where training views are taken from."""
+    """The cameras of the training views; azimuths are uniform over the circle."""
 
-    elevation_min_deg: Annotated[float, Range(-89, 89)] = -5.0
-    elevation_max_deg: Annotated[float, Range(-89, 89)] = 40.0
-    distance: Annotated[float, Range(1.8, 100)] = 2.9
-    fov_deg: Annotated[float, Range(1, 120)] = 40.0
+    elevation_min_deg: Elevation = -5.0  # lowest camera, degrees above the horizon
+    elevation_max_deg: Elevation = 40.0  # highest camera, degrees above the horizon
+    distance: Annotated[float, Range(1.8, 100)] = 2.9  # from the origin, world units
+    fov_deg: Annotated[float, Range(1, 120)] = 40.0  # vertical field of view, degrees
 
 
 @dataclass
 class RenderConfig:
-    """Volume rendering while training."""
+    """Volume rendering during training."""
 
-    resolution: Annotated[int, Range(8, 1024)] = 64  # pixels of a side
+    resolution: Annotated[int, Range(8, 1024)] = 64  # side of a view, pixels
     samples: Annotated[int, Range(2, 1024)] = 48  # samples a ray through the volume
-    chunk: Annotated[int, Range(1024)] = (
-        1_048_576  # samples evaluated at once, at most; halved when memory runs out
-    )
-    background_min: Share = 0.5  # random grey background, [0, 1]
-    background_max: Share = 0.52  # on a lighter one the white parts of an object melt; the prior knows no darker ground than 0.5
-    shading: Literal["albedo", "lambert"] = (
-        "albedo"  # albedo | lambert (the toybox light, normals from the density)
-    )
-    occupancy_resolution: Annotated[int, Range(4, 512)] = (
-        32  # cells along a side of the occupancy grid
-    )
-    occupancy_every: Annotated[int, Range(1)] = 16  # steps between its updates
-    occupancy_threshold: Share = 0.01  # opacity of one step below which a cell is empty
-    bound_radius: Annotated[float, Range(0.1, 2)] = (
-        0.9  # nothing is rendered farther from the origin; the pictures show 0.99
-    )
+    # most samples evaluated at once; halved when memory runs out
+    chunk: Annotated[int, Range(1024)] = 1_048_576
+    background_min: Share = 0.5  # darkest grey of the random background
+    # lighter backgrounds erode white parts; the embedded prior was not trained below 0.5
+    background_max: Share = 0.52
+    # lambert: the light of the toybox, with normals from the density
+    shading: Literal["albedo", "lambert"] = "albedo"
+    # cells along a side of the occupancy grid
+    occupancy_resolution: Annotated[int, Range(4, 512)] = 32
+    occupancy_every: Annotated[int, Range(1)] = 16  # steps between updates of the occupancy grid
+    occupancy_threshold: Share = 0.01  # opacity of one sample below which a cell is empty
+    # nothing is rendered farther from the origin; the cameras see up to 0.99
+    bound_radius: Annotated[float, Range(0.1, 2)] = 0.9
 
 
 @dataclass
 class LossConfig:
-    """Weights of the regularisers; each falls or rises by its schedule."""
+    """Weights of the regularisers."""
 
-    opacity: PositiveSchedule = field(
-        default_factory=lambda: Schedule(0.0, 0.02, 0.2, 0.6)
-    )  # binary entropy
-    sparsity: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))  # mean opacity
-    smoothness: PositiveSchedule = field(
-        default_factory=lambda: Schedule(0.01, 0.01)
-    )  # total variation
-    orientation: PositiveSchedule = field(
-        default_factory=lambda: Schedule(0.0, 0.0)
-    )  # normals that face away
+    # binary entropy of the opacity
+    opacity: PositiveSchedule = field(default_factory=lambda: Schedule(0.0, 0.02, 0.2, 0.6))
+    # mean opacity
+    sparsity: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))
+    # total variation of density and albedo
+    smoothness: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))
+    # normals that face away from the camera
+    orientation: PositiveSchedule = field(default_factory=lambda: Schedule(0.0, 0.0))
 
 
 @dataclass
 class OptimConfig:
     """The optimisation of the coarse stage."""
 
-    steps: Annotated[int, Range(1, 1000000)] = 400
+    steps: Annotated[int, Range(1, 1000000)] = 400  # optimisation steps
     views: Annotated[int, Range(1, 256)] = 4  # cameras a step
-    lr_density: Annotated[float, Range(0, 10)] = 0.25
-    lr_albedo: Annotated[float, Range(0, 10)] = 0.05
-    lr_final: Share = 0.1  # the rates fall to this share of themselves by cosine
+    lr_density: LearningRate = 0.25  # learning rate of the density
+    lr_albedo: LearningRate = 0.05  # learning rate of the colour
+    lr_final: Share = 0.1  # share of the learning rates that is left at the end; falls by cosine
     grad_clip: Weight = 1.0  # largest norm of the gradient; 0 does not clip
-    bad_steps: Annotated[int, Range(1)] = (
-        10  # non-finite steps in a row after which the run stops with a diagnosis
-    )
-    checkpoint_every: Annotated[int, Range(1)] = 50
-    preview_every: Annotated[int, Range(1)] = 25
+    # non-finite steps in a row after which the run stops with a diagnosis
+    bad_steps: Annotated[int, Range(1)] = 10
+    checkpoint_every: Annotated[int, Range(1)] = 50  # steps between checkpoints
+    preview_every: Annotated[int, Range(1)] = 25  # steps between previews
 
 
 @dataclass
 class ExportConfig:
-    """From field to files."""
+    """From the field to files."""
 
     grid: Annotated[int, Range(8, 1024)] = 96  # marching-cubes cells along a side
-    faces: Annotated[int, Range(0, 10000000)] = (
-        8000  # decimate to at most this many triangles; 0 keeps all
-    )
-    texture_size: Annotated[int, Range(16, 8192)] = 512
-    unwrap_deadline_s: Annotated[float, Range(0, 3600)] = (
-        20.0  # seconds xatlas may take before our own atlas is used
-    )
+    # most triangles of the mesh, reached by decimation; 0 keeps all
+    faces: Annotated[int, Range(0, 10000000)] = 8000
+    texture_size: Annotated[int, Range(16, 8192)] = 512  # side of the square texture, pixels
+    # seconds that xatlas may take before VP3D's own atlas is used
+    unwrap_deadline_s: Annotated[float, Range(0, 3600)] = 20.0
+    # mesh files to write
     formats: list[Literal["glb", "obj", "ply", "stl"]] = field(
         default_factory=lambda: ["glb", "obj", "ply", "stl"]
     )
-    turntable: Literal["mp4", "gif"] = "mp4"  # mp4 needs ffmpeg, which comes with imageio-ffmpeg
-    turntable_frames: Annotated[int, Range(2, 2000)] = 48
-    turntable_size: Annotated[int, Range(16, 2048)] = 192
+    turntable: Literal["mp4", "gif"] = "mp4"  # mp4 needs ffmpeg, which imageio-ffmpeg contains
+    turntable_frames: Annotated[int, Range(2, 2000)] = 48  # frames of one turn
+    turntable_size: Annotated[int, Range(16, 2048)] = 192  # side of a frame, pixels
 
 
 @dataclass
 class CudaConfig:
-    """How a CUDA device does its work; not read on a CPU. It changes rounding only, so it may differ on resume."""
+    """The work of a CUDA device; not read on a CPU.
 
-    encoder: Literal["auto", "torch", "triton", "tinycudann"] = (
-        "auto"  # of the hash grid; auto: triton if it works, else torch
-    )
-    table_dtype: Literal["float32", "float16"] = (
-        "float16"  # what triton and tinycudann read; optimised in float32 all the same
-    )
-    compositor: Literal["torch", "nerfacc"] = "torch"  # who skips empty space and sums along rays
-    memory_gb: Annotated[float, Range(0, 1000)] = (
-        0.0  # memory to plan for; 0 takes what is free at the start
-    )
+    These settings change rounding only, so they may differ when a run is resumed.
+    """
+
+    # of the hash grid; auto: triton if it works, else torch
+    encoder: Literal["auto", "torch", "triton", "tinycudann"] = "auto"
+    # precision the kernels read; the optimised copy stays float32
+    table_dtype: Literal["float32", "float16"] = "float16"
+    # what skips empty space and sums along rays
+    compositor: Literal["torch", "nerfacc"] = "torch"
+    # memory to plan for, GB; 0 takes what is free at the start
+    memory_gb: Annotated[float, Range(0, 1000)] = 0.0
 
 
 @dataclass
 class Config:
-    """A whole run."""
+    """All settings of one run."""
 
-    prompt: str = ""
-    negative_prompt: str = ""
-    image: str = ""  # a reference image used as the visual prompt (stylised 3D); "" draws one
+    prompt: str = ""  # what to make
+    negative_prompt: str = ""  # what the pictures should not show
+    image: str = ""  # reference picture to use as the visual prompt; "" draws one
+    # another seed gives another variant; the same seed gives the same bytes
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    preset: Literal["draft", "standard", "high"] = "standard"
+    preset: Literal["draft", "standard", "high"] = "standard"  # how much work to put in
+    # auto takes a CUDA device if torch sees one; cuda without one is an error
     backend: Literal["auto", "cpu", "cuda"] = "auto"
-    output_dir: str = "outputs"
+    output_dir: str = "outputs"  # folder that gets one folder per run
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
     visual_prompt: VisualPromptConfig = dataclasses.field(default_factory=VisualPromptConfig)
     guidance: GuidanceConfig = dataclasses.field(default_factory=GuidanceConfig)

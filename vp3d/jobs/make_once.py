@@ -1,4 +1,4 @@
-"""Many runs, each made once: a finished one is taken as it is, a stopped or killed one is resumed."""
+"""Make each run once: a finished one is reused, a stopped or killed one is resumed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A run is a folder, and every file in it is complete.
 
-Layout: `config.yaml`, `provenance.json`, `events.jsonl`, `visual_prompt/`, `checkpoints/<stage>/`, then the exports and
-the report. `events.jsonl` is the log: one JSON object a line, appended and flushed; bars and plots are views of it.
-Folders of version 0.1.0 are read as they are and renamed inside when the run continues (runs/migrate.py).
+Layout: `config.yaml`, `provenance.json`, `events.jsonl`, `visual_prompt/`,
+`checkpoints/<stage>/`, then the exports and the report. `events.jsonl` is the log: one JSON
+object a line, appended and flushed; bars and plots are views of it. Folders of version 0.1.0 are
+read as they are and renamed inside when the run continues (runs/migrate.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 from vp3d.config.identity import version_1_hash
 from vp3d.config.loader import build_config
 from vp3d.config.migrations import CONFIG_VERSION, VERSION_KEY, migrate, split_known
-from vp3d.config.paths import expand
+from vp3d.config.paths import expand, program
 from vp3d.config.reader import Dumper, read_file, read_override
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import DamagedFileError, RunInUseError, UserError
@@ -91,7 +92,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
-        """Make `<output_dir>/<time>-<slug>-s<seed>/` (then -2, -3, ...) with its config and provenance."""
+        """Make `<output_dir>/<time>-<slug>-s<seed>/` (then -2, -3, ...) with its config and
+        provenance.
+        """
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(config.prompt)}-s{config.seed}"
         run = cls(_make_free_folder(expand(config.output_dir), name))
         run._make_folders(another_folder(OUTPUT_OPTION))
@@ -101,7 +104,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Open the run in `path`; a log line that a kill cut short is closed, so that the next one is whole."""
+        """Open the run in `path`.
+
+        A log line that a kill cut short is closed, so that the next one is whole.
+        """
         if not (path / CONFIG).is_file():
             raise UserError(
                 f"{path} is not a run folder: it has no {CONFIG}; give a folder that VP3D made"
@@ -156,7 +162,8 @@ class RunFolder:
         lost = next((name for name in names if name not in present), None)
         if lost is not None:
             raise DamagedFileError(
-                f"{self.path / CONFIG} is damaged, it lacks '{lost}': restore it, or start a new run"
+                f"{self.path / CONFIG} is damaged, it lacks '{lost}': "
+                "restore it, or start a new run"
             )
         _write_yaml({**stored, "export": dataclasses.asdict(export)}, self.path / CONFIG)
 
@@ -167,8 +174,9 @@ class RunFolder:
             return dict(json.loads(path.read_text(encoding="utf-8"))["weights"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedFileError(
-                f"{path} is missing or damaged ({type(error).__name__}): it records which weights this run began with; "
-                f"restore it, start a new run, or export what there is: `launch.py export {shlex.quote(str(self.path))}`"
+                f"{path} is missing or damaged ({type(error).__name__}): it records which weights "
+                "this run began with; restore it, start a new run, or export what there is: "
+                f"`{program()} export {shlex.quote(str(self.path))}`"
             ) from error
 
     def event(self, kind: str, **data: object) -> None:
@@ -180,7 +188,10 @@ class RunFolder:
             stream.write(line + "\n")
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The logged events, oldest first, of one kind or all; a line that a kill cut short is left out."""
+        """The logged events, oldest first, of one kind or all.
+
+        A line that a kill cut short is left out.
+        """
         if not self.events_file.is_file():
             return []
         lines = self.events_file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -231,7 +242,10 @@ def _parse_event(line: str) -> dict[str, Any] | None:
 
 
 def _make_free_folder(parent: Path, name: str) -> Path:
-    """Make the first free one of `name`, `name-2`, ... in `parent`; mkdir is atomic, so two runs cannot share one."""
+    """Make the first free one of `name`, `name-2`, ...
+
+    in `parent`; mkdir is atomic, so two runs cannot share one.
+    """
     with disk_errors(parent / name, another_folder(OUTPUT_OPTION)):
         parent.mkdir(parents=True, exist_ok=True)
         for count in range(1, 1000):
@@ -247,7 +261,10 @@ def _make_free_folder(parent: Path, name: str) -> Path:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write every field and the version of the keys as YAML; `RunFolder.config` reads it back equal."""
+    """Write every field and the version of the keys as YAML.
+
+    `RunFolder.config` reads it back equal.
+    """
     _write_yaml({VERSION_KEY: CONFIG_VERSION, **dataclasses.asdict(config)}, path)
 
 

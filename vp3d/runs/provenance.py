@@ -33,7 +33,9 @@ VERSIONED = (  # what shapes the bytes of a run
 
 
 def describe_run(config: Config) -> dict[str, Any]:
-    """What is needed to tell why two runs differ: versions, git, platform, backend and the hashes of the weights."""
+    """What is needed to tell why two runs differ: versions, git, platform, backend and the hashes
+    of the weights.
+    """
     return {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -49,7 +51,10 @@ def describe_run(config: Config) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit and whether there are uncommitted changes; None where `folder` is not the top of a git checkout."""
+    """The commit and whether there are uncommitted changes.
+
+    None where `folder` is not the top of a git checkout.
+    """
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]

@@ -1,16 +1,18 @@
-"""The terminal as a listener: what `generate` reports, as lines and a progress display on stderr."""
+"""The terminal as a listener: the events of a run as lines and a progress bar on stderr."""
 
 from __future__ import annotations
 
 import shlex
 from types import TracebackType
 
+from vp3d.config.paths import program
 from vp3d.runs.events import Done, Event, Note, Stage, Step, Warning, Watch
 from vp3d.system.console import Progress, StopFlag, say
 
 
 class TerminalDisplay:
-    """Shows the events of a run; `with TerminalDisplay() as display: generate(..., watch=display.watch)`.
+    """Shows the events of a run; `with TerminalDisplay() as display: generate(...,
+    watch=display.watch)`.
 
     While a stage is optimised, one Ctrl-C stops it after the current step and what there is gets
     exported; a second one, or one at any other time, ends the program at once.
@@ -46,7 +48,7 @@ class TerminalDisplay:
         elif isinstance(event, Note):
             say(event.message)
         elif isinstance(event, Done) and event.stopped:
-            command = f"python launch.py resume {shlex.quote(str(event.run_dir))}"
+            command = f"{program()} resume {shlex.quote(str(event.run_dir))}"
             say(
                 f"stopped: this asset was exported at step {event.steps} of {event.total_steps}; "
                 f"to continue: {command}"

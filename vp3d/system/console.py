@@ -1,7 +1,7 @@
-"""What the user sees: status lines, one progress display, what Ctrl-C does, and one line for a mistake.
+"""The terminal: status lines, a progress bar, Ctrl-C, and one line for a mistake.
 
-Everything goes to stderr, so stdout holds results only. On a terminal the display is one live line (rich), elsewhere
-one plain line every few seconds. It is a view of the same numbers the event log gets and keeps none of its own.
+Everything goes to stderr, so that stdout holds results only. On a terminal the progress bar is one
+live line (rich), elsewhere one plain line every few seconds.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_program(name: str, main: Callable[[], None]) -> None:
-    """Call the `main` of a module that is run by itself: a mistake is one line on stderr and exit code 2, Ctrl-C 130."""
+    """Call the `main` of a program and exit.
+
+    The exit code is 2 after an error, which is one line on stderr, and 130 after Ctrl-C.
+    """
     try:
         main()
-    except (
-        VP3DError,
-        OSError,
-    ) as problem:  # OSError: files that are not there, or places that cannot be written
+    except (VP3DError, OSError) as problem:  # OSError: a missing file, or one without permission
         sys.stderr.write(f"{name}: {' '.join(str(problem).split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
@@ -51,7 +51,7 @@ def run_program(name: str, main: Callable[[], None]) -> None:
 
 @lru_cache(maxsize=1)
 def terminal() -> Console:
-    """The one rich console, on stderr; made on first use so that `--help` need not import rich."""
+    """The rich console on stderr, created at first use: `--help` need not import rich."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -70,7 +70,7 @@ def clock(seconds: float) -> str:
 
 
 def describe(values: dict[str, Any]) -> str:
-    """The values worth showing, in words: `opacity 0.12  reward_text_image 0.31  1.2M samples/s`."""
+    """The values to display, in words: `opacity 0.12  reward text image 0.31  1.2M samples/s`."""
     parts = []
     for name, value in values.items():
         if name == "samples_per_s":
@@ -88,7 +88,9 @@ def _short(number: float) -> str:
 
 
 class Progress:
-    """The progress display of one stage: `with Progress(400, "coarse") as bar: bar.update(1, opacity=0.2)`."""
+    """The progress display of one stage: `with Progress(400, "coarse") as bar: bar.update(1,
+    opacity=0.2)`.
+    """
 
     def __init__(self, total: int, stage: str, preview: Path | None = None) -> None:
         self.total, self.stage, self.preview = total, stage, preview
@@ -123,7 +125,10 @@ class Progress:
             say(self.line())
 
     def update(self, step: int, **values: Any) -> None:
-        """Show that `step` of `total` steps are done; a value called `eta_s` overrides the display's own estimate."""
+        """Show that `step` of `total` steps are done.
+
+        A value called `eta_s` overrides the display's own estimate.
+        """
         if (
             self.first_step is None
         ):  # a resumed run starts in the middle: its rate is measured from here
@@ -145,7 +150,10 @@ class Progress:
         )
 
     def eta_s(self) -> float | None:
-        """Seconds left: the loop's own figure, else by the mean rate since the first update; None before that."""
+        """Seconds left: the loop's own figure, else by the mean rate since the first update.
+
+        None before that.
+        """
         if "eta_s" in self.values:
             return float(self.values["eta_s"])
         done = self.step - (self.first_step or 0)

@@ -83,7 +83,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically as UTF-8; bytes of file names that are not UTF-8 are escaped."""
+    """Write `text` to `path` atomically as UTF-8.
+
+    Bytes of file names that are not UTF-8 are escaped.
+    """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 

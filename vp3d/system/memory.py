@@ -88,6 +88,6 @@ def fit_to_memory(asked: FittedSettings, profile: Profile) -> FittedSettings:
 
 
 def free_memory_gb(device: torch.device) -> float:
-    """GiB that this process can use on a CUDA device now: what is free, and what torch has cached."""
+    """GiB that this process can use on a CUDA device: what is free or cached by torch."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return float(torch.cuda.mem_get_info(device)[0] + kept) / GIB

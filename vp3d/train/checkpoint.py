@@ -1,12 +1,14 @@
-"""Checkpoints: one safetensors file each, the tensors as they are and everything else as JSON in its header.
+"""Checkpoints: one safetensors file each, the tensors as they are and everything else as JSON in
+its header.
 
-One file, written under a temporary name and renamed, is whole or absent whatever moment the process dies at. The newest
-`KEEP` are kept. Files are numbered by iterations done (a restart of the watchdog sets the step back, never this number).
-The JSON carries a SHA-256 of the tensors and of itself, so that a flipped bit is found as surely as a cut file; a damaged
-checkpoint is passed over for the one before it. No pickle anywhere.
+One file, written under a temporary name and renamed, is whole or absent whatever moment the
+process dies at. The newest `KEEP` are kept. Files are numbered by iterations done (a restart of
+the watchdog sets the step back, never this number). The JSON carries a SHA-256 of the tensors and
+of itself, so that a flipped bit is found as surely as a cut file; a damaged checkpoint is passed
+over for the one before it. No pickle anywhere.
 
-Tensor names: `field.*` (parameters and buffers), `optimizer.<parameter>.<slot>` (Adam), `occupancy.*`, `held.*` (views of an
-estimate that is still to serve), `generator.<name>`.
+Tensor names: `field.*` (parameters and buffers), `optimizer.<parameter>.<slot>` (Adam),
+`occupancy.*`, `held.*` (views of an estimate that is still to serve), `generator.<name>`.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ class Checkpoint:
 
 
 def content_digest(tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
-    """SHA-256 over the JSON `record` without its own "sha256", then names, types, shapes and bytes of CPU tensors of any
-    shape and range, in order of name."""
+    """SHA-256 over the JSON `record` without its own "sha256", then names, types, shapes and bytes
+    of CPU tensors of any shape and range, in order of name.
+    """
     rest = {name: value for name, value in record.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -55,7 +58,9 @@ def content_digest(tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
 
 
 def save(folder: Path, iteration: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write checkpoint number `iteration` (tensors of any shape and range) and drop all but the newest `KEEP`."""
+    """Write checkpoint number `iteration` (tensors of any shape and range) and drop all but the
+    newest `KEEP`.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     record = {**meta, "format": FORMAT, "iteration": iteration}
     record["sha256"] = content_digest(tensors, record)
@@ -75,7 +80,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint; ValueError with the reason when it is damaged. Tensors of any shape and range."""
+    """Read and verify one checkpoint; ValueError with the reason when it is damaged.
+
+    Tensors of any shape and range.
+    """
     data = path.read_bytes()
     try:
         (length,) = struct.unpack("<Q", data[:8])
@@ -112,7 +120,10 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def load_latest(folder: Path, warn: Callable[[Path, str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint, or None where none was ever written; `warn(path, reason)` is told of each damaged one."""
+    """The newest whole checkpoint, or None where none was ever written.
+
+    `warn(path, reason)` hears of each damaged one.
+    """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
@@ -121,13 +132,17 @@ def load_latest(folder: Path, warn: Callable[[Path, str], None]) -> Checkpoint |
             warn(path, str(error))
     if paths:
         raise DamagedFileError(
-            f"no usable checkpoint in {folder}: all {len(paths)} are damaged; delete them to start this run afresh"
+            f"no usable checkpoint in {folder}: all {len(paths)} are damaged; "
+            "delete them to start this run from step 0"
         )
     return None
 
 
 def adam_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """Adam's moments and counts (any shape and range) as `optimizer.<parameter>.<slot>`; `names` maps parameter to name."""
+    """Adam's moments and counts (any shape and range) as `optimizer.<parameter>.<slot>`.
+
+    `names` maps parameter to name.
+    """
     return {
         f"optimizer.{names[parameter]}.{slot}": value
         for parameter, slots in optimizer.state.items()
@@ -138,7 +153,10 @@ def adam_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> 
 def load_adam(
     optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]
 ) -> None:
-    """Inverse of `adam_tensors`: replace Adam's state by copies of `tensors` (any shape and range); no entries clear it."""
+    """Inverse of `adam_tensors`: replace Adam's state by copies of `tensors` (any shape and range).
+
+    No entries clear it.
+    """
     optimizer.state.clear()
     for parameter, name in names.items():
         prefix = f"optimizer.{name}."

@@ -1,8 +1,9 @@
-"""The coarse stage: a radiance field optimised from rendered views by guidance, rewards and regularisers.
+"""The coarse stage: a radiance field optimised from rendered views by guidance, rewards and
+regularisers.
 
-Conventions: one random generator for each source of chance (train/generators.py), so that a change in one does not
-shift the others. Losses are unweighted scalars in a named dict; the weights are a dict with the same names; the sum is
-one line of `Coarse.step`.
+Conventions: one random generator for each source of chance (train/generators.py), so that a
+change in one does not shift the others. Losses are unweighted scalars in a named dict; the
+weights are a dict with the same names; the sum is one line of `Coarse.step`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class GuidanceCall(Protocol):
 
 @dataclass(frozen=True)
 class CoarseSettings:
-    """The settings that the coarse stage reads, and all those its result depends on (`identity`)."""
+    """The settings that the coarse stage reads; `identity` holds all its result depends on."""
 
     optim: OptimConfig
     render: RenderConfig
@@ -79,7 +80,8 @@ class Coarse:
         event: hears, as `RunFolder.event` does, when memory ran out.
         march: finds samples along rays and sums over them.
         encode_less: called with a number of views; the guidance then needs less memory, and it
-            returns how many images it takes at once, 0 if it cannot need less (`Prior.encode_less`).
+            returns how many images it takes at once, 0 if it cannot need less
+                (`Prior.encode_less`).
     """
 
     name = "coarse"
@@ -185,7 +187,8 @@ class Coarse:
         self.load_tensors(self.initial, regulariser_scale)
 
     def shrink(self) -> None:
-        """After memory ran out: encode fewer images at once, and if it is one, evaluate half the samples at once.
+        """After memory ran out: encode fewer images at once, and if it is one, evaluate half the
+        samples at once.
 
         The occupancy grid and the reused estimate return to their state before the step.
         """

@@ -10,7 +10,10 @@ GENERATORS = ("camera", "background", "jitter", "noise")  # noise: time steps an
 
 
 def make_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator for one purpose; its stream depends only on the seed and the purpose's name."""
+    """A CPU generator for one purpose.
+
+    Its stream depends only on the seed and the purpose's name.
+    """
     stream = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
     return torch.Generator().manual_seed(stream)
 

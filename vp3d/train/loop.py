@@ -1,8 +1,9 @@
 """The optimisation loop: one function that reads top to bottom, for any stage.
 
-Conventions: `step` counts optimisation steps in [0, steps) and `iteration` counts every pass through the loop; only a
-restart by the watchdog makes them differ. `progress = step / steps`. Everything that a decision depends on (the stage's
-tensors, its generators, `LoopState`) is in a checkpoint, so a resumed run continues bit for bit on a CPU.
+Conventions: `step` counts optimisation steps in [0, steps) and `iteration` counts every pass
+through the loop; only a restart by the watchdog makes them differ. `progress = step / steps`.
+Everything that a decision depends on (the stage's tensors, its generators, `LoopState`) is in a
+checkpoint, so a resumed run continues bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Stage(Protocol[Result_co]):
     generators: dict[str, torch.Generator]
 
     def step(self, i: int) -> dict[str, Tensor]:
-        """Scalars of step `i`, any range: "loss" carries the graph, the rest is logged and shown."""
+        """Scalars of step `i`, any range: "loss" carries the graph, the rest is shown."""
         ...
 
     def health(self, numbers: Mapping[str, float]) -> float | None:
-        """The mean ray opacity in [0, 1] that the watchdog judges a step by; None to not be judged."""
+        """The mean ray opacity in [0, 1] for the watchdog; None if the stage has none."""
         ...
 
     def preview(self, camera: Camera, size: int) -> Render:
@@ -76,7 +77,7 @@ class Stage(Protocol[Result_co]):
         ...
 
     def shrink(self) -> None:
-        """Memory ran out in `step` or its gradient: need less from now on, in the state before that step.
+        """After memory ran out: return to the state before the step and need less from now on.
 
         Raises OutOfMemoryError when nothing is left to make smaller.
         """
@@ -108,7 +109,10 @@ class Pace:
         self.mean = 0.0
 
     def tick(self, steps_left: int, samples: float) -> dict[str, float]:
-        """After one more step, of `samples` field samples: seconds a step, seconds left, samples a second."""
+        """The pace after one more step of `samples` field samples.
+
+        Returns `seconds_a_step`, `eta_s` (seconds left) and `samples_per_s`.
+        """
         now = time.monotonic()
         taken, self.last = now - self.last, now
         self.mean = taken if self.mean == 0.0 else 0.9 * self.mean + 0.1 * taken
@@ -121,7 +125,7 @@ class Pace:
 
 @dataclass
 class Loop:
-    """A run in progress: what is optimised, who hears of it, and the last good copy of its tensors."""
+    """A run in progress: its stage, its journal, and the last good copy of its tensors."""
 
     stage: Stage[Any]
     optim: OptimConfig
@@ -170,8 +174,9 @@ def run(
 def advance(loop: Loop) -> tuple[dict[str, float], str]:
     """One step: its numbers, and "" or what was not finite, in which case nothing was updated.
 
-    When memory runs out, forward or backward, the stage shrinks and the step is done once more from the same random
-    numbers, for as long as it can shrink. Nothing of the failed attempt is left: its graph goes with `attempt`'s frame.
+    When memory runs out, forward or backward, the stage shrinks and the step is repeated with the
+    same random numbers, as long as the stage can shrink. Nothing of the failed attempt is kept:
+    its graph is freed with `attempt`'s frame.
     """
     stage, step, grad_clip = loop.stage, loop.state.step, loop.optim.grad_clip
     chance = {name: generator.get_state() for name, generator in stage.generators.items()}
@@ -188,7 +193,10 @@ def advance(loop: Loop) -> tuple[dict[str, float], str]:
 def differentiate(
     stage: Stage[Any], terms: dict[str, Tensor], grad_clip: float
 ) -> tuple[dict[str, float], str]:
-    """Leave the clipped gradient of `terms["loss"]` in the parameters: the terms (scalars, any range); "" or what is wrong."""
+    """Put the clipped gradient of `terms["loss"]` into the parameters.
+
+    Returns the terms (scalars, any range) as floats, and "" or what is not finite.
+    """
     values = torch.stack(
         [value.detach().float() for value in terms.values()]
     ).tolist()  # asks the device once
@@ -242,7 +250,7 @@ def roll_back(loop: Loop, problem: str) -> None:
 
 
 def judge_health(loop: Loop, opacity: float | None) -> None:
-    """After a good step: restart once, with weaker regularisers, when the mean opacity shows a collapse.
+    """After a good step: restart once, with weaker regularisers, if the field collapsed.
 
     A collapse that comes too late for a restart, or after one, is a warning. opacity is in [0, 1].
     """
@@ -286,7 +294,10 @@ def report(loop: Loop, numbers: dict[str, float]) -> None:
 
 
 def keep(loop: Loop) -> None:
-    """Checkpoint and snapshot at their intervals. A checkpoint always brings a snapshot: a resumed run starts with the same."""
+    """Checkpoint and snapshot at their intervals.
+
+    A checkpoint always comes with a snapshot, because a resumed run starts from one.
+    """
     step, optim = loop.state.step, loop.optim
     due = step > 0 and (step % optim.checkpoint_every == 0 or step == optim.steps)
     if due:
@@ -296,7 +307,7 @@ def keep(loop: Loop) -> None:
 
 
 def save(loop: Loop) -> None:
-    """Write a checkpoint: the stage's tensors and settings, every generator's state, and the loop's."""
+    """Write a checkpoint: the stage's tensors and settings, and all states."""
     stage, journal = loop.stage, loop.journal
     generators = {f"generator.{name}": g.get_state() for name, g in stage.generators.items()}
     meta = {
@@ -342,23 +353,27 @@ def check_same_settings(
         current: the settings its stage depends on, from the config at hand.
         default: the same of a default config, for keys that the checkpoint's version did not have.
     """
+    stored = run_folder.path / "config.yaml"
     advice = "undo the change to resume this run, or start a new run with the new settings"
     if "settings" not in meta:  # format 2: a hash of the whole config.yaml is all that there is
         if meta.get("config_hash") != run_folder.version_1_hash():
             raise UserError(
-                f"{run_folder.path / 'config.yaml'} was changed after the checkpoint {path.name} was made; {advice}"
+                f"{stored} was changed after the checkpoint {path.name} was made; {advice}"
             )
         return
     changed = changed_settings(migrate(dict(meta["settings"])), current, default or current)
     if changed:
         raise UserError(
-            f"{run_folder.path / 'config.yaml'} has other settings than the checkpoint {path.name} was made with: "
+            f"{stored} has other settings than the checkpoint {path.name} was made with: "
             f"{', '.join(changed)}; {advice}"
         )
 
 
 def load_checkpoint(journal: Journal, stage: str) -> checkpoint.Checkpoint | None:
-    """The newest intact checkpoint of a stage; each damaged one that is skipped leaves a warning."""
+    """The newest intact checkpoint of a stage.
+
+    Each damaged one that is skipped leaves a warning.
+    """
 
     def warn(path: Path, reason: str) -> None:
         journal.warn(f"checkpoint {path.name} is damaged ({reason}); using the one before")

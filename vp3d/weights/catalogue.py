@@ -1,13 +1,15 @@
-"""Where published weights come from and where they lie: one table, and the way from a configured name to a folder.
+"""The catalogue of published models: their files, hashes and sources.
 
-A place in a config is a name of the table (`sd15`), a folder, or a hub id (`owner/name`); `./sd15` is always a folder.
-`launch.py models fetch NAME` (vp3d/weights/fetch.py) puts a model's files into `models/NAME/`, with `SOURCE.json` beside them:
-where each came from, its size and SHA-256. After that nothing needs the network.
+A config names a model by its name here (`sd15`), by a folder, or by a hub id (`owner/name`);
+`./sd15` is always a folder. `models fetch NAME` (vp3d/weights/fetch.py) writes the files of a model
+to `models/NAME/`, with `SOURCE.json`, which records the source, size and SHA-256 of each. After
+that nothing needs the network.
 
-A source is `hf:OWNER/NAME@REVISION` (on `HF_ENDPOINT` where that is set) or an http(s) address that a file's path is put
-behind; sources are tried in their order. Hashes are SHA-256; where one is not known to us the hub's own is checked. Sizes are
-for progress and free disk: about right, where there is no hash. Only safetensors, JSON and text are ever fetched; a model
-whose publisher has nothing but a pickle says so in `pickle`.
+A source is `hf:OWNER/NAME@REVISION` (at `HF_ENDPOINT` where that is set) or an http(s) address to
+which the path of a file is appended. Sources are tried in their order. Hashes are SHA-256; where
+one is not known here, the hub's own is checked. Sizes are for progress and free disk space: they
+are approximate for files without a hash. Only safetensors, JSON and text are fetched; `pickle`
+names the file of a publisher who offers nothing but a pickle.
 """
 
 from __future__ import annotations
@@ -22,58 +24,71 @@ GB = 1.0e9
 class File:
     """One file of a model."""
 
-    path: str  # in the model's folder
-    sha256: str = ""  # "" where it is not known to us
-    size: int = 0  # bytes, about; 0 for small files
-    remote: str = ""  # its path in the source, where that differs
+    path: str  # in the folder of the model
+    sha256: str = ""  # "" if not known
+    size: int = 0  # bytes, approximate; 0 for small files
+    remote: str = ""  # path in the source, if different
 
     @property
     def at_source(self) -> str:
-        """Its path in the source."""
+        """The path in the source."""
         return self.remote or self.path
 
 
 @dataclass(frozen=True)
 class Part:
-    """Files that come from one place together, the places in the order they are tried, and the publisher's pickle."""
+    """Files that come together from one source."""
 
     files: tuple[File, ...]
-    sources: tuple[str, ...]
-    pickle: str = ""  # address of the publisher's pickle: only `models convert` reads it, from the user's disk
+    sources: tuple[str, ...]  # in the order they are tried
+    # address of the publisher's pickle; only `models convert` reads it, from the user's disk
+    pickle: str = ""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A published model: its parts, its licence, what it is for, and small files that we write ourselves."""
+    """A published model."""
 
     purpose: str
     licence: str
     parts: tuple[Part, ...]
-    written: tuple[tuple[str, str], ...] = ()  # (path, content)
+    # (path, content) of small files that VP3D writes itself
+    written: tuple[tuple[str, str], ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
-        """Every file that is fetched."""
+        """All files to fetch."""
         return tuple(file for part in self.parts for file in part.files)
 
     @property
     def size(self) -> int:
-        """Bytes to fetch, small files left out."""
+        """Bytes to fetch, without small files."""
         return sum(file.size for file in self.files)
 
 
 def _plain(*paths: str) -> tuple[File, ...]:
-    """Files of which only the name is known."""
+    """Small files without a known hash."""
     return tuple(File(path) for path in paths)
 
 
 _CLIP_TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
-_MIRROR = "https://modelscope.cn/models/AI-ModelScope"  # not looked at by us: weights have hashes to meet, configs none
+# A mirror that we have not checked: weights must match their hashes, configs have none.
+_MIRROR = "https://modelscope.cn/models/AI-ModelScope"
+_SD15 = (
+    "hf:stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    f"{_MIRROR}/stable-diffusion-v1-5/resolve/master",
+)
+_SDXL = (
+    "hf:stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
+    f"{_MIRROR}/stable-diffusion-xl-base-1.0/resolve/master",
+)
+_CLIP_B_32 = "hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K@1a25a446712ba5ee05982a381eed697ef9b435cf"
+_BERT = "hf:google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
 _IP_ADAPTER = (
     "hf:h94/IP-Adapter@018e402774aeeddd60609b4ecdb7e298259dc729",
     f"{_MIRROR}/IP-Adapter/resolve/master",
 )
-_VIT_H = (  # the image encoder of every IP-Adapter here
+_VIT_H = (  # the image encoder of all IP-Adapters in the catalogue
     File("models/image_encoder/config.json"),
     File(
         "models/image_encoder/model.safetensors",
@@ -81,7 +96,7 @@ _VIT_H = (  # the image encoder of every IP-Adapter here
         2_528_373_448,
     ),
 )
-_VIT_H_14 = {  # open_clip's ViT-H-14, which HPSv2 is a fine-tuned copy of
+_VIT_H_14 = {  # the config of open_clip's ViT-H-14, of which HPSv2 is a fine-tuned copy
     "model_cfg": {
         "embed_dim": 1024,
         "vision_cfg": {
@@ -105,7 +120,7 @@ _VIT_H_14 = {  # open_clip's ViT-H-14, which HPSv2 is a fine-tuned copy of
         "interpolation": "bicubic",
     },
 }
-_CONVERTED = (
+_CONVERTED = (  # safetensors that others converted from the publishers' pickles
     "https://modelscope.cn/models/DiffSynth-Studio/QualityMetric_reward_pretrained/resolve/master"
 )
 
@@ -136,10 +151,7 @@ MODELS: dict[str, Model] = {
                         334_643_276,
                     ),
                 ),
-                (
-                    "hf:stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-                    f"{_MIRROR}/stable-diffusion-v1-5/resolve/master",
-                ),
+                _SD15,
             ),
         ),
     ),
@@ -201,10 +213,7 @@ MODELS: dict[str, Model] = {
                         "vae/diffusion_pytorch_model.fp16.safetensors",
                     ),
                 ),
-                (
-                    "hf:stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
-                    f"{_MIRROR}/stable-diffusion-xl-base-1.0/resolve/master",
-                ),
+                _SDXL,
             ),
         ),
     ),
@@ -231,7 +240,7 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "taesd": Model(
-        "small autoencoder for SD 1.5's latents (prior.vae)",
+        "small autoencoder for the latents of SD 1.5 (prior.vae)",
         "MIT",
         (
             Part(
@@ -241,7 +250,7 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "taesdxl": Model(
-        "small autoencoder for SDXL's latents (prior.vae)",
+        "small autoencoder for the latents of SDXL (prior.vae)",
         "MIT",
         (
             Part(
@@ -251,7 +260,7 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "bert-base": Model(
-        "BERT base, uncased: which words speak against a view (guidance.debias)",
+        "BERT base, uncased: finds words that contradict a view (guidance.debias)",
         "Apache-2.0",
         (
             Part(
@@ -259,12 +268,12 @@ MODELS: dict[str, Model] = {
                     *_plain("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
                     File("model.safetensors", size=440_449_768),
                 ),
-                ("hf:google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594",),
+                (_BERT,),
             ),
         ),
     ),
     "imagereward": Model(
-        "ImageReward-v1.0: how well a picture fits a text, learnt from people (rewards.imagereward)",
+        "ImageReward-v1.0: scores how well a picture fits a text (rewards.imagereward)",
         "Apache-2.0",
         (
             Part(
@@ -287,14 +296,14 @@ MODELS: dict[str, Model] = {
                     ),
                 ),
                 (
-                    "hf:google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594",
+                    _BERT,
                     f"{_CONVERTED}/bert-base-uncased",
                 ),
             ),
         ),
     ),
     "hpsv2.1": Model(
-        "HPSv2.1: the same question, a fine-tuned CLIP ViT-H-14 (rewards.hpsv2)",
+        "HPSv2.1: the same, with a fine-tuned CLIP ViT-H-14 (rewards.hpsv2)",
         "Apache-2.0",
         (
             Part(
@@ -312,8 +321,8 @@ MODELS: dict[str, Model] = {
         (("open_clip_config.json", json.dumps(_VIT_H_14, indent=2) + "\n"),),
     ),
     "pickscore": Model(
-        "PickScore v1: the same question, another fine-tuned CLIP ViT-H-14 (rewards.pickscore)",
-        "MIT (of the code; the weights name none)",
+        "PickScore v1: the same, with another fine-tuned CLIP ViT-H-14 (rewards.pickscore)",
+        "MIT (the code; none is given for the weights)",
         (
             Part(
                 (
@@ -330,7 +339,7 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "clip-vit-b32": Model(
-        "open_clip ViT-B-32, laion2B: both rewards on a small budget (rewards.clip)",
+        "open_clip ViT-B-32, laion2B: both rewards in little memory (rewards.clip)",
         "MIT",
         (
             Part(
@@ -342,14 +351,12 @@ MODELS: dict[str, Model] = {
                         605_143_316,
                     ),
                 ),
-                (
-                    "hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K@1a25a446712ba5ee05982a381eed697ef9b435cf",
-                ),
+                (_CLIP_B_32,),
             ),
         ),
     ),
     "dinov2-base": Model(
-        "DINOv2 ViT-B/14: how alike two pictures are (rewards.dinov2)",
+        "DINOv2 ViT-B/14: scores how similar two pictures are (rewards.dinov2)",
         "Apache-2.0",
         (
             Part(
@@ -363,7 +370,7 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "aesthetic": Model(
-        "LAION's aesthetic head with its CLIP ViT-L/14: how good a picture looks (rewards.aesthetic_model)",
+        "LAION's aesthetic head with its CLIP ViT-L/14 (rewards.aesthetic_model)",
         "Apache-2.0 (head), MIT (CLIP)",
         (
             Part(
@@ -381,7 +388,8 @@ MODELS: dict[str, Model] = {
             Part(
                 (File("head.safetensors", remote="model.safetensors"),),
                 ("hf:ttj/sac-logos-ava1-l14-linearMSE@1e77fa05081323d99725fc40a9bf9f88180490e7",),
-                "https://github.com/christophschuhmann/improved-aesthetic-predictor: sac+logos+ava1-l14-linearMSE.pth",
+                "https://github.com/christophschuhmann/improved-aesthetic-predictor: "
+                "sac+logos+ava1-l14-linearMSE.pth",
             ),
         ),
     ),

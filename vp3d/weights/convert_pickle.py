@@ -1,8 +1,9 @@
-"""`launch.py models convert NAME FILE`: a publisher's pickle, which the user has downloaded, becomes safetensors. Once.
+"""`models convert NAME FILE`: write safetensors from a pickle that the user has downloaded.
 
-ImageReward, HPSv2 and the aesthetic head are published as pickles alone. This is the only place that reads one, only on
-request, and only with `torch.load(weights_only=True)`: an unpickler that builds tensors and plain containers and refuses
-everything else, so that nothing in the file can run. What it yields is written as safetensors; nothing else reads the pickle.
+ImageReward, HPSv2 and the aesthetic head are published as pickles only. This is the only module
+that reads one, only on request, and only with `torch.load(weights_only=True)`: that unpickler
+builds tensors and plain containers and refuses everything else, so that nothing in the file can
+run.
 """
 
 from __future__ import annotations
@@ -19,21 +20,42 @@ from torch import Tensor
 from vp3d.errors import UserError
 from vp3d.system.files import atomic_write, sha256_file
 from vp3d.weights.fetch import PROBES, fetch, record
-from vp3d.weights.locate import FETCH, find_model, models_folder
+from vp3d.weights.locate import FETCH, LIST, find_model, models_folder
 
-WRAPPERS = ("state_dict", "model")  # where training scripts put the tensors
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors
+READ_ERRORS = (  # what torch.load raises for files that are no checkpoints
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 
 
-def convert(name: str, path: Path, places: list[str]) -> Path:
-    """Write the tensors of the pickle `path` as the model `name`, fetch the rest of it from `places`; returns its folder."""
+def convert(name: str, path: Path, sources: list[str]) -> Path:
+    """Write the tensors of a pickle as a model of the catalogue, and fetch the model's other files.
+
+    Args:
+        name: the name of the model.
+        path: the pickle.
+        sources: folders or addresses to try first for the other files.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        UserError: if the model needs no conversion or exists, or the file is not its pickle.
+    """
     model, folder = find_model(name), models_folder() / name
     part = next((part for part in model.parts if part.pickle), None)
     if part is None:
         raise UserError(
-            f"{name} needs no conversion, its publisher has safetensors: run {FETCH} {name}"
+            f"{name} needs no conversion, its publisher offers safetensors: run {FETCH} {name}"
         )
     if folder.is_dir():
-        raise UserError(f"{folder} is there already; remove it to convert {path} instead")
+        raise UserError(f"{folder} exists already; remove it to convert {path} instead")
     tensors = read_tensors(path)
     if PROBES[name] not in tensors:
         raise UserError(
@@ -43,37 +65,26 @@ def convert(name: str, path: Path, places: list[str]) -> Path:
     with atomic_write(ready / file.path) as temporary:
         save_file(tensors, temporary)
     record(ready, file.path, f"converted from {path.name}", sha256_file(ready / file.path))
-    return fetch(name, places)
+    return fetch(name, sources)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled state dict, wrappers and `module.` prefixes taken off; UserError for anything else in it."""
+    """The tensors of a pickled state dict, without wrappers and `module.` prefixes.
+
+    Raises:
+        UserError: for a file that is missing, is no such pickle, or has more than tensors in it.
+    """
     if not path.is_file():
         fault = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(
-            f"{path} {fault}; give the publisher's file, see `python launch.py models list NAME`"
+            f"{path} {fault}; give the file of the publisher, which `{LIST} NAME` names"
         )
     if path.suffix == ".safetensors":
         raise UserError(
-            f"{path} is safetensors already: put it where `{FETCH} NAME --from FOLDER` finds it"
+            f"{path} is safetensors already: put it into a folder and run "
+            f"`{FETCH} NAME --from FOLDER`"
         )
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is damaged or holds more than tensors: not read; get the publisher's own file"
-        ) from error
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise UserError(f"{path} is not a torch checkpoint ({reason})") from error
+    state = _load(path)
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -85,3 +96,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(value, Tensor)
     }
     return {key: value.detach().clone().contiguous() for key, value in found.items()}
+
+
+def _load(path: Path) -> Any:
+    """The tensors and plain containers in a pickle; UserError if it has anything else in it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged or contains more than tensors, so it is not read; "
+            "download the file of the publisher again"
+        ) from error
+    except READ_ERRORS as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise UserError(f"{path} is not a torch checkpoint ({reason})") from error

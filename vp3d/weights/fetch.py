@@ -1,13 +1,14 @@
-"""`launch.py models fetch`: put published weights into `models/NAME/`.
+"""`models fetch`: download published weights into `models/NAME/`.
 
-Nothing that is fetched is ever run or unpickled: safetensors, JSON and text only. Sources are tried in this order: `--from`
-(repeatable: a folder or an http(s) address that holds the files, or a folder NAME/ with them), `VP3D_MIRRORS` (the same,
-separated by blanks), then the table's own (vp3d/weights/catalogue.py). A part of a model comes whole from one source or not at all.
+Nothing that is fetched is ever run or unpickled: it is safetensors, JSON or text. Sources are tried
+in this order: `--from` (repeatable: a folder or an http(s) address with the files, or with a folder
+NAME/ that contains them), `VP3D_MIRRORS` (the same, separated by spaces), then the sources of the
+catalogue (vp3d/weights/catalogue.py). All files of a part come from one source.
 
-Downloads go to `models/.NAME.part/`, checked files to `models/.NAME.new/`, and the finished folder is renamed: a model is
-there whole or not at all. Where the folder is there already, what is damaged or missing in it comes the same way, and the folder
-is touched only once all of that is there and checked; files that no fetch put there are never replaced. Whatever stopped a
-fetch, the same command goes on where it stopped.
+Downloads go to `models/.NAME.part/`, checked files to `models/.NAME.new/`, and at the end that
+folder is renamed, so that `models/NAME/` is complete or does not exist. If it exists, damaged and
+missing files are fetched in the same way and moved into it once all of them are checked; files that
+no fetch wrote are never replaced. After any interruption the same command resumes the fetch.
 """
 
 from __future__ import annotations
@@ -17,69 +18,75 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from vp3d.config.paths import expand
+from vp3d.config.paths import program
 from vp3d.errors import UserError, VP3DError
 from vp3d.system.console import say
 from vp3d.system.files import sha256_file, write_json, write_text
 from vp3d.weights.catalogue import GB, MODELS, File, Part
-from vp3d.weights.download import (
-    Unavailable,
-    copy_file,
-    download_http,
-    download_hub,
-    exists_http,
-    exists_hub,
-)
+from vp3d.weights.download import Unavailable, copy_file
 from vp3d.weights.locate import FETCH, RECEIPT, find_model, models_folder, read_receipt
+from vp3d.weights.sources import Origin, origins_of, pickle_in_its_place
 from vp3d.weights.verify import damage
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-PROBES = {  # a tensor that the right weights have, of the models that are published as pickles: their hashes are not known
+# Model -> a tensor that its weights must have. These models are published as pickles, so the hashes
+# of their safetensors are not known.
+PROBES = {
     "imagereward": "blip.visual_encoder.cls_token",
     "hpsv2.1": "visual.conv1.weight",
     "aesthetic": "layers.0.weight",
 }
 
 
-@dataclass(frozen=True)
-class Origin:
-    """One place to take a part from: how to get a file of it, and whether it has one."""
+def fetch_all(names: list[str], sources: list[str]) -> Iterator[Path]:
+    """Fetch several models; a failure does not stop the others.
 
-    name: str  # as the user reads it
-    get: Callable[
-        [File, Path], str
-    ]  # (file, where to) -> the SHA-256 the source promises, "" for none
-    has: Callable[[str], bool]
+    Args:
+        names: names of the catalogue.
+        sources: folders or addresses of the user, tried first.
 
+    Yields:
+        The folder of each model, as soon as it is complete.
 
-def fetch_all(names: list[str], places: list[str]) -> Iterator[Path]:
-    """`fetch` each of the models, giving its folder; one that fails stops none, and the end is one UserError with all reasons."""
+    Raises:
+        UserError: at the end, with the reasons of all failures.
+    """
     chosen = list(dict.fromkeys(names))
     reasons: dict[str, str] = {}
     for name in chosen:
         try:
-            yield fetch(name, places)
-        except (VP3DError, OSError) as error:  # OSError: one that `fetch` has no better words for
+            yield fetch(name, sources)
+        except (VP3DError, OSError) as error:  # OSError: one that `fetch` does not explain better
             if len(chosen) == 1:
                 raise
             reasons[name] = str(error).removeprefix(f"cannot fetch {name}: ")
-            say(f"{name}: not fetched; the reason follows at the end")
+            say(f"{name}: not fetched; the reason is given at the end")
     if reasons:
-        there = [name for name in chosen if name not in reasons]
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        others = f". The others are there: {', '.join(there)}" if there else ""
-        raise UserError(f"cannot fetch {len(reasons)} of {len(chosen)} models. {told}{others}")
+        complete = [name for name in chosen if name not in reasons]
+        failures = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        others = f". Fetched: {', '.join(complete)}" if complete else ""
+        raise UserError(f"cannot fetch {len(reasons)} of {len(chosen)} models. {failures}{others}")
 
 
-def fetch(name: str, places: list[str]) -> Path:
-    """Fetch the model `name` of the table, first from `places`; returns its folder. UserError when no source has it."""
+def fetch(name: str, sources: list[str]) -> Path:
+    """Fetch one model; nothing is done if it is complete and undamaged.
+
+    Args:
+        name: a name of the catalogue.
+        sources: folders or addresses of the user, tried first.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        UserError: if no source has the files, or they cannot be written.
+    """
     model, folder = find_model(name), models_folder() / name
     staging, ready = folder.with_name(f".{name}.part"), folder.with_name(f".{name}.new")
     if folder.exists() and not folder.is_dir():
@@ -89,11 +96,11 @@ def fetch(name: str, places: list[str]) -> Path:
         say(f"{name}: already in {folder}")
         _clear(ready, staging)
         return folder
-    mending = folder.is_dir()
-    if mending:
-        _spare_own(folder, faults)
+    is_repair = folder.is_dir()
+    if is_repair:
+        _refuse_own_files(folder, faults)
         path, fault = next(iter(faults.items()))
-        say(f"{name}: {path} {fault}; fetching what is damaged or missing anew")
+        say(f"{name}: {path} {fault}; fetching the damaged or missing files")
     missing = {file for file in model.files if file.path in faults and not _is_ready(file, ready)}
     _check_space(missing, ready, staging)
     say(f"{name}: {model.purpose}; licence: {model.licence}")
@@ -101,35 +108,35 @@ def fetch(name: str, places: list[str]) -> Path:
     for part in model.parts:
         files = tuple(file for file in part.files if file in missing)
         if files:
-            _fetch_part(
-                name, replace(part, files=files), [*places, *mirrors, *part.sources], staging, ready
-            )
-    _write_ours(name, ready, faults)
+            tried = [*sources, *mirrors, *part.sources]
+            _fetch_part(name, replace(part, files=files), tried, staging, ready)
+    _write_own(name, ready, faults)
     try:
-        if mending:
-            _mend(name, ready, folder, faults)
+        if is_repair:
+            _repair(name, ready, folder, faults)
         else:
             ready.rename(folder)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _write_error(folder, error) from error
     _clear(ready, staging)
-    say(f"{name}: whole in {folder}")
+    say(f"{name}: complete in {folder}")
     return folder
 
 
-def _spare_own(folder: Path, faults: Collection[str]) -> None:
-    """UserError where one of the files `faults`, which a fetch would replace, was not put there by a fetch."""
+def _refuse_own_files(folder: Path, faults: Collection[str]) -> None:
+    """UserError if one of the files to replace was not written by a fetch."""
     receipt = read_receipt(folder)
     own = [path for path in faults if path not in receipt and (folder / path).exists()]
     if own:
         raise UserError(
-            f"{', '.join(str(folder / path) for path in own[:3])}: not the published file, and put there by you (it is not in "
-            f"{RECEIPT}), so it stays: move it away, or rename the folder and name that in the config, as prior.path=./FOLDER"
+            f"{', '.join(str(folder / path) for path in own[:3])}: not the published file, and not "
+            f"written by a fetch (it is not in {RECEIPT}), so it is kept: move it away, or rename "
+            "the folder and name that in the config, for example prior.path=./FOLDER"
         )
 
 
 def _is_ready(file: File, ready: Path) -> bool:
-    """Whether an earlier fetch, which was stopped, has put `file` into `ready`."""
+    """Whether an earlier fetch, which was interrupted, has put `file` into `ready`."""
     entry = read_receipt(ready).get(file.path)
     return (
         entry is not None
@@ -138,18 +145,19 @@ def _is_ready(file: File, ready: Path) -> bool:
     )
 
 
-def _write_ours(name: str, ready: Path, paths: Collection[str]) -> None:
-    """Write those of the files `paths` that are not fetched."""
+def _write_own(name: str, ready: Path, paths: Collection[str]) -> None:
+    """Write those of the files `paths` that VP3D writes itself."""
     for path, content in MODELS[name].written:
         if path in paths:
             write_text(ready / path, content)
             record(ready, path, "written by VP3D", sha256_file(ready / path))
 
 
-def _mend(name: str, ready: Path, folder: Path, paths: Collection[str]) -> None:
+def _repair(name: str, ready: Path, folder: Path, paths: Collection[str]) -> None:
     """Move the files `paths` from `ready` into `folder`.
 
-    The receipt goes first: when this is cut off, a file that is not moved yet is damaged or missing by it, and still in `ready`.
+    The receipt is written first. After an interruption, a file that is not moved yet is damaged or
+    missing according to the receipt, and still in `ready`.
     """
     model, fresh = MODELS[name], read_receipt(ready)
     listed = [*(file.path for file in model.files), *(path for path, _ in model.written)]
@@ -169,74 +177,116 @@ def _clear(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def record(ready: Path, path: str, source: str, digest: str) -> None:
-    """Note in the receipt of `ready` where its file `path` came from, with its size and its SHA-256 `digest`."""
-    entry = {"source": source, "size": (ready / path).stat().st_size, "sha256": digest}
-    _write_receipt(ready, read_receipt(ready) | {path: entry})
+def record(folder: Path, path: str, source: str, digest: str) -> None:
+    """Add a file to the receipt of `folder`.
+
+    Args:
+        folder: the folder of the receipt.
+        path: the path of the file in the folder.
+        source: where it came from, in words.
+        digest: its SHA-256.
+    """
+    entry = {"source": source, "size": (folder / path).stat().st_size, "sha256": digest}
+    _write_receipt(folder, read_receipt(folder) | {path: entry})
 
 
 def _write_receipt(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     write_json(folder / RECEIPT, {"files": files, "fetched": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def _unwritable(place: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write {place}: {error.strerror or error}; free some space or set VP3D_MODELS=FOLDER"
+def _write_error(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"cannot write {path}: {reason}; free some space or set VP3D_MODELS=FOLDER")
+
+
+def _fetch_part(name: str, part: Part, sources: list[str], staging: Path, ready: Path) -> None:
+    """Get every file of `part` from the first source that has them all.
+
+    Args:
+        name: the name of the model.
+        part: the part, with the files to fetch.
+        sources: all sources to try, in their order.
+        staging: the folder of downloads; each source has a folder of its own in it.
+        ready: the folder of checked files.
+    """
+    reasons: list[str] = []
+    for source in sources:
+        downloads = staging / hashlib.sha256(source.encode()).hexdigest()[:12]
+        try:
+            digests = _try_source(name, part, source, downloads, reasons)
+        except OSError as error:
+            raise _write_error(downloads, error) from error
+        if digests is None:
+            continue
+        for file in part.files:
+            (ready / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (downloads / file.path).replace(ready / file.path)
+            record(ready, file.path, source, digests[file.path])
+        return
+    raise UserError(
+        f"cannot fetch {name}: {'; '.join(reasons) or 'it has no source'}. {_advice(name, part)}"
     )
 
 
-def _fetch_part(name: str, part: Part, places: list[str], staging: Path, ready: Path) -> None:
-    """Get every file of `part` from the first source that has them all, checked, into `ready`."""
-    reasons: list[str] = []
+def _try_source(
+    name: str, part: Part, source: str, downloads: Path, reasons: list[str]
+) -> dict[str, str] | None:
+    """Get the files of `part` from one source.
+
+    Args:
+        name: the name of the model.
+        part: the part, with the files to fetch.
+        source: the source.
+        downloads: the folder of its downloads.
+        reasons: gets a line for each origin in the source that fails.
+
+    Returns:
+        The SHA-256 of each path; None if the source does not have them all.
+
+    Raises:
+        UserError: if the source was interrupted: resuming it later needs less than another source.
+    """
     probe = PROBES.get(name, "") if part.pickle else ""
-    for place in places:
-        own = staging / hashlib.sha256(place.encode()).hexdigest()[:12]  # sources do not mix
+    for origin in origins_of(source, name):
         try:
-            for origin in _origins(place, name):
-                try:
-                    digests = _take(part, origin, own, probe)
-                    break
-                except Unavailable as error:
-                    if (
-                        error.begun
-                    ):  # the rest is more likely to come from there than all of it from another
-                        raise UserError(f"cannot fetch {name}: {origin.name}: {error}") from error
-                    reasons.append(f"{origin.name}: {error}")
-            else:
-                continue
-        except OSError as error:
-            raise _unwritable(own, error) from error
-        for file in part.files:
-            (ready / file.path).parent.mkdir(parents=True, exist_ok=True)
-            (own / file.path).replace(ready / file.path)
-            record(ready, file.path, place, digests[file.path])
-        return
-    tried = "; ".join(reasons) or "it has no source"
-    raise UserError(f"cannot fetch {name}: {tried}. {_advice(name, part)}")
+            return _take(part, origin, downloads, probe)
+        except Unavailable as error:
+            if error.started:
+                raise UserError(f"cannot fetch {name}: {origin.name}: {error}") from error
+            reasons.append(f"{origin.name}: {error}")
+    return None
 
 
 def _advice(name: str, part: Part) -> str:
-    elsewhere = f"give another source with --from FOLDER or --from https://MIRROR: {FETCH} {name} --from PLACE"
+    """What the user can do when no source has the files."""
+    other = f"{FETCH} {name} --from FOLDER (or --from https://MIRROR)"
     if not part.pickle:
-        return elsewhere[0].upper() + elsewhere[1:]
+        return f"Give another source: {other}"
     address, _, file = part.pickle.rpartition(": ")
-    convert = f"python launch.py models convert {name} {file}"
-    return f"The publisher has only a pickle, {file}: get it from {address} yourself and run `{convert}`, or {elsewhere}"
+    convert = f"{program()} models convert {name} {file}"
+    return (
+        f"The publisher offers only a pickle, {file}: download it from {address} and run "
+        f"`{convert}`, or give another source: {other}"
+    )
 
 
 def _take(part: Part, origin: Origin, folder: Path, probe: str) -> dict[str, str]:
-    """Get the files of `part` from `origin` into `folder`, each checked (see `_fault`); returns the SHA-256 of each path.
+    """Get the files of `part` from `origin` into `folder` and check each (see `_fault`).
 
-    Unavailable with the reason when one of them cannot be had.
+    Returns:
+        The SHA-256 of each path.
+
+    Raises:
+        Unavailable: with the reason, when one of them cannot be had.
     """
     digests: dict[str, str] = {}
     for file in part.files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            promised = "" if _linked(file, target, folder.parent) else origin.get(file, target)
+            promised = "" if _link_same(file, target, folder.parent) else origin.get(file, target)
         except Unavailable as error:
-            twin = _pickle_beside(origin, file.at_source) if error.absent else None
+            twin = pickle_in_its_place(origin, file.at_source) if error.absent else None
             if twin is not None:
                 raise Unavailable(
                     f"it has {twin}, a pickle, and no {file.at_source}; pickles are never loaded"
@@ -251,20 +301,27 @@ def _take(part: Part, origin: Origin, folder: Path, probe: str) -> dict[str, str
 
 
 def _fault(file: File, target: Path, promised: str, digest: str, probe: str) -> str:
-    """What is wrong with a fetched file; "" when its `digest` is what the table (else its source) promises and it can be read.
+    """What is wrong with a fetched file; "" if nothing is.
 
-    probe: a tensor that weights must have, "" for any; it tells them from another model's where no hash is known.
+    Args:
+        file: its entry in the catalogue.
+        target: the fetched file.
+        promised: the SHA-256 that the source promises; "" for none. The catalogue's comes first.
+        digest: the SHA-256 of the fetched file.
+        probe: a tensor that weights must have, "" for any. It separates them from those of another
+            model where no hash is known.
     """
     if digest != (file.sha256 or promised or digest):
-        return f"{file.at_source} is not the published file (its SHA-256 is another)"
+        return f"{file.at_source} is not the published file (its SHA-256 differs)"
     if file.path.endswith(".safetensors"):
         try:
             with safe_open(target, "pt") as opened:
                 tensors = opened.keys()
         except (SafetensorError, OSError) as error:
-            return f"{file.at_source} is no safetensors file ({' '.join(str(error).split())[:80]})"
+            reason = " ".join(str(error).split())[:80]
+            return f"{file.at_source} is no safetensors file ({reason})"
         if probe and probe not in tensors:
-            return f"{file.at_source} is another model's: it has no tensor {probe}"
+            return f"{file.at_source} is of another model: it has no tensor {probe}"
     if file.path.endswith(".json"):
         try:
             json.loads(target.read_text(encoding="utf-8"))
@@ -273,26 +330,17 @@ def _fault(file: File, target: Path, promised: str, digest: str, probe: str) -> 
     return ""
 
 
-def _linked(file: File, target: Path, staging: Path) -> bool:
-    """Whether `target` could be taken from another fetched model that holds the very same file, or from another source's."""
+def _link_same(file: File, target: Path, staging: Path) -> bool:
+    """Link `target` to a file with the same SHA-256, if one is known.
+
+    It may be in another fetched model, or among the downloads of another source.
+
+    Returns:
+        Whether `target` exists now; False also if it existed before.
+    """
     if not file.sha256 or target.exists():
         return False
-    receipts = [
-        (models_folder() / other, read_receipt(models_folder() / other)) for other in MODELS
-    ]
-    noted = [
-        folder / path
-        for folder, files in receipts
-        for path, entry in files.items()
-        if entry["sha256"] == file.sha256
-    ]
-    begun = sorted(
-        staging.glob(f"*/{file.path}")
-    )  # whole, but another file of that source could not be had
-    same = next(
-        (path for path in [*begun, *noted] if path.is_file() and sha256_file(path) == file.sha256),
-        None,
-    )
+    same = _find_same(file, staging)
     if same is None:
         return False
     try:
@@ -302,104 +350,34 @@ def _linked(file: File, target: Path, staging: Path) -> bool:
     return True
 
 
-def _pickle_beside(origin: Origin, path: str) -> str | None:
-    """The pickle that `origin` has where the safetensors file `path` should be."""
-    place = PurePosixPath(path)
-    if place.suffix != ".safetensors":
-        return None
-    names = [place.with_suffix(suffix).name for suffix in PICKLES] + [
-        "pytorch_model.bin",
-        "open_clip_pytorch_model.bin",
+def _find_same(file: File, staging: Path) -> Path | None:
+    """A file on this machine with the SHA-256 of `file`, which is known."""
+    folders = [models_folder() / other for other in MODELS]
+    fetched = [
+        folder / path
+        for folder in folders
+        for path, entry in read_receipt(folder).items()
+        if entry["sha256"] == file.sha256
     ]
-    for name in names:
-        try:
-            if origin.has(place.with_name(name).as_posix()):
-                return name
-        except Unavailable:
-            return None
+    downloaded = sorted(staging.glob(f"*/{file.path}"))  # complete; a later file was not available
+    for path in [*downloaded, *fetched]:
+        if path.is_file() and sha256_file(path) == file.sha256:
+            return path
     return None
 
 
-def _origins(place: str, name: str) -> list[Origin]:
-    """What a source means: the place itself, and for the user's own places the folder `name` in it first."""
-    if place.startswith("hf:"):
-        repository, _, revision = place.removeprefix("hf:").partition("@")
-        return [
-            Origin(
-                f"hub {repository}",
-                lambda file, target: download_hub(
-                    repository, revision or "main", file.at_source, target
-                ),
-                lambda path: exists_hub(repository, revision or "main", path),
-            )
-        ]
-    if place.startswith(("https://", "http://")):
-        bare = place.rstrip("/")
-        if place in _table_addresses():
-            return [_http_origin(bare, lambda file: [file.at_source])]
-        return [
-            _http_origin(base, lambda file: _names(file, name)) for base in (f"{bare}/{name}", bare)
-        ]
-    folder = expand(place)
-    bases = [folder / name, folder] if (folder / name).is_dir() else [folder]
-    return [_folder_origin(base, lambda file: _names(file, name)) for base in bases]
-
-
-def _names(file: File, name: str) -> list[str]:
-    """The paths of a `file` of the model `name` in a place of the user's, laid out as its source or as our folders are.
-
-    The source's comes first: beside the half precision of SDXL lies, under our name, the single. But not where it is the name of
-    another file of ours, as that of the aesthetic head is.
-    """
-    names = [file.at_source, file.path]
-    if any(other.path == file.at_source for other in MODELS[name].files):
-        names.reverse()
-    return list(dict.fromkeys(names))
-
-
-def _table_addresses() -> set[str]:
-    return {source for model in MODELS.values() for part in model.parts for source in part.sources}
-
-
-def _http_origin(base: str, names: Callable[[File], list[str]]) -> Origin:
-    def get(file: File, target: Path) -> str:
-        *first, last = names(file)
-        for path in first:
-            try:
-                return download_http(f"{base}/{path}", target)
-            except Unavailable as error:
-                if not error.absent:
-                    raise
-        return download_http(f"{base}/{last}", target)
-
-    return Origin(base, get, lambda path: exists_http(f"{base}/{path}"))
-
-
-def _folder_origin(base: Path, names: Callable[[File], list[str]]) -> Origin:
-    def get(file: File, target: Path) -> str:
-        found = next((base / path for path in names(file) if (base / path).is_file()), None)
-        if found is None:
-            raise Unavailable(
-                f"it has no {file.path}" if base.is_dir() else "there is no such folder",
-                absent=True,
-            )
-        copy_file(found, target)
-        return ""
-
-    return Origin(str(base), get, lambda path: (base / path).is_file())
-
-
 def _check_space(missing: Collection[File], ready: Path, staging: Path) -> None:
-    """UserError where what is `missing` and not already on its way in `staging` does not fit on the disk."""
+    """UserError if the `missing` files, less what `staging` has of them, do not fit on the disk."""
     ready.mkdir(parents=True, exist_ok=True)
     sources = staging.iterdir() if staging.is_dir() else ()
-    begun = max(
+    stored = max(
         (sum(path.stat().st_size for path in own.rglob("*") if path.is_file()) for own in sources),
         default=0,
     )
-    needed = sum(file.size for file in missing) - begun
+    needed = sum(file.size for file in missing) - stored
     free = shutil.disk_usage(ready).free
     if needed > free:
         raise UserError(
-            f"{models_folder()} has {free / GB:.1f} GB free, {needed / GB:.1f} are needed; free some or set VP3D_MODELS=FOLDER"
+            f"{models_folder()} has {free / GB:.1f} GB free, {needed / GB:.1f} are needed; "
+            "free some or set VP3D_MODELS=FOLDER"
         )

@@ -10,27 +10,32 @@ from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import models_folder, read_receipt
 
 
-def weight_hashes(places: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of every .safetensors file in the named folders; any other place (a hub id) is listed as such.
+def weight_hashes(locations: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of every .safetensors file in the given locations.
 
-    A fetched model's hashes are those of its receipt: gigabytes are not read again for every run.
+    The hashes of a fetched model are those of its receipt, so that gigabytes are not read again for
+    every run.
+
+    Args:
+        locations: names of the catalogue, folders or hub ids; empty ones are skipped.
+
+    Returns:
+        "location/path" -> SHA-256; for a hub id, the id -> "not a local folder".
     """
     hashes: dict[str, str] = {}
-    for place in filter(None, places):
-        folder = models_folder() / place if place in MODELS else locate(place)
-        noted = {
+    for location in filter(None, locations):
+        folder = models_folder() / location if location in MODELS else locate(location)
+        recorded = {
             path: str(entry["sha256"])
             for path, entry in read_receipt(folder).items()
             if path.endswith(".safetensors")
         }
-        if noted:
-            hashes |= {f"{place}/{path}": digest for path, digest in noted.items()}
+        if recorded:
+            hashes |= {f"{location}/{path}": digest for path, digest in recorded.items()}
         elif folder.is_dir():
-            files = sorted(folder.rglob("*.safetensors"))
-            hashes |= {
-                f"{place}/{file.relative_to(folder).as_posix()}": sha256_file(file)
-                for file in files
-            }
+            for file in sorted(folder.rglob("*.safetensors")):
+                path = file.relative_to(folder).as_posix()
+                hashes[f"{location}/{path}"] = sha256_file(file)
         else:
-            hashes[place] = "not a local folder"
+            hashes[location] = "not a local folder"
     return hashes

@@ -1,7 +1,7 @@
-"""Trust in the files we load: every weight file is checked against the manifest that was committed with it.
+"""Check weight files against the manifest that was committed with them.
 
-Conventions: `MANIFEST.json` holds `{"files": {"path/relative/to/its/own/folder": {"sha256": hex, "bytes": n}}}` with
-forward slashes, beside whatever else its makers note. Only files that are listed there are trusted.
+`MANIFEST.json` contains `{"files": {"path/relative/to/its/own/folder": {"sha256": hex, "bytes":
+n}}}` with forward slashes, and other keys that are not read here. Only listed files are trusted.
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ RETRAIN = "python -m vp3d.embedded.train"
 
 
 def file_entry(path: Path) -> dict[str, str | int]:
-    """What a manifest notes about a file: `{"sha256": hex, "bytes": n}`."""
+    """The entry of a file in a manifest: `{"sha256": hex, "bytes": n}`."""
     return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 def verify_files(manifest: Path, folder: Path) -> None:
-    """Check every file listed in `manifest` under `folder` (a folder or one file): size, then sha256.
+    """Check size and SHA-256 of every file that `manifest` lists under `folder`.
 
-    Raises UserError for a missing or damaged file, for a weight file the manifest does not list, and for a manifest
-    that cannot be read or lists nothing there.
+    Args:
+        manifest: the manifest file.
+        folder: a folder, or one file, below the folder of the manifest.
+
+    Raises:
+        DamagedFileError: for a missing or damaged file or manifest.
+        UserError: for a weight file that the manifest does not list, and for a folder that it does
+            not cover.
     """
     root, folder = manifest.parent.resolve(), folder.resolve()
     if not folder.is_relative_to(root):
         raise UserError(
-            f'{folder} is not covered by {manifest}: set prior.manifest="" to use weights of your own'
+            f"{folder} is not covered by {manifest}: "
+            'to use weights of your own, set prior.manifest=""'
         )
     expected = {root / name: entry for name, entry in read_entries(manifest).items()}
     expected = {path: entry for path, entry in expected.items() if path.is_relative_to(folder)}
@@ -42,14 +49,14 @@ def verify_files(manifest: Path, folder: Path) -> None:
     for path in present:
         if path.suffix in WEIGHT_SUFFIXES and path not in expected:
             raise UserError(
-                f"{path} is not listed in {manifest}: remove it, or make it anew with `{RETRAIN}`"
+                f"{path} is not listed in {manifest}: remove it, or retrain with `{RETRAIN}`"
             )
     if not expected:
         raise UserError(f"{manifest} lists no file under {folder}: {_restore(folder)}")
 
 
 def read_entries(manifest: Path) -> dict[str, dict[str, str | int]]:
-    """The `files` table of a manifest; UserError when it is missing, not JSON or not of that form."""
+    """The `files` of a manifest; DamagedFileError if it is missing or not of that form."""
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         complete = all(
@@ -71,9 +78,11 @@ def _verify_one(path: Path, entry: dict[str, str | int]) -> None:
         raise DamagedFileError(f"{path} is missing: {_restore(path)}")
     if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
         raise DamagedFileError(
-            f"{path} is damaged or was changed (its sha256 is not the manifest's): {_restore(path)}"
+            f"{path} is damaged or was changed (its SHA-256 is not that of the manifest): "
+            f"{_restore(path)}"
         )
 
 
 def _restore(path: Path) -> str:
+    """What the user can do about a damaged file."""
     return f"restore it with `git checkout -- {path}` or retrain with `{RETRAIN}`"

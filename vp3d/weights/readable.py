@@ -1,4 +1,4 @@
-"""Turn what the model loaders raise for unreadable files into one line for the user."""
+"""One error for everything that model loaders raise for unreadable files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ LOAD_ERRORS = (
 
 @contextmanager
 def readable(what: str, key: str) -> Iterator[None]:
-    """Turn what the loaders raise for missing, damaged or unfit files into one line."""
+    """Turn the errors of loaders for missing, damaged or unsuitable files into one UserError.
+
+    Args:
+        what: what is loaded, for the message.
+        key: the config key that names the files, for the message.
+
+    Example:
+        with readable("the CLIP of the rewards", "rewards.clip"):
+            model = load(folder)
+    """
     try:
         yield
     except LOAD_ERRORS as error:

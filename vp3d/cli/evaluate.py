@@ -1,0 +1,204 @@
+"""`evaluate`: measure a suite of prompts, or meshes that exist."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vp3d.cli.arguments import (
+    Subparsers,
+    add_config,
+    add_preset,
+    add_words,
+    config_files,
+    read_config,
+    read_overrides,
+)
+from vp3d.config.paths import program
+from vp3d.errors import UserError
+
+if TYPE_CHECKING:
+    from vp3d.evaluate.runner import Settings
+
+LARGEST_VIEW = 4096  # pixels of a side, of `--size`
+SUITE_KEYS = ("prompt", "seed", "preset", "output_dir")  # settings that a suite fixes itself
+LOWEST = {"seeds": 1, "jobs": 1, "size": 16}  # option -> its lowest value
+EPILOG = f"""\
+suites:
+  toybench   the 72 prompts of the toybox (assets/prompts/toybench_*.txt). Each asset is compared
+             with the exact scene of its caption (IoU, Chamfer distance, F-score, colour, Janus
+             score) and with its prompt alone (judge, CLIP R-precision).
+  t3bench    the protocol of T3Bench on your own copy of its prompts, or on any other prompts:
+             162 positions x 5 focal lengths, regional means.
+
+--assets DIR measures meshes that exist, made by VP3D or not: run folders (the prompt is in their
+config.yaml), and .glb, .obj, .ply and .stl files named by their prompt, for example
+a-red-sphere-on-a-blue-cube.glb, or 03-a-red-sphere-s7.obj with a number and a seed. OBJ, PLY and
+STL files are read with z up and the front on +x, GLB files as glTF defines. toybench finds yaw,
+size and position itself.
+
+Results are kept in --work: one JSON file an asset, summary.json, index.html (opens offline).
+Results that exist are not computed again.
+
+examples:
+  {program()} evaluate --subset mini --preset draft
+  {program()} evaluate --seeds 3 --jobs 2 --config configs/sds.yaml --work outputs/plain-sds
+  {program()} evaluate --assets my_meshes
+  {program()} evaluate --suite t3bench --prompts prompt_single.txt --scorer imagereward \\
+      --config configs/sd15.yaml
+"""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite: the function that runs it, and its own options with their defaults."""
+
+    run: Callable[[argparse.Namespace, Settings], str]  # returns the tables as text
+    options: dict[str, Any] = field(default_factory=dict)  # no other suite reads them
+
+
+def run_toybench(arguments: argparse.Namespace, settings: Settings) -> str:
+    """Run `toybench`; returns its tables."""
+    from vp3d.evaluate.command import evaluate_toybench
+
+    return evaluate_toybench(
+        settings, arguments.assets, arguments.subset, arguments.seeds, arguments.jobs
+    )
+
+
+def run_t3bench(arguments: argparse.Namespace, settings: Settings) -> str:
+    """Run `t3bench`; returns its tables."""
+    from vp3d.evaluate.command import evaluate_t3bench
+    from vp3d.evaluate.t3bench import Protocol
+
+    protocol = Protocol(
+        arguments.scorer,
+        arguments.grader,
+        arguments.endpoint,
+        arguments.endpoint_model,
+        arguments.size,
+    )
+    return evaluate_t3bench(
+        settings, arguments.assets, arguments.prompts, protocol, arguments.seeds, arguments.jobs
+    )
+
+
+SUITES = {
+    "toybench": Suite(run_toybench, {"subset": "all"}),
+    "t3bench": Suite(
+        run_t3bench,
+        {
+            "prompts": [],
+            "scorer": "clip",
+            "grader": "none",
+            "endpoint": "",
+            "endpoint_model": "",
+            "size": 512,
+        },
+    ),
+}
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the parser of `evaluate`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure assets: a suite, or a folder of meshes",
+        description="Measure assets: a suite, or a folder of meshes.",
+        epilog=EPILOG,
+    )
+    add_words(
+        parser, "key=value", "settings of the runs to change, for example guidance.guidance_scale=3"
+    )
+    parser.add_argument(
+        "--suite", choices=tuple(SUITES), default="toybench", help="what to measure (toybench)"
+    )
+    parser.add_argument(
+        "--assets", metavar="DIR", type=Path, help="measure the meshes in this folder; make none"
+    )
+    parser.add_argument(
+        "--subset", choices=("all", "mini"), help="toybench: all 72 prompts, or 6 of each set (all)"
+    )
+    add_preset(parser, "standard")
+    add_config(parser)
+    parser.add_argument("--seeds", metavar="N", type=int, default=1, help="assets a prompt (1)")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes (1)")
+    parser.add_argument(
+        "--work",
+        metavar="DIR",
+        type=Path,
+        help="folder of the runs and results (outputs/SUITE-PRESET)",
+    )
+    add_t3bench_options(parser.add_argument_group("t3bench"))
+    for suite in SUITES.values():
+        parser.set_defaults(**suite.options)
+
+
+def add_t3bench_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that only `t3bench` reads."""
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="one prompt a line, repeatable",
+    )
+    group.add_argument(
+        "--scorer", choices=("clip", "imagereward"), help="the model that scores the quality (clip)"
+    )
+    group.add_argument(
+        "--grader", choices=("none", "judge", "endpoint"), help="what grades the alignment (none)"
+    )
+    group.add_argument(
+        "--endpoint", metavar="URL", help="a server with OpenAI's chat completions, .../v1"
+    )
+    group.add_argument(
+        "--endpoint-model", metavar="NAME", help="its model; the key is VP3D_ENDPOINT_KEY"
+    )
+    group.add_argument(
+        "--size", metavar="PIXELS", type=int, help="side of the scored pictures (512)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make and judge a suite of prompts, or judge a folder of meshes; print the tables."""
+    overrides = read_overrides(arguments)
+    files = config_files(arguments)
+    read_config(arguments.preset, files, overrides)
+    check_options(arguments, overrides)
+    kind = arguments.assets.name if arguments.assets else arguments.preset
+    folder = arguments.work or Path("outputs") / f"{arguments.suite}-{kind}"
+    from vp3d.evaluate.runner import Settings
+
+    settings = Settings(folder, arguments.preset, tuple(files), tuple(overrides))
+    sys.stdout.write(SUITES[arguments.suite].run(arguments, settings))
+    return 0
+
+
+def check_options(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Refuse settings that a suite fixes, options of another suite, and numbers out of range."""
+    for word in overrides:
+        if word.partition("=")[0] in SUITE_KEYS:
+            raise UserError(
+                f"'{word}' cannot be set: prompts and seeds are those of the suite; "
+                "see --preset, --seeds and --work"
+            )
+    own = SUITES[arguments.suite].options
+    for suite in SUITES.values():
+        for name, default in suite.options.items():
+            if name not in own and getattr(arguments, name) != default:
+                raise UserError(
+                    f"--{name.replace('_', '-')} changes nothing with --suite {arguments.suite}; "
+                    "omit it"
+                )
+    for name, lowest in LOWEST.items():
+        if getattr(arguments, name) < lowest:
+            raise UserError(
+                f"--{name} takes a whole number of {lowest} or more, not {getattr(arguments, name)}"
+            )
+    if arguments.size > LARGEST_VIEW:
+        raise UserError(f"--size takes at most {LARGEST_VIEW} pixels, not {arguments.size}")

@@ -1,0 +1,151 @@
+"""`generate`, the default verb: make a 3D asset from a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import unicodedata
+from pathlib import Path
+
+from vp3d.cli.arguments import (
+    Subparsers,
+    add_config,
+    add_mesh,
+    add_preset,
+    add_words,
+    config_files,
+    option_overrides,
+    read_config,
+    split_words,
+)
+from vp3d.config.paths import ROOT, expand, program
+from vp3d.config.schema import Config
+from vp3d.errors import UserError
+from vp3d.weights.catalogue import MODELS
+from vp3d.weights.locate import JUDGE_LOCATIONS, PRIOR_LOCATIONS
+
+PROMPT_LENGTH = 200  # characters
+EPILOG = f"""\
+examples:
+  {program()} "a red mushroom with a white stem"
+  {program()} "a red sphere on a blue cube" --preset draft
+  {program()} "a white house with a red roof" --image style.png --negative "a red cube"
+  {program()} "a green car" --config configs/sds.yaml optim.steps=300 output_dir=/tmp/runs
+  {program()} --config configs/sd15.yaml --config dreamfusion-sd.yaml \\
+      system.prompt_processor.prompt="a corgi"
+
+Settings are layered: defaults, then --preset, then each --config FILE, then options, then
+key=value. docs/reference/configuration.md lists every setting; config.yaml in a run folder has the
+settings of that run. A FILE may also be a dreamfusion or magic3d-coarse YAML of threestudio: keys
+that are not understood are named on stderr.
+The first Ctrl-C stops the run and exports its current state; to continue it:
+  {program()} resume RUN
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the parser of `generate`."""
+    summary = "make a 3D asset from a prompt"
+    parser = subparsers.add_parser(
+        "generate", help=summary, description="Make a 3D asset from a prompt.", epilog=EPILOG
+    )
+    parser.set_defaults(verbs=subparsers.choices)
+    add_words(parser, "PROMPT | key=value", "the prompt in quotes, and settings to change")
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        help="use this picture as the visual prompt instead of a drawn one",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        help="another seed gives another variant, the same seed the same bytes (0)",
+    )
+    add_preset(parser, None)
+    parser.add_argument("--negative", metavar="TEXT", help="what the asset should not show")
+    add_config(parser)
+    add_mesh(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the asset; print the run folder."""
+    config = config_of(arguments)
+    from vp3d import pipeline
+    from vp3d.runs.terminal import TerminalDisplay
+
+    with TerminalDisplay() as display:
+        asset = pipeline.generate(config, watch=display.watch)
+    sys.stdout.write(f"{asset.run_dir}\n")
+    return 0
+
+
+def config_of(arguments: argparse.Namespace) -> Config:
+    """The configuration that a `generate` command line asks for, with the prompt checked."""
+    prompts, overrides = split_words(arguments.words)
+    if len(prompts) > 1:
+        near = difflib.get_close_matches(prompts[0].lower(), arguments.verbs, 1)
+        verb = f", or did you mean the verb {near[0]}?" if near else ""
+        raise UserError(
+            f"more than one prompt: {', '.join(map(repr, prompts))}; put the prompt in quotes{verb}"
+        )
+    named = [f"prompt={prompt}" for prompt in prompts]
+    overrides = named + option_overrides(arguments) + overrides
+    config = read_config(arguments.preset, config_files(arguments), overrides)
+    if not config.prompt.strip():
+        raise UserError(
+            f'the prompt is empty; say what to make: {program()} "a red mushroom with a white stem"'
+        )
+    check_text(config.prompt, "prompt")
+    check_text(config.negative_prompt, "negative prompt")
+    if arguments.image is not None and not config.image.strip():
+        raise UserError("--image is empty: give a picture, or omit the option")
+    if config.image:  # absolute, so that the run can be resumed from any folder
+        config.image = str(expand(config.image).absolute())
+    pin_locations(config)
+    return config
+
+
+def pin_locations(config: Config) -> None:
+    """Make the paths of models that exist below the current folder absolute, in place.
+
+    The run can then be resumed from any folder. Names of the catalogue are kept, and so are paths
+    in VP3D's own folder, which may be moved.
+    """
+    if Path.cwd() == ROOT:
+        return
+    priors = [
+        (prior, (*PRIOR_LOCATIONS, "manifest", "vocabulary"))
+        for prior in (config.prior, config.visual_prompt.prior)
+    ]
+    for group, keys in [
+        *priors,
+        (config.rewards, JUDGE_LOCATIONS),
+        (config.guidance, ("debias",)),
+    ]:
+        for key in keys:
+            location = getattr(group, key)
+            if location and location not in MODELS and expand(location).exists():
+                setattr(group, key, str(expand(location).absolute()))
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse text that is too long or has control characters.
+
+    Args:
+        text: the prompt; may be empty.
+        name: what the text is, for the message.
+
+    Raises:
+        UserError: when the text is refused.
+    """
+    if len(text) > PROMPT_LENGTH:
+        raise UserError(
+            f"the {name} has {len(text)} characters; {PROMPT_LENGTH} is the limit, so shorten it"
+        )
+    refused = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, line and paragraph separators
+    bad = next((letter for letter in text if unicodedata.category(letter) in refused), None)
+    if bad is not None:
+        raise UserError(
+            f"the {name} has the control character {bad!r}; write one line of plain text"
+        )

@@ -1,0 +1,32 @@
+"""`resume`: continue a run that was stopped or killed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from vp3d.cli.arguments import Subparsers, add_run
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the parser of `resume`."""
+    parser = subparsers.add_parser(
+        "resume",
+        help="continue a stopped or killed run",
+        description="Continue a stopped or killed run, with the settings in its config.yaml.",
+    )
+    add_run(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Continue the run; print its folder."""
+    from vp3d.runs.folder import RunFolder
+
+    RunFolder.open(arguments.run).config()  # a mistake is answered before torch is loaded
+    from vp3d import pipeline
+    from vp3d.runs.terminal import TerminalDisplay
+
+    with TerminalDisplay() as display:
+        asset = pipeline.resume(arguments.run, watch=display.watch)
+    sys.stdout.write(f"{asset.run_dir}\n")
+    return 0
