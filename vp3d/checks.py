@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from vp3d.config.addresses import check_places
 from vp3d.config.identity import stage_settings
 from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
@@ -45,6 +46,8 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
     """
     if not config.prompt.strip():
         raise UserError('the prompt is empty; say what to make: "a red mushroom with a white stem"')
+    if new:
+        check_places(config)
     for prior in (config.prior, config.visual_prompt.prior):
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         check_prompt(config.prompt, vocabulary)
@@ -72,9 +75,7 @@ def read_prompts(config: Config) -> tuple[Config, list[str]]:
         prompt = read_prompt(config.prompt, vocabulary)
         negative = read_prompt(config.negative_prompt, vocabulary)
         if (prompt.text, negative.text) != (config.prompt, config.negative_prompt):
-            config = dataclasses.replace(
-                config, prompt=prompt.text, negative_prompt=negative.text
-            )
+            config = dataclasses.replace(config, prompt=prompt.text, negative_prompt=negative.text)
         notes += [prompt.note(), negative.note("negative prompt")]
     return config, [note for note in notes if note]
 

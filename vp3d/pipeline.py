@@ -72,8 +72,9 @@ def generate(
             device=str(device),
             resumed=existing is not None,
         )
-        for reading in readings:
-            journal.warn(reading)
+        cuts = build.cut_notes(config, models) if existing is None else []
+        for note in [*readings, *cuts]:
+            journal.warn(note)
         if existing is None and checks.is_outside_grammar(config):
             journal.warn(checks.OUTSIDE_GRAMMAR)
         visual_prompt = build.find_visual_prompt(config, fitted, models, journal)

@@ -46,15 +46,25 @@ def fit_prompt(prompt: str, limit: int, count: Callable[[str], int]) -> tuple[st
     return with_view(" ".join(words[:fits]), view), " ".join(words[fits:])
 
 
-def cut_note(name: str, encoder: str, prompt: str, fit: Callable[[str], tuple[str, str]]) -> str:
-    """One line on what an encoder would cut off a prompt; "" if it reads all of it.
+def cut_lines(
+    prompt: str, negative: str, fit: Callable[[str], tuple[str, str]], encoder: str
+) -> list[str]:
+    """A line for the prompt and one for the negative prompt, if an encoder cuts it.
 
     Args:
-        name: What the text is: "prompt" or "negative prompt".
-        encoder: The encoder, in words.
         prompt: The prompt.
+        negative: The negative prompt, which is read without view words; may be empty.
         fit: `fit_prompt` of the encoder.
+        encoder: The encoder, in words.
+
+    Returns:
+        Up to two lines, each with the words that are cut.
     """
-    cut = fit(prompt)[1]
-    shown = cut if len(cut) <= SHOWN else f"{cut[:SHOWN]}..."
-    return f'{encoder} does not read the end of the {name}; it is cut: "{shown}"' if cut else ""
+    texts = {"prompt": with_view(prompt, LONGEST_VIEW), "negative prompt": strip_view(negative)}
+    lines = []
+    for name, text in texts.items():
+        cut = fit(text)[1]
+        shown = cut if len(cut) <= SHOWN else f"{cut[:SHOWN]}..."
+        if cut:
+            lines.append(f'{encoder} does not read the end of the {name}; it is cut: "{shown}"')
+    return lines

@@ -401,7 +401,7 @@ def _words(prompt: str) -> list[str]:
 def _check_length(name: str, words: list[str], vocabulary: Vocabulary | None) -> None:
     """Refuse what no encoder reads; an encoder of the open world cuts what it does not read."""
     characters = len(" ".join(words))
-    if characters > MAX_CHARACTERS:
+    if vocabulary is None and characters > MAX_CHARACTERS:
         raise UserError(
             f"the {name} is too long: it has {characters} characters, at most {MAX_CHARACTERS} "
             "are read; shorten it"

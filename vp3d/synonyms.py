@@ -1,7 +1,7 @@
 """Words that mean the same as, or are near to, the words of the toybox.
 
 Source: compiled by hand for VP3D from everyday English. No dictionary, word list or other data was
-copied. The colour words that CSS defines were compared with the toybox's colours in CIELAB
+copied. The colour words that CSS defines were compared with the toybox's colours by CIEDE2000
 (tests/test_synonyms.py does that again).
 
 Two tables, each line `target: phrase, phrase`:
@@ -29,7 +29,7 @@ ring: torus, donut, doughnut, hoop, annulus, bagel, wedding ring, life ring
 capsule: pill, lozenge, caplet, medicine capsule, spherocylinder
 egg: ovoid, easter egg, chicken egg, hen's egg, bird egg
 chair: seat, wooden chair, dining chair, kitchen chair, desk chair
-table: desk, dining table, coffee table, kitchen table, wooden table, tabletop, side table
+table: desk, dining table, coffee table, kitchen table, wooden table, tabletop, bedside table
 car: automobile, auto, motorcar, sedan, taxi, cab, hatchback, sports car, race car, racing car
 car: toy car, motor car, coupe, limousine
 house: home, cottage, hut, cabin, bungalow, dwelling, chalet, villa, little house, farmhouse
@@ -38,34 +38,34 @@ snowman: snow man, snowperson, snow person
 tree: oak, oak tree, maple, maple tree, apple tree, bonsai, sapling, birch, elm
 tree: pine, pine tree, fir, fir tree, spruce, christmas tree, evergreen, conifer
 rocket: spaceship, space ship, spacecraft, rocketship, rocket ship, missile, space rocket
-lamp: table lamp, desk lamp, floor lamp, night lamp, lampshade, nightlight, bedside lamp
+lamp: desk lamp, floor lamp, night lamp, lampshade, nightlight, bedside lamp
 mug: cup, teacup, tea cup, coffee cup, coffee mug, beaker, tankard, beer mug, stein, tea mug
 sofa: couch, settee, divan, loveseat, chesterfield, davenport, love seat, futon
 airplane: plane, aeroplane, aircraft, jet, airliner, jetliner, toy plane, jet plane, jumbo jet
 duck: duckling, mallard, rubber duck, rubber ducky, ducky, drake, toy duck
 robot: android, bot, droid, automaton, humanoid robot, toy robot
-boat: ship, sailboat, sail boat, sailing boat, yacht, dinghy, sailing ship, toy boat, sloop
+boat: ship, sailboat, sailing boat, yacht, dinghy, sailing ship, toy boat, sloop
 cactus: cacti, saguaro, prickly pear, succulent, cactus plant
 gift: present, parcel, gift box, giftbox, wrapped box, christmas present, birthday present
 
 red: crimson, scarlet, ruby, vermilion, carmine, maroon, burgundy, cherry red, blood red, rouge
 red: fire brick, firebrick, ruby red, fire engine red, brick red, wine red
-orange: tangerine, amber, pumpkin orange, carrot orange, burnt orange
-yellow: gold, golden, lemon yellow, lemon, canary yellow, mustard, mustard yellow, sunny yellow
+orange: amber, pumpkin orange, carrot orange, burnt orange
+yellow: gold, golden, lemon yellow, canary yellow, mustard, mustard yellow, sunny yellow
 lime: chartreuse, yellowgreen, lawngreen, light green, bright green, pale green, neon green
 lime: greenyellow, apple green
 green: emerald, emerald green, forest green, jade, dark green, sea green, moss green, grass green
 green: olive green, bottle green
-cyan: turquoise, aqua, aquamarine, light blue, sky blue, pale blue, baby blue, azure blue
-blue: navy, navy blue, cobalt, cobalt blue, sapphire, royal blue, ultramarine, dark blue, azure
+cyan: turquoise, aqua, aquamarine, light blue, sky blue, pale blue, baby blue
+blue: navy, navy blue, cobalt, cobalt blue, sapphire, royal blue, ultramarine, dark blue
 blue: midnight blue
-purple: violet, indigo, mauve, plum, lavender, lilac, amethyst, light purple, grape
-pink: rose, hot pink, light red, pale red, baby pink, rosy, salmon pink, bubblegum pink
+purple: violet, indigo, mauve, lavender, lilac, amethyst, light purple
+pink: hot pink, light red, pale red, baby pink, rosy, salmon pink, bubblegum pink
 brown: chocolate brown, chestnut, coffee brown, umber, sepia, mahogany, saddle brown, hazel
-black: ebony, jet black, onyx, coal black, pitch black, raven, midnight black
+black: ebony, jet black, onyx, coal black, pitch black, midnight black
 white: ivory, snow white, cream, pearl, alabaster, snowy, milky white, off white, whitish
 
-stripes: striping, banding, striped pattern, stripe pattern, pinstripes, bands, striations
+stripes: striping, banding, striped pattern, stripe pattern, pinstripes, striations
 checks: checkers, chequers, checkerboard, chessboard pattern, checkered pattern, check pattern
 checks: checker pattern, checkerboard pattern, chequered pattern, plaid pattern, gingham
 
@@ -79,21 +79,21 @@ next to an: and an
 with: having, has, that has, which has, featuring, that have, including, along with, decorated with
 with: painted with, covered with, wearing, together with
 
-legs: feet, table legs, chair legs
-wheels: tyres, tires, rims
+legs: table leg, chair leg
+wheels: tyres, tires
 roof: rooftop, roofing, housetop
-stem: stalk, stipe, mushroom stem
-hat: cap, top hat, tophat, bowler
-trunk: tree trunk, bole
+stem: stalk, stipe
+hat: top hat, tophat, bowler
+trunk: bole
 fins: tail fins, tailfins, fin
-base: lamp base, pedestal, lamp foot
-handle: grip, handgrip, ear
+base: pedestal, lamp foot
+handle: grip, handgrip
 arms: armrests, arm rests
 wings: wing, airfoils
 beak: bill, duck bill
 sail: mainsail, canvas sail
 pot: flowerpot, flower pot, planter, plant pot, terracotta pot
-ribbon: bow, gift ribbon, bow tie, gift bow
+ribbon: bow, bow tie, gift bow
 
 : colored, coloured, color, colour, in color, in colour, please, 3d, a picture of, a photo of
 : an image of, a photograph of, a rendering of, a render of, a model of, a 3d model of, 3d model of
@@ -110,7 +110,7 @@ brown / orange: bronze, copper, rust, caramel
 green / cyan: teal, mint
 green / yellow: olive, greenish
 red / pink: reddish, rosewood, cherry, raspberry
-blue / cyan: bluish, denim
+blue / cyan: azure, bluish, denim
 yellow / orange: yellowish, ochre, saffron
 red / orange / yellow: rainbow, multicolored, multicoloured, colorful, colourful
 with stripes: striped, stripy, stripey, lined, lines, banded
@@ -120,7 +120,7 @@ cone: pyramid, tetrahedron, triangle, teepee, tent, icecream
 cube: square, cuboid, brick, crate, rectangle, prism, chest, suitcase
 sphere: circle, round, bubble, planet, moon, earth, apple, balloon, football, basketball, sun
 cylinder: bottle, pipe, candle, log, jar, disc, disk, tower, rod, stick, pole, bucket
-ring: bracelet, wreath, wheel, circlet, band, halo
+ring: bracelet, wreath, wheel, circlet, halo
 capsule: bullet, sausage, tablet
 egg: oval, ellipse, ellipsoid, avocado, potato
 chair / sofa: armchair, stool, throne, bench, recliner, rocker
@@ -141,13 +141,21 @@ robot: cyborg, person, man, human, astronaut, knight, doll, figure
 boat: canoe, kayak, ferry, raft, submarine, vessel, speedboat
 cactus: aloe, agave
 gift: package, bag, bundle
-on: above, over, under, below, beneath, underneath, inside, in, within, into, behind
-next to: and, between, around, opposite, right, two, three, pair, couple
+on: over, under, below, beneath, underneath, inside, in, within, into, behind
+next to: and, between, around, opposite, two, three, pair, couple
 with: of, without, plus, made, holding, carrying, covered
 stem: leaves, roots, neck
-legs: leg
+legs: foot, feet
 roof: chimney, door, window
-wheels: tire, tyre
+wheels: rim, tread
+handle: ear
+hat: cap, helmet, beanie
+stripes / ring: band
+yellow: lemon, banana
+purple: grape, plum, eggplant
+black: raven, soot
+orange: tangerine, clementine
+pink: rose, flamingo
 """
 
 SHADES = ("dark", "deep", "bright", "vivid", "rich", "light", "pale", "strong", "pure")
@@ -196,12 +204,12 @@ def other_numbers(phrase: str) -> list[str]:
         >>> other_numbers("rubber ducks"), other_numbers("wheel")
         (['rubber duck'], ['wheels', 'wheeles'])
     """
+    if phrase.endswith("ss"):
+        return [f"{phrase}es"]
     singular = [
         phrase.removesuffix(plural) + end for plural, end in ENDINGS if phrase.endswith(plural)
     ]
-    if phrase.endswith("s") and not phrase.endswith("ss"):
-        return singular
-    return [*singular, f"{phrase}s", f"{phrase}es"]
+    return singular if phrase.endswith("s") else [*singular, f"{phrase}s", f"{phrase}es"]
 
 
 def meaning(phrase: str, known: Collection[str]) -> str | None:
@@ -224,13 +232,33 @@ def meaning(phrase: str, known: Collection[str]) -> str | None:
 
 
 def nearest(word: str, known: Collection[str]) -> list[str]:
-    """The known words nearest to an unknown one: by meaning if that is in the tables, else by
-    spelling, where a misspelt synonym counts for its target. At most three.
+    """The known words nearest to an unknown one, the nearest first; at most three.
+
+    By meaning if the word is in the tables, else by spelling. A misspelt word of the tables stands
+    for its targets.
 
     Args:
         word: A lower-case word.
         known: The words that may be suggested.
     """
+    found = _nearest_in_meaning(word, known)
+    if not found:
+        likeness = difflib.SequenceMatcher(b=word)
+
+        def rank(spelled: str) -> tuple[float, bool]:
+            likeness.set_seq1(spelled)
+            return likeness.ratio(), spelled in known
+
+        table = sorted({*SYNONYMS, *NEIGHBOURS})
+        close = difflib.get_close_matches(word, sorted(known), SUGGESTIONS, LIKENESS)
+        close += difflib.get_close_matches(word, table, SUGGESTIONS, TABLE_LIKENESS)
+        for spelled in sorted(close, key=rank, reverse=True):
+            found += [spelled] if spelled in known else _nearest_in_meaning(spelled, known)
+    return list(dict.fromkeys(found))[:SUGGESTIONS]
+
+
+def _nearest_in_meaning(word: str, known: Collection[str]) -> list[str]:
+    """The targets of a word of the tables, as far as they are known; none for another word."""
     same = meaning(word, known)
     if same:
         return [same]
@@ -241,9 +269,5 @@ def nearest(word: str, known: Collection[str]) -> list[str]:
             if all(part in known for part in target.split())
         ]
         if targets:
-            return targets[:SUGGESTIONS]
-    close = difflib.get_close_matches(word, sorted(known), SUGGESTIONS, LIKENESS)
-    table = sorted({*SYNONYMS, *NEIGHBOURS})
-    for spelled in difflib.get_close_matches(word, table, SUGGESTIONS, TABLE_LIKENESS):
-        close = [*nearest(spelled, known), *close]
-    return list(dict.fromkeys(close))[:SUGGESTIONS]
+            return targets
+    return []

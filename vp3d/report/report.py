@@ -18,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from vp3d.config.paths import expand
 from vp3d.config.schema import Config
 from vp3d.diffusion.view_classifier import apart
 from vp3d.export.formats import WRITERS
@@ -26,6 +27,7 @@ from vp3d.prompts import SECTORS, view_words
 from vp3d.report import html
 from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG, VIEWS, ring_frames
 from vp3d.report.plots import curves, plot_svgs, write_plots
+from vp3d.report.privacy import public_events, public_settings
 from vp3d.report.viewer import viewer_page
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import write_text
@@ -53,7 +55,10 @@ NOTED = (
 
 def write_report(run: RunFolder, asset: Asset) -> Path:
     """Write `report.html` (and `plots.png`, the same plots as a picture) into the run folder; returns the report's path."""
-    config, events = run.config(), run.events()
+    config = run.config()
+    personal = [run.path.absolute().parent, Path.cwd(), expand("~")]
+    personal += [expand(config.image).absolute().parent, expand(config.output_dir)]
+    events = public_events(run.events(), personal)
     write_plots(events, run.path / "plots.png")
     plots = "".join(f'<div class="card">{svg}</div>' for svg in plot_svgs(events).values())
     sections = [
@@ -65,7 +70,7 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
         html.section("Files", files(run.path)),
         html.section(
             "Settings",
-            html.folded("config.yaml", (run.path / "config.yaml").read_text(encoding="utf-8")),
+            html.folded("config.yaml", public_settings(run.stored_config())),
         ),
     ]
     path = run.path / "report.html"

@@ -104,9 +104,7 @@ class ImageReward:
 
     def fit(self, prompt: str) -> tuple[str, str]:
         """The part of a prompt that the model reads, with its view words, and the rest."""
-        return fit_prompt(
-            prompt, MAX_TOKENS, lambda text: len(self.tokenizer.encode(text).ids)
-        )
+        return fit_prompt(prompt, MAX_TOKENS, lambda text: len(self.tokenizer.encode(text).ids))
 
     def score(self, rgb: Tensor, target: Tensor) -> Tensor:
         """Rewards `[B]` of pictures `rgb [B, 3, H, H]` in [0, 1]; differentiable in rgb.

@@ -74,7 +74,11 @@ class ClipTower(Tower):
         """Unit features `[B, D]` of prompts, in the space of `image`; without gradient."""
         fitted = [self.fit(prompt)[0] for prompt in prompts]
         tokens = self._tokenizer()(
-            fitted, padding="max_length", max_length=self._text_length, truncation=True, return_tensors="pt"
+            fitted,
+            padding="max_length",
+            max_length=self._text_length,
+            truncation=True,
+            return_tensors="pt",
         )
         pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
