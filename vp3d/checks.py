@@ -12,12 +12,12 @@ from vp3d.config.identity import stage_settings
 from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
+from vp3d.prompt_reading import read_prompt
 from vp3d.prompts import (
     check_negative_prompt,
     check_prompt,
     is_in_grammar,
     load_vocabulary,
-    read_prompt,
 )
 from vp3d.report.video import require_ffmpeg
 from vp3d.runs.folder import RunFolder

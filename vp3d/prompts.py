@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from vp3d.errors import UserError
-from vp3d.synonyms import LONGEST, meaning, nearest
+from vp3d.synonyms import nearest
 from vp3d.types import Camera
 
 # One sector for each 45 degrees of azimuth, counter-clockwise from the front.
@@ -46,10 +46,8 @@ ABOVE_DEG = 25.0  # elevation in degrees above which a view is "from above"
 MAX_CHARACTERS = 4000  # of a prompt; a text encoder reads fewer and cuts the rest
 MAX_WORDS_VOCABULARY = 20  # default limit of a prior that has a vocabulary
 ARTICLES = frozenset({"a", "an"})
-DETERMINERS = frozenset({"the", "this", "that", "one", "some", "any", "my", "your", "our"})
 RELATIONS = (["on"], ["next", "to"])
 OPEN_WORLD_HINT = "for the open world use --config configs/sd15.yaml"
-_APOSTROPHES = "'\u2018\u2019\u02bc"
 _JOINT = re.compile(r"\s+(?:next to|beside|on|with|and)\s+")
 _VIEW = re.compile(rf"[\s,]*\b(?:{'|'.join(SECTORS)})(?:{ABOVE_SUFFIX})?\s*$")
 
@@ -208,114 +206,6 @@ def _parse_vocabulary(data: Any) -> Vocabulary:
     )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A prompt in the words of a vocabulary.
-
-    Attributes:
-        text: The prompt, with known words instead of their synonyms.
-        changes: What was read for what: ("couch", "sofa"). "" is a phrase that was left out.
-    """
-
-    text: str
-    changes: tuple[tuple[str, str], ...] = ()
-
-    def note(self, name: str = "prompt") -> str:
-        """One line on the changes, for the user; "" without any."""
-        parts = [
-            f'"{phrase}" is taken as "{target}"' if target else f'"{phrase}" is left out'
-            for phrase, target in self.changes
-        ]
-        return f'the {name} is read as "{self.text}": {", ".join(parts)}' if parts else ""
-
-
-def read_prompt(prompt: str, vocabulary: Vocabulary | None) -> Reading:
-    """Say a prompt in known words: without punctuation, and with words for their synonyms.
-
-    A prompt of known words is returned unchanged, and so is every prompt without a vocabulary. A
-    word that nobody knows is kept, for `check_prompt` to refuse. A change of the article or of
-    punctuation is not listed.
-
-    Args:
-        prompt: The prompt as written, with or without view words.
-        vocabulary: The prior's words; None for the open world.
-
-    Returns:
-        The reading.
-
-    Example:
-        >>> words = frozenset("a red sofa with stripes".split())
-        >>> known = Vocabulary(words, frozenset({"sofa"}), {"red": (1.0, 0.0, 0.0)})
-        >>> read_prompt("The crimson couch!", known)
-        Reading(text='a red sofa', changes=(('crimson', 'red'), ('couch', 'sofa')))
-    """
-    if vocabulary is None or all(word in vocabulary.words for word in _words(prompt)):
-        return Reading(prompt)
-    text = normalize_prompt(_without_punctuation(prompt))
-    body = strip_view(text)
-    tokens, changes = _known_tokens(body.replace(",", " , ").split(), vocabulary)
-    found = normalize_prompt(" ".join(_with_right_articles(tokens, vocabulary)))
-    view = text[len(body) :].strip(" ,")
-    return Reading(", ".join(part for part in (found, view) if part), tuple(changes))
-
-
-def _without_punctuation(prompt: str) -> str:
-    """The prompt with blanks for punctuation and quotes of every kind, but commas.
-
-    An apostrophe between letters and a point or colon between digits belong to the word.
-    """
-    text = prompt.replace("&", " and ")
-    kept = []
-    for before, letter, after in zip(f" {text}", text, f"{text[1:]} ", strict=False):
-        inside = (letter in _APOSTROPHES and before.isalpha() and after.isalpha()) or (
-            letter in ".:" and before.isdigit() and after.isdigit()
-        )
-        kind = unicodedata.category(letter)
-        is_mark = (kind.startswith("P") or kind == "Sk") and letter not in ",\uff0c"
-        kept.append(" " if is_mark and not inside else letter)
-    return "".join(kept)
-
-
-def _known_tokens(
-    tokens: list[str], vocabulary: Vocabulary
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """The tokens with known words for their synonyms, the longest phrase first; and the changes."""
-    found: list[str] = []
-    changes: list[tuple[str, str]] = []
-    start = 0
-    while start < len(tokens):
-        for length in range(min(LONGEST, len(tokens) - start), 0, -1):
-            words = tokens[start : start + length]
-            known = all(word in vocabulary.words or word == "," for word in words)
-            target = None if known else meaning(" ".join(words), vocabulary.words)
-            if target is not None:
-                found += target.split()
-                changes.append((" ".join(words), target))
-                break
-            if length == 1:
-                found.append("a" if words[0] in DETERMINERS else words[0])
-        start += length
-    return found, changes
-
-
-def _with_right_articles(tokens: list[str], vocabulary: Vocabulary) -> list[str]:
-    """The tokens with one article where several follow each other: "a" or "an" by the next word,
-    none before the name of a part or pattern in the plural."""
-    found: list[str] = []
-    for index, token in enumerate(tokens):
-        if token not in ARTICLES:
-            found.append(token)
-            continue
-        rest = [word for word in tokens[index + 1 :] if word not in vocabulary.colors][:1]
-        following = tokens[index + 1 : index + 2]
-        plural = {*vocabulary.parts.values(), *vocabulary.patterns}
-        is_plural = bool(rest) and rest[0] in plural and rest[0].endswith("s")
-        if not (set(following) & ARTICLES or is_plural):
-            vowel = bool(following) and following[0][0] in "aeiou"
-            found.append("an" if vowel else "a")
-    return found
-
-
 def check_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
     """Refuse a prompt that the prior cannot draw.
 
@@ -326,7 +216,7 @@ def check_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
     Raises:
         UserError: The prompt is empty or too long, has unknown words or names no object.
     """
-    words = _words(prompt)
+    words = words_of(prompt)
     if not words:
         raise UserError(
             "the prompt is empty: describe an object, "
@@ -344,9 +234,9 @@ def check_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
 
 def check_negative_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
     """As `check_prompt`, but the prompt may be empty and need not name an object."""
-    _check_length("negative prompt", _words(prompt), vocabulary)
+    _check_length("negative prompt", words_of(prompt), vocabulary)
     if vocabulary is not None:
-        _check_known("negative prompt", _words(prompt), vocabulary)
+        _check_known("negative prompt", words_of(prompt), vocabulary)
 
 
 def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
@@ -369,7 +259,9 @@ def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
     """
     if not vocabulary.parts:
         return True
-    noun, rest = _read_object([word for word in _words(prompt) if word not in ARTICLES], vocabulary)
+    noun, rest = _read_object(
+        [word for word in words_of(prompt) if word not in ARTICLES], vocabulary
+    )
     if not noun or not rest:
         return bool(noun)
     if rest[0] == "with":
@@ -393,8 +285,8 @@ def _read_object(words: list[str], vocabulary: Vocabulary) -> tuple[str, list[st
     return noun, words[len(noun.split()) :]
 
 
-def _words(prompt: str) -> list[str]:
-    """The words of a prompt without its view words."""
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt without its view words and commas."""
     return strip_view(prompt).replace(",", " ").split()
 
 

@@ -363,7 +363,7 @@ def test_guidance_that_is_left_out_has_their_defaults(
 def test_a_key_that_is_given_keeps_its_value_and_no_note(
     tmp_path: Path, line: str, key: str, value: object
 ) -> None:
-    system = "system: {guidance_type: stable-diffusion-guidance, guidance: {%s}}" % line
+    system = f"system: {{guidance_type: stable-diffusion-guidance, guidance: {{{line}}}}}"
     config, notes = bare(tmp_path, system)
     assert getattr(config.guidance, key) == value
     defaults = notes.split("threestudio's defaults: ")[1].split(";")[0]

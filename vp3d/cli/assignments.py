@@ -26,7 +26,7 @@ def check_assignments(words: Sequence[str]) -> None:
         Traceback (most recent call last):
         vp3d.errors.UserError: a setting is one word of the form key=value: write optim.steps=100
     """
-    for index, word in enumerate(words):
+    for index in range(len(words)):
         key = _key_of(words, index)
         if key is None:
             continue

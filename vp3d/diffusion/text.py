@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,8 +92,8 @@ class TextEncoders:
         """The part of a prompt that every encoder reads, with its view words, and the rest."""
         lost = []
         for tokenizer, model in self.towers:
-            limit = _limit(tokenizer, model)
-            prompt, cut = fit_prompt(prompt, limit, lambda text, t=tokenizer: _count(t, text))
+            count = partial(_count, tokenizer)
+            prompt, cut = fit_prompt(prompt, _limit(tokenizer, model), count)
             lost.append(cut)
         return prompt, " ".join(filter(None, reversed(lost)))
 

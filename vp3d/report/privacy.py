@@ -1,7 +1,7 @@
 """Take the folders of the user's machine out of a report, which is passed on to others.
 
-A path becomes the name of its file, and a folder of the user becomes "...". Names below VP3D's own folder, hub ids and names of the
-catalogue stay, because a reader needs them to repeat the run.
+A path becomes the name of its file, and a folder of the user becomes "...". Names below VP3D's own
+folder, hub ids and names of the catalogue stay, because a reader needs them to repeat the run.
 """
 
 from __future__ import annotations
