@@ -1,17 +1,19 @@
-"""What our fields cost by number of points: `python -m benchmarks.encodings [--points 4096 65536]`.
+"""What a field costs by number of points: `python -m benchmarks.encodings [--points 4096 65536]`.
 
-Each row is a backend: points to density and albedo, forward alone (no graph) and forward with backward, on the same random
-points of the cube. The compiled march (dense grid, CPU) has no call for points: it is given as many samples on rays, and does
-their compositing too. Backends that cannot run here stand below the table with the reason:
+Each row is a backend. It maps the same random points of the cube to density and albedo: forward
+alone (without a graph), and forward with backward. The compiled march (dense grid, CPU) takes rays
+and not points. It gets as many samples on rays, and its time includes their compositing. The
+backends are
 
-    grid             dense grid, torch's grid_sample
-    grid, compiled   the same through the numba kernels (CPU)
+    grid             the dense grid by torch's grid_sample
+    grid, compiled   the same by the numba kernels (CPU)
     hash grid        the product's hash grid in torch
     textbook         a hash grid and MLP as a textbook has them (benchmarks/textbook.py)
-    on a GPU also the hash grid with each look-up of vp3d.fields.hashgrid_cuda, and tiny-cuda-nn's own grid and network
 
-All have the size of the default field (dense grid 48, hash grid 8 levels x 2 features, tables of 2^14); --resolution, --levels,
---features and --log2-table change it.
+and on a GPU also the hash grid with each encoder of vp3d.fields.hashgrid_cuda, and tiny-cuda-nn's
+own grid and network. Backends that cannot run on this machine are listed below the table with the
+reason. All have the size of the default field (dense grid 48, hash grid 8 levels x 2 features,
+tables of 2^14), unless --resolution, --levels, --features and --log2-table change it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.textbook import TextbookField
-from benchmarks.timing import Bench, ms, new_parser, positive, prepare, tell, times
+from benchmarks.timing import Bench, Table, ms, multiple, new_parser, positive, prepare, report
 from vp3d.config.schema import CameraConfig, FieldConfig
 from vp3d.fields.base import Field
 from vp3d.fields.grid import GridField
@@ -36,23 +38,26 @@ from vp3d.render.volume import ray_bins
 from vp3d.render.volume_numba import render_grid
 from vp3d.system.console import run_program
 
-FAST = "vp3d.fields.hashgrid_cuda"  # faster look-ups of the same table; looked for, as only a GPU has them
+ENCODERS_MODULE = "vp3d.fields.hashgrid_cuda"  # faster encoders of the same table; GPU only
 SAMPLES = 64  # on each ray of the compiled march
-Pass = Callable[[], Tensor]  # one forward pass; the sum of what comes out
+Pass = Callable[[], Tensor]  # one forward pass; returns the sum of its results
 
 
 def total(sigma: Tensor, albedo: Tensor) -> Tensor:
-    """Density and albedo (any shape and range) added up."""
+    """Sum of density and albedo (any shape and range)."""
     return sigma.sum() + albedo.sum()
 
 
-def look_up(field: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Pass:
+def query_pass(field: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Pass:
     """A pass of a field over points `[N, 3]` in [-1, 1]."""
     return lambda: total(*field(x))
 
 
-def march(field: GridField, count: int, generator: torch.Generator) -> Pass:
-    """A pass of the compiled kernels over `count` samples (rounded down to whole rays), nothing skipped."""
+def march_pass(field: GridField, count: int, generator: torch.Generator) -> Pass:
+    """A pass of the compiled kernels over about `count` samples; nothing is skipped.
+
+    The samples are on a square image of rays with `SAMPLES` samples each.
+    """
     side = int((max(count // SAMPLES, 1)) ** 0.5)
     rays = camera_rays(sample_cameras(1, CameraConfig(), generator), side, side)
     start, step = ray_bins(rays, SAMPLES, generator)
@@ -65,13 +70,17 @@ def march(field: GridField, count: int, generator: torch.Generator) -> Pass:
 
 
 def cuda_fields(config: FieldConfig, device: torch.device) -> tuple[dict[str, Field], list[str]]:
-    """The product's hash grid with each look-up of `hashgrid_cuda.py` that works here, by name, and why the others do not."""
+    """The product's hash grid with each encoder of `hashgrid_cuda.py`.
+
+    Returns:
+        Name -> field, for the encoders that work on this device; and why the others do not.
+    """
     if device.type != "cuda":
-        return {}, [f"{FAST} is left out: no GPU here"]
+        return {}, [f"{ENCODERS_MODULE} is left out: no GPU here"]
     try:
-        fast = importlib.import_module(FAST)
+        fast = importlib.import_module(ENCODERS_MODULE)
     except ImportError as error:
-        return {}, [f"{FAST} is left out: {error}"]
+        return {}, [f"{ENCODERS_MODULE} is left out: {error}"]
     found: dict[str, Field] = {}
     notes = []
     for name, dtype in itertools.product(fast.ENCODERS, (torch.float16, torch.float32)):
@@ -88,7 +97,11 @@ def cuda_fields(config: FieldConfig, device: torch.device) -> tuple[dict[str, Fi
 def tiny_cuda_nn(
     config: FieldConfig, device: torch.device
 ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]] | None, str]:
-    """tiny-cuda-nn's hash grid and network of the same size, called like a field, and "", or None and why."""
+    """tiny-cuda-nn's hash grid and network of the same size.
+
+    Returns:
+        A function like a field, and ""; or None and the reason.
+    """
     if device.type != "cuda":
         return None, "tiny-cuda-nn is left out: no GPU here"
     try:
@@ -101,8 +114,6 @@ def tiny_cuda_nn(
         "otype": "HashGrid",
         "n_levels": config.levels,
         "n_features_per_level": config.features,
-    }
-    encoding |= {
         "log2_hashmap_size": config.log2_table,
         "base_resolution": resolutions[0],
         "per_level_scale": growth,
@@ -126,7 +137,12 @@ def tiny_cuda_nn(
 def backends(
     config: FieldConfig, device: torch.device
 ) -> tuple[dict[str, Callable[[Tensor], Pass]], list[str]]:
-    """For each backend that runs here, from points `[N, 3]` to a pass over them; and why the others do not."""
+    """The backends.
+
+    Returns:
+        Name -> a function from points `[N, 3]` to a pass over them, for the backends that run on
+        this device; and why the others do not.
+    """
     fields: dict[str, Any] = {
         "grid": GridField(config, torch.Generator().manual_seed(0)),
         "hash grid": HashGridField(config, torch.Generator().manual_seed(0)),
@@ -140,10 +156,12 @@ def backends(
         field.to(device)
     if tiny is not None:
         fields["tiny-cuda-nn"] = tiny
-    passes = {name: (lambda x, field=field: look_up(field, x)) for name, field in fields.items()}
+    passes = {name: (lambda x, field=field: query_pass(field, x)) for name, field in fields.items()}
     if device.type == "cpu":
         grid = fields["grid"]
-        passes["grid, compiled"] = lambda x: march(grid, len(x), torch.Generator().manual_seed(0))
+        passes["grid, compiled"] = lambda x: march_pass(
+            grid, len(x), torch.Generator().manual_seed(0)
+        )
     else:
         notes.append("the compiled march is left out: it runs on CPUs")
     return passes, notes
@@ -161,42 +179,23 @@ def measure(options: argparse.Namespace, bench: Bench) -> tuple[list[dict[str, A
     passes, notes = backends(config, bench.device)
     records = []
     for points in options.points:
-        x = (2.0 * torch.rand(points, 3, generator=torch.Generator().manual_seed(1)) - 1.0).to(
-            bench.device
-        )
+        x = 2.0 * torch.rand(points, 3, generator=torch.Generator().manual_seed(1)) - 1.0
+        x = x.to(bench.device)
         for name, build in passes.items():
             records.append({"points": points, "backend": name, **bench.passes(build(x))})
     return records, notes
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Time every backend at every size, print the table, write the JSON."""
-    size = FieldConfig()
-    parser = new_parser("encodings", __doc__ or "")
-    parser.add_argument(
-        "--points",
-        type=positive,
-        nargs="+",
-        default=[4096, 32768, 131072],
-        metavar="N",
-        help="points a call",
-    )
-    parser.add_argument(
-        "--resolution",
-        type=positive,
-        default=size.resolution,
-        metavar="N",
-        help="finest cells a side",
-    )
-    parser.add_argument(
-        "--levels", type=positive, default=size.levels, metavar="N", help="of the hash grids"
-    )
-    parser.add_argument(
-        "--features", type=positive, default=size.features, metavar="N", help="a level"
-    )
-    parser.add_argument(
-        "--log2-table", type=positive, default=size.log2_table, metavar="N", help="entries a level"
-    )
+    """Times every backend at every size, prints the table, writes the JSON."""
+    size, parser = FieldConfig(), new_parser("encodings", __doc__ or "")
+    number = {"type": positive, "metavar": "N"}
+    add, points = parser.add_argument, [4096, 32768, 131072]
+    add("--points", **number, nargs="+", default=points, help="points of a call")
+    add("--resolution", **number, default=size.resolution, help="finest cells of a side")
+    add("--levels", **number, default=size.levels, help="levels of the hash grids")
+    add("--features", **number, default=size.features, help="features of a level")
+    add("--log2-table", **number, default=size.log2_table, help="log2 of the entries of a level")
     options = parser.parse_args(argv)
     bench = prepare(options)
     records, notes = measure(options, bench)
@@ -207,20 +206,15 @@ def main(argv: list[str] | None = None) -> None:
             f"{record['points']:,}",
             ms(record["forward"]),
             ms(record["both"]),
-            times(record["both"], base[record["points"]]),
+            multiple(record["both"], base[record["points"]]),
             f"{1e-6 * record['points'] / record['both']:.2f}",
         ]
         for record in records
     ]
-    header = [
-        "backend",
-        "points",
-        "forward, ms",
-        "forward + backward, ms",
-        "by the grid",
-        "million points/s",
-    ]
-    tell(options, bench, "encodings", "Fields by number of points", header, rows, records, notes)
+    header = ["backend", "points", "forward, ms", "forward + backward, ms"]
+    header += ["by the grid", "million points/s"]
+    table = Table("Fields by number of points", header, rows, notes)
+    report(options, bench, "encodings", table, records)
 
 
 if __name__ == "__main__":

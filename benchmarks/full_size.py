@@ -1,36 +1,36 @@
-"""Whether the open-world configurations run, and fit: `python -m benchmarks.full_size [--model sdxl] [--card-gb 8 12 16]`.
+"""Whether the open-world configurations run and fit: `python -m benchmarks.full_size`.
 
-Nothing is fetched. Folders in the published layouts and sizes are written once, with random weights in float16: Stable Diffusion
-1.5 or SDXL, the base IP-Adapter with its ViT-H/14, ImageReward, DINOv2-base and TAESD (5 GB, 12 with SDXL). Then, for each
-configuration and each card, a process of its own makes an asset the way `launch.py generate` does (vp3d.pipeline.generate),
-with few steps and a small export, looked on from outside:
+Nothing is downloaded. Folders in the published layouts and sizes are written once, with random
+weights in float16: Stable Diffusion 1.5 or SDXL, the base IP-Adapter with its ViT-H/14,
+ImageReward, DINOv2-base and TAESD (5 GB; 12 GB with SDXL). Then a process for each configuration
+and each card generates an asset by vp3d.pipeline.generate, with few steps and a small export, and
+records each phase:
 
-    load      the models read and moved to the device
-    draw      a visual prompt drawn, all candidates, 4 steps of denoising. Noise cannot be cut out, so the run is given a picture
-    prompt    that picture cut out, judged and encoded, and the field made
-    steps     the optimisation, every reward acting; the median is of the steps after the first
+    load      the models are read and moved to the device
+    draw      a visual prompt is drawn: all candidates, 4 denoising steps. Random weights draw
+              noise, which cannot be cut out, so the run itself is given a picture
+    prompt    that picture is cut out, judged and encoded
+    field     the field and the stage are built
+    steps     the optimisation, with every reward; the median is over the steps after the first
     export    mesh, texture, GLB
-    views     the prior asked from where it sees the mesh
+    views     the prior classifies the views of the mesh
     present   preview, turntable, report
 
-`--card-gb N` has torch refuse more than 0.85 N GiB (memory.USABLE, for the desktop and the driver take some) and plans for N GB,
-so a large GPU stands in for a smaller card, in memory and not in speed. What a CUDA context takes is not in these numbers.
---config names other files than configs/MODEL.yaml, one run each. key=value goes on top, as prior.vae=taesd.
-On a CPU the default is --tiny, the same classes in a fraction of the width: for trying the program out. Delete --work to write
-the folders again.
+`--card-gb N` limits torch to 0.85 N GiB (memory.USABLE: the desktop and the driver take the rest)
+and plans for N GB, so a large GPU acts like a smaller card in memory, not in speed. The memory of
+the CUDA context is not counted. --config names other files than configs/MODEL.yaml, one run each.
+key=value words change settings, as prior.vae=taesd. On a CPU the default is --tiny, the same
+classes in a fraction of the width: to try the program. Delete --work to write the folders again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,30 +45,29 @@ from benchmarks.random_weights import (
     FULL,
     SMALL_VAES,
     TINY,
+    Sizes,
     new_tower,
     new_unet,
     write_folders,
 )
-from benchmarks.timing import Bench, new_parser, prepare, tell
+from benchmarks.recorder import Recorder, summary
+from benchmarks.timing import Bench, Table, new_parser, prepare, report
 from vp3d import build, pipeline
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
 from vp3d.errors import EmptyFieldError, UserError, VP3DError
-from vp3d.prompts import strip_view
 from vp3d.runs.folder import save_config
-from vp3d.system import torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
+from vp3d.system import torch_compat  # noqa: F401  (before transformers)
 from vp3d.system.console import run_program
 from vp3d.system.files import write_json
-from vp3d.system.memory import GIB, USABLE, fit_to_memory, free_memory_gb
+from vp3d.system.memory import GIB, USABLE
 from vp3d.system.out_of_memory import is_out_of_memory
-from vp3d.train import loop
-from vp3d.train.generators import make_generator
-from vp3d.visual_prompt.make import drawing_prompt
 
 PROMPT = "a red ball"
 PICTURE_SIDE = 256
-QUICK = (  # every reward acts from the first step; few steps of drawing, little to export
+# Every reward acts from the first step; few denoising steps, a small export.
+QUICK = (
     "visual_prompt.steps=4",
     "rewards.text_image.begin=0",
     "rewards.image_image.begin=0",
@@ -86,25 +85,11 @@ TINY_RUN = (
     "render.resolution=32",
     "visual_prompt.candidates=2",
 )
-PHASES = {  # functions of the product, and what the time and memory in them are told as
-    "load_models": "load",
-    "find_visual_prompt": "prompt",
-    "build_coarse": "field",
-    "export_field": "export",
-    "look_around": "views",
-    "present": "present",
-}
 HEADER = (
-    "configuration",
-    "card, GB",
-    "profile",
-    "encoder, dtype",
-    "samples at once",
-    "images at once",
-    "load, s",
-    "step, s",
+    *("configuration", "card, GB", "profile", "encoder, dtype", "samples at once"),
+    *("images at once", "load, s", "step, s", "finite steps", "peak, GiB", "reserved, GiB"),
+    *("peak in", "exported"),
 )
-HEADER += ("finite steps", "peak, GiB", "reserved, GiB", "peak in", "exported")
 
 
 def draw_disc(path: Path) -> None:
@@ -118,153 +103,75 @@ def draw_disc(path: Path) -> None:
 
 
 def new_config(options: argparse.Namespace, file: Path, work: Path, device: torch.device) -> Config:
-    """The run of a configuration file, with its models in `work`."""
-    steps = f"optim.steps={options.repeats + options.warmup}"
-    settings = [steps, *QUICK, *(TINY_RUN if options.tiny else ())]
-    settings += [f"backend={device.type}"] + (
-        ["prior.dtype=float32"] if device.type == "cpu" else []
-    )
+    """The configuration of a run, with its models in `work`.
+
+    Args:
+        options: the command line.
+        file: the configuration file.
+        work: the folder of models, picture and runs.
+        device: where it runs.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: the file names models that this program does not write.
+    """
+    settings = [f"optim.steps={options.repeats + options.warmup}", *QUICK]
+    settings += [*(TINY_RUN if options.tiny else ()), f"backend={device.type}"]
+    settings += ["prior.dtype=float32"] if device.type == "cpu" else []
     config = load_config(None, [file], [*settings, *options.overrides])
-    subfolder, _, weight = ADAPTERS[options.model].partition("/")
-    encoder = config.prior.image_encoder_folder
-    encoder = encoder if "/" in encoder else f"{config.prior.ip_adapter_subfolder}/{encoder}"
-    named = (config.prior.ip_adapter_subfolder, config.prior.ip_adapter_weight, encoder)
-    if config.prior.ip_adapter and named != (subfolder, weight, ENCODER_FOLDER):
-        raise UserError(
-            f"{file}: --model {options.model} is written with {ADAPTERS[options.model]} only, not {named[1]}"
-        )
-    if config.prior.vae not in ("", *SMALL_VAES):
-        raise UserError(
-            f"{file}: prior.vae {config.prior.vae} is not written here; there is {' and '.join(SMALL_VAES)}"
-        )
-    if config.visual_prompt.prior.path:
-        raise UserError(
-            f"{file}: visual_prompt.prior is not measured here; give it as --model and --config of its own"
-        )
-    config.prompt, config.image, config.output_dir = (
-        PROMPT,
-        str(work / "disc.png"),
-        str(work / "runs"),
-    )
-    config.prior.path, config.prior.vae = (
-        str(work / options.model),
-        str(work / "taesd") if config.prior.vae else "",
-    )
-    config.prior.ip_adapter = str(work / "ip_adapter") if config.prior.ip_adapter else ""
-    config.rewards.imagereward, config.rewards.dinov2 = (
-        str(work / "imagereward"),
-        str(work / "dinov2-base"),
-    )
+    check_models(config, options.model, file)
+    prior, rewards = config.prior, config.rewards
+    config.prompt, config.image = PROMPT, str(work / "disc.png")
+    config.output_dir = str(work / "runs")
+    prior.path = str(work / options.model)
+    prior.vae = str(work / "taesd") if prior.vae else ""
+    prior.ip_adapter = str(work / "ip_adapter") if prior.ip_adapter else ""
+    rewards.imagereward, rewards.dinov2 = str(work / "imagereward"), str(work / "dinov2-base")
     return config
 
 
-class Watch:
-    """What a run does, looked on from outside: seconds and peak bytes of each of its phases, and every step.
+def check_models(config: Config, model: str, file: Path) -> None:
+    """Refuses a configuration with models that this program does not write.
 
-    It stands around functions of `vp3d.pipeline` and `vp3d.train.loop` for the rest of this process.
+    Raises:
+        UserError: it names another adapter, autoencoder or drawing prior than those of `model`.
     """
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.phase = bench, ""
-        self.phases: dict[str, dict[str, float]] = {}
-        self.steps: list[dict[str, Any]] = []
-        self.said: list[str] = []
-        self.results: dict[str, Any] = {}  # of the functions of `PHASES`, and of "fit_to_device"
-        self.drawn_finite = False
-
-    def install(self) -> None:
-        """Stand around the product's functions."""
-        for name, phase in PHASES.items():
-            setattr(
-                pipeline, name, self._kept(name, self._in_phase(phase, getattr(pipeline, name)))
-            )
-        build.fit_to_device = self._kept("fit_to_device", build.fit_to_device)
-        pipeline.find_visual_prompt = self._drawing(pipeline.find_visual_prompt)
-        pipeline.say = self._heard(pipeline.say)
-        loop.run = self._in_phase("steps", loop.run)
-        loop.advance = self._counted(loop.advance)
-
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        """Count time and memory as `phase`'s."""
-        self.phase, device = phase, self.bench.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        begin = self.bench.now()
-        try:
-            yield
-        finally:
-            found = {"seconds": self.bench.now() - begin}
-            if device.type == "cuda":
-                found["allocated_bytes"] = torch.cuda.max_memory_allocated(device)
-                found["reserved_bytes"] = torch.cuda.max_memory_reserved(device)
-            self.phases[phase] = found
-
-    def _in_phase(self, phase: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(work)
-        def watched(*args: Any, **options: Any) -> Any:
-            with self.during(phase):
-                return work(*args, **options)
-
-        return watched
-
-    def _kept(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(work)
-        def keeping(*args: Any, **options: Any) -> Any:
-            self.results[name] = work(*args, **options)
-            return self.results[name]
-
-        return keeping
-
-    def _heard(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        def hearing(text: str) -> None:
-            self.said.append(text)
-            say(text)
-
-        return hearing
-
-    def _counted(self, advance: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(*args: Any) -> Any:
-            begin = self.bench.now()
-            numbers, problem = advance(*args)
-            self.steps.append({"seconds": self.bench.now() - begin, "problem": problem, **numbers})
-            return numbers, problem
-
-        return counting
-
-    def _drawing(self, find: Callable[..., Any]) -> Callable[..., Any]:
-        """`find_visual_prompt` with the picture drawn first: the run is given one, and that would never be measured."""
-
-        def drawing(config: Config, models: build.Models, *args: Any) -> Any:
-            asked = config.visual_prompt
-            prompts = [drawing_prompt(config.prompt, asked)] * asked.candidates
-            generator = make_generator(config.seed, "visual_prompt")
-            with self.during("draw"):
-                negative = strip_view(config.negative_prompt)
-                drawn = models.prior.sample(
-                    prompts, negative, asked.steps, asked.guidance_scale, generator
-                )
-                self.drawn_finite = bool(drawn.isfinite().all())
-                del drawn
-            return find(config, models, *args)
-
-        return drawing
+    prior = config.prior
+    subfolder, _, weight = ADAPTERS[model].partition("/")
+    encoder = prior.image_encoder_folder
+    encoder = encoder if "/" in encoder else f"{prior.ip_adapter_subfolder}/{encoder}"
+    named = (prior.ip_adapter_subfolder, prior.ip_adapter_weight, encoder)
+    if prior.ip_adapter and named != (subfolder, weight, ENCODER_FOLDER):
+        raise UserError(
+            f"{file}: --model {model} is written with {ADAPTERS[model]} only, not {named[1]}"
+        )
+    if prior.vae not in ("", *SMALL_VAES):
+        raise UserError(
+            f"{file}: prior.vae {prior.vae} is not written here; use {' or '.join(SMALL_VAES)}"
+        )
+    if config.visual_prompt.prior.path:
+        raise UserError(
+            f"{file}: visual_prompt.prior is not measured here; "
+            "give it as --model and --config of its own"
+        )
 
 
 def child(job: Path) -> None:
-    """One run, in a process of its own: reads the JSON `job`, writes what was found beside it."""
-    told = json.loads(job.read_text(encoding="utf-8"))
-    if told["threads"]:
-        torch.set_num_threads(told["threads"])
-    bench = Bench(torch.device(told["device"]), told["clock"])
+    """One run, in its own process: reads the JSON `job` and writes what it found next to it."""
+    settings = json.loads(job.read_text(encoding="utf-8"))
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    bench = Bench(torch.device(settings["device"]), settings["clock"])
     on_gpu = bench.device.type == "cuda"
     config = load_config(None, [job.with_suffix(".yaml")], [])
-    if told["card_gb"]:
+    if settings["card_gb"]:
         total = torch.cuda.get_device_properties(bench.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(told["card_gb"] * GIB * USABLE / total)
-    profile = fit_to_memory(config, free_memory_gb(bench.device))[1].name if on_gpu else ""
-    watch = Watch(bench)
-    watch.install()
+        torch.cuda.set_per_process_memory_fraction(settings["card_gb"] * GIB * USABLE / total)
+    profile = build.fit_to_device(config, bench.device).profile if on_gpu else ""
+    recorder = Recorder(bench)
+    recorder.install()
     found: dict[str, Any] = {
         "profile": profile,
         "dtype": config.prior.dtype,
@@ -272,66 +179,54 @@ def child(job: Path) -> None:
         "out_of_memory": "",
     }
     try:
-        found["glb"] = str(pipeline.generate(config).run_dir / "model.glb")
+        found["glb"] = str(pipeline.generate(config, watch=recorder.watch).run_dir / "model.glb")
         found["exported"] = "yes"
-    except EmptyFieldError as nothing:
-        found |= {"exported": "nothing to export", "message": str(nothing)}
+    except EmptyFieldError as error:
+        found |= {"exported": "nothing to export", "message": str(error)}
     except (VP3DError, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        found |= {"out_of_memory": watch.phase, "message": " ".join(str(error).split())[:300]}
-    write_json(job.with_suffix(".found.json"), found | summary(watch))
-
-
-def summary(watch: Watch) -> dict[str, Any]:
-    """What `watch` saw, for the JSON; memory in bytes, time in seconds."""
-    fitted = watch.results.get("fit_to_device", Config())
-    models, stage = watch.results.get("load_models"), watch.results.get("build_coarse")
-    encoder = next(
-        (line for line in watch.said if line.startswith("hash grid by")), "hash grid by torch"
-    )
-    return {
-        "encoder": encoder.removeprefix("hash grid by "),
-        "samples": [
-            fitted.render.chunk,
-            stage.render_config.chunk if stage else fitted.render.chunk,
-        ],
-        "images": [
-            fitted.prior.max_batch,
-            models.prior.max_batch if models else fitted.prior.max_batch,
-        ],
-        "drawn_finite": watch.drawn_finite,
-        "finite_steps": sum(not step["problem"] for step in watch.steps),
-        "steps": watch.steps,
-        "phases": watch.phases,
-        "said": watch.said,
-    }
+        message = " ".join(str(error).split())[:300]
+        found |= {"out_of_memory": recorder.phase, "message": message}
+    write_json(job.with_suffix(".found.json"), found | summary(recorder))
 
 
 def measure(
     options: argparse.Namespace, bench: Bench, config: Config, work: Path, card_gb: float
 ) -> dict[str, Any]:
-    """What a child process found for `config` on a card of `card_gb` (0: all there is)."""
+    """Runs `child` in a process.
+
+    Args:
+        options: the command line.
+        bench: the device and the clock.
+        config: the configuration of the run.
+        work: where the files of the job are written.
+        card_gb: the size of the card to act like; 0 for all memory of the device.
+
+    Returns:
+        What it found.
+
+    Raises:
+        UserError: the process failed.
+    """
     job = work / "job.json"
-    capped = dataclasses.replace(
-        config, cuda=dataclasses.replace(config.cuda, memory_gb=card_gb or config.cuda.memory_gb)
-    )
-    save_config(capped, job.with_suffix(".yaml"))
+    cuda = dataclasses.replace(config.cuda, memory_gb=card_gb or config.cuda.memory_gb)
+    save_config(dataclasses.replace(config, cuda=cuda), job.with_suffix(".yaml"))
     found = job.with_suffix(".found.json")
     found.unlink(missing_ok=True)
-    told = {
+    settings = {
         "device": str(bench.device),
         "card_gb": card_gb,
         "threads": options.threads,
         "clock": bench.clock,
     }
-    write_json(job, told)
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.full_size", "--child", str(job)], cwd=ROOT, check=False
-    )
+    write_json(job, settings)
+    command = [sys.executable, "-m", "benchmarks.full_size", "--child", str(job)]
+    ended = subprocess.run(command, cwd=ROOT, check=False)
     if ended.returncode or not found.is_file():
         raise UserError(
-            f"the run ended with code {ended.returncode} and found nothing: what went wrong is told above"
+            f"the run ended with code {ended.returncode} and without a result; "
+            "see its messages above"
         )
     return json.loads(found.read_text(encoding="utf-8"))
 
@@ -359,35 +254,27 @@ def row_of(found: dict[str, Any], warmup: int) -> list[str]:
         head += [f"{peaks[worst] / GIB:.2f}", f"{reserved / GIB:.2f}", worst]
     else:
         head += ["–"] * 3
-    return [
-        *head,
-        f"out of memory in {found['out_of_memory']}"
-        if found["out_of_memory"]
-        else found["exported"],
-    ]
+    failure = f"out of memory in {found['out_of_memory']}" if found["out_of_memory"] else ""
+    return [*head, failure or found["exported"]]
 
 
 def notes_on(found: dict[str, Any]) -> list[str]:
-    """Lines beneath the table: the peak of each phase, and what was not as it should be."""
-    name = (
-        f"{found['configuration']}, {found['card_gb']:g} GB"
-        if found["card_gb"]
-        else found["configuration"]
-    )
-    peaks = [(phase, seen.get("allocated_bytes")) for phase, seen in found["phases"].items()]
+    """Lines below the table: the peak memory of each phase, and what went wrong."""
+    name = found["configuration"]
+    if found["card_gb"]:
+        name += f", {found['card_gb']:g} GB"
+    peaks = {phase: record.get("allocated_bytes") for phase, record in found["phases"].items()}
     notes = []
-    if any(size for _, size in peaks):
-        notes.append(
-            f"{name}: peak GiB by phase: "
-            + ", ".join(f"{phase} {size / GIB:.2f}" for phase, size in peaks)
-        )
+    if any(peaks.values()):
+        sizes = ", ".join(f"{phase} {size / GIB:.2f}" for phase, size in peaks.items())
+        notes.append(f"{name}: peak GiB by phase: {sizes}")
     if "draw" in found["phases"] and found["out_of_memory"] != "draw" and not found["drawn_finite"]:
-        notes.append(f"{name}: what it drew is not finite")
+        notes.append(f"{name}: the drawn pictures are not finite")
     return notes + ([f"{name}: {found['message']}"] if "message" in found else [])
 
 
 def card_size(text: str) -> float:
-    """Gigabytes above 0, as an option's value."""
+    """Gigabytes above 0, as the value of an option."""
     number = float(text)
     if not 0.0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of GB above 0")
@@ -395,54 +282,40 @@ def card_size(text: str) -> float:
 
 
 def new_options(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; whatever is wrong in it is one line."""
+    """The command line."""
     parser = new_parser("full_size", __doc__ or "", repeats=5, warmup=1, count="steps")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
-    parser.add_argument(
-        "--model", choices=tuple(FULL.priors), default="sd15", help="the prior's sizes (sd15)"
-    )
-    parser.add_argument(
-        "--config", type=Path, nargs="+", metavar="FILE", help="one run each (configs/MODEL.yaml)"
-    )
-    parser.add_argument(
-        "--card-gb",
-        type=card_size,
-        nargs="+",
-        metavar="N",
-        help="act like cards of these sizes (all there is)",
-    )
-    parser.add_argument(
-        "--tiny",
-        action=argparse.BooleanOptionalAction,
-        help="small networks (the default on a CPU)",
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=ROOT / "outputs" / "full_size",
-        metavar="DIR",
-        help="for all it writes",
-    )
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    add, models, work = parser.add_argument, tuple(FULL.priors), ROOT / "outputs" / "full_size"
+    several: dict[str, Any] = {"nargs": "+"}
+    add("overrides", nargs="*", metavar="key=value", help="settings to change")
+    add("--model", choices=models, default="sd15", help="sizes of the prior (sd15)")
+    add("--config", type=Path, **several, metavar="FILE", help="one run each (configs/MODEL.yaml)")
+    add("--card-gb", type=card_size, **several, metavar="N", help="act like cards of these sizes")
+    add("--tiny", action=argparse.BooleanOptionalAction, help="small networks (default on a CPU)")
+    add("--work", type=Path, default=work, metavar="DIR", help="models, runs and results")
+    add("--child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_intermixed_args(argv)
 
 
 def check_cards(cards: list[float] | None, device: torch.device) -> None:
-    """Refuse cards that this machine cannot act like."""
+    """Refuses cards that this machine cannot act like.
+
+    Raises:
+        UserError: the device is a CPU, or has less memory.
+    """
     if cards and device.type != "cuda":
         raise UserError(
-            "--card-gb caps the memory of a CUDA device, and this runs on a CPU: leave it out"
+            "--card-gb caps the memory of a CUDA device, and this runs on a CPU; leave it out"
         )
     total = torch.cuda.get_device_properties(device).total_memory / GIB if cards else 0.0
     for card in cards or ():
         if card * USABLE > total:
             raise UserError(
-                f"--card-gb {card:g}: this GPU has {total:.1f} GiB, it cannot act like a larger one"
+                f"--card-gb {card:g} is more than this GPU has, {total:.1f} GiB; give less"
             )
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write what is missing, make every run, print the table, write the JSON."""
+    """Writes missing folders, does every run, prints the table, writes the JSON."""
     options = new_options(argv)
     if options.child:
         child(options.child)
@@ -452,14 +325,10 @@ def main(argv: list[str] | None = None) -> None:
     notes = []
     if options.tiny is None:
         options.tiny = bench.device.type != "cuda"
-        if options.tiny:
-            notes.append(
-                "No GPU here, so this was --tiny: it says nothing of the full size (--no-tiny runs that, slowly)."
-            )
+        notes += [sds_step.TINY_NOTE] if options.tiny else []
     work = options.work.absolute() / ("tiny" if options.tiny else "full")
-    files = [
-        path.absolute() for path in options.config or [ROOT / "configs" / f"{options.model}.yaml"]
-    ]
+    default = [ROOT / "configs" / f"{options.model}.yaml"]
+    files = [path.absolute() for path in options.config or default]
     configs = [new_config(options, file, work, bench.device) for file in files]
     sizes = TINY if options.tiny else FULL
     write_folders(work, options.model, sizes, bench.device)
@@ -470,27 +339,25 @@ def main(argv: list[str] | None = None) -> None:
             found = measure(options, bench, config, work, card)
             records.append({"configuration": file.stem, "card_gb": card, **found})
             notes += notes_on(records[-1])
+    rows = [row_of(found, bench.warmup) for found in records]
+    tiny = " in tiny" if options.tiny else ""
+    title = f"{options.model}{tiny}, random weights: {parameter_counts(sizes, options.model)}"
+    results = {"tiny": options.tiny, "runs": records}
+    report(options, bench, "full_size", Table(title, HEADER, rows, notes), results)
+
+
+def parameter_counts(sizes: Sizes, model: str) -> str:
+    """The numbers of parameters of denoiser and image encoder, in words."""
     with torch.device("meta"):
         networks: dict[str, nn.Module] = {
-            "denoiser": new_unet(sizes.priors[options.model]),
+            "denoiser": new_unet(sizes.priors[model]),
             "image encoder": new_tower(sizes),
         }
-    counted = [
+    counts = [
         f"{name} of {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
         for name, net in networks.items()
     ]
-    title = f"{options.model}{' in tiny' if options.tiny else ''}, random weights: {', '.join(counted)} parameters"
-    rows = [row_of(found, bench.warmup) for found in records]
-    tell(
-        options,
-        bench,
-        "full_size",
-        title,
-        HEADER,
-        rows,
-        {"tiny": options.tiny, "runs": records},
-        notes,
-    )
+    return f"{', '.join(counts)} parameters"
 
 
 if __name__ == "__main__":

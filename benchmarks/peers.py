@@ -1,18 +1,20 @@
 """Ours against its peers on a CPU: `python -m benchmarks.peers [CAPTION]`.
 
-One toybox scene, its exact views as targets. Every arm sees the same random rays, with the same places of the samples, under Adam
-with the product's fall of the rates, for the same number of steps or (--seconds) the same time, and is judged by PSNR on views
-that were held out:
+The targets are exact views of one toybox scene. Every arm gets the same random rays with the same
+samples and is optimised by Adam with the product's learning rate schedule, for the same number of
+steps or (--seconds) the same time. It is judged by the PSNR on held-out views. The arms are
 
-    ours              the product's field, sampler and compositor: dense grid, empty space skipped, one compiled pass
-    hashgrid          the product's hash grid through its torch route, empty space skipped
+    ours              the product's field, sampler and compositor: dense grid, empty space skipped,
+                      one compiled pass
+    hashgrid          the product's hash grid by its torch route, empty space skipped
     textbook          a hash grid and MLP in plain torch, nothing skipped (benchmarks/textbook.py)
-    textbook-nerfacc  the same field through nerfacc's batched `rendering`
-    grid-nerfacc      our dense grid through nerfacc's batched `rendering`
+    textbook-nerfacc  the same field by nerfacc's batched `rendering`
+    grid-nerfacc      our dense grid by nerfacc's batched `rendering`
 
-Those of nerfacc are left out, and the table says so, where it does not import. The peers' fields have the size of ours: the
-finest level is as fine as our grid. Time is that of the steps alone: neither drawing rays nor judging counts. "To target" is the
-time of the steps until the held-out PSNR first reached --target; without it, the best that every arm reached.
+If nerfacc does not import, its arms are left out, and a line below the table says so. The fields of
+the peers have the size of ours: their finest level is as fine as our grid. The time is that of the
+steps only: drawing rays and judging do not count. The time to a target is that of the steps until
+the held-out PSNR first reached --target, by default the best that every arm reached.
 """
 
 from __future__ import annotations
@@ -30,9 +32,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.textbook import TextbookField, composite, composite_nerfacc, squared_error
-from benchmarks.timing import Bench, find_nerfacc, ms, new_parser, positive, prepare, tell, times
+from benchmarks.timing import (
+    Bench,
+    Table,
+    find_nerfacc,
+    ms,
+    multiple,
+    new_parser,
+    positive,
+    prepare,
+    report,
+)
 from vp3d.config.schema import CameraConfig, FieldConfig, OptimConfig, RenderConfig
 from vp3d.errors import UserError
+from vp3d.export.verify import psnr
 from vp3d.fields.nerf import Field, build_field
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.occupancy import OccupancyGrid
@@ -44,15 +57,23 @@ from vp3d.worlds.toybox.scenes import build_scene, parse_caption
 
 ARMS = ("ours", "hashgrid", "textbook", "textbook-nerfacc", "grid-nerfacc")
 CAPTION = "a red mushroom with a white stem"
-GROUND = 0.7  # grey behind the scene
+BACKGROUND = 0.7  # grey in [0, 1] behind the scene
 TURN_DEG = 137.508  # golden angle: azimuths of any number of views are spread evenly
 HELD_OUT_DEG = 31.0  # offset of the held-out azimuths
-Draw = Callable[[Rays, torch.Generator | None], Tensor]  # rays -> colours [N, 3] over the ground
+ADAM_EPSILON = 1.0e-15
+
+# Rays and the generator of the samples (None: in the middle of their bins) -> colours [N, 3].
+Draw = Callable[[Rays, torch.Generator | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Views:
-    """Rays [N] of whole views and what they should show: rgb [N, 3] in [0, 1]."""
+    """Complete views.
+
+    Attributes:
+        rays: N rays.
+        rgb: `[N, 3]` in [0, 1], what they show.
+    """
 
     rays: Rays
     rgb: Tensor
@@ -60,199 +81,217 @@ class Views:
 
 @dataclass(frozen=True)
 class Curve:
-    """How an arm went: seconds of each step; PSNR in dB of the held-out views after so many steps."""
+    """The course of an arm.
+
+    Attributes:
+        step_s: seconds of each step.
+        psnr: (steps, PSNR in dB of the held-out views after them).
+    """
 
     step_s: list[float]
     psnr: list[tuple[int, float]]
 
     def seconds_to(self, target: float) -> float | None:
-        """Seconds of steps until the PSNR first was `target` dB; None where it never was."""
+        """Seconds of steps until the PSNR first was `target` dB; None if it never was."""
         done = next((steps for steps, psnr in self.psnr if psnr >= target), None)
         return None if done is None else sum(self.step_s[:done])
 
 
-def take_views(
-    caption: str, count: int, size: int, first_azimuth_deg: float, config: CameraConfig
-) -> Views:
-    """`count` exact views of a caption's scene, `size` pixels a side, spread over azimuth and the config's elevations."""
-    turn = first_azimuth_deg + TURN_DEG * np.arange(count)
-    share = (np.arange(count) + 0.5) / count
-    elevation = (
-        config.elevation_min_deg + (config.elevation_max_deg - config.elevation_min_deg) * share
-    )
-    camera = orbit((turn % 360.0).tolist(), elevation.tolist(), config.distance, config.fov_deg)
-    full = np.ones(count)
-    vectors = view_vectors(turn % 360.0, elevation, full * config.distance, full * config.fov_deg)
-    pictures, _ = render_scenes(
-        [build_scene(parse_caption(caption))], np.zeros(count), vectors, full * GROUND, size
-    )
-    return Views(
-        camera_rays(camera, size, size),
-        torch.from_numpy(pictures).float().div(255.0).reshape(-1, 3),
-    )
-
-
-def psnr(draw: Draw, views: Views, chunk: int) -> float:
-    """PSNR in dB over all pixels of the views, drawn `chunk` rays at a time without chance."""
-    with torch.no_grad():
-        parts = [draw(views.rays[i : i + chunk], None) for i in range(0, len(views.rays), chunk)]
-    error = squared_error(torch.cat(parts), views.rgb)
-    return float(-10.0 * torch.log10(error))
-
-
 @dataclass(frozen=True)
 class Arm:
-    """A field with its way to draw rays, and what is due before step i."""
+    """A field and its renderer.
+
+    Attributes:
+        field: the field.
+        draw: renders it.
+        before: is called with the number of each step before it.
+    """
 
     field: Field
     draw: Draw
     before: Callable[[int], None]
 
 
+def take_views(
+    caption: str, count: int, size: int, first_azimuth_deg: float, config: CameraConfig
+) -> Views:
+    """Exact views of a caption's scene.
+
+    Args:
+        caption: a caption of the toybox.
+        count: the number of views, spread over azimuth and the elevations of the config.
+        size: pixels of a side.
+        first_azimuth_deg: azimuth of the first view.
+        config: distance, field of view and elevations.
+
+    Returns:
+        The views.
+    """
+    turn = first_azimuth_deg + TURN_DEG * np.arange(count)
+    share = (np.arange(count) + 0.5) / count
+    spread_deg = config.elevation_max_deg - config.elevation_min_deg
+    elevation = config.elevation_min_deg + spread_deg * share
+    camera = orbit((turn % 360.0).tolist(), elevation.tolist(), config.distance, config.fov_deg)
+    full = np.ones(count)
+    vectors = view_vectors(turn % 360.0, elevation, full * config.distance, full * config.fov_deg)
+    scene, background = build_scene(parse_caption(caption)), full * BACKGROUND
+    pictures, _ = render_scenes([scene], np.zeros(count), vectors, background, size)
+    rgb = torch.from_numpy(pictures).float().div(255.0).reshape(-1, 3)
+    return Views(camera_rays(camera, size, size), rgb)
+
+
+def psnr_of(draw: Draw, views: Views, chunk: int) -> float:
+    """PSNR in dB over all pixels of the views, `chunk` rays at a time, without random samples."""
+    with torch.no_grad():
+        parts = [draw(views.rays[i : i + chunk], None) for i in range(0, len(views.rays), chunk)]
+    return psnr(torch.cat(parts), views.rgb)
+
+
 def build_arm(name: str, options: argparse.Namespace) -> tuple[Arm | None, str]:
-    """The arm called `name` and "", or None and why it cannot run here."""
-    chance, jitter = (
-        torch.Generator().manual_seed(options.seed),
-        torch.Generator().manual_seed(options.seed),
-    )
+    """The arm called `name`, one of `ARMS`.
+
+    Returns:
+        The arm and "", or None and why it cannot run on this machine.
+    """
+    generator = torch.Generator().manual_seed(options.seed)
+    jitter = torch.Generator().manual_seed(options.seed)
     config = RenderConfig(samples=options.samples)
     size = FieldConfig(resolution=options.resolution)
-    textbook = name.startswith("textbook")
     kind = dataclasses.replace(size, kind="hashgrid" if name == "hashgrid" else "grid")
-    field = TextbookField(size, chance) if textbook else build_field(kind, chance)
+    is_textbook = name.startswith("textbook")
+    field = TextbookField(size, generator) if is_textbook else build_field(kind, generator)
     if name in ("ours", "hashgrid"):
-        occupancy = OccupancyGrid(config)
-
-        def ours(rays: Rays, generator: torch.Generator | None) -> Tensor:
-            return render_rays(field, rays, config, occupancy, generator).over(
-                torch.full((3,), GROUND)
-            )
-
-        def look_again(i: int) -> None:
-            if i % config.occupancy_every == 0:
-                occupancy.update(field, jitter)
-
-        return Arm(field, ours, look_again), ""
-    through = composite
+        return own_arm(field, config, jitter), ""
+    render = composite
     if name.endswith("nerfacc"):
         nerfacc, missing = find_nerfacc()
         if nerfacc is None:
             return None, f"{name} is left out: {missing}"
-        through = partial(composite_nerfacc, nerfacc)
+        render = partial(composite_nerfacc, nerfacc)
 
-    def peer(rays: Rays, generator: torch.Generator | None) -> Tensor:
-        return through(
-            field, rays, *ray_bins(rays, options.samples, generator), options.samples, GROUND
-        )
+    def draw(rays: Rays, generator: torch.Generator | None) -> Tensor:
+        start, step = ray_bins(rays, options.samples, generator)
+        return render(field, rays, start, step, options.samples, BACKGROUND)
 
-    return Arm(field, peer, lambda i: None), ""
+    return Arm(field, draw, lambda i: None), ""
+
+
+def own_arm(field: Field, config: RenderConfig, jitter: torch.Generator) -> Arm:
+    """The arm of the product's renderer, whose occupancy grid is updated with `jitter`."""
+    occupancy = OccupancyGrid(config)
+
+    def draw(rays: Rays, generator: torch.Generator | None) -> Tensor:
+        rendered = render_rays(field, rays, config, occupancy, generator)
+        return rendered.over(torch.full((3,), BACKGROUND))
+
+    def update_occupancy(i: int) -> None:
+        if i % config.occupancy_every == 0:
+            occupancy.update(field, jitter)
+
+    return Arm(field, draw, update_occupancy)
 
 
 def optimise(
     arm: Arm, train: Views, held_out: Views, bench: Bench, options: argparse.Namespace
 ) -> Curve:
-    """Fit the arm's field to the training views by mean squared error; random rays and samples depend on the seed alone."""
+    """Fits the arm's field to the training views by mean squared error.
+
+    Args:
+        arm: the field and its renderer.
+        train: the training views.
+        held_out: the views to judge by.
+        bench: the clock.
+        options: steps or seconds, rays of a step, judgements, and the seed, on which rays and
+            samples depend.
+
+    Returns:
+        The seconds of the steps, and the PSNR in between.
+    """
     optim = OptimConfig()
-    optimizer = torch.optim.Adam(arm.field.parameter_groups(optim), eps=1.0e-15)
+    optimizer = torch.optim.Adam(arm.field.parameter_groups(optim), eps=ADAM_EPSILON)
     base = [group["lr"] for group in optimizer.param_groups]
-    rays, places = (torch.Generator().manual_seed(options.seed + n) for n in (1, 2))
-    curve, progress, looks = Curve([], [(0, psnr(arm.draw, held_out, options.rays))]), 0.0, 1
+    ray_generator, sample_generator = (
+        torch.Generator().manual_seed(options.seed + n) for n in (1, 2)
+    )
+    curve = Curve([], [(0, psnr_of(arm.draw, held_out, options.rays))])
+    progress, judgement = 0.0, 1  # judgement: the number of the next one
     while progress < 1.0:
         i = len(curve.step_s)
-        seen = torch.randint(len(train.rays), (options.rays,), generator=rays)
-        batch, target = train.rays[seen], train.rgb[seen]
-        fall = optim.lr_final + (1.0 - optim.lr_final) * 0.5 * (1.0 + math.cos(math.pi * progress))
-        begin = bench.now()
+        chosen = torch.randint(len(train.rays), (options.rays,), generator=ray_generator)
+        batch, target = train.rays[chosen], train.rgb[chosen]
+        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        factor = optim.lr_final + (1.0 - optim.lr_final) * cosine
+        start = bench.now()
         for group, rate in zip(optimizer.param_groups, base, strict=True):
-            group["lr"] = rate * fall
+            group["lr"] = rate * factor
         arm.before(i)
         optimizer.zero_grad(set_to_none=True)
-        squared_error(arm.draw(batch, places), target).backward()
+        squared_error(arm.draw(batch, sample_generator), target).backward()
         optimizer.step()
-        curve.step_s.append(bench.now() - begin)
-        progress = (
-            sum(curve.step_s) / options.seconds if options.seconds else (i + 1) / options.steps
-        )
-        if progress >= min(looks / options.looks, 1.0) - 1.0e-9:
-            looks = int(progress * options.looks + 1.0e-9) + 1
-            curve.psnr.append((i + 1, psnr(arm.draw, held_out, options.rays)))
+        curve.step_s.append(bench.now() - start)
+        done = sum(curve.step_s) if options.seconds else i + 1
+        progress = done / (options.seconds or options.steps)
+        if progress >= min(judgement / options.looks, 1.0) - 1.0e-9:
+            judgement = int(progress * options.looks + 1.0e-9) + 1
+            curve.psnr.append((i + 1, psnr_of(arm.draw, held_out, options.rays)))
     return curve
 
 
 def summarise(curves: dict[str, Curve], target: float | None) -> dict[str, dict[str, float | None]]:
-    """For each arm: median seconds a step, PSNR at the end, the target, seconds to it; both times by those of the first arm."""
+    """The figures of each arm.
+
+    Args:
+        curves: arm -> its course.
+        target: PSNR in dB; None for the best that every arm reached.
+
+    Returns:
+        For each arm: "step_s" (median seconds), "psnr" (at the end), "target", "to_target_s", and
+        "step_s_ratio" and "to_target_s_ratio" to the first arm.
+    """
     if target is None:
         target = min(max(value for _, value in curve.psnr) for curve in curves.values())
-    told: dict[str, dict[str, float | None]] = {}
+    summary: dict[str, dict[str, float | None]] = {}
     for name, curve in curves.items():
-        told[name] = {"step_s": statistics.median(curve.step_s), "psnr": curve.psnr[-1][1]}
-        told[name] |= {"target": target, "to_target_s": curve.seconds_to(target)}
-    first = next(iter(told.values()))
-    for found in told.values():
+        summary[name] = {
+            "step_s": statistics.median(curve.step_s),
+            "psnr": curve.psnr[-1][1],
+            "target": target,
+            "to_target_s": curve.seconds_to(target),
+        }
+    first = next(iter(summary.values()))
+    for found in summary.values():
         for key in ("step_s", "to_target_s"):
-            mine, base = found[key], first[key]
-            found[f"{key}_ratio"] = None if mine is None or not base else mine / base
-    return told
+            own, base = found[key], first[key]
+            found[f"{key}_ratio"] = None if own is None or not base else own / base
+    return summary
 
 
 def new_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("peers", __doc__ or "", repeats=300, warmup=1, count="steps")
-    parser.add_argument("caption", nargs="?", default=CAPTION, help=f'the scene ("{CAPTION}")')
-    parser.add_argument(
-        "--arms",
-        nargs="+",
-        choices=ARMS,
-        default=list(ARMS),
-        help="which, the first is the measure (all)",
-    )
-    parser.add_argument(
-        "--rays", type=positive, default=4096, metavar="N", help="rays a step (4096)"
-    )
-    parser.add_argument(
-        "--samples",
-        type=positive,
-        default=RenderConfig().samples,
-        metavar="N",
-        help="samples a ray (48)",
-    )
-    parser.add_argument(
-        "--resolution",
-        type=positive,
-        default=FieldConfig().resolution,
-        metavar="N",
-        help="of the fields (48)",
-    )
-    parser.add_argument("--views", type=positive, default=24, metavar="N", help="views to fit (24)")
-    parser.add_argument(
-        "--held-out", type=positive, default=6, metavar="N", help="views to judge by (6)"
-    )
-    parser.add_argument(
-        "--size", type=positive, default=64, metavar="N", help="pixels of a side (64)"
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        metavar="S",
-        help="so much time for each arm, in the place of --steps",
-    )
-    parser.add_argument(
-        "--looks",
-        type=positive,
-        default=20,
-        metavar="N",
-        help="judgements on the way, evenly spread (20)",
-    )
-    parser.add_argument(
-        "--target", type=float, metavar="DB", help="PSNR to reach (the best that all reached)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of fields, rays and samples (0)")
+    samples, resolution = RenderConfig().samples, FieldConfig().resolution
+    add, number = parser.add_argument, {"type": positive, "metavar": "N"}
+    add("caption", nargs="?", default=CAPTION, help=f'the scene ("{CAPTION}")')
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="the first is the base (all)")
+    add("--rays", **number, default=4096, help="rays of a step (4096)")
+    add("--samples", **number, default=samples, help=f"samples of a ray ({samples})")
+    add("--resolution", **number, default=resolution, help=f"of the fields ({resolution})")
+    add("--views", **number, default=24, help="views to fit (24)")
+    add("--held-out", **number, default=6, help="views to judge by (6)")
+    add("--size", **number, default=64, help="pixels of a side (64)")
+    add("--seconds", type=float, metavar="S", help="this time for each arm, instead of --steps")
+    add("--looks", **number, default=20, help="judgements, evenly spread (20)")
+    add("--target", type=float, metavar="DB", help="PSNR to reach (the best that all reached)")
+    add("--seed", type=int, default=0, help="of fields, rays and samples (0)")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Fit every arm, print the table, write the JSON."""
-    options = new_options(argv)
+def check_options(options: argparse.Namespace) -> Bench:
+    """The Bench of the command line, on a CPU.
+
+    Raises:
+        UserError: an option is wrong.
+    """
     options.steps = options.repeats
     if options.seconds is not None and not options.seconds > 0.0:
         raise UserError(f"--seconds {options.seconds:g}: give more than 0")
@@ -260,13 +299,21 @@ def main(argv: list[str] | None = None) -> None:
     if bench.device.type != "cpu":
         if options.device == "cuda":
             raise UserError(
-                "benchmarks.peers compares on a CPU: leave --device out; benchmarks.render knows the GPU"
+                "benchmarks.peers compares on a CPU; leave --device out, "
+                "or use benchmarks.render on a GPU"
             )
         bench = dataclasses.replace(bench, device=torch.device("cpu"))
     try:
         parse_caption(options.caption)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return bench
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fits every arm, prints the table, writes the JSON."""
+    options = new_options(argv)
+    bench = check_options(options)
     config = CameraConfig()
     train = take_views(options.caption, options.views, options.size, 0.0, config)
     held_out = take_views(options.caption, options.held_out, options.size, HELD_OUT_DEG, config)
@@ -280,52 +327,79 @@ def main(argv: list[str] | None = None) -> None:
         curves[name] = optimise(arm, train, held_out, bench, options)
     if not curves:
         raise UserError("; ".join(notes))
-    told = summarise(curves, options.target)
-    rows = [
-        row_of(name, len(curves[name].step_s), found, told[next(iter(told))])
-        for name, found in told.items()
-    ]
-    target = told[next(iter(told))]["target"]
-    if target is not None and any(curve.psnr[0][1] >= target for curve in curves.values()):
-        notes.append(
-            f"{target:.1f} dB are there before the first step, so times to it say nothing: give more, or --target"
-        )
-    length = f"{options.seconds:g} s" if options.seconds else f"{options.steps} steps"
-    title = f"{options.caption}: {length}, {options.rays} rays x {options.samples} samples a step"
-    header = [
-        "arm",
-        "steps",
-        "ms a step (median)",
-        "by the first",
-        "held-out PSNR, dB",
-        f"s to {target:.1f} dB",
-        "by the first",
-    ]
-    results = {name: {**told[name], **dataclasses.asdict(curve)} for name, curve in curves.items()}
-    tell(options, bench, "peers", title, header, rows, results, notes)
+    summary = summarise(curves, options.target)
+    table = table_of(summary, curves, options, notes)
+    results = {
+        name: {**summary[name], **dataclasses.asdict(curve)} for name, curve in curves.items()
+    }
+    report(options, bench, "peers", table, results)
 
 
 def warm_up(
     name: str, train: Views, held_out: Views, bench: Bench, options: argparse.Namespace
 ) -> None:
-    """A few steps of an arm that is then thrown away: compiled code is loaded, the allocator has its blocks."""
+    """Runs a few steps of an arm: compiled code is loaded, the allocator has its blocks.
+
+    Args:
+        name: the arm; it is built again and discarded.
+        train: the training views.
+        held_out: the views to judge by.
+        bench: the number of steps.
+        options: the command line.
+    """
     arm, _ = build_arm(name, options)
     if arm is not None and bench.warmup:
-        few = argparse.Namespace(
-            **{**vars(options), "steps": bench.warmup, "seconds": None, "looks": 1}
-        )
+        changes = {"steps": bench.warmup, "seconds": None, "looks": 1}
+        few = argparse.Namespace(**{**vars(options), **changes})
         one = slice(0, options.rays)
         optimise(arm, train, Views(held_out.rays[one], held_out.rgb[one]), bench, few)
+
+
+def table_of(
+    summary: dict[str, dict[str, float | None]],
+    curves: dict[str, Curve],
+    options: argparse.Namespace,
+    notes: list[str],
+) -> Table:
+    """The table of all arms.
+
+    Args:
+        summary: what `summarise` returned.
+        curves: arm -> its course.
+        options: the command line.
+        notes: lines to print below the table.
+    """
+    first = next(iter(summary.values()))
+    rows = [row_of(name, len(curves[name].step_s), found, first) for name, found in summary.items()]
+    target = first["target"]
+    if target is not None and any(curve.psnr[0][1] >= target for curve in curves.values()):
+        notes = [
+            *notes,
+            f"{target:.1f} dB are reached before the first step, so times to it mean nothing; "
+            "give more steps or --target",
+        ]
+    length = f"{options.seconds:g} s" if options.seconds else f"{options.steps} steps"
+    size = f"{options.rays} rays x {options.samples} samples a step"
+    header = ["arm", "steps", "ms a step (median)", "by the first", "held-out PSNR, dB"]
+    header += [f"s to {target:.1f} dB", "by the first"]
+    return Table(f"{options.caption}: {length}, {size}", header, rows, notes)
 
 
 def row_of(
     name: str, steps: int, found: dict[str, float | None], first: dict[str, float | None]
 ) -> list[str]:
-    """A row of the table."""
+    """A row of the table.
+
+    Args:
+        name: the arm.
+        steps: its number of steps.
+        found: its figures.
+        first: those of the first arm.
+    """
     step, to_target = found["step_s"], found["to_target_s"]
-    shown = "not reached" if to_target is None else f"{to_target:.2f}"
-    cells = [ms(step or 0.0), times(step, first["step_s"]), f"{found['psnr']:.1f}"]
-    return [name, f"{steps}", *cells, shown, times(to_target, first["to_target_s"])]
+    reached = "not reached" if to_target is None else f"{to_target:.2f}"
+    cells = [ms(step or 0.0), multiple(step, first["step_s"]), f"{found['psnr']:.1f}"]
+    return [name, f"{steps}", *cells, reached, multiple(to_target, first["to_target_s"])]
 
 
 if __name__ == "__main__":

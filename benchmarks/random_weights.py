@@ -1,7 +1,8 @@
-"""Folders in the published layouts with random weights, at the published sizes (`FULL`) or small (`TINY`): nothing is fetched.
+"""Writes model folders in the published layouts with random weights; nothing is downloaded.
 
-`write_folders` writes a pipeline of Stable Diffusion 1.5 or SDXL, the base IP-Adapter with its ViT-H/14, ImageReward, DINOv2-base
-and TAESD, in float16, each at once whole.
+The sizes are the published ones (`FULL`) or small (`TINY`). `write_folders` writes a pipeline of
+Stable Diffusion 1.5 or SDXL, the base IP-Adapter with its ViT-H/14, ImageReward, DINOv2-base and
+TAESD in float16.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
 from vp3d.rewards.blip import BlipSizes
 from vp3d.rewards.imagereward import VOCABULARY_FILE, WEIGHTS_FILE, ImageRewardNet
-from vp3d.system import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
+from vp3d.system import torch_compat  # noqa: F401  (before transformers)
 from vp3d.system.files import write_json
 
 import diffusers  # isort: skip
@@ -62,10 +63,8 @@ SDXL_UNET = {  # unet/config.json of SDXL base
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-SDXL_VAE = {
-    "scaling_factor": 0.13025,
-    "sample_size": 1024,
-}  # what differs; force_upcast is the default
+# What differs from the autoencoder of 1.5; force_upcast is the default.
+SDXL_VAE = {"scaling_factor": 0.13025, "sample_size": 1024}
 VIT_H = {  # models/image_encoder/config.json of h94/IP-Adapter
     "hidden_size": 1280,
     "intermediate_size": 5120,
@@ -97,28 +96,43 @@ TINY_LAYERS = {
     "cross_attention_dim": 128,
 }
 TINY_ADDED = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64 + 6 * 8}
-ADAPTERS = {  # h94/IP-Adapter: where the base adapter for the ViT-H lies
+# The file of the base adapter for the ViT-H in h94/IP-Adapter.
+ADAPTERS = {
     "sd15": "models/ip-adapter_sd15.safetensors",
     "sdxl": "sdxl_models/ip-adapter_sdxl_vit-h.safetensors",
 }
 ENCODER_FOLDER = "models/image_encoder"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SMALL_VAES = ("taesd", "taesdxl")  # of the same sizes
-BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SMALL_VAES = ("taesd", "taesdxl")  # both have the same sizes
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclass(frozen=True)
 class PriorSizes:
-    """Keyword arguments of a pipeline's classes."""
+    """Keyword arguments of the classes of a pipeline.
+
+    Attributes:
+        unet: of the denoiser.
+        vae: of the autoencoder.
+        texts: of the CLIP text encoder, or SDXL's two.
+    """
 
     unet: dict[str, Any]
     vae: dict[str, Any]
-    texts: tuple[dict[str, Any], ...]  # one CLIP text encoder, or SDXL's two
+    texts: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Keyword arguments of everything that is written."""
+    """Keyword arguments of all classes that are written.
+
+    Attributes:
+        priors: name -> sizes of the pipeline.
+        vision: of the IP-Adapter's image encoder.
+        dino: of DINOv2.
+        taesd: of the small autoencoder.
+        blip: of ImageReward.
+    """
 
     priors: dict[str, PriorSizes]
     vision: dict[str, Any]
@@ -164,7 +178,7 @@ def new_tower(sizes: Sizes) -> Any:
 
 
 def new_texts(sizes: PriorSizes, tokenizer: Any) -> list[Any]:
-    """The text encoders, on the default device; `tokenizer` says where a prompt ends."""
+    """The text encoders, on the default device; `tokenizer` has the ids of the special tokens."""
     ends = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
@@ -177,9 +191,16 @@ def new_texts(sizes: PriorSizes, tokenizer: Any) -> list[Any]:
 
 
 def write_prior(sizes: PriorSizes, folder: Path, adapter: Path, device: torch.device) -> None:
-    """A diffusers pipeline into `folder`, and the IP-Adapter for its denoiser into the file `adapter`."""
-    place = locate(PriorConfig().path) / "tokenizer"
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(place, model_max_length=sds_step.TOKENS)
+    """Writes a diffusers pipeline and the IP-Adapter for its denoiser.
+
+    Args:
+        sizes: the sizes of the pipeline.
+        folder: where the pipeline is written.
+        adapter: the file of the adapter.
+        device: where the networks are initialised.
+    """
+    source = locate(PriorConfig().path) / "tokenizer"
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(source, model_max_length=sds_step.TOKENS)
     with torch.device(device):
         unet = new_unet(sizes).half()
         vae = diffusers.AutoencoderKL(**sizes.vae).half()
@@ -189,9 +210,10 @@ def write_prior(sizes: PriorSizes, folder: Path, adapter: Path, device: torch.de
         "vae": vae,
         "text_encoder": texts[0],
         "tokenizer": tokenizer,
+        "scheduler": diffusers.DDIMScheduler(**sds_step.SCHEDULE),
         "feature_extractor": None,
+        "image_encoder": None,
     }
-    parts |= {"scheduler": diffusers.DDIMScheduler(**sds_step.SCHEDULE), "image_encoder": None}
     if len(texts) == 1:
         pipe = diffusers.StableDiffusionPipeline(
             **parts, safety_checker=None, requires_safety_checker=False
@@ -200,40 +222,63 @@ def write_prior(sizes: PriorSizes, folder: Path, adapter: Path, device: torch.de
         second = {"text_encoder_2": texts[1], "tokenizer_2": tokenizer, "add_watermarker": False}
         pipe = diffusers.StableDiffusionXLPipeline(**parts, **second)
     pipe.save_pretrained(folder)
-    halves = sds_step.adapter_weights(unet)
-    save_tensors(
-        {f"{half}.{key}": value for half, found in halves.items() for key, value in found.items()},
-        adapter,
-    )
+    tensors = {}
+    for half, found in sds_step.adapter_weights(unet).items():
+        tensors |= {f"{half}.{key}": value for key, value in found.items()}
+    save_tensors(tensors, adapter)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """A safetensors file of float16 tensors (any shape and range)."""
+    """Writes tensors (any shape and range) as a safetensors file in float16."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.detach().half().cpu().contiguous() for key, value in tensors.items()}, path
-    )
+    halves = {key: value.detach().half().cpu().contiguous() for key, value in tensors.items()}
+    save_file(halves, path)
 
 
 def write_imagereward(sizes: BlipSizes, folder: Path, device: torch.device) -> None:
-    """ImageReward as `models fetch imagereward` puts it; its vocabulary knows no word, so each of a prompt is one [UNK]."""
+    """Writes ImageReward as `models fetch imagereward` does.
+
+    Its vocabulary has no words, so each word of a prompt is one [UNK].
+    """
     with torch.device(device):
         net = ImageRewardNet(sizes)
     save_tensors(net.state_dict(), folder / WEIGHTS_FILE)
-    words = [*BERT, *(f"[unused{i}]" for i in range(sizes.vocabulary - 2 - len(BERT)))]
+    words = [
+        *SPECIAL_TOKENS,
+        *(f"[unused{i}]" for i in range(sizes.vocabulary - 2 - len(SPECIAL_TOKENS))),
+    ]
     (folder / VOCABULARY_FILE).write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
 def write_tower(model: Any, folder: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """A vision transformer of transformers with its preprocessor: 224 pixels, channel means and deviations in [0, 1]."""
+    """Writes a vision transformer and its preprocessor for 224 pixels.
+
+    Args:
+        model: the model, of the library transformers.
+        folder: where it is written.
+        mean: means of the channels, in [0, 1].
+        std: standard deviations of the channels, in [0, 1].
+    """
     model.half().save_pretrained(folder)
     settings = {"crop_size": {"height": 224, "width": 224}, "image_mean": mean, "image_std": std}
     write_json(folder / "preprocessor_config.json", settings)
 
 
 def write_folders(work: Path, model: str, sizes: Sizes, device: torch.device) -> None:
-    """All that `model` needs under `work`; what is there stays. A folder is named once it is whole."""
+    """Writes all folders that `model` needs; folders that exist are kept.
+
+    A folder gets its name after it is complete.
+
+    Args:
+        work: the folder of all folders.
+        model: a name of `sizes.priors`.
+        sizes: the sizes of all networks.
+        device: where the networks are initialised.
+    """
     adapter = work / "ip_adapter"
+
+    def prior(folder: Path) -> None:
+        write_prior(sizes.priors[model], folder, adapter / ADAPTERS[model], device)
 
     def vision(folder: Path) -> None:
         with torch.device(device):
@@ -249,9 +294,7 @@ def write_folders(work: Path, model: str, sizes: Sizes, device: torch.device) ->
             diffusers.AutoencoderTiny(**sizes.taesd).half().save_pretrained(folder)
 
     writers: dict[Path, Callable[[Path], None]] = {
-        work / model: lambda folder: write_prior(
-            sizes.priors[model], folder, adapter / ADAPTERS[model], device
-        ),
+        work / model: prior,
         adapter / ENCODER_FOLDER: vision,
         work / "imagereward": lambda folder: write_imagereward(sizes.blip, folder, device),
         work / "dinov2-base": dino,
@@ -270,4 +313,4 @@ def write_folders(work: Path, model: str, sizes: Sizes, device: torch.device) ->
         part.rename(folder)
         gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # the processes that follow shall have it all
+        torch.cuda.empty_cache()  # for the processes that follow

@@ -1,21 +1,27 @@
-"""What a step of the guidance costs at full size: `python -m benchmarks.sds_step [--resolution 512] [--batch 1 2 4]`.
+"""What a step of the guidance costs at full size: `python -m benchmarks.sds_step [--batch 1 2 4]`.
 
-Stable Diffusion 1.5 with its base IP-Adapter in the published sizes, with random weights, so nothing is fetched. For each
-resolution of the prior, side of the rendered views, and number of them:
+The models are Stable Diffusion 1.5 and its base IP-Adapter in the published sizes, with random
+weights, so nothing is downloaded. Measured, for each resolution of the prior, side of the rendered
+views, and number of them, are
 
-    floor     the denoiser's own forward passes alone: the very calls that a step makes, without anything around them
-    guidance  the product's `Guidance` on views with a visual prompt, and its backward pass to their pixels
-    counted   the floating-point operations of the guidance's products, convolutions and attention by those of the floor: its
-              time by the floor if each went as fast as the denoiser's
-    step      the product's training step: the field rendered, guidance, regularisers, backward to the field, Adam; no rewards,
-              as their models are others, and between two updates of the occupancy grid
+    floor     the forward passes of the denoiser alone: exactly the calls that a step does
+    guidance  the product's `Guidance` on views with a visual prompt, and its backward pass to their
+              pixels
+    counted   floating-point operations of the guidance's matrix products, convolutions and
+              attention, divided by those of the floor: the ratio of times if all of them were as
+              fast as the denoiser's
+    step      the product's training step: rendering of the field, guidance, regularisers, backward
+              pass to the field, Adam; without rewards, which have models of their own, and without
+              an update of the occupancy grid
     encoder   the autoencoder from pixels to latents, forward and backward
-    memory    the most in use during a step: of the device, weights included; on a CPU what came on top of what was there
+    memory    the most in use during a step: on a GPU, of the device, weights included; on a CPU, in
+              addition to what was in use before
 
-With the default guidance a batch of B views is one call of the denoiser with 2 B images. All settings are those of
-configs/sd15.yaml and may be changed, as by guidance.perp_neg=1 (four branches), prior.max_batch=2, prior.compile=true or
-cuda.encoder=torch. prior.vae, whatever it names, stands for TAESD, the small autoencoder, in its published sizes.
-On a CPU the default is --tiny, the same blocks in a fraction of the width: for trying the program out.
+With the default guidance, a batch of B views is one call of the denoiser with 2 B images. All
+settings are those of configs/sd15.yaml. key=value words change them, as guidance.perp_neg=1 (four
+branches), prior.max_batch=2, prior.compile=true or cuda.encoder=torch. If prior.vae is set, TAESD,
+the small autoencoder, is used in its published size. On a CPU the default is --tiny, the same
+blocks in a fraction of the width: to try the program.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.timing import MIB, Bench, ms, new_parser, positive, prepare, tell
+from benchmarks.timing import MIB, Bench, Table, ms, new_parser, positive, prepare, report
 from vp3d import build
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT, locate
@@ -44,7 +50,7 @@ from vp3d.guidance.condition import Condition
 from vp3d.guidance.vp_sds import Guidance
 from vp3d.prompts import all_views
 from vp3d.render.camera import sample_cameras
-from vp3d.system import torch_compat  # noqa: F401  (torch_compat before transformers, which imports torchvision)
+from vp3d.system import torch_compat  # noqa: F401  (before transformers)
 from vp3d.system.console import run_program
 from vp3d.system.out_of_memory import is_out_of_memory
 from vp3d.train.coarse import Coarse
@@ -56,18 +62,8 @@ import transformers  # isort: skip
 
 UNET = {  # unet/config.json of Stable Diffusion 1.5
     "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": (
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    ),
-    "up_block_types": (
-        "UpBlock2D",
-        "CrossAttnUpBlock2D",
-        "CrossAttnUpBlock2D",
-        "CrossAttnUpBlock2D",
-    ),
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
     "layers_per_block": 2,
@@ -96,38 +92,46 @@ TINY_UNET = UNET | {
 }
 TINY_VAE = VAE | {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1}
 TOKENS = 77  # of a prompt
-IMAGE_TOKENS, IMAGE_WIDTH = (
-    4,
-    1024,
-)  # of the base adapter: tokens, and the width of the embedding they come from
+IMAGE_TOKENS, IMAGE_WIDTH = 4, 1024  # of the base adapter: tokens, width of the image embedding
 PROGRESS = 0.5  # of the run, for the schedules of t and lambda
 FULL, TINY = 512, 64  # resolutions
+TINY_NOTE = (
+    "No GPU here, so this was --tiny: its times do not apply to the full size "
+    "(--no-tiny runs that, slowly)."
+)
 TINY_FIELD = ("field.resolution=32", "field.levels=4", "field.log2_table=10", "render.samples=16")
 
 
 def build_pipeline(
     tiny: bool, device: torch.device, dtype: torch.dtype, small_vae: bool
 ) -> tuple[Any, ImageEncoder]:
-    """A pipeline of the published sizes with its adapter loaded and our gates in it; random weights; TAESD if `small_vae`.
+    """A pipeline with its IP-Adapter and the product's attention gates, with random weights.
 
-    Its text and vision towers are small ones: a step does not run them.
+    Its text and vision towers are small, because a step does not run them.
+
+    Args:
+        tiny: small sizes instead of the published ones.
+        device: where it is built.
+        dtype: of all networks.
+        small_vae: TAESD instead of the published autoencoder.
+
+    Returns:
+        The pipeline, and the image encoder of its adapter.
     """
-    diffusers.utils.logging.set_verbosity_error()  # it warns of casts that are meant, and of the vision tower we bring
+    diffusers.utils.logging.set_verbosity_error()  # no warnings of the casts below
     tokenizer = transformers.CLIPTokenizer.from_pretrained(locate(PriorConfig().path) / "tokenizer")
     with torch.device(device):
         unet = diffusers.UNet2DConditionModel(**(TINY_UNET if tiny else UNET))
-        vae = (
-            diffusers.AutoencoderTiny()
-            if small_vae
-            else diffusers.AutoencoderKL(**(TINY_VAE if tiny else VAE))
+        vae_sizes = TINY_VAE if tiny else VAE
+        vae = diffusers.AutoencoderTiny() if small_vae else diffusers.AutoencoderKL(**vae_sizes)
+        vision = transformers.CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            projection_dim=IMAGE_WIDTH,
+            patch_size=32,
         )
-        sizes = {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 4,
-        }
-        vision = transformers.CLIPVisionConfig(**sizes, projection_dim=IMAGE_WIDTH, patch_size=32)
         tower = transformers.CLIPVisionModelWithProjection(vision)
     pipe = diffusers.StableDiffusionPipeline(
         vae,
@@ -143,15 +147,13 @@ def build_pipeline(
     pipe.load_ip_adapter(
         state, subfolder="", weight_name="random.safetensors", image_encoder_folder=None
     )
-    projection = take_adapter(unet)
+    projection = take_adapter(unet).to(device, dtype)
     vae.to(dtype)
-    return pipe, ImageEncoder(
-        tower.to(dtype), projection.to(device, dtype), True, CLIP_MEAN, CLIP_STD
-    )
+    return pipe, ImageEncoder(tower.to(dtype), projection, True, CLIP_MEAN, CLIP_STD)
 
 
 def adapter_weights(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """A base IP-Adapter for the denoiser under the published keys; random, any range."""
+    """Random weights of a base IP-Adapter for the denoiser, under the published keys."""
     width, like = unet.config.cross_attention_dim, {"device": unet.device, "dtype": unet.dtype}
     projection = {
         "proj.weight": 0.02 * torch.randn(IMAGE_TOKENS * width, IMAGE_WIDTH, **like),
@@ -171,7 +173,7 @@ def adapter_weights(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def random_condition(prior: Prior, generator: torch.Generator) -> Condition:
-    """A condition as a run has it, of random embeddings."""
+    """A condition as in a run, with random embeddings."""
     width = prior.unet.config.cross_attention_dim
 
     def embedding(count: int) -> torch.Tensor:
@@ -182,7 +184,18 @@ def random_condition(prior: Prior, generator: torch.Generator) -> Condition:
 
 
 def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str, Any]:
-    """Seconds and bytes of one size; see the top of this module."""
+    """Measures one size.
+
+    Args:
+        prior: the models.
+        config: the settings of guidance, field and renderer.
+        batch: the number of views.
+        bench: how to time.
+
+    Returns:
+        Seconds "floor", "guidance", "step" and "encoder"; "operations" and "floor_operations";
+        "calls" of the denoiser with "images" in all; and "peak_bytes".
+    """
     generator = torch.Generator().manual_seed(0)
     guidance, condition = Guidance(prior, config.guidance), random_condition(prior, generator)
     camera = sample_cameras(batch, CameraConfig(), generator).to(prior.device)
@@ -224,12 +237,10 @@ def measure(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str,
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Floating-point operations in the matrix products, convolutions and attention of a call of `work`."""
+    """Floating-point operations of a call: matrix products, convolutions and attention."""
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    with (
-        torch.compiler.set_stance("force_eager"),
-        counter,
-    ):  # what is first called under a counter would never be compiled
+    # A network that is first called under a counter would never be compiled.
+    with torch.compiler.set_stance("force_eager"), counter:
         work()
     return counter.get_total_flops()
 
@@ -242,11 +253,12 @@ def flops_of_attention(
 
 
 def flops_of_its_gradient(grad: torch.Size, *shapes: Any, **_: Any) -> int:
-    """Operations of its backward pass, for a gradient [B, H, L, V] and the same shapes."""
+    """Operations of the backward pass of attention, for a gradient [B, H, L, V]."""
     return sdpa_backward_flop_count(grad, *shapes[:3])
 
 
-CPU_ATTENTION = {  # of which the counter of operations does not know by itself
+# Attention on a CPU, which torch's counter does not know.
+CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flops_of_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flops_of_its_gradient,
 }
@@ -255,39 +267,50 @@ CPU_ATTENTION = {  # of which the counter of operations does not know by itself
 def training_step(
     guidance: Guidance, condition: Condition, config: Config, batch: int, device: torch.device
 ) -> Callable[[], None]:
-    """The product's step on a field of its own, `batch` views at PROGRESS; the occupancy grid has been updated once."""
-    every = dataclasses.replace(
-        config.guidance, estimate_every=1
-    )  # a step without an estimate is not what this is about
+    """The product's training step on a new field, at `PROGRESS` of the run.
+
+    The occupancy grid is updated once, before the step.
+
+    Args:
+        guidance: the guidance.
+        condition: its condition.
+        config: the settings; the number of views is `batch`, and every step has an estimate.
+        batch: the number of views.
+        device: where the field is.
+
+    Returns:
+        The step; it raises UserError if a number is not finite.
+    """
     config = dataclasses.replace(
-        config, optim=dataclasses.replace(config.optim, views=batch), guidance=every
+        config,
+        optim=dataclasses.replace(config.optim, views=batch),
+        guidance=dataclasses.replace(config.guidance, estimate_every=1),
     )
-    field, march = build.make_field(config, device), build.choose_march(config, device)
-    stage = Coarse(
-        config, field, guidance, condition, {}, make_generators(config.seed), ignore, march
-    )
+    field, march = build.make_field(config, device), build.choose_march(config.cuda, device)
+    generators = make_generators(config.seed)
+    settings = build.coarse_settings(config)
+    stage = Coarse(settings, field, guidance, condition, {}, generators, ignore, march)
     stage.occupancy.update(field, stage.generators["jitter"])
     number = int(PROGRESS * config.optim.steps)
-    number += number % config.render.occupancy_every == 0
+    number += number % config.render.occupancy_every == 0  # not a step with an update
 
     def step() -> None:
-        problem = differentiate(stage, stage.step(number), config.optim.grad_clip)[1] or apply(
-            stage
-        )
+        problem = differentiate(stage, stage.step(number), config.optim.grad_clip)[1]
+        problem = problem or apply(stage)
         if problem:
             raise UserError(
-                f"a step is not finite ({problem}): set prior.dtype or --dtype to float32"
+                f"a step is not finite ({problem}); set prior.dtype or --dtype to float32"
             )
 
     return step
 
 
 def ignore(kind: str, **data: object) -> None:
-    """An event of a run; there is no run here."""
+    """Discards an event; there is no run folder here."""
 
 
 def attempt(prior: Prior, config: Config, batch: int, bench: Bench) -> dict[str, Any]:
-    """`measure`, or {"out_of_memory": True} where memory did not do."""
+    """`measure`, or {"out_of_memory": True} if memory runs out."""
     try:
         return measure(prior, config, batch, bench)
     except (RuntimeError, MemoryError) as error:
@@ -313,65 +336,34 @@ def row_of(found: dict[str, Any]) -> list[str]:
 def new_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("sds_step", __doc__ or "")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
-    parser.add_argument(
-        "--resolution",
-        type=positive,
-        nargs="+",
-        metavar="N",
-        help=f"of the prior ({FULL}; tiny {TINY})",
-    )
-    parser.add_argument(
-        "--render",
-        type=positive,
-        nargs="+",
-        default=[64],
-        metavar="N",
-        help="side of the views (64)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=positive,
-        nargs="+",
-        default=[1, 2, 4],
-        metavar="N",
-        help="views a step (1 2 4)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="(float16 on a GPU, float32 on a CPU)",
-    )
-    parser.add_argument(
-        "--tiny",
-        action=argparse.BooleanOptionalAction,
-        help="small networks (the default on a CPU)",
-    )
+    add, numbers = parser.add_argument, {"type": positive, "nargs": "+", "metavar": "N"}
+    dtypes = ("float32", "float16", "bfloat16")
+    add("overrides", nargs="*", metavar="key=value", help="settings to change")
+    add("--resolution", **numbers, help=f"of the prior ({FULL}; tiny {TINY})")
+    add("--render", **numbers, default=[64], help="side of the views (64)")
+    add("--batch", **numbers, default=[1, 2, 4], help="views of a step (1 2 4)")
+    add("--dtype", choices=dtypes, help="(float16 on a GPU, float32 on a CPU)")
+    add("--tiny", action=argparse.BooleanOptionalAction, help="small networks (default on a CPU)")
     return parser.parse_intermixed_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure every size, print the table, write the JSON."""
-    options = new_options(argv)
-    bench = prepare(options)
-    on_gpu = bench.device.type == "cuda"
-    notes = []
-    if options.tiny is None and not on_gpu:
-        notes.append(
-            "No GPU here, so this was --tiny: its times say nothing of the full size (--no-tiny runs that, slowly)."
-        )
-    tiny = (not on_gpu) if options.tiny is None else options.tiny
-    dtype = getattr(torch, options.dtype or ("float16" if on_gpu else "float32"))
-    config = load_config(
-        None, [ROOT / "configs" / "sd15.yaml"], [*(TINY_FIELD if tiny else ()), *options.overrides]
-    )
-    torch.manual_seed(0)
-    pipe, encoder = build_pipeline(tiny, bench.device, dtype, bool(config.prior.vae))
-    if config.prior.channels_last and on_gpu:
-        for network in (pipe.unet, pipe.vae):
-            network.to(memory_format=torch.channels_last)
+def measure_all(
+    pipe: Any, encoder: ImageEncoder, config: Config, bench: Bench, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measures every size.
+
+    Args:
+        pipe: the pipeline.
+        encoder: the image encoder of its adapter.
+        config: the settings; resolutions are changed.
+        bench: how to time.
+        options: the sizes.
+
+    Returns:
+        A record for each size.
+    """
     records = []
-    for resolution in options.resolution or [TINY if tiny else FULL]:
+    for resolution in options.resolution:
         config.prior.resolution = resolution
         prior = Prior(pipe, encoder, config.prior, bench.device)
         if config.prior.compile:
@@ -380,36 +372,41 @@ def main(argv: list[str] | None = None) -> None:
             config.render.resolution = side
             found = attempt(prior, config, batch, bench)
             records.append({"resolution": resolution, "render": side, "batch": batch, **found})
+    return records
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures every size, prints the table, writes the JSON."""
+    options = new_options(argv)
+    bench = prepare(options)
+    on_gpu = bench.device.type == "cuda"
+    notes = []
+    if options.tiny is None and not on_gpu:
+        notes.append(TINY_NOTE)
+    tiny = (not on_gpu) if options.tiny is None else options.tiny
+    options.resolution = options.resolution or [TINY if tiny else FULL]
+    dtype = getattr(torch, options.dtype or ("float16" if on_gpu else "float32"))
+    settings = [*(TINY_FIELD if tiny else ()), *options.overrides]
+    config = load_config(None, [ROOT / "configs" / "sd15.yaml"], settings)
+    torch.manual_seed(0)
+    pipe, encoder = build_pipeline(tiny, bench.device, dtype, bool(config.prior.vae))
+    if config.prior.channels_last and on_gpu:
+        for network in (pipe.unet, pipe.vae):
+            network.to(memory_format=torch.channels_last)
+    records = measure_all(pipe, encoder, config, bench, options)
     parameters = sum(p.numel() for p in pipe.unet.parameters()) / 1e6
     kind = f"SD 1.5{' in tiny' if tiny else ''}{' with TAESD' if config.prior.vae else ''}"
     title = f"{kind}, denoiser of {parameters:.1f} M parameters, {dtype}".replace("torch.", "")
-    header = [
-        "prior",
-        "view",
-        "views",
-        "calls x images",
-        "floor, ms",
-        "counted",
-        "guidance, ms",
-        "by floor",
-    ]
-    header += ["step, ms", "by floor", "denoiser", "encoder, ms", "memory, MiB"]
+    header = ["prior", "view", "views", "calls x images", "floor, ms", "counted", "guidance, ms"]
+    header += ["by floor", "step, ms", "by floor", "denoiser", "encoder, ms", "memory, MiB"]
     results = {
         "tiny": tiny,
         "dtype": str(dtype),
         "denoiser_parameters_m": parameters,
         "sizes": records,
     }
-    tell(
-        options,
-        bench,
-        "sds_step",
-        title,
-        header,
-        [row_of(found) for found in records],
-        results,
-        notes,
-    )
+    table = Table(title, header, [row_of(found) for found in records], notes)
+    report(options, bench, "sds_step", table, results)
 
 
 if __name__ == "__main__":

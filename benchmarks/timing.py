@@ -1,8 +1,9 @@
-"""What every timing here shares: the clock, warm-up and medians, peak memory, the common options, the table and the JSON.
+"""What all benchmarks share: clock, warm-up and medians, peak memory, options, table and JSON.
 
-Conventions: seconds inside, milliseconds in tables, mebibytes for memory. Each number is the median of `--repeats` calls after
-`--warmup` calls that are not counted. On a GPU the clock waits for it. `--clock cpu` counts this process's processor time
-instead of the wall's: for a machine that is busy with something else, with one thread and without a GPU.
+Conventions: seconds in records, milliseconds in tables, mebibytes for memory. Each number is the
+median of `--repeats` calls after `--warmup` calls that are not counted. On a GPU the clock waits
+for the device. `--clock cpu` counts the processor time of this process instead of wall time: for a
+machine that is busy with other work, with one thread and without a GPU.
 """
 
 from __future__ import annotations
@@ -33,14 +34,21 @@ from vp3d.system.console import Parser
 from vp3d.system.files import write_json
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-LOOK_EVERY_S = 0.002  # between two looks at the resident memory
+SAMPLE_INTERVAL_S = 0.002  # between two readings of the resident memory
 MIB = 2.0**20
 PAGE_WIDTH = 150  # characters of a line of the table
 
 
 @dataclass(frozen=True)
 class Bench:
-    """How to time: on which device, by which clock, how often."""
+    """How to time.
+
+    Attributes:
+        device: where the work runs.
+        clock: a name of `CLOCKS`.
+        repeats: how many calls the median is of.
+        warmup: calls before that, not counted.
+    """
 
     device: torch.device
     clock: str = "wall"
@@ -48,7 +56,7 @@ class Bench:
     warmup: int = 2
 
     def now(self) -> float:
-        """Seconds, from a beginning of its own, once the device has done all it was told."""
+        """Seconds since a fixed moment, after the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return CLOCKS[self.clock]()
@@ -57,21 +65,29 @@ class Bench:
         """Median seconds of a call of `work`."""
         for _ in range(self.warmup):
             work()
-        times = []
+        durations = []
         for _ in range(self.repeats):
-            begin = self.now()
+            start = self.now()
             work()
-            times.append(self.now() - begin)
-        return statistics.median(times)
+            durations.append(self.now() - start)
+        return statistics.median(durations)
 
     def passes(self, forward: Callable[[], Tensor]) -> dict[str, float]:
-        """Median seconds of `forward`, which gives a scalar: "forward" without a graph, "both" with its backward pass."""
+        """Median seconds of `forward`, which returns a scalar.
+
+        Returns:
+            "forward" without a graph, "both" with the backward pass.
+        """
         with torch.no_grad():
             alone = self.seconds(forward)
         return {"forward": alone, "both": self.seconds(lambda: forward().backward())}
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
-        """Most memory in use during one call of `work`: of the device; on a CPU, resident memory beyond what was there before."""
+        """Most memory in use during one call of `work`.
+
+        Returns:
+            Bytes: on a GPU, of the device; on a CPU, resident memory beyond that before the call.
+        """
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             work()
@@ -80,75 +96,84 @@ class Bench:
         return _resident_growth(work)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table in plain text.
+
+    Attributes:
+        title: the line above it.
+        header: the names of its columns.
+        rows: its cells.
+        notes: the lines below it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
 def _resident_growth(work: Callable[[], object]) -> int:
-    """Largest resident memory of this process during `work`, less that before it; looked at every few milliseconds."""
+    """Largest resident memory of this process during `work`, less that before it.
+
+    A thread reads it every `SAMPLE_INTERVAL_S` seconds.
+    """
     gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(
-            0
-        )  # glibc keeps freed memory for later: what `work` then takes from it would not be seen
-    process, over = psutil.Process(), threading.Event()
+        trim(0)  # glibc keeps freed memory; what `work` takes of that would not be measured
+    process, finished = psutil.Process(), threading.Event()
     before = process.memory_info().rss
-    seen = [before]
+    samples = [before]
 
-    def look() -> None:
-        while not over.wait(LOOK_EVERY_S):
-            seen.append(process.memory_info().rss)
+    def watch() -> None:
+        while not finished.wait(SAMPLE_INTERVAL_S):
+            samples.append(process.memory_info().rss)
 
-    watcher = threading.Thread(target=look, daemon=True)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         work()
-        seen.append(process.memory_info().rss)
+        samples.append(process.memory_info().rss)
     finally:
-        over.set()
+        finished.set()
         watcher.join()
-    return max(seen) - before
+    return max(samples) - before
 
 
 def new_parser(
     name: str, doc: str, repeats: int = 5, warmup: int = 2, count: str = "repeats"
 ) -> Parser:
-    """A parser for `python -m benchmarks.NAME` that shows the module's words, with the options every benchmark has.
+    """A parser with the options that every benchmark has.
 
-    `count` is the word for what the median is of.
+    Args:
+        name: the module, as in `python -m benchmarks.NAME`.
+        doc: its docstring, which --help prints.
+        repeats: the default number of repeats.
+        warmup: the default number of calls before them.
+        count: what the median is over, and the name of the option for `repeats`.
+
+    Returns:
+        The parser; add more options to it.
     """
     parser = Parser(
         prog=f"python -m benchmarks.{name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    counted = f"{count} the median is of ({repeats})"
-    parser.add_argument(
-        f"--{count}", dest="repeats", type=positive, default=repeats, metavar="N", help=counted
-    )
-    parser.add_argument(
-        "--warmup",
-        type=int,
-        default=warmup,
-        metavar="N",
-        help=f"{count} before that, not counted ({warmup})",
-    )
-    parser.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads torch may use (its own choice)"
-    )
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="cpu: processor time, for busy machines (wall)",
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (auto)"
-    )
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help=f"the JSON (outputs/benchmarks/{name}.json)"
-    )
+    add, default = parser.add_argument, f"outputs/benchmarks/{name}.json"
+    counted = {"dest": "repeats", "type": positive, "default": repeats, "metavar": "N"}
+    add(f"--{count}", **counted, help=f"{count} the median is of ({repeats})")
+    before = f"{count} before that, not counted ({warmup})"
+    add("--warmup", type=int, default=warmup, metavar="N", help=before)
+    add("--threads", type=positive, metavar="N", help="CPU threads of torch (its own choice)")
+    add("--clock", choices=CLOCKS, default="wall", help="cpu: processor time (wall)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (auto)")
+    add("--write", type=Path, metavar="FILE", help=f"the JSON ({default})")
     return parser
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more, as an option's value."""
+    """A whole number of 1 or more, as the value of an option."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
@@ -156,21 +181,25 @@ def positive(text: str) -> int:
 
 
 def prepare(options: argparse.Namespace) -> Bench:
-    """The Bench of parsed options; sets torch's threads."""
+    """The Bench of parsed options; sets torch's threads.
+
+    Raises:
+        UserError: an option is wrong, or there is no such device.
+    """
     if options.warmup < 0:
-        raise UserError(f"--warmup {options.warmup}: give 0 or more")
+        raise UserError(f"--warmup {options.warmup} is negative; give 0 or more")
     if options.threads:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
     if options.clock == "cpu" and device.type == "cuda":
         raise UserError(
-            "--clock cpu does not see what a GPU does: use --clock wall, or --device cpu"
+            "--clock cpu does not count the work of a GPU; use --clock wall or --device cpu"
         )
     return Bench(device, options.clock, options.repeats, options.warmup)
 
 
 def about() -> dict[str, Any]:
-    """When, from which commit, on what machine, and how busy it was (its load before and now counts other programs too)."""
+    """`circumstances`, the processor, torch's threads, and the load (of other programs too)."""
     load = psutil.getloadavg()[0]
     return {
         **circumstances(),
@@ -181,7 +210,7 @@ def about() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name as the system tells it."""
+    """The name of the processor."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -189,39 +218,38 @@ def cpu_model() -> str:
 
 
 def machine_line(facts: Mapping[str, Any], bench: Bench) -> str:
-    """One line on the circumstances, to stand above a table."""
+    """The circumstances in one line."""
     commit = str((facts["git"] or {}).get("commit", "none"))[:10]
     where = facts["cuda"] if bench.device.type == "cuda" else f"{facts['cpu']}, {facts['machine']}"
     busy = f"{facts['threads']} thread(s), load {facts['load']:g}, {bench.clock} clock"
     return f"{where}; {busy}; torch {facts['torch']}; {facts['date']}, commit {commit}"
 
 
-def tell(
-    options: argparse.Namespace,
-    bench: Bench,
-    name: str,
-    title: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    results: object,
-    notes: Sequence[str] = (),
+def report(
+    options: argparse.Namespace, bench: Bench, name: str, table: Table, results: object
 ) -> None:
-    """Print the table with the machine's line and the notes, and write `results` with the circumstances as JSON."""
+    """Prints a table and writes the JSON of a benchmark.
+
+    Args:
+        options: the command line; --write names the JSON file.
+        bench: how it was timed.
+        name: the module of the benchmark.
+        table: what to print, below the line of the machine.
+        results: what to write, with the circumstances.
+    """
     facts = about()
-    table = text_table(header, rows, title, PAGE_WIDTH)
-    sys.stdout.write("\n".join([machine_line(facts, bench), table, *notes]).rstrip() + "\n")
+    text = text_table(table.header, table.rows, table.title, PAGE_WIDTH)
+    sys.stdout.write("\n".join([machine_line(facts, bench), text, *table.notes]).rstrip() + "\n")
     path = options.write or ROOT / "outputs" / "benchmarks" / f"{name}.json"
     settings = {key: value for key, value in vars(options).items() if key != "write"}
-    write_json(
-        path,
-        {
-            "about": facts,
-            "device": str(bench.device),
-            "settings": settings,
-            "results": results,
-            "notes": notes,
-        },
-    )
+    record = {
+        "about": facts,
+        "device": str(bench.device),
+        "settings": settings,
+        "results": results,
+        "notes": table.notes,
+    }
+    write_json(path, record)
 
 
 def ms(seconds: float) -> str:
@@ -230,15 +258,19 @@ def ms(seconds: float) -> str:
     return f"{value:.0f}" if value >= 100.0 else f"{value:.1f}" if value >= 1.0 else f"{value:.3f}"
 
 
-def times(seconds: float | None, base: float | None) -> str:
-    """`seconds` as a multiple of `base` for a table; a dash where one is not had."""
+def multiple(seconds: float | None, base: float | None) -> str:
+    """`seconds` as a multiple of `base` for a table; a dash if one of them is missing."""
     return "–" if seconds is None or not base else f"{seconds / base:.2f} x"
 
 
 def find_nerfacc() -> tuple[ModuleType | None, str]:
-    """The nerfacc package and "", or None and why not.
+    """The nerfacc package.
 
-    The batched functions of its releases are plain torch and build nothing; later ones may want to, so one is tried.
+    The batched functions of its releases are plain torch. Later versions may build kernels at the
+    first call, so one call is tried.
+
+    Returns:
+        The module and "", or None and the reason.
     """
     try:
         import nerfacc
@@ -246,8 +278,6 @@ def find_nerfacc() -> tuple[ModuleType | None, str]:
         sigma = torch.ones(1, 2)
         nerfacc.rendering(sigma - 1.0, sigma, rgb_sigma_fn=lambda *_: (torch.ones(1, 2, 3), sigma))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        return (
-            None,
-            f"nerfacc does not work here ({' '.join(str(error).split())[:200]}): pip install nerfacc",
-        )
+        reason = " ".join(str(error).split())[:200]
+        return None, f"nerfacc does not work here ({reason}): pip install nerfacc"
     return nerfacc, ""

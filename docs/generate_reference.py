@@ -487,6 +487,8 @@ def event_table(kind: type) -> str:
     for item in dataclasses.fields(kind):
         kind_text = item.type if isinstance(item.type, str) else inspect.formatannotation(item.type)
         default = "" if item.default is dataclasses.MISSING else scalar(item.default)
+        if callable(item.default):  # its repr holds an address
+            default = item.default.__name__
         rows.append([code(item.name), code(kind_text), code(default), cell(notes[item.name])])
     return table(["field", "type", "default", "meaning"], rows) if rows else ""
 

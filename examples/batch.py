@@ -1,6 +1,7 @@
 """Generate several assets. The models are loaded once and kept between the calls.
 
-Run `python examples/batch.py`, or give prompts: `python examples/batch.py "a blue mug" "a pink cone"`.
+Run `python examples/batch.py`, or give prompts: `python examples/batch.py "a blue mug" "a pink
+cone"`.
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Generate one asset. Run `python examples/minimal.py`; it takes about a minute on two CPU cores."""
+"""Generate one asset.
+
+Run `python examples/minimal.py`; it takes about a minute on two CPU cores.
+"""
 
 from vp3d import generate, load_config
 

@@ -16,7 +16,10 @@ os.environ["MPLBACKEND"] = "Agg"
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Asset:
-    """A whole tiny run, made once for every test that reads one; whoever changes files works on a copy of its folder."""
+    """A whole tiny run, made once for every test that reads one.
+
+    Whoever changes files works on a copy of its folder.
+    """
     import torch
 
     from tests.helpers.tiny_run import tiny_config

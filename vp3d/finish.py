@@ -110,17 +110,18 @@ def export_field(
     rgb, opacity = field_views(field, settings.render, cameras, REFERENCE_SIZE, device)
     inside = OccupancyGrid(settings.render).to(device).contains
     mesh = export_mesh(field, settings.export, cameras, opacity, device, journal.event, inside)
-    figures: dict[str, float] = {}
+    asset = Asset(settings.prompt, mesh, run.path, {})
+    figures = asset.figures
     existing = exported_formats(run)  # an older mesh next to this one would mislead
     kinds = sorted({*existing, *settings.export.formats}, key=list(WRITERS).index)
     for kind in kinds:
         path = run.model_file(kind)
-        WRITERS[kind](mesh, path)
+        WRITERS[kind](asset, path)
         found = verify_export(path, cameras, rgb, opacity, REFERENCE_BACKGROUND)
-        figures |= {f"{kind}_{name}": value for name, value in found.items()}
+        figures.update({f"{kind}_{name}": value for name, value in found.items()})
         journal.show(Artifact(kind, path))
     journal.log("export", seconds=time.monotonic() - began, formats=kinds, **figures)
-    return Asset(settings.prompt, mesh, run.path, figures)
+    return asset
 
 
 @report_out_of_memory("looking for a second face", "free memory on the device")
@@ -135,7 +136,7 @@ def compare_views(asset: Asset, prior: Prior, settings: FinishSettings, journal:
         VIEWS,
         settings.prior_resolution,
         settings.camera,
-        ground=settings.background,
+        background=settings.background,
     )
     rgb = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255.0
     guess = guess_views(prior, settings.prompt, rgb, make_generator(settings.seed, "views"))

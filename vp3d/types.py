@@ -142,6 +142,15 @@ def to_images(values: Tensor, batch: int, height: int, width: int) -> Tensor:
     return values.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images `[..., C, H, W]` in [0, 1] as 8-bit `[..., H, W, C]`, rounded to the nearest value.
+
+    Values outside [0, 1] are clipped. The result is contiguous and on the CPU.
+    """
+    values = (images.detach().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    return np.ascontiguousarray(values.movedim(-3, -1).cpu().numpy())
+
+
 @dataclass(frozen=True)
 class Mesh:
     """A triangle mesh in the world frame (z up, front on +x, inside [-1, 1]^3).

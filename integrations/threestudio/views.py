@@ -25,6 +25,8 @@ from vp3d.guidance.reward_term import Reward, reward_term
 from vp3d.guidance.vp_sds import Guidance
 from vp3d.rewards.build import load_judges
 from vp3d.runs.folder import RunFolder
+from vp3d.runs.journal import Journal
+from vp3d.runs.terminal import TerminalDisplay
 from vp3d.train.generators import make_generator
 from vp3d.types import Camera
 from vp3d.visual_prompt.make import VisualPromptRequest, make_visual_prompt
@@ -149,11 +151,12 @@ def build_losses(config: Config, device: torch.device) -> ViewLosses:
     The visual prompt and the settings are kept in a run folder below `config.output_dir`.
     """
     checks.check_request(config, new=True)
+    watch = TerminalDisplay().watch
     fitted = build.fit_to_device(config, device)
-    models = build.load_models(fitted, device)
-    run = RunFolder.create(config)
-    visual_prompt = build.find_visual_prompt(fitted, models, run, device)
-    condition = build.find_condition(fitted, models, visual_prompt)
+    models = build.load_models(config, watch)
+    journal = Journal(RunFolder.create(config), watch)
+    visual_prompt = build.find_visual_prompt(config, fitted, models, journal)
+    condition = build.find_condition(config, models.prior, visual_prompt, build.debias(config))
     rewards = active(build.build_rewards(config, models.judges, visual_prompt.rgb.to(device)))
     return ViewLosses(
         Guidance(models.prior, config.guidance),

@@ -1,4 +1,4 @@
-"""The benchmarks count what they say, and each runs through at tiny sizes. No timing is judged here."""
+"""The benchmarks count what they state, and each runs at tiny sizes. No time is asserted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Hand:
 
 
 class Slow(torch.autograd.Function):
-    """The identity; its backward pass takes as many seconds of the hand's clock as told."""
+    """The identity; its backward pass takes as many seconds of the hand's clock as summary."""
 
     @staticmethod
     def forward(ctx, x, hand, seconds):
@@ -112,14 +112,14 @@ def test_shares_are_of_all_time_and_medians_of_steps() -> None:
             "encoder": {"forward": encoder, "backward": 0.0},
         }
 
-    told = step.summarise([one(1.0, 2.0), one(2.0, 0.0), one(2.0, 8.0)])
+    summary = step.summarise([one(1.0, 2.0), one(2.0, 0.0), one(2.0, 8.0)])
     assert (
-        told["field"]["forward"] == 2.0
-        and told["field"]["both"] == 4.0
-        and told["encoder"]["both"] == 2.0
+        summary["field"]["forward"] == 2.0
+        and summary["field"]["both"] == 4.0
+        and summary["encoder"]["both"] == 2.0
     )
-    assert told["field"]["share"] == pytest.approx(0.5) and told["step"]["share"] == 1.0
-    assert told["step"]["both"] == 4.0 and told["step"]["mean"] == pytest.approx(20.0 / 3.0)
+    assert summary["field"]["share"] == pytest.approx(0.5) and summary["step"]["share"] == 1.0
+    assert summary["step"]["both"] == 4.0 and summary["step"]["mean"] == pytest.approx(20.0 / 3.0)
 
 
 def test_steps_of_one_estimate_are_averaged() -> None:
@@ -139,30 +139,13 @@ def test_steps_of_one_estimate_are_averaged() -> None:
 def test_the_products_step_is_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     apply, backward = loop.apply, torch.Tensor.backward
     sizes = [
-        "render.resolution=12",
-        "render.samples=8",
-        "field.resolution=12",
-        "optim.views=1",
-        "loss.orientation=0.01",
-    ]
-    sizes += ["guidance.space=latents", "guidance.estimate_every=2"]
-    sizes += [
-        "rewards.text_image.begin=0",
-        "rewards.image_image.begin=0",
+        *"render.resolution=12 render.samples=8 field.resolution=12 optim.views=1".split(),
+        *"loss.orientation=0.01 guidance.space=latents guidance.estimate_every=2".split(),
+        *"rewards.text_image.begin=0 rewards.image_image.begin=0".split(),
         "rewards.image_image.gate.floor=1",
     ]
-    step.main(
-        [
-            "--preset",
-            "draft",
-            "--steps",
-            "5",
-            *QUICK,
-            "--write",
-            str(tmp_path / "step.json"),
-            *sizes,
-        ]
-    )
+    write = ["--write", str(tmp_path / "step.json")]
+    step.main(["--preset", "draft", "--steps", "5", *QUICK, *write, *sizes])
     assert loop.apply is apply and torch.Tensor.backward is backward
     found = read(tmp_path / "step.json")["results"]
     assert len(found["steps"]) == 2
@@ -245,13 +228,16 @@ def test_time_to_target_is_the_time_of_the_steps_before() -> None:
         and ours.seconds_to(5.0) == 0.0
         and peer.seconds_to(16.5) is None
     )
-    told = peers.summarise({"ours": ours, "textbook": peer}, None)
+    summary = peers.summarise({"ours": ours, "textbook": peer}, None)
     assert (
-        told["ours"]["target"] == 16.0
-        and told["ours"]["to_target_s"] == 2.0
-        and told["ours"]["psnr"] == 17.0
+        summary["ours"]["target"] == 16.0
+        and summary["ours"]["to_target_s"] == 2.0
+        and summary["ours"]["psnr"] == 17.0
     )
-    assert told["textbook"]["to_target_s_ratio"] == 10.0 and told["textbook"]["step_s_ratio"] == 5.0
+    assert (
+        summary["textbook"]["to_target_s_ratio"] == 10.0
+        and summary["textbook"]["step_s_ratio"] == 5.0
+    )
     assert (
         peers.summarise({"ours": ours, "textbook": peer}, 16.5)["textbook"]["to_target_s"] is None
     )
@@ -275,20 +261,7 @@ def test_every_peer_learns_the_scene(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "find_nerfacc", lambda: (None, "nerfacc does not import here"))
-    sizes = [
-        "--rays",
-        "192",
-        "--samples",
-        "16",
-        "--resolution",
-        "16",
-        "--views",
-        "4",
-        "--held-out",
-        "1",
-        "--size",
-        "24",
-    ]
+    sizes = "--rays 192 --samples 16 --resolution 16 --views 4 --held-out 1 --size 24".split()
     peers.main(
         ["--steps", "24", *sizes, *QUICK, "--looks", "3", "--write", str(tmp_path / "peers.json")]
     )
@@ -300,7 +273,7 @@ def test_every_peer_learns_the_scene(
     assert "grid-nerfacc is left out" in capsys.readouterr().out
     short = ["--seconds", "0.2", "--arms", "ours", "--looks", "2", "--target", "1"]
     peers.main([*short, *sizes, *QUICK, "--write", str(tmp_path / "peers.json")])
-    assert "1.0 dB are there before the first step" in capsys.readouterr().out
+    assert "1.0 dB are reached before the first step" in capsys.readouterr().out
     ours = read(tmp_path / "peers.json")["results"]["ours"]
     assert sum(ours["step_s"]) >= 0.2 > sum(ours["step_s"][:-1]) and ours["psnr"][-1][0] == len(
         ours["step_s"]
@@ -316,29 +289,15 @@ def test_targets_are_the_pictures_from_those_cameras() -> None:
     views = peers.take_views("a red sphere", 2, 16, 0.0, CameraConfig())
     assert len(views.rays) == 2 * 16 * 16 and views.rgb.shape == (512, 3)
     middle = views.rgb.reshape(2, 16, 16, 3)[:, 8, 8]
-    assert bool(
-        (middle[:, 0] > 2.0 * middle[:, 1]).all()
-    )  # red in the middle, the ground in the corner
-    assert torch.allclose(
-        views.rgb.reshape(2, 16, 16, 3)[:, 0, 0], torch.tensor(peers.GROUND), atol=0.01
-    )
+    corner = views.rgb.reshape(2, 16, 16, 3)[:, 0, 0]
+    assert bool((middle[:, 0] > 2.0 * middle[:, 1]).all()), "red"
+    assert torch.allclose(corner, torch.tensor(peers.BACKGROUND), atol=0.01)
 
 
 def test_encodings_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "encodings.json"
     encodings.main(
-        [
-            "--points",
-            "64",
-            "200",
-            "--resolution",
-            "16",
-            "--repeats",
-            "1",
-            *QUICK,
-            "--write",
-            str(path),
-        ]
+        [*"--points 64 200 --resolution 16 --repeats 1".split(), *QUICK, "--write", str(path)]
     )
     found = read(path)
     assert [(r["points"], r["backend"]) for r in found["results"]] == [
@@ -351,7 +310,7 @@ def test_encodings_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_look_ups_of_the_gpu_module_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = types.ModuleType(encodings.FAST)
+    fast = types.ModuleType(encodings.ENCODERS_MODULE)
     fast.ENCODERS = {"triton": "triton", "other": "other"}
     fast.attach = lambda field, name, dtype: "" if name == "triton" else f"{name} is not installed"
     monkeypatch.setattr(encodings.importlib, "import_module", lambda name: fast)
@@ -366,18 +325,7 @@ def test_look_ups_of_the_gpu_module_are_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_render_runs(tmp_path: Path) -> None:
-    sizes = [
-        "--views",
-        "1",
-        "--size",
-        "8",
-        "--samples",
-        "8",
-        "--resolution",
-        "12",
-        "--repeats",
-        "1",
-    ]
+    sizes = "--views 1 --size 8 --samples 8 --resolution 12 --repeats 1".split()
     render.main([*sizes, *QUICK, "--write", str(tmp_path / "render.json")])
     ways = [record["way"] for record in read(tmp_path / "render.json")["results"]]
     assert ways[:4] == ["product", "torch", "torch, all", "textbook"]
@@ -419,10 +367,8 @@ def test_attention_counts_on_a_cpu_as_well() -> None:
     product = 2 * (2 * 4) * 16 * 16 * 8
     assert sds_step.operations(lambda: attend(heads, heads, heads)) == 2 * product
     leaf = heads.clone().requires_grad_()
-    assert (
-        sds_step.operations(lambda: attend(leaf, leaf, leaf).sum().backward())
-        == 2 * product + 5 * product
-    )  # scores anew
+    both = sds_step.operations(lambda: attend(leaf, leaf, leaf).sum().backward())
+    assert both == 2 * product + 5 * product  # the backward pass computes the scores again
 
 
 def test_sds_step_runs_the_guidance_and_its_calls_alone(
@@ -432,10 +378,8 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(
     common = ["--repeats", "1", *QUICK, "--resolution", "32", "--write", str(path)]
     sds_step.main(["--batch", "1", "2", *common])
     sizes = read(path)["results"]["sizes"]
-    assert [(s["batch"], s["calls"], s["images"]) for s in sizes] == [
-        (1, 1, 2),
-        (2, 1, 4),
-    ]  # null and full branch
+    # Each view has a null and a full branch.
+    assert [(s["batch"], s["calls"], s["images"]) for s in sizes] == [(1, 1, 2), (2, 1, 4)]
     assert all(s[key] > 0 for s in sizes for key in ("step", "guidance", "floor", "encoder"))
     assert all(s["peak_bytes"] >= 0 for s in sizes)
     one, two = ([s["operations"], s["floor_operations"]] for s in sizes)
@@ -446,17 +390,11 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(
         [line.split() for line in shown.splitlines() if line.split()[:1] == [word]][0]
         for word in ("prior", "32")
     )
-    assert (
-        "denoiser" in heads and f"{100 * sizes[0]['floor'] / sizes[0]['step']:.0f}" in first
-    )  # its share of the step
+    share = 100 * sizes[0]["floor"] / sizes[0]["step"]
+    assert "denoiser" in heads and f"{share:.0f}" in first
     sds_step.main(
         [
-            "--tiny",
-            "--batch",
-            "2",
-            "--render",
-            "8",
-            "16",
+            *"--tiny --batch 2 --render 8 16".split(),
             *common,
             "guidance.perp_neg=1",
             "prior.max_batch=4",
@@ -470,14 +408,14 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(
 def test_the_training_step_of_the_benchmark_is_the_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It renders the field, asks the guidance for as many views, and moves the field's parameters."""
+    """It renders the field, passes as many views to the guidance, and changes the parameters."""
     config = load_config(
         None, [ROOT / "configs" / "sd15.yaml"], [*sds_step.TINY_FIELD, "render.resolution=8"]
     )
-    seen: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
 
     def guidance(rgb: torch.Tensor, *_: object) -> tuple[dict[str, torch.Tensor], None]:
-        seen.append(tuple(rgb.shape))
+        shapes.append(tuple(rgb.shape))
         return {"sds": rgb.square().mean()}, None
 
     fields = []
@@ -488,7 +426,7 @@ def test_the_training_step_of_the_benchmark_is_the_products(
     step = sds_step.training_step(guidance, None, config, 3, CPU)
     before = {name: value.clone() for name, value in fields[0].state_dict().items()}
     step()
-    assert seen == [(3, 3, 8, 8)] and config.optim.views != 3
+    assert shapes == [(3, 3, 8, 8)] and config.optim.views != 3
     assert any(
         not torch.equal(value, before[name]) for name, value in fields[0].state_dict().items()
     )

@@ -1,4 +1,4 @@
-"""The open-world configurations at full size: the tables are the published ones, and the program runs through in tiny."""
+"""Open-world configurations: the published sizes, and the program runs in tiny."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import full_size, random_weights
+from benchmarks import full_size, random_weights, recorder
 from benchmarks.timing import Bench
 from tests.diffusion.test_layouts import SIZES, UNETS, published_text, published_vision, shapes_of
 from tests.helpers.tiny_models import tokenizer
@@ -124,32 +124,29 @@ def test_the_other_configurations_go_through(model: str, config: str, tmp_path: 
     ],
 )
 def test_what_cannot_work_is_one_line(argv: list[str], problem: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         full_size.main([*argv, "--work", str(tmp_path / "work")])
     assert (
-        problem in str(told.value)
-        and "\n" not in str(told.value)
+        problem in str(refused.value)
+        and "\n" not in str(refused.value)
         and not (tmp_path / "work").exists()
     )
 
 
 def run_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> dict:
     """What the child writes of a run that ends with `error` while it loads."""
-    watched = [
-        (full_size.pipeline, name)
-        for name in [*full_size.PHASES, "fit_to_device", "say", "generate"]
-    ]
-    for module, name in [*watched, (full_size.loop, "run"), (full_size.loop, "advance")]:
-        monkeypatch.setattr(
-            module, name, getattr(module, name)
-        )  # the child stands around them: put them back
+    wrapped = [(module, name) for module, name, _ in recorder.PHASES]
+    wrapped += [(recorder.build, "fit_to_device")]
+    wrapped += [(recorder.loop, "run"), (recorder.loop, "advance")]
+    for module, name in wrapped:  # the child wraps these functions: restore them afterwards
+        monkeypatch.setattr(module, name, getattr(module, name))
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(full_size.pipeline, "load_models", fail)
+    monkeypatch.setattr(recorder.build, "use_models", fail)
     monkeypatch.setattr(
-        full_size.pipeline, "generate", lambda config: full_size.pipeline.load_models(config, "cpu")
+        full_size.pipeline, "generate", lambda config, watch: recorder.build.use_models(config)
     )
     full_size.save_config(load_config(None, [], []), tmp_path / "job.yaml")
     (tmp_path / "job.json").write_text(
@@ -214,7 +211,7 @@ def test_peaks_are_the_largest_of_the_phases() -> None:
     assert row[6:] == ["2.0", "1.50", "2 of 3", "5.00", "6.00", "draw", "yes"]
     assert full_size.notes_on(found) == [
         "sdxl: peak GiB by phase: load 2.00, draw 5.00",
-        "sdxl: what it drew is not finite",
+        "sdxl: the drawn pictures are not finite",
     ]
 
 

@@ -1,4 +1,6 @@
-"""Prompt debiasing by hand values, on a tiny random BERT against a second version, and what it refuses to load."""
+"""Prompt debiasing by hand values, on a tiny random BERT against a second version, and what it
+refuses to load.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def save_bert(folder: Path, words: list[str], seed: int = 1, **kwargs: object) -
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = transformers.BertConfig(
-            vocab_size=len(vocab), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            vocab_size=len(vocab), hidden_size=16, num_hidden_layers=2,
+            num_attention_heads=2, intermediate_size=32,
             max_position_embeddings=64, initializer_range=0.3, pad_token_id=0,
         )  # fmt: skip
         transformers.BertForMaskedLM(config).save_pretrained(folder, **kwargs)
@@ -50,7 +53,10 @@ def test_ratios_by_hand() -> None:
 
 @torch.no_grad()
 def naive(folder: Path, prompt: str, ids: list[int]) -> dict[str, str]:
-    """One sentence at a time, softmax over the whole vocabulary first, as threestudio does it; words joined by spaces."""
+    """One sentence at a time, softmax over the whole vocabulary first, as threestudio does it.
+
+    Words joined by spaces.
+    """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.BertForMaskedLM.from_pretrained(folder).eval()
     views = tokenizer(" ".join(DIRECTIONS), return_tensors="pt").input_ids[0][1:5]
@@ -114,7 +120,10 @@ def test_probabilities_add_up_whatever_the_length(bert: Path) -> None:
 
 
 def test_the_names_in_the_published_file_are_read(bert: Path, tmp_path: Path) -> None:
-    """bert-base-uncased still has TensorFlow's gamma and beta; a tensor it lacks is refused, not made up."""
+    """bert-base-uncased still has TensorFlow's gamma and beta.
+
+    A tensor it lacks is refused, not made up.
+    """
     shutil.copytree(bert, tmp_path / "bert")
     file = tmp_path / "bert" / "model.safetensors"
     names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}

@@ -1,4 +1,6 @@
-"""The gated attention against diffusers' own IP-Adapter processor and against the UNet without adapter."""
+"""The gated attention against diffusers' own IP-Adapter processor and against the UNet without
+adapter.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def base(folder: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def gated(folder: Path) -> tuple[torch.nn.Module, torch.Tensor, dict[float, torch.Tensor]]:
-    """The UNet with our processors, image tokens [3, 4, 32], and what diffusers' processors gave before, by scale."""
+    """The UNet with our processors, image tokens [3, 4, 32], and what diffusers' processors gave
+    before, by scale.
+    """
     pipe = load(folder, adapter=True)
     theirs = {}
     for scale in (0.4, 1.0):

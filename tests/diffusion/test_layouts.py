@@ -1,8 +1,10 @@
-"""Key names and shapes of the full-size models, on the meta device: what diffusers builds from the published configurations, and
-what our loader puts into it, against a second, plain enumeration of the published layouts.
+"""Key names and shapes of the full-size models, on the meta device: what diffusers builds from the
+published configurations, and what our loader puts into it, against a second, plain enumeration of
+the published layouts.
 
-Configurations: `unet/config.json` of Stable Diffusion 1.5 and SDXL base, and of the towers beside them. Adapters: the state
-dicts of `h94/IP-Adapter`, whose modules (linear projection, resampler, numbered attention layers) are in the authors' repository.
+Configurations: `unet/config.json` of Stable Diffusion 1.5 and SDXL base, and of the towers beside
+them. Adapters: the state dicts of `h94/IP-Adapter`, whose modules (linear projection, resampler,
+numbered attention layers) are in the authors' repository.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ import transformers  # isort: skip
 Shapes = dict[str, tuple[int, ...]]
 
 UNETS = {"sd15": UNET, "sdxl": SDXL_UNET}
-# tensors and parameters of the published UNets; width, attended blocks and layers in each in the order down, up, mid
+# Tensors and parameters of the published UNets; then width, attended blocks and layers in each,
+# in the order down, up, mid.
 SIZES = {"sd15": (686, 859_520_964), "sdxl": (1680, 2_567_463_684)}
 CROSSING = {
     "sd15": [320, 320, 640, 640, 1280, 1280] + [1280] * 3 + [640] * 3 + [320] * 3 + [1280],
     "sdxl": [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10,
 }
-# files of h94/IP-Adapter: denoiser, width of what the image encoder gives, inner width of the resampler (None: base), its heads
+# Files of h94/IP-Adapter: denoiser, output width of the image encoder, inner width of the resampler
+# (None: base), its heads.
 ADAPTERS = {
     "ip-adapter_sd15": ("sd15", 1024, None, 0),
     "ip-adapter-plus_sd15": ("sd15", 1280, 768, 12),
@@ -242,7 +246,9 @@ def shapes_of(module: nn.Module) -> Shapes:
 
 
 def test_published_files_are_as_large_as_these_layouts() -> None:
-    """Sizes of the files on the hub: 4 or 2 bytes a parameter and a safetensors header of some 100 bytes a tensor."""
+    """Sizes of the files on the hub: 4 or 2 bytes a parameter and a safetensors header of some 100
+    bytes a tensor.
+    """
     files = {
         file.path: file.size
         for name in ("ip-adapter-sd15", "ip-adapter-sdxl")
@@ -382,8 +388,8 @@ PARTS = {  # folder of a pipeline or of an IP-Adapter: its layout; tensors and p
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_parts_beside_the_denoiser_are_the_published_ones(name: str) -> None:
-    """Names, shapes, and the sizes of the files on the hub. transformers 5 leaves `text_model.` out of a lone text encoder's
-    names; test_sdxl.py shows that files with it are read.
+    """Names, shapes, and the sizes of the files on the hub. transformers 5 leaves `text_model.` out
+    of a lone text encoder's names; test_sdxl.py shows that files with it are read.
     """
     expected, tensors, parameters = PARTS[name]
     with torch.device("meta"):
@@ -421,7 +427,9 @@ def text_tower(kind: type, hidden: int) -> nn.Module:
 def test_full_size_sdxl_with_plus_adapter_runs_through_the_prior(
     unets: dict[str, nn.Module],
 ) -> None:
-    """Shapes only: text towers and ViT-H at full width (two layers deep), adapter, sizes and a call of the denoiser."""
+    """Shapes only: text towers and ViT-H at full width (two layers deep), adapter, sizes and a call
+    of the denoiser.
+    """
     name = "ip-adapter-plus_sdxl_vit-h"
     unet = unets["sdxl"]
     state = dict(

@@ -1,4 +1,6 @@
-"""What a prior may be told at load: another autoencoder, precisions, layouts, compiling, encoders that wait on the CPU."""
+"""What a prior may be told at load: another autoencoder, precisions, layouts, compiling, encoders
+that wait on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -81,11 +83,11 @@ def test_an_autoencoder_that_does_not_fit_is_refused(config: PriorConfig, tmp_pa
         UserError, match="prior.vae .* latents of 16 channels, the denoiser takes 4"
     ):
         load_prior(dataclasses.replace(config, vae=str(tmp_path / "taesd3"), manifest=""))
-    with pytest.raises(UserError, match="it holds a UNet2DConditionModel"):
+    with pytest.raises(UserError, match="it contains a UNet2DConditionModel"):
         load_prior(dataclasses.replace(config, vae=f"{config.path}/unet", manifest=""))
     with pytest.raises(UserError, match="not covered by"):
         load_prior(dataclasses.replace(config, vae=str(tmp_path / "taesd3")))
-    with pytest.raises(UserError, match="no multiple of the autoencoder's 2"):
+    with pytest.raises(UserError, match="not a multiple of 2"):
         load_prior(dataclasses.replace(config, resolution=33))
 
 
@@ -116,7 +118,10 @@ def test_autoencoder_of_sdxl_is_kept_out_of_float16(config: PriorConfig, tmp_pat
 
 @pytest.mark.parametrize("kind", ["tiny", "kl"])
 def test_small_gradients_survive_float16(kind: str) -> None:
-    """A gradient of 1e-9 an element is nothing in float16; it must reach the pixels as its large twin does, scaled."""
+    """A gradient of 1e-9 an element is nothing in float16.
+
+    It must reach the pixels as its large twin does, scaled.
+    """
     torch.manual_seed(0)
     fine, half = (
         autoencoder(kind).requires_grad_(False),
@@ -163,7 +168,10 @@ def test_channels_last_changes_the_layout_alone(config: PriorConfig, prior: Prio
 
 
 def test_encoders_come_to_the_device_only_while_they_are_used(config: PriorConfig) -> None:
-    """The meta device stands for a GPU: what stays there has no values, what comes home does; here the way out is watched."""
+    """The meta device stands for a GPU: what stays there has no values, what comes home does.
+
+    Here the way out is watched.
+    """
     waiting = load_prior(dataclasses.replace(config, offload_encoders=True))
     (_, text), *_ = waiting.text_encoders.towers
     places: list[str] = []
@@ -182,7 +190,10 @@ def test_encoders_come_to_the_device_only_while_they_are_used(config: PriorConfi
 def test_compiled_networks_give_the_same(
     config: PriorConfig, prior: Prior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced whole by dynamo, without breaks, forward and backward; the code generator behind it is left out for time."""
+    """Traced whole by dynamo, without breaks, forward and backward.
+
+    The code generator behind it is left out for time.
+    """
     torch.compiler.reset()
     calls: list[object] = []
     monkeypatch.setattr("vp3d.diffusion.prior._check_compiler", calls.append)
@@ -219,7 +230,9 @@ def test_a_compiler_that_does_not_work_is_found_at_load(
 def test_encoding_in_parts_gives_the_same_latents_and_gradients(
     config: PriorConfig, vae_dtype: str
 ) -> None:
-    """In float16, too, where the gradient is scaled on its way through the network that is run once more."""
+    """In float16, too, where the gradient is scaled on its way through the network that is run once
+    more.
+    """
     whole, parts = (
         load_prior(dataclasses.replace(config, vae_dtype=vae_dtype, vae_batch=n)) for n in (64, 1)
     )

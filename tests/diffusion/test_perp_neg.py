@@ -1,4 +1,6 @@
-"""Perp-Neg by hand values, by properties, and against a second version written sample by sample as it is printed."""
+"""Perp-Neg by hand values, by properties, and against a second version written sample by sample as
+it is printed.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,9 @@ def prior(tmp_path_factory: pytest.TempPathFactory) -> Prior:
     ],
 )
 def test_guidance_subtracts_it(prior: Prior, change: dict, scale: float, branches: int) -> None:
-    """e_hat with Perp-Neg is e_hat without, less s * share * the sum over the neighbouring views, from single denoiser calls."""
+    """e_hat with Perp-Neg is e_hat without, less s * share * the sum over the neighbouring views,
+    from single denoiser calls.
+    """
     settings = {
         "guidance_scale": 7.0,
         "text_scale": 5.0,

@@ -58,7 +58,8 @@ def their_sample(
     pipe: diffusers.StableDiffusionPipeline, latents: torch.Tensor, **kwargs: object
 ) -> torch.Tensor:
     return pipe(
-        PROMPTS, negative_prompt=["blurry"] * 2, num_inference_steps=4, guidance_scale=3.0, latents=latents,
+        PROMPTS, negative_prompt=["blurry"] * 2, num_inference_steps=4,
+        guidance_scale=3.0, latents=latents,
         output_type="latent", **kwargs,
     ).images  # fmt: skip
 
@@ -167,7 +168,9 @@ def test_images_of_any_size_are_resized_inside_the_graph(prior: Prior) -> None:
 
 
 def test_epsilon_and_v_prediction_agree_for_the_same_network(tmp_path: Path) -> None:
-    """A v network, and the epsilon network that computes e = alpha v + sigma x from it, are the same prior."""
+    """A v network, and the epsilon network that computes e = alpha v + sigma x from it, are the
+    same prior.
+    """
     v_prior = load_prior(
         tiny_prior_config(tmp_path / "v", prediction_type="v_prediction", ip_adapter=False)
     )

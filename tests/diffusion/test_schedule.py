@@ -8,6 +8,7 @@ import torch
 from tests.helpers.tiny_models import scheduler
 from vp3d.config.schema import Schedule
 from vp3d.diffusion import schedule as S
+from vp3d.diffusion.sampling import ddim_step, ddim_timesteps
 from vp3d.errors import UserError
 
 import diffusers  # isort: skip
@@ -104,9 +105,9 @@ def test_sampled_t_is_stratified_uniform_and_reproducible() -> None:
 def test_timesteps_agree_with_diffusers(steps: int) -> None:
     theirs = scheduler()
     theirs.set_timesteps(steps)
-    assert torch.equal(S.ddim_timesteps(1000, steps), theirs.timesteps)
+    assert torch.equal(ddim_timesteps(1000, steps), theirs.timesteps)
     with pytest.raises(UserError, match="1000"):
-        S.ddim_timesteps(1000, 1001)
+        ddim_timesteps(1000, 1001)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -119,12 +120,10 @@ def test_ddim_step_agrees_with_diffusers(prediction_type: str) -> None:
         bar = theirs.alphas_cumprod[t].expand(5)
         bar_next = torch.ones(5) if t_next is None else theirs.alphas_cumprod[t_next].expand(5)
         epsilon = S.epsilon_from_output(output, X0, bar, prediction_type)
-        x_next = S.ddim_step(X0, epsilon, bar, bar_next)
+        x_next = ddim_step(X0, epsilon, bar, bar_next)
         torch.testing.assert_close(x_next, expected.prev_sample, atol=2e-4, rtol=1e-4)
 
 
 def test_ddim_step_lands_on_x0_when_the_noise_is_known() -> None:
     x_t = S.add_noise(X0, NOISE, BAR)
-    torch.testing.assert_close(
-        S.ddim_step(x_t, NOISE, BAR, torch.ones(5)), X0, atol=2e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(ddim_step(x_t, NOISE, BAR, torch.ones(5)), X0, atol=2e-4, rtol=1e-4)

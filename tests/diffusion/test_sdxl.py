@@ -1,4 +1,7 @@
-"""SDXL, and "plus" adapters, against diffusers' own pipelines and the network without adapter; a few steps of distillation."""
+"""SDXL, and "plus" adapters, against diffusers' own pipelines and the network without adapter.
+
+A few steps of distillation.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,8 @@ def their_sample(
 ) -> torch.Tensor:
     negatives = None if negative is None else [negative] * len(PROMPTS)
     return pipe(
-        PROMPTS, negative_prompt=negatives, num_inference_steps=2, guidance_scale=3.0, latents=latents,
+        PROMPTS, negative_prompt=negatives, num_inference_steps=2,
+        guidance_scale=3.0, latents=latents,
         output_type="latent", **extra,
     ).images  # fmt: skip
 
@@ -216,7 +220,10 @@ def test_a_capped_batch_changes_nothing(
 def test_memory_that_runs_out_in_the_denoiser_halves_its_calls(
     configs: dict[str, PriorConfig], priors: dict[str, Prior]
 ) -> None:
-    """A device that holds three images: six are tried, then three at a time for good; one that holds none is told as it is."""
+    """A device that holds three images: six are tried, then three at a time for good.
+
+    One that holds none is told as it is.
+    """
     told: list[tuple[int, str]] = []
     small = load_prior(configs["sdxl"], on_oom=lambda *what: told.append(what))
     limit, sizes = 3, []
@@ -310,7 +317,9 @@ def test_a_few_steps_of_distillation(
 def test_the_encoder_that_belongs_to_an_adapter_is_named(
     configs: dict[str, PriorConfig], tmp_path: Path
 ) -> None:
-    """ViT-H (1024) and ViT-bigG (1280) mixed up, both ways, and hidden states of the wrong tower for plus."""
+    """ViT-H (1024) and ViT-bigG (1280) mixed up, both ways, and hidden states of the wrong tower
+    for plus.
+    """
     cases = {
         "vit-h adapter": (
             1280,
@@ -334,7 +343,7 @@ def test_the_encoder_that_belongs_to_an_adapter_is_named(
             24,
             20,
             False,
-            r"gives vectors of 24 .* trained on 20: .* the one that belongs to it",
+            r"gives vectors of 24 .* trained on 20: .* the folder of its own image encoder",
         ),
     }
     for name, (projection, width, plus, message) in cases.items():
@@ -364,7 +373,9 @@ def published_attention(name: str) -> str:
 
 
 def test_the_names_in_the_published_files_are_read(tmp_path: Path) -> None:
-    """Those of 2022, which today's libraries no longer write: `text_model.` before every name, `position_ids`, query and key."""
+    """Those of 2022, which today's libraries no longer write: `text_model.` before every name,
+    `position_ids`, query and key.
+    """
     config = dataclasses.replace(
         tiny_prior_config(tmp_path, "kl", kind="sdxl", plus=True), manifest=""
     )

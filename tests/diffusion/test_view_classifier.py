@@ -1,4 +1,7 @@
-"""What the embedded denoiser takes views of true scenes for, and of a thing with two faces; the shares by hand."""
+"""What the embedded denoiser takes views of true scenes for, and of a thing with two faces.
+
+The shares by hand.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import torch
 
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.load import load_prior
-from vp3d.diffusion.view_classifier import CLEARLY, guess_views, judge_errors, view_errors
+from vp3d.diffusion.view_classifier import CLEAR_MARGIN, guess_views, judge_errors, view_errors
 from vp3d.prompts import SECTORS
 from vp3d.worlds.toybox.data import to_tensor
 from vp3d.worlds.toybox.images import render_spec
@@ -57,7 +60,7 @@ def test_shares_of_known_errors() -> None:
     opposite = np.roll(errors, 4, axis=1)
     assert judge_errors(opposite).view_agreement == 0.0 and judge_errors(opposite).janus == 1.0
     even = np.ones((8, 8))
-    even[:, 0] -= CLEARLY / 2
+    even[:, 0] -= CLEAR_MARGIN / 2
     assert judge_errors(even).janus == 0.0, "no side is clearly another"
-    even[4, 0] -= CLEARLY
+    even[4, 0] -= CLEAR_MARGIN
     assert judge_errors(even).janus == 1 / 3

@@ -50,7 +50,7 @@ WORDS = {
     "rightly": "correctly",
     "smoke suite": "gallery suite (a smoke test checks only that the program runs)",
     "hindered": "ResourceError, or: stopped by a lack of memory or disk space",
-    "report_out_of_memory": "report_out_of_memory",
+    "told_out_of_memory": "report_out_of_memory",
 }
 INLINE_CODE = re.compile(r"`[^`\n]+`")
 

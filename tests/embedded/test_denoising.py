@@ -1,4 +1,6 @@
-"""What the denoiser learns from: drawings of its own are those of `Prior.sample`, and their errors reach every part."""
+"""What the denoiser learns from: drawings of its own are those of `Prior.sample`, and their errors
+reach every part.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from vp3d.config import paths
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.prior import Prior
-from vp3d.embedded import architectures, denoising, train
+from vp3d.embedded import architectures, denoising, prior_training
 from vp3d.embedded.denoising import AlignLosses, PriorLosses, distance
-from vp3d.embedded.latent_reader import READ, LatentReader, read_targets
+from vp3d.embedded.latent_reader import READER_HEADS, LatentReader, read_targets
 from vp3d.worlds.toybox.data import draw_specs, make_pictures, to_tensor
+from vp3d.worlds.toybox.scenes import words
 
 
 class Still(np.random.Generator):
@@ -37,9 +40,11 @@ def losses(prior: Prior) -> AlignLosses:
     pictures = make_pictures(draw_specs(rng, 24, reserved=False), 3, rng)
     latents = prior.encode_images(to_tensor(pictures.images)).half()
     torch.manual_seed(0)
-    tokenizer = train.find_tokenizer(paths.ASSETS / "pipeline" / "tokenizer")
-    parts = train.new_prior_parts(tokenizer, trained=True)
-    model = torch.nn.ModuleDict({k: parts[k] for k in ("unet", "text", "projection", "eye")})
+    tokenizer = architectures.load_tokenizer(paths.ASSETS / "pipeline" / "tokenizer", words())
+    parts = prior_training.new_prior_parts(tokenizer, trained=True)
+    model = torch.nn.ModuleDict(
+        {k: parts[k] for k in ("unet", "text", "projection", "vision_tower")}
+    )
     reader = LatentReader().requires_grad_(False)
     for head in (*reader.aid.heads.values(), *reader.view.heads.values()):
         torch.nn.init.normal_(head.weight, std=0.1)
@@ -55,7 +60,7 @@ def test_a_drawing_is_that_of_the_sampler_without_guidance(
     texts = ["a red cube, front view", "a blue chair, side view"]
     gate, tokens = (
         torch.zeros(2),
-        losses.prior.model["projection"](losses.prior.blind()).expand(2, -1, -1),
+        losses.prior.model["projection"](losses.prior.null_patches()).expand(2, -1, -1),
     )
     with torch.no_grad():
         condition = (losses.prior.encode(texts), tokens, gate)
@@ -89,7 +94,7 @@ def test_what_is_wrong_with_a_drawing_reaches_text_denoiser_image_branch_and_eye
     for name in ("loss_drawn", "loss_energy"):
         losses.prior.model.zero_grad()
         values[name].backward(retain_graph=True)
-        for part in ("unet", "text", "projection", "eye"):
+        for part in ("unet", "text", "projection", "vision_tower"):
             reached = [
                 p.grad.norm() for p in losses.prior.model[part].parameters() if p.grad is not None
             ]
@@ -100,13 +105,17 @@ def test_what_is_wrong_with_a_drawing_reaches_text_denoiser_image_branch_and_eye
 def test_only_what_the_condition_tells_is_asked(losses: AlignLosses) -> None:
     prior = losses.prior
     truth = read_targets(prior.pictures)
-    told = prior.draw_conditions(np.random.default_rng(1), 64, np.cumsum((0.4, 0.2, 0.2, 0.2)))
-    asked = told.answers >= 0
-    assert not asked[told.kind == 1].any() and asked[told.kind != 1].any()
-    assert torch.equal(told.answers[asked], truth[told.index][asked])
-    silent = (told.kind == 3) & (told.answers[:, list(READ).index("view")].numpy() < 0)
+    conditions = prior.draw_conditions(
+        np.random.default_rng(1), 64, np.cumsum((0.4, 0.2, 0.2, 0.2))
+    )
+    asked = conditions.targets >= 0
+    assert not asked[conditions.kind == 1].any() and asked[conditions.kind != 1].any()
+    assert torch.equal(conditions.targets[asked], truth[conditions.index][asked])
+    silent = (conditions.kind == 3) & (
+        conditions.targets[:, list(READER_HEADS).index("view")].numpy() < 0
+    )
     assert silent.any(), "the view is asked for only where words tell it"
-    assert torch.equal(told.condition[2] > 0, torch.from_numpy(told.kind >= 2))
+    assert torch.equal(conditions.inputs[2] > 0, torch.from_numpy(conditions.kind >= 2))
 
 
 def test_the_image_is_the_picture_itself_or_where_words_tell_the_view_often_another_of_the_scene(
@@ -116,9 +125,10 @@ def test_the_image_is_the_picture_itself_or_where_words_tell_the_view_often_anot
     index, kind = np.arange(72), np.tile([0, 2, 3], 24)
     silent, told = np.zeros(72, bool), np.ones(72, bool)
     assert np.array_equal(
-        prior._shown(index, kind, silent, np.random.default_rng(0)), np.where(kind > 1, index, -1)
+        prior._image_index(index, kind, silent, np.random.default_rng(0)),
+        np.where(kind > 1, index, -1),
     )
-    shown = prior._shown(index, kind, told, np.random.default_rng(0))
+    shown = prior._image_index(index, kind, told, np.random.default_rng(0))
     image = kind > 1
     assert (
         np.array_equal(shown[image] // prior.views, index[image] // prior.views)
@@ -132,9 +142,11 @@ def test_the_image_is_the_picture_itself_or_where_words_tell_the_view_often_anot
         np.random.default_rng(1), 64, np.cumsum((0.4, 0.2, 0.2, 0.2))
     )
     seen = torch.from_numpy(with_words.kind > 1)
-    assert (with_words.shown[~seen] == -100).all() and (with_words.shown[seen] >= 0).any()
-    alone = torch.from_numpy(with_words.kind == 3) & (with_words.answers[:, -1] < 0)
-    assert torch.equal(with_words.shown[alone], truth[with_words.index][alone])
+    assert (with_words.image_targets[~seen] == -100).all() and (
+        with_words.image_targets[seen] >= 0
+    ).any()
+    alone = torch.from_numpy(with_words.kind == 3) & (with_words.targets[:, -1] < 0)
+    assert torch.equal(with_words.image_targets[alone], truth[with_words.index][alone])
 
 
 def test_the_energy_score_is_least_where_drawings_are_distributed_as_the_truth() -> None:

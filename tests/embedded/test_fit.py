@@ -76,7 +76,7 @@ from vp3d.embedded.fit import Plan, first_process_first, fit, process_rank
 torch.distributed.init_process_group("gloo")
 folder, model = Path(sys.argv[1]), nn.Linear(3, 1, bias=False)
 first_process_first(lambda: (folder / "order.txt").open("a").write(str(process_rank())))
-nn.init.constant_(model.weight, float(process_rank()))  # process 0's weights are the ones that count
+nn.init.constant_(model.weight, float(process_rank()))  # the weights of process 0 count
 seen = []
 def losses(rng, generator):
     seen.append(torch.from_numpy(rng.normal(size=(4, 3))).float())

@@ -1,4 +1,4 @@
-"""The image branch begun anew: what it says is heard like the caption, and only it is taught."""
+"""The image branch trained from scratch: its tokens act like the caption, only it is trained."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from torch import nn
 from vp3d.config import paths
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.load import load_prior
-from vp3d.embedded import architectures, image_branch, train
+from vp3d.embedded import architectures, image_branch, prior_training, train
 from vp3d.embedded.denoising import PriorLosses
 from vp3d.embedded.fit import Plan
-from vp3d.embedded.image_branch import AdapterLosses, copy_text, teach_image
+from vp3d.embedded.image_branch import (
+    AdapterLosses,
+    copy_text_projections,
+    train_image_tokens,
+)
 from vp3d.embedded.latent_reader import LatentReader, read_targets
 from vp3d.worlds.toybox.data import Pictures, draw_specs, make_pictures, to_tensor
+from vp3d.worlds.toybox.scenes import words
 
-TOKENIZER = train.find_tokenizer(paths.ASSETS / "pipeline" / "tokenizer")
+TOKENIZER = architectures.load_tokenizer(paths.ASSETS / "pipeline" / "tokenizer", words())
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def pictures() -> Pictures:
 
 @pytest.fixture
 def model() -> nn.ModuleDict:
-    return nn.ModuleDict(train.new_prior_parts(TOKENIZER, trained=True))
+    return nn.ModuleDict(prior_training.new_prior_parts(TOKENIZER, trained=True))
 
 
 def losses(model: nn.ModuleDict, pictures: Pictures, **options: Any) -> PriorLosses:
@@ -59,7 +64,7 @@ def test_a_captions_tokens_in_the_image_branch_are_heard_like_the_caption(
     said = embedded(
         model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))]
     )
-    copy_text(model["unet"], nothing[0], said.flatten(0, 1))
+    copy_text_projections(model["unet"], nothing[0], said.flatten(0, 1))
     hidden = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(0))
     attention = model.get_submodule("unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2")
     with torch.no_grad():
@@ -74,7 +79,7 @@ def test_teaching_brings_the_tokens_near_the_captions_and_leaves_text_and_denois
     monkeypatch.setattr(image_branch, "WARMUP", 1)
     nn.init.normal_(
         model.get_parameter("projection.latents")
-    )  # what the committed tokens tell is forgotten
+    )  # forget what the committed tokens contain
     before = {k: v.clone() for k, v in model.state_dict().items()}
     said = embedded(
         model, [f"{pictures.caption(i)}, {pictures.view(i)}" for i in range(len(pictures))]
@@ -83,17 +88,21 @@ def test_teaching_brings_the_tokens_near_the_captions_and_leaves_text_and_denois
     def error() -> float:
         with torch.no_grad():
             tokens = model["projection"](
-                architectures.patches(architectures.see(model["eye"], to_tensor(pictures.images)))
+                architectures.patches(
+                    architectures.vision_outputs(model["vision_tower"], to_tensor(pictures.images))
+                )
             )
         return float((tokens - said).square().mean())
 
     first = error()
-    teach_image(
+    train_image_tokens(
         losses(model, pictures), replace(train.PLANS["adapter"], steps=12, ema_share=0.0), tmp_path
     )
     assert error() < 0.9 * first
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved and all(k.startswith(train.TAUGHT) or "_ip." in k for k in moved)
+    assert moved and all(
+        k.startswith(prior_training.ADAPTER_PARAMETERS) or "_ip." in k for k in moved
+    )
     layer = model.get_submodule("unet.up_blocks.0.attentions.0.transformer_blocks.0.attn2")
     assert torch.equal(layer.processor.to_k_ip.weight, layer.to_k.weight)
 
@@ -105,7 +114,7 @@ def test_what_is_heard_otherwise_than_the_caption_reaches_every_part_of_the_bran
     taught = {
         k: p
         for k, p in model.named_parameters()
-        if (k.startswith(train.TAUGHT) and "aid_" not in k) or "_ip." in k
+        if (k.startswith(prior_training.ADAPTER_PARAMETERS) and "aid_" not in k) or "_ip." in k
     }
     for parameter in taught.values():
         parameter.requires_grad_(True)
@@ -113,11 +122,11 @@ def test_what_is_heard_otherwise_than_the_caption_reaches_every_part_of_the_bran
     values = AdapterLosses(losses(model, pictures, shares=alone))(
         np.random.default_rng(1), torch.Generator().manual_seed(1)
     )
-    values["loss_heard"].backward()
+    values["loss_attention"].backward()
     unread = (
-        "eye.vision_model.encoder.layers.5.",
-        "eye.vision_model.post_layernorm",
-        "eye.visual_projection",
+        "vision_tower.vision_model.encoder.layers.5.",
+        "vision_tower.vision_model.post_layernorm",
+        "vision_tower.visual_projection",
     )
     silent = [
         k
@@ -128,7 +137,7 @@ def test_what_is_heard_otherwise_than_the_caption_reaches_every_part_of_the_bran
     values = AdapterLosses(losses(model, pictures, shares=told))(
         np.random.default_rng(1), torch.Generator().manual_seed(1)
     )
-    assert "loss_v" in values and "loss_heard" not in values
+    assert "loss_v" in values and "loss_attention" not in values
 
 
 def test_the_adapter_is_begun_anew_only_without_more(
@@ -140,12 +149,12 @@ def test_the_adapter_is_begun_anew_only_without_more(
     def begin(*_: object) -> None:
         raise Begun
 
-    monkeypatch.setattr(train, "teach_image", begin)
-    monkeypatch.setattr(train, "prior_losses", lambda *_, **__: None)
-    monkeypatch.setattr(train, "fit", lambda *_: (_ for _ in ()).throw(KeyError))
-    monkeypatch.setattr(train, "AdapterLosses", Mock(OF_PRIOR={}))
+    monkeypatch.setattr(prior_training, "train_image_tokens", begin)
+    monkeypatch.setattr(prior_training, "prior_losses", lambda *_, **__: None)
+    monkeypatch.setattr(prior_training, "fit", lambda *_: (_ for _ in ()).throw(KeyError))
+    monkeypatch.setattr(prior_training, "AdapterLosses", Mock(PRIOR_OPTIONS={}))
     plan = Plan(steps=1, lr=1e-3)
     with pytest.raises(Begun):
-        train.train_adapter(pictures, plan, tmp_path, "cpu")
+        prior_training.train_adapter(pictures, plan, tmp_path, "cpu")
     with pytest.raises(KeyError):
-        train.train_adapter(pictures, replace(plan, seed=1), tmp_path, "cpu")
+        prior_training.train_adapter(pictures, replace(plan, seed=1), tmp_path, "cpu")

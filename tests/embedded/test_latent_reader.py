@@ -1,4 +1,6 @@
-"""The reader of latents: it learns to name, rows without an answer do not count, and its loss reaches the latents."""
+"""The reader of latents: it learns to name, rows without an answer do not count, and its loss
+reaches the latents.
+"""
 
 from __future__ import annotations
 
@@ -24,63 +26,65 @@ def taught(
     pictures = make_pictures(draw_specs(rng, 48, reserved=False), 2, rng)
     with torch.no_grad():
         latents = load_prior(PriorConfig()).encode_images(to_tensor(pictures.images))
-    told = latent_reader.read_targets(pictures)
+    targets = latent_reader.read_targets(pictures)
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latent_reader, "PLAN", replace(latent_reader.PLAN, warmup=5))
         patch.setattr(latent_reader, "BATCH", 32)
-        found = latent_reader.taught_reader(
-            pictures, latents, told, tmp_path_factory.mktemp("work"), "cpu", most_steps=60
+        found = latent_reader.train_reader(
+            pictures, latents, targets, tmp_path_factory.mktemp("work"), "cpu", most_steps=60
         )
-    return found, latents, noun_maps(pictures, np.arange(len(pictures))), told
+    return found, latents, noun_maps(pictures, np.arange(len(pictures))), targets
 
 
 def test_the_reader_knows_right_from_wrong(
     taught: tuple[latent_reader.LatentReader, *tuple[torch.Tensor, ...]],
 ) -> None:
-    network, latents, shares, told = taught
+    network, latents, shares, targets = taught
     with torch.no_grad():
         right, wrong = (
-            float(network(latents, shares, told)),
-            float(network(latents, shares.roll(2, 0), told.roll(2, 0))),
+            float(network(latents, shares, targets)),
+            float(network(latents, shares.roll(2, 0), targets.roll(2, 0))),
         )
-        untaught = float(latent_reader.LatentReader()(latents, shares, told))
+        untaught = float(latent_reader.LatentReader()(latents, shares, targets))
     assert right < 0.7 * untaught and right < 0.7 * wrong, (right, untaught, wrong)
 
 
 def test_pictures_without_an_answer_do_not_count(
     taught: tuple[latent_reader.LatentReader, *tuple[torch.Tensor, ...]],
 ) -> None:
-    network, latents, shares, told = taught
+    network, latents, shares, targets = taught
     asked = torch.arange(len(latents)) < 20
     silent = network(
-        latents, shares * asked[:, None, None, None], told.where(asked[:, None], torch.tensor(-100))
+        latents,
+        shares * asked[:, None, None, None],
+        targets.where(asked[:, None], torch.tensor(-100)),
     )
-    assert torch.allclose(silent, network(latents[:20], shares[:20], told[:20]), atol=1e-5)
+    assert torch.allclose(silent, network(latents[:20], shares[:20], targets[:20]), atol=1e-5)
 
 
 def test_an_attribute_that_no_picture_of_the_batch_tells_costs_nothing(
     taught: tuple[latent_reader.LatentReader, *tuple[torch.Tensor, ...]],
 ) -> None:
-    network, latents, _, told = taught
-    whole, silent = network.whole(network.body(latents)), told.clone()
+    network, latents, _, targets = taught
+    whole, silent = network.whole(network.body(latents)), targets.clone()
     silent[:, [0, -1]] = -100
     heads = len(latent_reader.HEADS)
-    assert float(network.missed(whole, torch.full_like(told, -100))) == 0.0
-    lost = network.missed(whole, told) - network.missed(whole, silent)
+    assert float(network.attribute_loss(whole, torch.full_like(targets, -100))) == 0.0
+    lost = network.attribute_loss(whole, targets) - network.attribute_loss(whole, silent)
     first = torch.nn.functional.cross_entropy(
-        network.aid.heads["object_a"](whole), told[:, 0], ignore_index=-100
+        network.aid.heads["object_a"](whole), targets[:, 0], ignore_index=-100
     )
-    view = torch.nn.functional.cross_entropy(network.view.heads["view"](whole), told[:, -1])
+    view = torch.nn.functional.cross_entropy(network.view.heads["view"](whole), targets[:, -1])
     assert torch.allclose(lost, first / heads + 0.5 * view, rtol=1e-4)
 
 
 def test_the_reader_is_frozen_and_its_loss_reaches_the_latents(
     taught: tuple[latent_reader.LatentReader, *tuple[torch.Tensor, ...]],
 ) -> None:
-    network, latents, shares, told = taught
+    network, latents, shares, targets = taught
     latents = latents[:8].clone().requires_grad_()
-    network(latents, shares[:8], told[:8]).backward()
+    network(latents, shares[:8], targets[:8]).backward()
     assert latents.grad is not None and float(latents.grad.abs().max()) > 0
     assert not any(p.requires_grad for p in network.parameters())
 

@@ -20,14 +20,14 @@ def test_true_views_are_seen_from_where_they_are_and_from_nowhere_else(noun: str
     for view in range(len(SECTORS)):
         picture = render_spec(spec, [45.0 * view + 8.0], elevation_deg=6.0, ground=0.9)[0] / 255.0
         picture = picture + rng.normal(0.0, 0.02, picture.shape)
-        assert measure.is_seen_from(picture, spec, view)
-        assert not measure.is_seen_from(picture, spec, (view + 2) % 8)
+        assert measure.shows_view(picture, spec, view)
+        assert not measure.shows_view(picture, spec, (view + 2) % 8)
 
 
 def test_what_looks_the_same_all_round_is_seen_from_everywhere() -> None:
     spec = parse_caption("a red mushroom")
     picture = render_spec(spec, [0.0], elevation_deg=10.0)[0] / 255.0
-    assert all(measure.is_seen_from(picture, spec, view) for view in (0, 1, 7))
+    assert all(measure.shows_view(picture, spec, view) for view in (0, 1, 7))
 
 
 def test_shares_are_told_by_kind() -> None:

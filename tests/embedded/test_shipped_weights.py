@@ -1,4 +1,6 @@
-"""The weights in the repository: whole, small enough, and as good as their manifest says (on fewer pictures)."""
+"""The weights in the repository: whole, small enough, and as good as their manifest says (on fewer
+pictures).
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,17 @@ def test_vocabulary_is_that_of_the_grammar_and_knows_the_suite() -> None:
         json.dumps(vocabulary())
     )
     known = load_vocabulary(ASSETS / "vocabulary.json")
-    for line in (ASSETS.parent / "prompts" / "smoke.txt").read_text().splitlines():
+    for line in (ASSETS.parent / "prompts" / "gallery.txt").read_text().splitlines():
         if not line.startswith("#"):
             check_prompt(line.split(" seed=")[0], known)
 
 
 @pytest.mark.parametrize(("name", "slack"), [("autoencoder", 1.0), ("clip", 0.1), ("judge", 0.08)])
 def test_measured_figures_stand(name: str, slack: float) -> None:
-    """128 pictures instead of 512: within `slack` of the figure in the manifest (1 dB; 0.1 and 0.08 are three sigma and more)."""
+    """128 pictures instead of 512: within `slack` of the figure in the manifest (1 dB.
+
+    0.1 and 0.08 are three sigma and more).
+    """
     stated = json.loads((ASSETS / "MANIFEST.json").read_text())["figures"][name]["value"]
     found = {
         "autoencoder": measure.measure_autoencoder,

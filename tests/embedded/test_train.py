@@ -1,4 +1,6 @@
-"""Every part is trained for two steps into an empty folder, and what was written opens in the real loaders."""
+"""Every part is trained for two steps into an empty folder, and what was written opens in the real
+loaders.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,15 @@ from safetensors.torch import load_file
 from vp3d.config import paths
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.load import load_prior
-from vp3d.embedded import architectures, latent_reader, save, train
-from vp3d.errors import UserError
+from vp3d.embedded import (
+    architectures,
+    latent_reader,
+    picture_training,
+    prior_training,
+    save,
+    train,
+)
+from vp3d.errors import ResourceError, UserError
 from vp3d.metrics.attribute_judge import load_judge
 from vp3d.rewards.encoders import load_clip
 from vp3d.runs import folder
@@ -33,7 +42,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toybox")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "SCENES", 24)
-        patch.setattr(train, "ASSETS", folder / "assets")
+        for module in (train, picture_training, prior_training):
+            patch.setattr(module, "ASSETS", folder / "assets")
         arguments = [
             "--steps",
             "2",
@@ -97,7 +107,11 @@ def test_every_toybox_word_is_one_token() -> None:
 
 
 def test_merges_are_the_same_in_every_process() -> None:
-    code = "from vp3d.embedded.architectures import new_tokenizer; from vp3d.worlds.toybox.scenes import words; print(new_tokenizer(words())._tokenizer.to_str())"
+    code = (
+        "from vp3d.embedded.architectures import new_tokenizer;"
+        "from vp3d.worlds.toybox.scenes import words;"
+        "print(new_tokenizer(words())._tokenizer.to_str())"
+    )
     seeds = ({**os.environ, "PYTHONHASHSEED": str(seed)} for seed in (1, 2))
     first, second = (
         subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout
@@ -108,18 +122,18 @@ def test_merges_are_the_same_in_every_process() -> None:
 
 def test_a_tokenizer_that_lies_there_is_kept(tmp_path: Path) -> None:
     assert (
-        train.find_tokenizer(tmp_path)("red cube").input_ids
+        architectures.load_tokenizer(tmp_path, words())("red cube").input_ids
         == architectures.new_tokenizer(words())("red cube").input_ids
     )
     architectures.new_tokenizer(["red", "zebra"]).save_pretrained(tmp_path)
-    assert len(train.find_tokenizer(tmp_path)("zebra").input_ids) == 3
+    assert len(architectures.load_tokenizer(tmp_path, words())("zebra").input_ids) == 3
 
 
 def test_whitening_gives_the_latents_the_asked_statistics() -> None:
     torch.manual_seed(0)
     model, rgb = architectures.new_autoencoder(), torch.rand(16, 3, 64, 64) * 2 - 1
     before = model.decoder(model.encoder(rgb))
-    train.whiten(model, rgb, std=0.5)
+    picture_training.whiten(model, rgb, std=0.5)
     latents = model.encoder(rgb)
     assert latents.mean((0, 2, 3)).abs().max() < 1e-3
     assert (latents.std((0, 2, 3)) - 0.5).abs().max() < 1e-3
@@ -134,31 +148,35 @@ def test_unknown_part_is_refused() -> None:
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="another place with --data FOLDER"):
+    with pytest.raises(ResourceError, match="with --data FOLDER"):
         train.main(["judge", "--data", str(tmp_path / "file" / "x")])
 
 
 def test_latents_are_kept_added_to_and_made_anew_for_another_autoencoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "ASSETS", tmp_path)
+    monkeypatch.setattr(picture_training, "ASSETS", tmp_path)
     rng = np.random.default_rng(0)
     pictures = data.make_pictures(data.draw_specs(rng, 6, reserved=False), 2, rng)
     few = replace(pictures, images=pictures.images[:5], scene_of=pictures.scene_of[:5])
     path = tmp_path / "latents.safetensors"
     architectures.new_autoencoder().save_pretrained(tmp_path / "pipeline" / "vae")
-    first = train.encode_pictures(few, path, "cpu")
+    first = picture_training.encode_pictures(few, path, "cpu")
     encoded = []
     monkeypatch.setattr(
-        train,
+        picture_training,
         "to_tensor",
         lambda images, device: encoded.append(len(images)) or data.to_tensor(images),
     )
-    whole = train.encode_pictures(pictures, path, "cpu")
+    whole = picture_training.encode_pictures(pictures, path, "cpu")
     assert whole.shape == (12, 4, 16, 16) and torch.equal(whole[:5], first) and encoded == [7]
-    assert torch.equal(train.encode_pictures(pictures, path, "cpu"), whole) and encoded == [7]
+    assert torch.equal(
+        picture_training.encode_pictures(pictures, path, "cpu"), whole
+    ) and encoded == [7]
     architectures.new_autoencoder().save_pretrained(tmp_path / "pipeline" / "vae")
-    assert not torch.equal(train.encode_pictures(pictures, path, "cpu"), whole) and encoded == [
+    assert not torch.equal(
+        picture_training.encode_pictures(pictures, path, "cpu"), whole
+    ) and encoded == [
         7,
         12,
     ]
@@ -177,7 +195,7 @@ def test_only_the_same_training_is_taken_up_again(tmp_path: Path) -> None:
     ):
         checkpoint.touch()
         latents.touch()
-        train.take_up(tmp_path, more, fresh)
+        train.prepare_folder(tmp_path, more, fresh)
         assert checkpoint.exists() is kept and latents.exists(), (more, fresh)
 
 
@@ -190,7 +208,7 @@ def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None
         ("aid_pooled", parts["unet"].time_embedding.linear_2.out_features),
         ("aid_tokens", 128),
     ):
-        parts[name] = architectures.Telling(width, latent_reader.READ, 112)
+        parts[name] = architectures.TextHeads(width, latent_reader.READER_HEADS, 112)
     model = torch.nn.ModuleDict(parts)
     rng = np.random.default_rng(0)
     pictures = data.make_pictures(data.draw_specs(rng, 64, reserved=False), 2, rng)
@@ -198,12 +216,13 @@ def test_the_text_is_taught_the_view_before_the_denoiser(tmp_path: Path) -> None
 
     @torch.no_grad()
     def missed() -> float:
-        texts, told, seen = latent_reader.tell(pictures, np.arange(len(pictures)), "cpu")
+        index = np.arange(len(pictures))
+        texts, targets, thumbnails = latent_reader.caption_batch(pictures, index, "cpu")
         text = model["text"](architectures.tokenize(tokenizer, texts))[0]
-        return float(model["aid_tokens"](text.mean(1), told, seen))
+        return float(model["aid_tokens"](text.mean(1), targets, thumbnails))
 
     first = missed()
-    train.teach_text(
+    prior_training.train_text_encoder(
         model, tokenizer, pictures, train.Plan(steps=40, lr=1e-2, warmup=2), tmp_path, "cpu"
     )
     assert missed() < 0.8 * first
@@ -226,7 +245,8 @@ def test_thumbnails_show_the_object_and_not_the_ground() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["eye", "--more", "-5"], ["--steps", "0"], ["--chunks", "0"], ["--threads", "0"]]
+    "arguments",
+    [["vision_tower", "--more", "-5"], ["--steps", "0"], ["--chunks", "0"], ["--threads", "0"]],
 )
 def test_counts_below_one_are_refused_before_anything_is_made(
     tmp_path: Path, arguments: list[str]
@@ -248,21 +268,20 @@ def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(
 ) -> None:
     (tmp_path / "align.safetensors").touch()
     saved: list[torch.nn.ModuleDict] = []
-    monkeypatch.setattr(train, "prior_losses", lambda *_, **__: None)
+    monkeypatch.setattr(prior_training, "prior_losses", lambda *_, **__: None)
     monkeypatch.setattr(
-        train,
+        prior_training,
         "fit",
         lambda _, model, *__: {k: p.detach() + 2.0 for k, p in model.named_parameters()},
     )
-    monkeypatch.setattr(train, "save_prior", lambda model, _: saved.append(model))
-    train.train_align(cast(data.Pictures, None), train.PLANS["align"], tmp_path, "cpu")
-    begun = train.new_prior_parts(
-        train.find_tokenizer(paths.ASSETS / "pipeline" / "tokenizer"), trained=True
-    )
+    monkeypatch.setattr(prior_training, "save_prior", lambda model, _: saved.append(model))
+    prior_training.train_align(cast(data.Pictures, None), train.PLANS["align"], tmp_path, "cpu")
+    tokenizer = architectures.load_tokenizer(paths.ASSETS / "pipeline" / "tokenizer", words())
+    committed = prior_training.new_prior_parts(tokenizer, trained=True)
     for part, found in saved[0].items():
-        for key, parameter in begun[part].named_parameters():
+        for key, parameter in committed[part].named_parameters():
             torch.testing.assert_close(found.get_parameter(key), parameter + 1.0)
-    assert not list(tmp_path.iterdir()), "the next `align` begins anew"
+    assert not list(tmp_path.iterdir()), "the next `align` starts without a checkpoint"
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

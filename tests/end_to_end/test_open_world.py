@@ -1,6 +1,8 @@
-"""A run on published layouts by their names: fetched from a local source, then the network is not needed any more.
+"""A run on published layouts by their names: fetched from a local source, then the network is not
+needed any more.
 
-Tiny random models of the real classes; the same table entries, fetch, loaders and judges as for the full-size ones.
+Tiny random models of the real classes; the same table entries, fetch, loaders and judges as for
+the full-size ones.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ NAMES = ("tiny-sd", "tiny-ip", "tiny-imagereward", "tiny-dino", "tiny-aesthetic"
 def config(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Config:
-    """A short run that names its models; they lie in a store, not yet fetched. The parameter: kind of pipeline, plus adapter.
+    """A short run that names its models; they lie in a store, not yet fetched. The parameter: kind
+    of pipeline, plus adapter.
 
     With the base adapters the visual prompt is drawn, with the others it is a picture.
     """

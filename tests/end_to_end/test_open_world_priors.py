@@ -1,4 +1,6 @@
-"""Whole jobs on pipelines in the likeness of Stable Diffusion 1.5 and SDXL: from the prompt to a GLB that is read back."""
+"""Whole jobs on pipelines in the likeness of Stable Diffusion 1.5 and SDXL: from the prompt to a
+GLB that is read back.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Kill a run at any moment: resumed, it ends with the same checkpoint and the same GLB, bit for bit, on a CPU."""
+"""Kill a run at any moment: resumed, it ends with the same checkpoint and the same GLB, bit for
+bit, on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ with TerminalDisplay() as display:
 
 @pytest.fixture
 def straight(finished_run: Asset) -> Path:
-    """The folder of a run that nothing interrupted; it had one thread, so those compared with it must, whatever ran before."""
+    """The folder of a run that nothing interrupted.
+
+    It had one thread, so those compared with it must, whatever ran before.
+    """
     torch.set_num_threads(1)
     return finished_run.run_dir
 

@@ -1,4 +1,6 @@
-"""The real entry point, few steps, on tiny random models: every file of the run folder is there and opens."""
+"""The real entry point, few steps, on tiny random models: every file of the run folder is there and
+opens.
+"""
 
 from __future__ import annotations
 
@@ -170,9 +172,7 @@ def test_the_prior_is_asked_for_a_second_face(asset: Asset) -> None:
     text = (asset.run_dir / "report.html").read_text(encoding="utf-8")
     assert f"Janus score</dt><dd>{seen['janus']:.2f}<" in text
     far = [k for k, named in enumerate(seen["named"]) if min((named - k) % 8, (k - named) % 8) > 1]
-    assert text.count("· taken for ") == 2 * len(far), (
-        "the caption, and what stands for the picture"
-    )
+    assert text.count("· recognised as ") == 2 * len(far), "the caption and the alternative text"
 
 
 def test_cuda_where_there_is_none_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.assets import asset_of
 from vp3d.config.loader import get_value, load_config
 from vp3d.config.paths import ROOT
-from vp3d.errors import UserError
+from vp3d.errors import ResourceError, UserError
 from vp3d.evaluate import ablation
 from vp3d.evaluate.ablation import (
     ARMS,
@@ -58,13 +59,13 @@ def test_differences_pair_prompts_and_average_seeds_first() -> None:
 
 
 def test_the_page_tells_every_arm_and_its_failures() -> None:
-    told = compare(
+    comparison = compare(
         {
             "SDS": records(("a", 0.25), ("b", 0.25)),
             "VP3D": records(("a", 0.75), ("b", 0.75), failure="empty"),
         }
     )
-    page = markdown(told, "Ablation", {"preset": "draft"}, 2)
+    page = markdown(comparison, "Ablation", {"preset": "draft"}, 2)
     assert "| SDS | 25 % [25, 25] 25 | 0 |" in page and "| VP3D | 75 % [75, 75] 75 | 2 |" in page
     assert "| VP3D | +50 points [+50, +50] | 2 |" in page and "IoU" not in page
 
@@ -126,13 +127,13 @@ def test_prompts_are_chosen_by_what_they_hold() -> None:
     found = [task.prompt for task in matching(tasks, ["white house", "blue checks"])]
     assert found == ["a yellow cylinder with blue checks", "a red car next to a white house"]
     assert matching(tasks, []) == tasks
-    with pytest.raises(UserError, match="no prompt holds 'dragon' or 'elf': --match takes"):
+    with pytest.raises(UserError, match="no prompt contains 'dragon' or 'elf'; give --match"):
         matching(tasks, ["dragon", "elf"])
 
 
 def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) -> None:
     path = tmp_path / "a-red-cone.glb"
-    write_glb(lit(true_mesh(parse_caption("a red cone"), 48)), path)
+    write_glb(asset_of(lit(true_mesh(parse_caption("a red cone"), 48))), path)
     record = {
         "set": "single",
         "prompt": "a red cone",
@@ -152,6 +153,6 @@ def test_the_grid_shows_the_true_object_beside_each_arms_mesh(tmp_path: Path) ->
 def test_places_that_cannot_be_written_are_told_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for option in ("--write", "--grid"):
-        with pytest.raises(UserError, match="file"):
+        with pytest.raises(ResourceError, match="file"):
             main(["--work", str(tmp_path / "work"), option, str(tmp_path / "file" / "page")])
     assert not (tmp_path / "work").exists()

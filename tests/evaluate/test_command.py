@@ -1,4 +1,4 @@
-"""Suites: their prompts, results made once, what counts as a failure, the summary, and the verb from end to end."""
+"""Suites: prompts, results once, failures, summary, and the verb from end to end."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import pytest
 import torch
 import trimesh
 
+from tests.helpers.assets import asset_of
 from tests.helpers.tiny_models import save_manifest
 from vp3d.cli import main
 from vp3d.config.paths import ROOT
 from vp3d.errors import EmptyFieldError, ResourceError, UserError
 from vp3d.evaluate import runner, t3bench, toybench
 from vp3d.evaluate.command import finish
-from vp3d.evaluate.html import turntable, write_turn
+from vp3d.evaluate.html import turntable, write_asset_turntable
 from vp3d.evaluate.prompt_file import read_suite
 from vp3d.evaluate.runner import (
-    Found,
+    FoundAsset,
     Record,
     Settings,
     Task,
@@ -35,7 +36,7 @@ from vp3d.evaluate.runner import (
     run_tasks,
 )
 from vp3d.evaluate.statistics import (
-    WHOLE,
+    ALL_SETS,
     Figure,
     cell,
     failures_line,
@@ -120,10 +121,10 @@ def test_a_result_of_another_prompt_is_not_taken_for_this_one(tmp_path: Path) ->
 def test_what_only_hinders_is_no_failure_of_the_asset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hindered(*_: object) -> None:
+    def out_of_memory(*_: object) -> None:
         raise ResourceError("out of memory while exporting")
 
-    monkeypatch.setattr(runner, "make", hindered)
+    monkeypatch.setattr(runner, "make", out_of_memory)
     with pytest.raises(ResourceError):
         find_mesh(Settings(tmp_path), Task("s", "a red sphere", 0, "k"))
 
@@ -160,7 +161,7 @@ def test_a_killed_process_is_told_in_one_line(
     tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
     with pytest.raises(
         UserError,
-        match="one of 2 processes was killed.* is kept in .*, and the same command goes on",
+        match="one of 2 processes was killed.* kept in .*; run the same command again to resume",
     ):
         run_tasks(tasks, Settings(tmp_path), note, 2)
 
@@ -209,7 +210,7 @@ def test_a_folder_keeps_to_the_weights_its_results_come_from(tmp_path: Path) -> 
     } <= set(kept["weights"])
     (record,) = run_tasks([Task("s", "a red sphere", 0, "k", source="x.glb")], Settings(work), note)
     assert len(record["date"]) == 10 and record["git"] == git_state(ROOT)
-    (tmp_path / "weights" / "judge" / "judge.safetensors").write_bytes(b"trained anew")
+    (tmp_path / "weights" / "judge" / "judge.safetensors").write_bytes(b"retrained")
     judged_by(tmp_path / "weights" / "judge")
     with pytest.raises(
         UserError, match=r"other weights: \S*judge/judge.safetensors changed; give another --work"
@@ -297,19 +298,12 @@ def test_one_bad_entry_does_not_refuse_the_folder(tmp_path: Path) -> None:
 def records() -> list[Record]:
     """Two seeds of one prompt and one of another, and a failure."""
     rows = [("p", 0.2), ("p", 0.4), ("q", 0.9)]
-    made = [{"set": "s", "prompt": p, "seed": n, "failure": "", "reason": "", "figures": {"iou": v, "janus": None}}
-            for n, (p, v) in enumerate(rows)]  # fmt: skip
-    return [
-        *made,
-        {
-            "set": "t",
-            "prompt": "r",
-            "seed": 0,
-            "failure": "empty",
-            "reason": "x",
-            "figures": {"iou": 0.0},
-        },
-    ]
+    found = []
+    for n, (prompt, value) in enumerate(rows):
+        head = {"set": "s", "prompt": prompt, "seed": n, "failure": "", "reason": ""}
+        found.append(head | {"figures": {"iou": value, "janus": None}})
+    failed = {"set": "t", "prompt": "r", "seed": 0, "failure": "empty", "reason": "x"}
+    return [*found, failed | {"figures": {"iou": 0.0}}]
 
 
 def test_statistics_are_over_prompts() -> None:
@@ -325,15 +319,17 @@ def test_statistics_are_over_prompts() -> None:
 
 def test_summary_and_table() -> None:
     figures = {"iou": Figure("IoU", share=False), "janus": Figure("Janus", share=False)}
-    told = summarise(records(), figures)
-    assert told["figures"][WHOLE]["iou"]["mean"] == pytest.approx(0.4) and told["failures"] == {
+    summary = summarise(records(), figures)
+    assert summary["figures"][ALL_SETS]["iou"]["mean"] == pytest.approx(0.4) and summary[
+        "failures"
+    ] == {
         "count": 1,
         "empty": 1,
     }
-    assert failures_line(told) == "failures: 1 of 4 (1 empty)"
-    header, rows = rows_of(told["figures"], figures)
+    assert failures_line(summary) == "failures: 1 of 4 (1 empty)"
+    header, rows = rows_of(summary["figures"], figures)
     assert (
-        header == ["figure", "s", "t", WHOLE]
+        header == ["figure", "s", "t", ALL_SETS]
         and len(rows) == 1
         and rows[0][1] == "0.60 [0.30, 0.90] 0.60"
     )
@@ -348,35 +344,37 @@ def test_the_janus_rate_is_told_with_the_assets_it_is_counted_over() -> None:
     figures = {"two_faced": Figure("Janus rate", counted=True), "iou": Figure("IoU", share=False)}
     made = records()
     made[0]["figures"]["two_faced"], made[1]["figures"]["two_faced"] = 1.0, 0.0
-    told = summarise(made, figures)["figures"]
-    assert told[WHOLE]["two_faced"]["assets"] == 2 and told[WHOLE]["two_faced"]["of"] == 4
-    assert rows_of(told, figures)[1][0] == [
+    summary = summarise(made, figures)["figures"]
+    assert (
+        summary[ALL_SETS]["two_faced"]["assets"] == 2 and summary[ALL_SETS]["two_faced"]["of"] == 4
+    )
+    assert rows_of(summary, figures)[1][0] == [
         "Janus rate",
         "50 % [50, 50] 50 (2 of 3)",
         "–",
         "50 % [50, 50] 50 (2 of 4)",
     ]
-    assert "Janus rate: (over how many of the assets)" in legend(figures, told[WHOLE], "95 %")
-    assert legend(figures, told["t"], "95 %") == "mean [95 %] median"
+    assert "Janus rate: (over how many of the assets)" in legend(figures, summary[ALL_SETS], "95 %")
+    assert legend(figures, summary["t"], "95 %") == "mean [95 %] median"
 
 
 def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     folder, work = tmp_path / "meshes", tmp_path / "work"
     mug = lit(true_mesh(parse_caption("a white mug with a red handle"), cells=48))
-    write_glb(mug, folder / "a-white-mug-with-a-red-handle.glb")
+    write_glb(asset_of(mug), folder / "a-white-mug-with-a-red-handle.glb")
     (folder / "a-red-sphere.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     assert main.main(["evaluate", "--assets", str(folder), "--work", str(work)]) == 0
     out = capsys.readouterr().out
     assert "failures: 1 of 2 (1 empty)" in out and str(work / "index.html") in out
-    told = json.loads((work / "summary.json").read_text())
+    summary = json.loads((work / "summary.json").read_text())
     assert (
-        told["figures"]["parts"]["iou"]["mean"] > 0.95
-        and told["figures"]["parts"]["color_error"]["mean"] < 2.0
+        summary["figures"]["parts"]["iou"]["mean"] > 0.95
+        and summary["figures"]["parts"]["color_error"]["mean"] < 2.0
     )
     assert (
-        told["figures"]["single"]["iou"]["mean"] == 0.0
-        and told["true"]["single"]["all"]["mean"] > 0.8
+        summary["figures"]["single"]["iou"]["mean"] == 0.0
+        and summary["true"]["single"]["all"]["mean"] > 0.8
     )
     text = (work / "index.html").read_text()
     assert text.count("data:image/png") == 2 and text.count('<video src="data:video/mp4') == 4, (
@@ -384,7 +382,7 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert 'src="http' not in text and "a white mug with a red handle" in text
     assert "(1 of 2)" in out and "(1 of 2)" in text
-    assert "preset" not in out and "preset" not in text and "preset" not in told["facts"], (
+    assert "preset" not in out and "preset" not in text and "preset" not in summary["facts"], (
         "it had no part in these"
     )
     before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
@@ -394,9 +392,9 @@ def test_the_verb_judges_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_mesh_turns_on_the_page_as_a_run_does(tmp_path: Path, finished_run: Asset) -> None:
     result = tmp_path / "results" / "k.json"
-    write_turn(Found(finished_run.mesh, folder=finished_run.run_dir), result)
+    write_asset_turntable(FoundAsset(finished_run.mesh, folder=finished_run.run_dir), result)
     assert not result.parent.exists(), "the run has its own"
-    write_turn(Found(finished_run.mesh), result)
+    write_asset_turntable(FoundAsset(finished_run.mesh), result)
     assert [path.name for path in result.parent.iterdir()] == ["k.mp4"]
     assert "data:video/mp4" in turntable(tmp_path / "turntable", result)
 
@@ -406,12 +404,18 @@ def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
         tmp_path, "draft", (ROOT / "configs" / "sds.yaml", Path("own.yaml")), ("optim.steps=3",)
     )
     tasks = [Task("s", "a red sphere", n, f"k{n}") for n in (1, 2)]
-    made = [{**note(settings, task), "reason": "", "source": "", "date": day, "git": {"commit": commit, "dirty": False}}
-            for task, day, commit in zip(tasks, ("2026-01-03", "2026-01-02"), ("a" * 40, "b" * 40), strict=True)]  # fmt: skip
+    made = []
+    for task, day, letter in zip(tasks, ("2026-01-03", "2026-01-02"), "ab", strict=True):
+        git = {"commit": 40 * letter, "dirty": False}
+        record = {**note(settings, task), "reason": "", "source": ""}
+        made.append(record | {"date": day, "git": git})
     out = finish(
         "Toybench", tasks, made, settings, {"iou": Figure("IoU", share=False)}, ("figures",)
     )
-    head = "preset draft, seeds 2, config configs/sds.yaml, own.yaml, settings optim.steps=3, date 2026-01-02 to 2026-01-03"
+    head = (
+        "preset draft, seeds 2, config configs/sds.yaml, own.yaml, "
+        "settings optim.steps=3, date 2026-01-02 to 2026-01-03"
+    )
     assert f"Toybench: {head}, commit aaaaaaaaaa, bbbbbbbbbb, machine" in out
     text = (tmp_path / "index.html").read_text()
     assert "<b>configs/sds.yaml, own.yaml</b>" in text and "seeds <b>2</b>" in text
@@ -421,41 +425,44 @@ def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--seeds", "3"], ["--subset", "mini"], ["--preset", "draft"], ["--config", "configs/sds.yaml"], ["optim.steps=3"],
-        ["--suite", "t3bench", "--prompts", "own.txt"], ["--suite", "t3bench", "--seeds", "2"],
-        ["--scorer", "imagereward"], ["--grader", "judge"], ["--size", "256"], ["--prompts", "own.txt"],
-        ["--endpoint-model", "m"], ["--suite", "t3bench", "--subset", "mini"], ["--suite", "t3bench", "optim.steps=3"],
-        ["--suite", "t3bench", "--endpoint", "http://localhost/v1"],
+        "--seeds 3".split(),
+        "--subset mini".split(),
+        "--preset draft".split(),
+        "--config configs/sds.yaml".split(),
+        "optim.steps=3".split(),
+        "--suite t3bench --prompts own.txt".split(),
+        "--suite t3bench --seeds 2".split(),
+        "--scorer imagereward".split(),
+        "--grader judge".split(),
+        "--size 256".split(),
+        "--prompts own.txt".split(),
+        "--endpoint-model m".split(),
+        "--suite t3bench --subset mini".split(),
+        "--suite t3bench optim.steps=3".split(),
+        "--suite t3bench --endpoint http://localhost/v1".split(),
+        "--suite gallery".split(),
+        "--suite stylised".split(),
+        "--every 2".split(),
     ],
-)  # fmt: skip
+)
 def test_options_that_change_nothing_are_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a-red-sphere.glb").write_bytes(b"x")
     work = tmp_path / "work"
     assert main.main(["evaluate", "--assets", str(tmp_path), "--work", str(work), *words]) == 2
-    told = capsys.readouterr().err
-    assert "nothing with" in told and told.count("\n") == 1 and not work.exists()
+    message = capsys.readouterr().err
+    assert "nothing with" in message and message.count("\n") == 1 and not work.exists()
 
 
 @pytest.mark.slow  # 810 pictures
 def test_t3bench_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     folder, work = tmp_path / "meshes", tmp_path / "work"
-    write_glb(lit(true_mesh(parse_caption("a red sphere"), cells=16)), folder / "a-red-sphere.glb")
-    words = [
-        "evaluate",
-        "--suite",
-        "t3bench",
-        "--assets",
-        str(folder),
-        "--size",
-        "32",
-        "--grader",
-        "judge",
-        "--work",
-        str(work),
-    ]
+    sphere = lit(true_mesh(parse_caption("a red sphere"), cells=16))
+    write_glb(asset_of(sphere), folder / "a-red-sphere.glb")
+    words = "evaluate --suite t3bench --size 32 --grader judge".split()
+    words += ["--assets", str(folder), "--work", str(work)]
     assert main.main(words) == 0
     (record,) = (json.loads(path.read_text()) for path in (work / "results").glob("*.json"))
     assert (
@@ -465,15 +472,17 @@ def test_t3bench_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     assert "quality" in capsys.readouterr().out
     (folder / "a-fluffy-cat.glb").write_bytes((folder / "a-red-sphere.glb").read_bytes())
-    assert main.main(words) == 2 and "knows the toybox's words alone" in capsys.readouterr().err
+    assert main.main(words) == 2 and "knows only the toybox's words" in capsys.readouterr().err
 
 
 def test_t3bench_prompts_are_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "prompt_single.txt").write_text("A fluffy cat\nA red chair\n")
     tasks = t3bench.prompt_tasks([tmp_path / "prompt_single.txt"], 2)
     assert [(t.group, t.prompt, t.seed) for t in tasks[:3]] == [
-        ("prompt_single", "A fluffy cat", 0), ("prompt_single", "A fluffy cat", 1), ("prompt_single", "A red chair", 0),
-    ]  # fmt: skip
+        ("prompt_single", "A fluffy cat", 0),
+        ("prompt_single", "A fluffy cat", 1),
+        ("prompt_single", "A red chair", 0),
+    ]
 
 
 def test_captions_a_view_may_be_taken_for_are_the_whole_suite() -> None:

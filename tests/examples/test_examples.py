@@ -1,8 +1,8 @@
 """Every example runs from top to bottom, with its own settings at a tiny size.
 
-The examples are run as they are. Only `vp3d.load_config` is replaced: it reads the settings that the
-example gives, and then reduces models and sizes to those of `tiny_config`. The code cells of the
-notebook are run in order by `exec`, which needs no Jupyter.
+The examples are run as they are. Only `vp3d.load_config` is replaced: it reads the settings that
+the example gives, and then reduces models and sizes to those of `tiny_config`. The code cells of
+the notebook are run in order by `exec`, which needs no Jupyter.
 """
 
 from __future__ import annotations

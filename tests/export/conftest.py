@@ -33,7 +33,7 @@ class Balls:
         return self.density(x), torch.where(x[:, 1:2] > 0, torch.tensor(RED), torch.tensor(YELLOW))
 
     def opacity(self, cameras: Camera, size: int) -> Tensor:
-        """1 where the pixel's ray passes a ball, by its distance from the centre: [B, size, size]."""
+        """1 where the ray of a pixel meets a ball: `[B, size, size]`."""
         rays = camera_rays(cameras, size, size)
         hit = torch.zeros(len(rays), dtype=torch.bool)
         for centre, radius in self.balls:
@@ -45,7 +45,7 @@ class Balls:
 
 @pytest.fixture(scope="session")
 def balls() -> type[Balls]:
-    """The class, so that tests can make their own scenes."""
+    """The class, so that tests can build their own scenes."""
     return Balls
 
 
@@ -76,5 +76,5 @@ def export(cameras: Camera) -> Callable[..., Mesh]:
 
 @pytest.fixture(scope="session")
 def sided(export: Callable[..., Mesh]) -> Mesh:
-    """A ball of radius 0.6 moved to x = 0.15, red on its left half (+y), unwrapped by our own atlas."""
+    """A ball of radius 0.6 at x = 0.15, red on its left half (+y), unwrapped by our own atlas."""
     return export(Balls(((0.15, 0.0, 0.0), 0.6)), unwrap_deadline_s=0.0)

@@ -14,7 +14,7 @@ from vp3d.types import Mesh
 
 
 class Onion:
-    """A solid half-space z < 0 of the given density whose colour changes at z = -0.1, below thin dark fog over it."""
+    """A solid half-space z < 0 whose colour changes at z = -0.1, with thin dark fog above it."""
 
     def __init__(self, density: float) -> None:
         self.inner = density
@@ -37,7 +37,7 @@ def test_a_dense_skin_hides_what_is_under_it() -> None:
 
 
 def test_a_thin_skin_lets_the_core_through_as_the_volume_integral_says() -> None:
-    """Compared with the integral in closed form: skin from 0 to -0.1, core from there to the end of the walk."""
+    """Compared with the closed form: skin from 0 to -0.1, core from there to the last sample."""
     sigma, cell = 8.0, 0.05
     end = bake.INSIDE * cell
     skin, core = 1 - np.exp(-sigma * 0.1), np.exp(-sigma * 0.1) - np.exp(-sigma * end)
@@ -63,10 +63,10 @@ def test_dilate_is_the_nearest_covered_pixel() -> None:
     image, covered = rng.random((12, 9, 3)), rng.random((12, 9)) < 0.2
     filled = bake.dilate(image, covered)
     np.testing.assert_array_equal(filled[covered], image[covered])
-    places = np.argwhere(covered)
+    pixels = np.argwhere(covered)
     for i, j in np.argwhere(~covered):
-        distance = ((places - (i, j)) ** 2).sum(1)
-        nearest = [image[a, b].tolist() for a, b in places[distance == distance.min()]]
+        distance = ((pixels - (i, j)) ** 2).sum(1)
+        nearest = [image[a, b].tolist() for a, b in pixels[distance == distance.min()]]
         assert filled[i, j].tolist() in nearest
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import trimesh
 
-from vp3d.errors import UserError
+from vp3d.errors import EmptyFieldError
 from vp3d.export import marching_cubes, repair, surface, threshold
 from vp3d.types import Camera, Mesh
 
@@ -56,7 +56,7 @@ def test_sphere_keeps_its_radius_place_and_orientation(balls: type, cameras: Cam
 
 
 def test_threshold_follows_the_silhouette(cameras: Camera, balls: type) -> None:
-    """Density falls off linearly with the radius, so any radius is some threshold: the silhouette decides which."""
+    """Density falls linearly with the radius, so the silhouette decides which radius is chosen."""
     radii = (torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 41)] * 3, indexing="ij"), -1)).norm(
         dim=-1
     )
@@ -140,11 +140,11 @@ def test_clean_turns_an_inside_out_mesh_and_closes_a_hole() -> None:
 def test_an_empty_field_is_a_user_error_with_a_histogram(
     level: float, opacity: float, cameras: Camera
 ) -> None:
-    with pytest.raises(threshold.EmptyFieldError) as caught:
+    with pytest.raises(EmptyFieldError) as caught:
         threshold.choose_threshold(
             np.full((9, 9, 9), level, np.float32), cameras, torch.full((4, 16, 16), opacity)
         )
-    assert isinstance(caught.value, UserError)
+    assert caught.value.code == "empty_field"
     assert "<0.01: 100.0%" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -157,15 +157,17 @@ def test_a_faint_field_still_gives_its_shape(balls: type, cameras: Camera) -> No
 
 
 def test_export_tells_its_figures(export: Callable[..., Mesh], balls: type) -> None:
-    told: dict[str, object] = {}
+    figures: dict[str, object] = {}
     mesh = export(
         balls(((0.0, 0.0, 0.0), 0.5)),
-        event=lambda kind, **data: told.update(kind=kind, **data),
+        event=lambda kind, **data: figures.update(kind=kind, **data),
         faces=300,
     )
-    assert told["kind"] == "mesh" and told["faces"] == len(mesh.faces) <= 300
+    assert figures["kind"] == "mesh" and figures["faces"] == len(mesh.faces) <= 300
     assert (
-        told["watertight"] is True and told["atlas"] == "xatlas" and told["silhouette_iou"] > 0.95
+        figures["watertight"] is True
+        and figures["atlas"] == "xatlas"
+        and figures["silhouette_iou"] > 0.95
     )
 
 
@@ -177,7 +179,9 @@ def edge_uses(mesh: Mesh) -> list[int]:
 
 def test_doubled_faces_cancel_by_winding() -> None:
     faces = np.array([[0, 1, 2], [2, 1, 0], [3, 4, 5], [4, 5, 3], [7, 6, 8], [9, 9, 1], [1, 2, 3]])
-    kept = {tuple(np.roll(face, -int(face.argmin()))) for face in repair.cancel_doubles(faces)}
+    kept = {
+        tuple(np.roll(face, -int(face.argmin()))) for face in repair.cancel_doubled_faces(faces)
+    }
     assert kept == {(3, 4, 5), (6, 8, 7), (1, 2, 3)}
 
 

@@ -20,7 +20,7 @@ def ball(subdivisions: int = 2) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coverage(atlas: Unwrap, size: int) -> np.ndarray:
-    """How many triangles each of size x size sample points lies in, one triangle after the other: int [size, size]."""
+    """Number of triangles that contain each of size x size sample points: int `[size, size]`."""
     axis = (np.arange(size) + 0.5) / size
     x, y = np.meshgrid(axis, axis)
     count = np.zeros((size, size), int)
@@ -44,7 +44,7 @@ def test_atlas_is_valid_and_nothing_overlaps(method: str) -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(1, 16), (2, 16), (3, 16), (999, 64), (20_000, 64)])
 def test_cells_stay_apart_for_any_count(count: int, size: int) -> None:
-    """Corners of different triangles never meet, every triangle has area, and each half keeps to its side of its cell."""
+    """Triangles have area, do not touch, and stay in their half of their cell."""
     faces = np.arange(3 * count).reshape(-1, 3)
     atlas = unwrap_cells(faces, size)
     assert is_atlas(atlas, faces) and len(atlas.uv) == 3 * count
@@ -99,11 +99,11 @@ def test_our_own_atlas_is_warned_of_where_xatlas_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(uv, "unwrap_xatlas", lambda *_: None)
-    told: list[tuple[str, dict[str, object]]] = []
+    events: list[tuple[str, dict[str, object]]] = []
     export(
         balls(((0.0, 0.0, 0.0), 0.6)),
-        event=lambda kind, **data: told.append((kind, data)),
+        event=lambda kind, **data: events.append((kind, data)),
         unwrap_deadline_s=deadline,
     )
-    assert [kind for kind, _ in told] == kinds and told[-1][1]["atlas"] == "cells"
-    assert deadline == 0.0 or "xatlas failed or took more than 60 s" in str(told[0][1]["message"])
+    assert [kind for kind, _ in events] == kinds and events[-1][1]["atlas"] == "cells"
+    assert deadline == 0.0 or "xatlas failed or took more than 60 s" in str(events[0][1]["message"])

@@ -14,6 +14,7 @@ import torch
 import trimesh
 from PIL import Image
 
+from tests.helpers.assets import asset_of
 from vp3d.errors import UserError
 from vp3d.export import formats, glb, mesh_data, read
 from vp3d.export.repair import face_measures
@@ -47,7 +48,7 @@ def accessor(tree: dict, blob: bytes, index: int) -> np.ndarray:
 def test_sphere_comes_back_with_radius_handedness_and_normals(
     kind: str, sided: Mesh, tmp_path: Path
 ) -> None:
-    formats.WRITERS[kind](sided, tmp_path / f"m.{kind}")
+    formats.WRITERS[kind](asset_of(sided), tmp_path / f"m.{kind}")
     mesh = read.read_mesh(tmp_path / f"m.{kind}")
     radii = np.linalg.norm(mesh.vertices - CENTRE, axis=1)
     assert abs(radii.mean() - 0.6) < 0.02 * 0.6
@@ -60,7 +61,7 @@ def test_sphere_comes_back_with_radius_handedness_and_normals(
 @pytest.mark.parametrize("textured", [True, False])
 def test_red_stays_at_plus_y(kind: str, textured: bool, sided: Mesh, tmp_path: Path) -> None:
     source = sided if textured else replace(sided, uv=None, texture=None)
-    formats.WRITERS[kind](source, tmp_path / f"m.{kind}")
+    formats.WRITERS[kind](asset_of(source), tmp_path / f"m.{kind}")
     mesh = read.read_mesh(tmp_path / f"m.{kind}")
     assert (mesh.texture is not None) == (textured and kind != "ply")
     rgb, _ = render_mesh(mesh, orbit([90.0, 270.0], 0.0, 2.9, 40.0), 48, 48)
@@ -82,7 +83,7 @@ def test_equal_meshes_give_equal_bytes_and_no_leftovers(
 
 
 def test_glb_as_the_gltf_standard_wants_it(sided: Mesh, tmp_path: Path) -> None:
-    glb.write_glb(sided, tmp_path / "m.glb")
+    glb.write_glb(asset_of(sided), tmp_path / "m.glb")
     tree, blob = glb_json(tmp_path / "m.glb")
     (mesh,) = tree["meshes"]
     (part,) = mesh["primitives"]
@@ -109,7 +110,7 @@ def test_glb_front_is_plus_z_and_up_is_plus_y(tmp_path: Path) -> None:
     """A tetrahedron with a corner at the front (+x), left (+y) and top (+z) of our frame."""
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 0.5, 0], [0, 0, 0.25]], np.float32)
     mesh = Mesh(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]))
-    glb.write_glb(mesh, tmp_path / "m.glb")
+    glb.write_glb(asset_of(mesh), tmp_path / "m.glb")
     tree, blob = glb_json(tmp_path / "m.glb")
     position = accessor(tree, blob, tree["meshes"][0]["primitives"][0]["attributes"]["POSITION"])
     np.testing.assert_array_equal(position, [[0, 0, 0], [0, 0, 1], [0.5, 0, 0], [0, 0.25, 0]])
@@ -118,7 +119,7 @@ def test_glb_front_is_plus_z_and_up_is_plus_y(tmp_path: Path) -> None:
 def test_gltf_vertex_colours_are_linear(tmp_path: Path) -> None:
     colors = np.tile(np.float32([0.5, 0.25, 1.0]), (3, 1))
     mesh = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]), vertex_colors=colors)
-    glb.write_glb(mesh, tmp_path / "m.glb")
+    glb.write_glb(asset_of(mesh), tmp_path / "m.glb")
     stored = next(
         iter(trimesh.load_scene(tmp_path / "m.glb").geometry.values())
     ).visual.vertex_colors[0]
@@ -136,12 +137,12 @@ def test_ply_and_stl_are_closed_again_after_the_atlas_split_them(
     sided: Mesh, tmp_path: Path
 ) -> None:
     for kind in ("ply", "stl"):
-        formats.WRITERS[kind](sided, tmp_path / f"m.{kind}")
+        formats.WRITERS[kind](asset_of(sided), tmp_path / f"m.{kind}")
         assert trimesh.load_mesh(tmp_path / f"m.{kind}").is_watertight
 
 
 def test_foreign_scene_is_joined_with_its_transforms_and_colours(tmp_path: Path) -> None:
-    """A red material box moved by the scene graph and a textured plane: glTF's +X is our +y, its +Y our +z."""
+    """A red box, moved by the scene graph, and a textured plane; glTF's +X, +Y are our +y, +z."""
     box = trimesh.creation.box((0.2, 0.2, 0.2))
     red = trimesh.visual.material.PBRMaterial(baseColorFactor=[255, 0, 0, 255])
     box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(box.vertices), 2)), material=red)
@@ -181,7 +182,7 @@ def test_parts_with_vertex_colours_join_as_vertex_colours() -> None:
 @pytest.mark.parametrize("damage", ["empty", "foreign", "short"])
 def test_damaged_files_are_user_errors(kind: str, damage: str, sided: Mesh, tmp_path: Path) -> None:
     path = tmp_path / f"m.{kind}"
-    formats.WRITERS[kind](sided, path)
+    formats.WRITERS[kind](asset_of(sided), path)
     whole = path.read_bytes()
     short = whole[: len(whole) // 3] if kind != "obj" else b"v 0 0 0\nv 1 0 0\nf 1 2 9\n"
     path.write_bytes({"empty": b"", "foreign": b"not a mesh at all", "short": short}[damage])
@@ -193,7 +194,8 @@ def test_damaged_files_are_user_errors(kind: str, damage: str, sided: Mesh, tmp_
 def test_texture_coordinates_that_are_no_numbers_are_user_errors(tmp_path: Path) -> None:
     (tmp_path / "m.mtl").write_text("newmtl a\nmap_Kd m.png\n")
     Image.new("RGB", (4, 4)).save(tmp_path / "m.png")
-    text = "mtllib m.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt nan nan\nvt 0 1\nf 1/1 2/2 3/3\n"
+    text = "mtllib m.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\n"
+    text += "vt 0 0\nvt nan nan\nvt 0 1\nf 1/1 2/2 3/3\n"
     (tmp_path / "m.obj").write_text(text)
     with pytest.raises(UserError, match="not numbers"):
         read.read_mesh(tmp_path / "m.obj")
@@ -201,7 +203,7 @@ def test_texture_coordinates_that_are_no_numbers_are_user_errors(tmp_path: Path)
 
 def test_missing_and_unknown_files_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no mesh file"):
-        read.read_mesh(tmp_path / "gone.glb")
+        read.read_mesh(tmp_path / "missing.glb")
     with pytest.raises(UserError, match=".glb"):
         read.read_mesh(tmp_path / "model.fbx")
 
@@ -219,7 +221,7 @@ def test_triangles_without_area_are_one_line_and_small_ones_are_none(
     rows = [f"v {size * x} {size * y} 0" for x, y in ((0, 0), (1, 0), (2, 0), (0, 1))]
     (tmp_path / "flat.obj").write_text("\n".join([*rows, "f 1 2 3", "f 1 1 2"]))
     with pytest.raises(
-        UserError, match=r"^[^\n]*flat.obj shows nothing: all its triangles are without area[^\n]*$"
+        UserError, match=r"^[^\n]*flat.obj shows nothing: no triangle has an area[^\n]*$"
     ):
         read.read_mesh(tmp_path / "flat.obj")
     (tmp_path / "thin.obj").write_text("\n".join([*rows, "f 1 2 3", "f 1 2 4"]))

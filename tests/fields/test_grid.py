@@ -1,4 +1,4 @@
-"""The dense grid field: hand values, a naive trilinear second implementation, normals, gradients, the initial blob."""
+"""The dense grid field against hand values and a naive trilinear implementation."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def naive_trilinear(values: torch.Tensor, p: list[float]) -> torch.Tensor:
     for k in range(side):
         for j in range(side):
             for i in range(side):
-                place = [(c + 1) / 2 * (side - 1) for c in p]
+                position = [(c + 1) / 2 * (side - 1) for c in p]
                 weight = math.prod(
-                    max(0.0, 1 - abs(u - n)) for u, n in zip(place, (i, j, k), strict=True)
+                    max(0.0, 1 - abs(u - n)) for u, n in zip(position, (i, j, k), strict=True)
                 )
                 total = total + weight * values[:, k, j, i]
     return total
@@ -130,9 +130,8 @@ def test_gradients_against_finite_differences(output: str) -> None:
                 return field.normal(x) if output == "normal" else field.smoothness()
         return torch.func.functional_call(field, values, (x,))[("sigma", "albedo").index(output)]
 
-    if (
-        output == "smoothness"
-    ):  # the opacity weights of its second term are held fixed, so compare the albedo's part alone
+    if output == "smoothness":
+        # The opacity weights of its second term carry no gradient, so only albedo is compared.
         return _check_smoothness_gradient(field)
     assert torch.autograd.gradcheck(
         read, tuple(p.detach().requires_grad_() for p in field.parameters()), atol=1e-5
@@ -154,13 +153,14 @@ def _check_smoothness_gradient(field: GridField) -> None:
 
 
 def test_total_variation_by_hand() -> None:
-    side = 5  # spacing 0.5; a half space of solid matter at x < 0, its face is the whole cross-section of the cube
+    side = 5  # spacing 0.5
+    # A half space of solid matter at x < 0: its surface is the cross-section of the cube.
     solid = torch.zeros(side, side, side)
     solid[:, :, :2] = 1e6
     albedo = torch.zeros(3, side, side, side)
     area = side * side * 0.25 / 4
     assert total_variation(solid, albedo).item() == pytest.approx(area)
-    albedo[0, :, :, 3:] = 1.0  # a colour edge in empty space costs nothing
+    albedo[0, :, :, 3:] = 1.0  # a colour edge in empty space does not count
     assert total_variation(solid, albedo).item() == pytest.approx(area)
     albedo[0, :, :, 1:] = 1.0  # one between solid nodes does
     assert total_variation(solid, albedo).item() > area + 0.1
@@ -176,7 +176,8 @@ def test_total_variation_of_a_sphere_does_not_depend_on_the_resolution() -> None
         ball = (1e5 * (0.6 - x.norm(dim=-1))).clamp_min(0).reshape(shape)
         return total_variation(ball, (x.T * 0.5 + 0.5).reshape(3, *shape)).item()
 
-    # axis-wise area 6 pi r^2 over a face of 4; along each axis one of the three colours changes by half a unit of colour
+    # Area along the axes 6 pi r^2 over a face of 4; along each axis one of three colours changes
+    # by half a unit.
     assert value(33) == pytest.approx(6 * math.pi * 0.36 / 4 + 0.5 / 3, rel=0.03)
     assert value(65) == pytest.approx(value(33), rel=0.03)
 

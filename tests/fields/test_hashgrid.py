@@ -1,4 +1,4 @@
-"""The hash grid: a naive second implementation in plain Python, levels, gradients, the initial blob."""
+"""The hash grid against a naive implementation in plain Python: values, levels, gradients."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def naive_features(field: HashGridField, p: list[float]) -> list[float]:
     """Features of one point with Python integers and the hash as it is printed in the paper."""
     size, out = field.table_size, []
     for table, resolution in zip(field.tables, field.resolutions, strict=True):
-        place = [(c + 1) / 2 * resolution for c in p]
-        low = [min(int(u), resolution - 1) for u in place]
+        position = [(c + 1) / 2 * resolution for c in p]
+        low = [min(int(u), resolution - 1) for u in position]
         total = [0.0, 0.0]
         for k in range(8):
             node = [low[a] + (k >> a & 1) for a in range(3)]
-            weight = math.prod(1 - abs(place[a] - node[a]) for a in range(3))
+            weight = math.prod(1 - abs(position[a] - node[a]) for a in range(3))
             if (resolution + 1) ** 3 <= size:
                 row = node[0] + (resolution + 1) * node[1] + (resolution + 1) ** 2 * node[2]
             else:
@@ -51,9 +51,8 @@ def naive_features(field: HashGridField, p: list[float]) -> list[float]:
 def test_encoding_against_the_naive_version() -> None:
     field = rough_field()
     x = torch.cat([points(8), torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]])])
-    assert (
-        field.resolutions[0] == 16 and field.resolutions[-1] == 40
-    )  # one level direct, the last hashed
+    # The first level is direct, the last is hashed.
+    assert field.resolutions[0] == 16 and field.resolutions[-1] == 40
     encoded = field.encode(x)
     for i in range(len(x)):
         assert torch.allclose(
@@ -108,7 +107,8 @@ def test_gradient_of_tables_and_network_against_finite_differences() -> None:
         flat[at] -= 2 * step
         down = loss()
         flat[at] += step
-        # smoothness holds its opacity weights fixed (see total_variation), so the agreement is to a few per cent
+        # The opacity weights in smoothness carry no gradient (see total_variation), so the values
+        # agree to a few per cent only.
         assert gradient[at].item() == pytest.approx(((up - down) / (2 * step)).item(), rel=0.05)
 
 

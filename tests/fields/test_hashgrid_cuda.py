@@ -1,4 +1,4 @@
-"""The choice of a look-up: parity in Triton's interpreter, a real GPU compile, wrong look-ups found, tiny-cuda-nn's layout."""
+"""The choice of an encoder: parity, compiled GPU code, rejected encoders, tiny-cuda-nn."""
 
 from __future__ import annotations
 
@@ -72,15 +72,19 @@ kernels = (
 )
 for (kernel, more, extra), features, capability in itertools.product(kernels, (2, 3), (75, 80, 90)):
     torch.cuda.get_device_capability = lambda device: divmod(capability, 10)
-    added = hashgrid_triton.added_at_once(features, torch.device("cuda"))
-    columns = added if extra else hashgrid_triton.read_at_once(features)
-    fixed = {"SIZE": 2**14, "FEATURES": features, "COLUMNS": columns, "LEVELS": 8, "BLOCK": hashgrid_triton.BLOCK, **extra}
+    added = hashgrid_triton.atomic_width(features, torch.device("cuda"))
+    columns = added if extra else hashgrid_triton.load_width(features)
+    fixed = {"SIZE": 2**14, "FEATURES": features, "COLUMNS": columns, "LEVELS": 8, **extra}
+    fixed["BLOCK"] = hashgrid_triton.BLOCK
     signature = {**shared, **more, "count": "i32", **dict.fromkeys(fixed, "constexpr")}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
-    source = ASTSource(fn=kernel, signature={n: signature[n] for n in kernel.arg_names}, constexprs=fixed, attrs=aligned)
+    pointers = [i for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in pointers}
+    ordered = {n: signature[n] for n in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=ordered, constexprs=fixed, attrs=aligned)
     asm = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
     name = f"{kernel.__name__}{' x' if extra.get('WANT_X') else ''}"
-    print(json.dumps({"name": name, "features": features, "for": capability, "size": len(asm["cubin"]), "ptx": asm["ptx"]}))
+    found = {"name": name, "features": features, "for": capability, "ptx": asm["ptx"]}
+    print(json.dumps(found | {"size": len(asm["cubin"])}))
 """
 
 
@@ -94,37 +98,29 @@ def test_kernels_compile_for_a_gpu_without_one() -> None:
         for made in map(json.loads, done.stdout.splitlines())
     }
     assert len(found) == 18 and all(made["size"] > 1000 for made in found.values())
-    assert not any(
-        "bar.sync" in made["ptx"] for made in found.values()
-    )  # threads wait for each other nowhere
+    # No barrier: threads never wait for each other.
+    assert not any("bar.sync" in made["ptx"] for made in found.values())
     for capability in (75, 80, 90):  # a row of two halves is one load, a row of three is three
         assert "ld.global.b16" not in found["_forward", 2, capability]["ptx"]
         assert "ld.global.b16" in found["_forward", 3, capability]["ptx"]
     scalar = re.findall(r"(?:atom|red)[.\w]*add\.f32", found["_backward", 2, 80]["ptx"])
     pairs = re.findall(r"(?:atom|red)[.\w]*add\.v2\.f32", found["_backward", 2, 90]["ptx"])
-    assert (
-        len(scalar) == 2 * len(pairs) > 0
-    )  # ... and where the processor has it, the gradient of two one addition
+    # One addition for a pair of features where the processor supports it.
+    assert len(scalar) == 2 * len(pairs) > 0
 
 
 @NO_TRITON
 def test_how_many_features_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from vp3d.fields import hashgrid_triton
 
-    assert [hashgrid_triton.read_at_once(features) for features in (1, 2, 3, 4, 6, 8)] == [
-        1,
-        2,
-        1,
-        4,
-        2,
-        4,
-    ]
+    widths = [hashgrid_triton.load_width(features) for features in (1, 2, 3, 4, 6, 8)]
+    assert widths == [1, 2, 1, 4, 2, 4]
     gpu = torch.device("cuda")
     for capability, expected in (((8, 9), [1, 1, 1]), ((9, 0), [1, 2, 1]), ((12, 0), [1, 2, 1])):
         monkeypatch.setattr(
             torch.cuda, "get_device_capability", lambda device, found=capability: found
         )
-        assert [hashgrid_triton.added_at_once(features, gpu) for features in (1, 2, 3)] == expected
+        assert [hashgrid_triton.atomic_width(features, gpu) for features in (1, 2, 3)] == expected
 
 
 def test_a_correct_look_up_passes_and_wrong_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,16 +177,16 @@ def test_encode_goes_through_the_look_up() -> None:
 def tcnn_level(
     x: list[float], options: dict[str, str | int | float], rows: int
 ) -> dict[int, float]:
-    """Weight of each row, after tiny-cuda-nn's documented scaling, offset, index and hash, in plain Python."""
+    """Weight of each row by tiny-cuda-nn's documented scaling, offset, index and hash."""
     base = int(options["base_resolution"])
     scale, size = base - 1.0, rows
-    place = [scale * value + 0.5 for value in x]
-    low = [math.floor(value) for value in place]
+    position = [scale * value + 0.5 for value in x]
+    low = [math.floor(value) for value in position]
     found: dict[int, float] = {}
     for corner in range(8):
         node = [low[axis] + (corner >> axis & 1) for axis in range(3)]
         weight = math.prod(
-            abs((corner >> axis & 1) - 1 + place[axis] - low[axis]) for axis in range(3)
+            abs((corner >> axis & 1) - 1 + position[axis] - low[axis]) for axis in range(3)
         )
         if base**3 <= size:
             row = node[0] + base * node[1] + base**2 * node[2]

@@ -1,6 +1,7 @@
-"""The Triton kernels against the torch reference, values and gradients: on a GPU, or in Triton's interpreter on a CPU.
+"""The Triton kernels against the torch reference, values and gradients.
 
-Without a GPU these are skipped here; `test_hashgrid_cuda.py` then runs this file once more under TRITON_INTERPRET=1.
+On a GPU, or in Triton's interpreter on a CPU: without a GPU these tests are skipped here, and
+`test_hashgrid_cuda.py` runs this file in a second process under TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from vp3d.fields.hashgrid import HashGridField
 DEVICE, REASON = kernel_device_here()
 pytestmark = pytest.mark.skipif(not DEVICE, reason=REASON)
 
-CONFIG = FieldConfig(
-    kind="hashgrid", resolution=24, levels=2, features=2, log2_table=13
-)  # one level direct, one hashed
+# One level is direct, one hashed.
+CONFIG = FieldConfig(kind="hashgrid", resolution=24, levels=2, features=2, log2_table=13)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -34,7 +34,7 @@ def rough_field(config: FieldConfig = CONFIG) -> HashGridField:
 
 
 def awkward_points() -> Tensor:
-    """Random points, some beyond the cube; nodes of the coarse level, faces, edges, corners and the centre: [N, 3]."""
+    """Points `[N, 3]`: random, some outside the cube; nodes, faces, edges, corners, the centre."""
     random = torch.rand(40, 3, generator=seeded(2)) * 2.4 - 1.2
     nodes = torch.randint(0, 17, (20, 3), generator=seeded(3)) / 8.0 - 1.0
     faces = torch.tensor(
@@ -93,9 +93,8 @@ def test_no_points_and_a_table_beyond_half_range() -> None:
     assert gradient.shape == field.tables.shape and not gradient.any()
     with torch.no_grad():
         field.tables.fill_(1.0e5)
-    assert (
-        not field(torch.zeros(1, 3, device=DEVICE))[0].isfinite().all()
-    )  # what the finite check of the loop sees
+    # The training loop's check for finite values reports this.
+    assert not field(torch.zeros(1, 3, device=DEVICE))[0].isfinite().all()
 
 
 def test_the_field_is_the_same_with_a_checkpoint_from_the_other_backend() -> None:

@@ -1,4 +1,6 @@
-"""Which GPU-only code can run here, and the reason where it cannot: what tests of it are skipped by."""
+"""Which GPU-only code can run here, and the reason where it cannot: what tests of it are skipped
+by.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ def installed(package: str) -> bool:
 
 
 def kernel_device(has_triton: bool, interpreted: bool, has_gpu: bool) -> tuple[str, str]:
-    """(device, "") where Triton kernels run, the CPU only under Triton's interpreter; ("", reason) where they do not."""
+    """(device, "") where Triton kernels run, the CPU only under Triton's interpreter.
+
+    ("", reason) where they do not.
+    """
     if not has_triton:
         return "", "triton is not installed"
     if interpreted:

@@ -1,4 +1,6 @@
-"""The real threestudio, where it can be imported: a checkout on PYTHONPATH, with the CUDA packages it imports. For tests only."""
+"""The real threestudio, where it can be imported: a checkout on PYTHONPATH, with the CUDA packages
+it imports. For tests only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The guard that decides which GPU tests run: every case of it, and that it tells the truth about this process."""
+"""The guard that decides which GPU tests run: every case of it, and that it tells the truth about
+this process.
+"""
 
 from __future__ import annotations
 
@@ -82,5 +84,8 @@ def test_what_is_marked_gpu_is_skipped_only_where_there_is_none(
 
 @pytest.mark.gpu
 def test_what_is_marked_gpu_runs_on_one() -> None:
-    """Here as everywhere: a test that is marked and runs has a device. Where there is none, this very test is skipped."""
+    """Here as everywhere: a test that is marked and runs has a device.
+
+    Where there is none, this very test is skipped.
+    """
     assert torch.ones(1, device="cuda").item() == 1.0

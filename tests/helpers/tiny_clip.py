@@ -1,4 +1,7 @@
-"""A tiny random open_clip model written as a local-dir folder, tokenizer included. For tests only."""
+"""A tiny random open_clip model written as a local-dir folder, tokenizer included.
+
+For tests only.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Tiny random models of the classes that real runs load, saved in the published folder layouts. For tests only.
+"""Tiny random models of the classes that real runs load, saved in the published folder layouts. For
+tests only.
 
-`save_pipeline(folder)` and `save_ip_adapter(folder)` write what `load_prior(tiny_prior_config(root))` reads, in the likeness of
-Stable Diffusion 1.5 ("sd") or SDXL ("sdxl"). Images are 32 x 32, latents 4 x 8 x 8 (AutoencoderTiny) or 4 x 16 x 16
+`save_pipeline(folder)` and `save_ip_adapter(folder)` write what
+`load_prior(tiny_prior_config(root))` reads, in the likeness of Stable Diffusion 1.5 ("sd") or
+SDXL ("sdxl"). Images are 32 x 32, latents 4 x 8 x 8 (AutoencoderTiny) or 4 x 16 x 16
 (AutoencoderKL), text width 32 (sdxl: 32 + 48, pooled 40), vision embedding 24 (hidden states 32).
 Weights depend on `seed` alone; the default IP-Adapter is strong enough to matter.
 """
@@ -90,7 +92,10 @@ def autoencoder(kind: str) -> diffusers.ModelMixin:
 
 
 def unet(kind: str = "sd") -> diffusers.UNet2DConditionModel:
-    """A conditional UNet with cross-attention in its inner down and up block and in the middle; "sdxl": two layers in each."""
+    """A conditional UNet with cross-attention in its inner down and up block and in the middle.
+
+    "sdxl": two layers in each.
+    """
     large = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
@@ -135,7 +140,9 @@ def save_pipeline(
     kind: str = "sd",
     variant: str | None = None,
 ) -> Path:
-    """Write a pipeline with random weights: vae "tiny" or "kl", prediction_type epsilon or v_prediction, kind "sd" or "sdxl"."""
+    """Write a pipeline with random weights: vae "tiny" or "kl", prediction_type epsilon or
+    v_prediction, kind "sd" or "sdxl".
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         pipeline(vae, prediction_type, kind).save_pretrained(folder, variant=variant)
@@ -173,7 +180,8 @@ def pipeline(vae: str, prediction_type: str, kind: str) -> diffusers.DiffusionPi
 def adapter_weights(
     image_width: int = IMAGE_WIDTH, kind: str = "sd", plus: bool = False
 ) -> dict[str, torch.Tensor]:
-    """An IP-Adapter for `unet(kind)` under the published keys; key order is that of `unet.attn_processors`.
+    """An IP-Adapter for `unet(kind)` under the published keys; key order is that of
+    `unet.attn_processors`.
 
     base: 4 tokens of an embedding of `image_width`; plus: 6 tokens of hidden states of that width.
     """
@@ -202,7 +210,9 @@ def projection_weights(image_width: int, width: int) -> dict[str, torch.Tensor]:
 def resampler_weights(
     image_width: int, width: int, inner: int = 32, heads: int = 1
 ) -> dict[str, torch.Tensor]:
-    """The projection of "plus", a perceiver resampler of four blocks with heads of 64: 6 tokens of `width`."""
+    """The projection of "plus", a perceiver resampler of four blocks with heads of 64: 6 tokens of
+    `width`.
+    """
     weights = {
         "latents": torch.randn(1, 6, inner),
         "proj_in.weight": torch.randn(inner, image_width),
@@ -238,7 +248,8 @@ def save_ip_adapter(
     plus: bool = False,
     projection: int = IMAGE_WIDTH,
 ) -> Path:
-    """Write `models/ip-adapter_toybox.safetensors` and `models/image_encoder`; image_width is what the adapter expects.
+    """Write `models/ip-adapter_toybox.safetensors` and `models/image_encoder`; image_width is what
+    the adapter expects.
 
     projection: width of the encoder's pooled embedding; its hidden states are 32 wide.
     """
@@ -282,7 +293,7 @@ def tiny_prior_config(
     kind: str = "sd",
     plus: bool = False,
 ) -> PriorConfig:
-    """Write pipeline, IP-Adapter (unless told not to) and manifest under `root`; the config that loads them."""
+    """Write a pipeline, an IP-Adapter and a manifest below `root`; returns the config for them."""
     save_pipeline(root / "pipeline", vae, prediction_type, kind=kind)
     if ip_adapter:
         save_ip_adapter(root / "ip_adapter", kind=kind, plus=plus)

@@ -1,6 +1,7 @@
 """Tiny random reward models written in the published folder layouts. For tests only.
 
-Pictures are 32 x 32. Weights depend on `seed` alone. ImageReward's vocabulary is the words of tests/tiny_clip.py.
+Pictures are 32 x 32. Weights depend on `seed` alone. ImageReward's vocabulary is the words of
+tests/tiny_clip.py.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
 
 
 def published_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A state dict as `ImageReward.pt` has it, with the parts of BLIP's pre-training that scoring does not use."""
+    """A state dict as `ImageReward.pt` has it, with the parts of BLIP's pre-training that scoring
+    does not use.
+    """
     net = ImageRewardNet(SIZES)
     randomize(net, seed)
     unused = {
@@ -122,7 +125,9 @@ def write_clip_tower(folder: Path, seed: int = 0) -> Path:
 
 
 def write_dino(folder: Path, seed: int = 0) -> Path:
-    """A Dinov2Model made for 48 x 48 and, as the published ones, asked for less: its positions are interpolated."""
+    """A Dinov2Model made for 48 x 48 and, as the published ones, asked for less: its positions are
+    interpolated.
+    """
     config = transformers.Dinov2Config(
         hidden_size=32,
         num_hidden_layers=2,

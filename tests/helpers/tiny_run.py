@@ -23,7 +23,10 @@ def write_disc(path: Path, color: tuple[int, int, int] = (200, 40, 30)) -> Path:
 
 
 def tiny_config(root: Path, kind: str = "sd", plus: bool = False) -> Config:
-    """Write models (see `tiny_prior_config`) and a reference picture under `root`; the config of a run of 12 steps on them."""
+    """Write models (see `tiny_prior_config`) and a reference picture under `root`.
+
+    The config of a run of 12 steps on them.
+    """
     weights = root / "weights"
     config = Config(
         prompt=PROMPT,

@@ -16,7 +16,10 @@ RED = torch.tensor([0.9, 0.3, 0.3])[None, :, None, None]
 
 
 class TowardsRed:
-    """Wants a reddish picture, with a little noise of its own; `asked` counts its estimates and `used` its losses."""
+    """Wants a reddish picture, with a little noise of its own.
+
+    `asked` counts its estimates and `used` its losses.
+    """
 
     def __init__(self) -> None:
         self.asked = self.used = 0

@@ -16,17 +16,17 @@ SMALL = (8, 16, 16)
 
 
 def pictures(count: int, seed: int, size: int = 64) -> tuple[torch.Tensor, list[dict[str, str]]]:
-    """A square of one of three colours in the left or right half, on a grey ground."""
+    """A square of one of three colours in the left or right half, on a grey background."""
     generator = torch.Generator().manual_seed(seed)
-    rgb, told = torch.full((count, 3, size, size), 0.6), []
+    rgb, labels = torch.full((count, 3, size, size), 0.6), []
     for picture in rgb:
         color, place, y = (
             int(torch.randint(n, (), generator=generator)) for n in (3, 2, size // 2)
         )
         x = size // 16 + place * size // 2
         picture[:, y : y + size // 3, x : x + size // 3] = torch.eye(3)[color][:, None, None]
-        told.append({"color": HEADS["color"][color], "place": HEADS["place"][place]})
-    return rgb, told
+        labels.append({"color": HEADS["color"][color], "place": HEADS["place"][place]})
+    return rgb, labels
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def trained() -> Judge:
     judge = Judge(HEADS, SMALL)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=6e-3)
     for step in range(25):
-        rgb, told = pictures(16, step)
-        loss = judge_loss(judge(rgb), judge.targets(told))
+        rgb, labels = pictures(16, step)
+        loss = judge_loss(judge(rgb), judge.targets(labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -44,14 +44,14 @@ def trained() -> Judge:
 
 
 def test_it_learns_what_it_is_shown(trained: Judge) -> None:
-    rgb, told = pictures(64, 999)
+    rgb, labels = pictures(64, 999)
     named = judge_views(trained, rgb)
-    assert sum(a == b for a, b in zip(named, told, strict=True)) >= 60
+    assert sum(a == b for a, b in zip(named, labels, strict=True)) >= 60
 
 
 def test_views_of_another_size_are_resized(trained: Judge) -> None:
-    rgb, told = pictures(16, 5, size=192)
-    assert sum(a == b for a, b in zip(judge_views(trained, rgb), told, strict=True)) >= 14
+    rgb, labels = pictures(16, 5, size=192)
+    assert sum(a == b for a, b in zip(judge_views(trained, rgb), labels, strict=True)) >= 14
 
 
 def test_folder_round_trip(trained: Judge, tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_weights_other_than_the_manifests_are_refused(trained: Judge, tmp_path: 
 
 def test_loss_is_the_sum_of_masked_means() -> None:
     judge = Judge(HEADS, SMALL)
-    rgb, told = pictures(6, 2)
-    logits, targets = judge(rgb), judge.targets(told)
+    rgb, labels = pictures(6, 2)
+    logits, targets = judge(rgb), judge.targets(labels)
     naive = sum(F.cross_entropy(logits[name], targets[name]) for name in HEADS)
     assert torch.allclose(judge_loss(logits, targets), naive)
     visible = {"color": torch.tensor([1, 1, 0, 0, 0, 0]), "place": torch.zeros(6)}
@@ -115,8 +115,8 @@ def test_loss_is_the_sum_of_masked_means() -> None:
 
 def test_every_parameter_gets_a_finite_gradient_and_the_mode_is_kept() -> None:
     judge = Judge(HEADS).train()
-    rgb, told = pictures(2, 3)
-    judge_loss(judge(rgb), judge.targets(told)).backward()
+    rgb, labels = pictures(2, 3)
+    judge_loss(judge(rgb), judge.targets(labels)).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in judge.parameters())
     before = judge.norm.running_mean.clone()
     judge_views(judge, rgb)

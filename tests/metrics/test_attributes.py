@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +8,38 @@ import pytest
 import torch
 from PIL import Image
 
+from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
-from vp3d.evaluate.gallery import Result, suite_table, summary, write_gallery, write_suite
-from vp3d.evaluate.prompt_file import SuitePrompt, parse_suite, read_suite  # fmt: skip
+from vp3d.evaluate.gallery import (
+    FIGURES,
+    GalleryRow,
+    asset_table,
+    join_tiles,
+    record_of,
+    row_tiles,
+    write_csv,
+    write_sheet,
+)
+from vp3d.evaluate.prompt_file import SuitePrompt, parse_suite, read_suite
+from vp3d.evaluate.runner import FoundAsset, Task
+from vp3d.evaluate.statistics import ALL_SETS, cell, summarise
 from vp3d.metrics.attribute_judge import Judge
-from vp3d.metrics.attributes import PASS_SHARE, check_view, score_asset, seen_as  # fmt: skip
+from vp3d.metrics.attributes import PASS_SHARE, check_view, most_named, score_asset
+from vp3d.report.pictures import sheet
 from vp3d.types import Mesh
 
 SINGLE = {"object_a": "cube", "color_a": "red", "accent_a": "none", "pattern": "plain"}
 SINGLE |= {"object_b": "none", "color_b": "none", "relation": "none"}
 PAIR = SINGLE | {"object_b": "ball", "color_b": "blue", "relation": "on"}
 HEADS = {
-    "object_a": ["ball", "cube"], "color_a": ["red", "blue"], "accent_a": ["none", "red"], "pattern": ["plain", "stripes"],
-    "object_b": ["none", "ball", "cube"], "color_b": ["none", "red", "blue"], "relation": ["none", "on", "next to"],
-}  # fmt: skip
+    "object_a": ["ball", "cube"],
+    "color_a": ["red", "blue"],
+    "accent_a": ["none", "red"],
+    "pattern": ["plain", "stripes"],
+    "object_b": ["none", "ball", "cube"],
+    "color_b": ["none", "red", "blue"],
+    "relation": ["none", "on", "next to"],
+}
 
 
 def cube(front: tuple[float, float, float], back: tuple[float, float, float]) -> Mesh:
@@ -37,7 +54,7 @@ def cube(front: tuple[float, float, float], back: tuple[float, float, float]) ->
 
 
 class RedOrBlue(Judge):
-    """A judge that answers "cube" and tells the colour by whether red or blue prevails in the picture."""
+    """A judge that answers "cube" and red or blue, whichever prevails in the picture."""
 
     def forward(self, rgb: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits by the mean colour."""
@@ -49,8 +66,8 @@ class RedOrBlue(Judge):
 
 def test_suite_lines() -> None:
     text = "# a suite\n\na red cube seed=7\n a blue ball   # seed=9\na green cone seed=0 # last\n"
-    told = parse_suite(text)
-    assert told == [
+    found = parse_suite(text)
+    assert found == [
         SuitePrompt("a red cube", 7),
         SuitePrompt("a blue ball", 0),
         SuitePrompt("a green cone", 0),
@@ -97,14 +114,13 @@ def test_a_view_needs_objects_and_colours() -> None:
 
 
 def test_next_to_may_be_named_in_either_order_but_on_may_not() -> None:
-    beside = PAIR | {"relation": "next to"}
+    next_to = PAIR | {"relation": "next to"}
     swapped = {"object_a": "ball", "color_a": "blue", "object_b": "cube", "color_b": "red"}
-    assert check_view(beside | swapped, beside)["right"]
+    assert check_view(next_to | swapped, next_to)["right"]
     assert not check_view(PAIR | swapped, PAIR)["right"]
-    crossed = (
-        beside | swapped | {"color_a": "red", "color_b": "blue"}
-    )  # the colours on the wrong objects
-    assert check_view(crossed, beside)["right"] is False
+    wrong_colors = {"color_a": "red", "color_b": "blue"}  # each on the other object
+    crossed = next_to | swapped | wrong_colors
+    assert check_view(crossed, next_to)["right"] is False
 
 
 def test_score_of_a_real_mesh_by_its_views() -> None:
@@ -113,57 +129,71 @@ def test_score_of_a_real_mesh_by_its_views() -> None:
     red = score_asset(judge, cube((0.9, 0.1, 0.1), (0.9, 0.1, 0.1)), expected)
     assert red["passed"] and red["right"] == red["objects"] == 1.0 and len(red["views"]) == 8
     half = score_asset(judge, cube((0.9, 0.1, 0.1), (0.1, 0.1, 0.9)), expected)
-    seen = {view["azimuth_deg"]: view["right"] for view in half["views"]}
-    assert (
-        seen[0.0]
-        and seen[45.0]
-        and seen[315.0]
-        and not seen[135.0]
-        and not seen[180.0]
-        and not seen[225.0]
-    )
+    right = {view["azimuth_deg"]: view["right"] for view in half["views"]}
+    assert right[0.0] and right[45.0] and right[315.0]
+    assert not (right[135.0] or right[180.0] or right[225.0])
     assert half["objects"] == 1.0 and half["right"] < PASS_SHARE and not half["passed"]
     with pytest.raises(ValueError, match="color_a=mauve"):
         score_asset(judge, cube((1, 0, 0), (1, 0, 0)), {"color_a": "mauve"})
 
 
 @pytest.fixture(scope="module")
-def results() -> list[Result]:
+def rows() -> list[GalleryRow]:
     judge = RedOrBlue(HEADS, (8, 8))
     meshes = [cube((0.9, 0.1, 0.1), back) for back in ((0.9, 0.1, 0.1), (0.1, 0.1, 0.9))]
-    prompts = [
-        SuitePrompt("a red cube", 1),
-        SuitePrompt("a red cube, with a rather long story about it", 2),
-    ]
+    prompts = [("a red cube", 1), ("a red cube, with a rather long story about it", 2)]
     prompt_picture = np.full((64, 64, 3), (10, 200, 10), np.uint8)
     return [
-        Result(prompt, score_asset(judge, mesh, SINGLE | {"object_b": "none"}), mesh, shown, 12.5)
-        for prompt, mesh, shown in zip(prompts, meshes, (prompt_picture, None), strict=True)
+        GalleryRow(
+            *prompt, score_asset(judge, mesh, SINGLE | {"object_b": "none"}), mesh, visual_prompt
+        )
+        for prompt, mesh, visual_prompt in zip(prompts, meshes, (prompt_picture, None), strict=True)
     ]
 
 
-def test_table_and_files(results: list[Result], tmp_path: Path) -> None:
-    text = suite_table(results)
-    assert (
-        "8/8" in text
-        and "FAIL" in text
-        and "passed 1 of 2: 50 % (95 % interval 0 to 100)" in text
-        and "red cube" in text
-    )
-    write_suite(results, tmp_path, "smoke")
-    with (tmp_path / "smoke.csv").open(newline="") as stream:
-        records = list(csv.DictReader(stream))
-    assert [r["passed"] for r in records] == ["True", "False"] and records[0]["seed"] == "1"
-    data = json.loads((tmp_path / "smoke.json").read_text())
-    assert data["prompts"] == 2 and data["passed"] == [0.5, 0.0, 1.0] == summary(results)["passed"]
-    assert [len(score["views"]) for score in data["scores"]] == [8, 8]
-    assert seen_as(results[0].score) == "red cube"
+def test_table_and_files(rows: list[GalleryRow], tmp_path: Path) -> None:
+    records = [
+        record_of(
+            Task("gallery", row.prompt, row.seed, "key"),
+            FoundAsset(row.mesh, seconds=12.5),
+            row.score,
+        )
+        for row in rows
+    ]
+    text = asset_table(records)
+    assert "8/8" in text and "FAIL" in text and "red cube" in text
+    passed = summarise(records, FIGURES)["figures"][ALL_SETS]["passed"]
+    assert cell(passed, FIGURES["passed"]) == "50 % [0, 100] 50"
+    assert [passed[key] for key in ("mean", "low", "high")] == [0.5, 0.0, 1.0]
+    write_csv(records, tmp_path / "gallery.csv")
+    with (tmp_path / "gallery.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert [r["passed"] for r in lines] == ["True", "False"] and lines[0]["seed"] == "1"
+    assert lines[0]["seconds"] == "12.5" and float(lines[0]["right"]) == 1.0
+    assert [len(record["views"]) for record in records] == [8, 8]
+    assert records[0]["named"] == most_named(rows[0].score) == "red cube"
 
 
-def test_gallery_has_a_row_an_asset(results: list[Result], tmp_path: Path) -> None:
-    write_gallery(results, tmp_path / "gallery.png", "two cubes", size=64)
+def test_a_failed_asset_counts_nothing_in_every_share(tmp_path: Path) -> None:
+    task = Task("gallery", "a red cube", 1, "key")
+    record = record_of(task, FoundAsset(None, "empty", "no surface"), None)
+    assert {record["figures"][key] for key in FIGURES if key != "seconds"} == {0.0}
+    assert "FAIL" in asset_table([record]) and "empty" in asset_table([record])
+    write_csv([record], tmp_path / "gallery.csv")
+    assert "False" in (tmp_path / "gallery.csv").read_text()
+    failed = GalleryRow("a red cube", 1, None, None)
+    assert len(row_tiles(failed, CameraConfig(), 64)) == 2
+
+
+def test_gallery_has_a_row_an_asset(rows: list[GalleryRow], tmp_path: Path) -> None:
+    tiles = [row_tiles(row, CameraConfig(), 64) for row in rows]
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for of_row, path in zip(tiles, paths, strict=True):
+        join_tiles(of_row).save(path)
+    write_sheet([*paths, tmp_path / "missing.png"], tmp_path / "gallery.png", "two cubes")
     picture = np.asarray(Image.open(tmp_path / "gallery.png")).astype(int)
+    assert np.array_equal(picture, np.asarray(sheet(tiles, "two cubes")))
     green = (np.abs(picture - (10, 200, 10)) <= 2).all(2)
     assert 0.9 * 64 * 64 < green.sum() <= 64 * 64  # the one visual prompt, with its corners rounded
-    write_gallery(results[:1], tmp_path / "one.png", "one cube", size=64)
+    write_sheet(paths[:1], tmp_path / "one.png", "one cube")
     assert Image.open(tmp_path / "one.png").height < picture.shape[0] - 64

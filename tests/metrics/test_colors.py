@@ -65,9 +65,8 @@ def test_palette_distance_properties() -> None:
     flipped = Palette(np.array([BLUE, RED]), np.array([0.25, 0.75]))
     other = Palette(np.array([RED]), np.array([1.0]))
     assert dominant_color_distance(one, flipped) == pytest.approx(0.0, abs=1e-9)
-    moved = 0.25 * float(
-        ciede2000(np.array(RED), np.array(BLUE))
-    )  # a quarter of the object must change colour
+    # A quarter of the object must change colour.
+    moved = 0.25 * float(ciede2000(np.array(RED), np.array(BLUE)))
     assert dominant_color_distance(one, other) == pytest.approx(moved)
     assert dominant_color_distance(other, one) == pytest.approx(moved)
 

@@ -24,10 +24,10 @@ def test_a_cube_is_inside_to_the_last_cell_and_its_volume_is_exact() -> None:
 
 
 def test_holes_and_turned_faces_and_shells_that_overlap() -> None:
-    whole, _ = inside_points(box(0.6), cells=20)
-    assert len(inside_points(box(0.6, keep=10), cells=20)[0]) == len(
-        whole
-    )  # one side is missing: two columns out of three vote
+    closed, _ = inside_points(box(0.6), cells=20)
+    # One side is missing: the columns of two axes out of three agree.
+    holed, _ = inside_points(box(0.6, keep=10), cells=20)
+    assert len(holed) == len(closed)
     turned = Mesh(box(0.6).vertices, box(0.6).faces[:, ::-1])
     assert abs(inside_points(turned, cells=20)[1] - 0.6**3) < 1e-6
     twice = Mesh(
@@ -35,7 +35,7 @@ def test_holes_and_turned_faces_and_shells_that_overlap() -> None:
         np.concatenate([box(0.6).faces, box(0.6).faces + 8]),
     )
     assert (
-        len(inside_points(twice, cells=20)[0]) == len(whole)
+        len(inside_points(twice, cells=20)[0]) == len(closed)
         and abs(inside_points(twice, cells=60)[1] - 0.216) < 0.02
     )
     assert len(inside_points(box(0.6, keep=1), cells=20)[0]) == 0

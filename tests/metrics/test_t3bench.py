@@ -1,4 +1,4 @@
-"""T3Bench's protocol: its sphere, its neighbour means by hand, its pictures, and who scores, captions and grades."""
+"""T3Bench's protocol: sphere, neighbour means by hand, pictures, scorers, captioners, graders."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import trimesh
 
 from tests.helpers.tiny_rewards import write_imagereward
 from vp3d.config.paths import ASSETS
-from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.evaluate import t3bench
+from vp3d.evaluate.runner import Settings
 from vp3d.metrics.attribute_judge import load_judge
 from vp3d.metrics.scorers import KEY_VARIABLE, ChatEndpoint, ClipScorer, JudgeCaptioner, WordGrader
 from vp3d.metrics.t3bench import (
@@ -99,9 +99,8 @@ def test_quality_of_a_ball_is_its_largest_disc_and_of_nothing_is_black() -> None
         and np.abs(mesh.vertices.mean(0)).max() < 1e-6
     )
     found = quality(ball(), "a ball", Brightness(), size=24)
-    edge = (
-        1.0 / np.sqrt(RADIUS**2 - 1.0) / np.tan(np.deg2rad(12.0))
-    )  # radius of the disc by half a picture, at 24 degrees
+    # Radius of the disc in units of half a picture, at 24 degrees.
+    edge = 1.0 / np.sqrt(RADIUS**2 - 1.0) / np.tan(np.deg2rad(12.0))
     assert edge > np.sqrt(2.0) and found["raw"] == pytest.approx(1.0)  # it fills the picture
     assert quality(None, "a ball", Brightness(), size=24) == {"quality": 50.0, "raw": 0.0}
 
@@ -135,14 +134,15 @@ def test_imagereward_scores_as_the_reward_does_and_cuts_long_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VP3D_MODELS", str(tmp_path))
-    protocol, config = t3bench.Protocol(scorer="imagereward"), Config(backend="cpu")
+    protocol = t3bench.Protocol(scorer="imagereward")
+    settings = Settings(tmp_path / "work", overrides=("backend=cpu",))
     with pytest.raises(
         UserError,
         match="'imagereward' is not fetched; run: python launch.py models fetch imagereward$",
     ):
-        t3bench.configured_scorer(protocol, config)
+        t3bench.configured_scorer(protocol, settings)
     write_imagereward(tmp_path / "imagereward")
-    scorer, reward = t3bench.configured_scorer(protocol, config), load_imagereward("imagereward")
+    scorer, reward = t3bench.configured_scorer(protocol, settings), load_imagereward("imagereward")
     pictures = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     assert torch.equal(
         scorer.score("a red sphere", pictures),
@@ -161,7 +161,7 @@ def test_imagereward_scores_as_the_reward_does_and_cuts_long_prompts(
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict]]]:
-    """A chat endpoint that answers "a red ball" to pictures and lists, and 4 where a grade is asked."""
+    """A chat endpoint that answers "a red ball" to pictures and lists, and 4 to grades."""
     asked: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):

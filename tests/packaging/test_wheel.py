@@ -133,7 +133,9 @@ import vp3d
 from vp3d.config import paths
 assert vp3d.__file__.startswith(sys.path[0]), vp3d.__file__
 assert paths.INSTALLED
-for path in ("assets/toybox/MANIFEST.json", "assets/prompts/toybench_single.txt", "configs/sds.yaml"):
+for path in (
+    "assets/toybox/MANIFEST.json", "assets/prompts/toybench_single.txt", "configs/sds.yaml"
+):
     assert paths.locate(path).is_file(), path
     assert paths.locate(path).is_relative_to(sys.path[0]), path
 assert not {"torch", "numpy"} & set(sys.modules)

@@ -1,4 +1,4 @@
-"""Cameras: hand values of the frame, rays and `project` as inverses, and where random cameras stand."""
+"""Cameras: hand values of the frame, `project` as the inverse of the rays, random cameras."""
 
 from __future__ import annotations
 
@@ -63,9 +63,8 @@ def test_azimuth_90_sees_plus_y_in_the_middle_and_the_front_on_its_left() -> Non
     )
     assert depth[0].tolist() == pytest.approx([2.0, 4.0, 3.0, 3.0], abs=1e-5)
     assert close(pixel[0, 0], [32, 32], 1e-4)
-    assert (
-        pixel[0, 2, 0] < 31 and pixel[0, 3, 1] < 31
-    )  # the front (+x) to the left, the top (+z) above
+    # The front (+x) is to the left, the top (+z) above.
+    assert pixel[0, 2, 0] < 31 and pixel[0, 3, 1] < 31
 
 
 def test_rays_are_unit_and_row_major_with_the_field_of_view_vertical() -> None:

@@ -94,9 +94,9 @@ def test_closed_mesh_has_no_cracks_and_the_right_size() -> None:
 
 
 def test_depth_is_the_distance_along_the_ray() -> None:
-    seen = raster.rasterize(ball(5), orbit(40.0, 10.0, 3.0, 40.0), 33, 33)
-    assert float(seen.depth[0, 16, 16]) == pytest.approx(3.0 - 0.6, abs=1e-3)
-    assert (seen.depth[seen.face_index < 0] == 0).all()
+    visible = raster.rasterize(ball(5), orbit(40.0, 10.0, 3.0, 40.0), 33, 33)
+    assert float(visible.depth[0, 16, 16]) == pytest.approx(3.0 - 0.6, abs=1e-3)
+    assert (visible.depth[visible.face_index < 0] == 0).all()
 
 
 def test_texture_is_bilinear_with_v_up() -> None:
@@ -109,7 +109,7 @@ def test_texture_is_bilinear_with_v_up() -> None:
 
 
 def square(texture: np.ndarray | None) -> Mesh:
-    """The square |y|, |z| <= 0.5 at x = 0, seen from the front; u grows with y, v with z."""
+    """The square |y|, |z| <= 0.5 at x = 0, viewed from the front; u grows with y, v with z."""
     corners = np.float32([[0, -0.5, -0.5], [0, 0.5, -0.5], [0, 0.5, 0.5], [0, -0.5, 0.5]])
     uv = corners[:, 1:] + 0.5
     return Mesh(

@@ -33,9 +33,8 @@ def test_lambert_by_hand() -> None:
     rgb = lambert(
         torch.tensor([[0.2, 0.4, 1.0]]).expand(4, 3), torch.stack([light, across, -light, slanted])
     )
-    factors = torch.tensor(
-        [1.0, 0.775, 0.55, 0.55 + 0.45 * 0.75]
-    )  # (1 + cos) / 2 is 1, 1/2, 0, 3/4
+    # (1 + cos) / 2 is 1, 1/2, 0 and 3/4.
+    factors = torch.tensor([1.0, 0.775, 0.55, 0.55 + 0.45 * 0.75])
     assert torch.allclose(rgb, factors[:, None] * torch.tensor([0.2, 0.4, 1.0]), atol=1e-6)
 
 
@@ -46,9 +45,8 @@ def test_bounds_and_gradient() -> None:
     shade = lambert_shade(normal)
     assert shade.min() >= AMBIENT and shade.max() <= AMBIENT + DIFFUSE + 1e-6
     shade.sum().backward()
-    assert torch.allclose(
-        normal.grad, 0.5 * DIFFUSE * torch.tensor(LIGHT_DIRECTION).expand(64, 3)
-    )  # no side goes flat
+    # The gradient is the same everywhere: no side is without relief.
+    assert torch.allclose(normal.grad, 0.5 * DIFFUSE * torch.tensor(LIGHT_DIRECTION).expand(64, 3))
 
 
 def test_shade_render_lights_by_the_renormalised_normal() -> None:
@@ -62,8 +60,7 @@ def test_shade_render_lights_by_the_renormalised_normal() -> None:
         0.5 * (AMBIENT + DIFFUSE * 0.5 * (1 + LIGHT_DIRECTION[2])) * torch.ones(3),
         atol=1e-6,
     )
-    assert torch.allclose(
-        lit.rgb[1], 0.5 * (AMBIENT + 0.5 * DIFFUSE) * torch.ones(3)
-    )  # no normal: the mean light
+    # Without a normal: the mean light.
+    assert torch.allclose(lit.rgb[1], 0.5 * (AMBIENT + 0.5 * DIFFUSE) * torch.ones(3))
     with pytest.raises(ValueError, match="want_normal"):
         shade_render(Render(torch.zeros(1, 3), torch.zeros(1), torch.zeros(1)))

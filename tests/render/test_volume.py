@@ -1,4 +1,4 @@
-"""Volume rendering: closed forms, the three routes against each other in value and gradient, edges, determinism, memory."""
+"""Volume rendering: closed forms, the three implementations compared, determinism, memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from vp3d.fields.grid import GridField
 from vp3d.fields.hashgrid import HashGridField
 from vp3d.fields.nerf import build_field
 from vp3d.render.camera import camera_rays, orbit, ring
-from vp3d.render.occupancy import OccupancyGrid, box_interval
+from vp3d.render.occupancy import OccupancyGrid
 from vp3d.render.shade import lambert
 from vp3d.render.volume import (
-    dense_ahead,
+    box_interval,
+    dense_exclusive_sum,
     occupied_samples,
     ray_bins,
     render_rays,
@@ -97,9 +98,8 @@ def test_box_interval_by_hand() -> None:
     near, far = box_interval(Rays(origins, directions))
     assert near[:2].tolist() == [2, 0] and far[:2].tolist() == [4, 1]
     assert (far - near)[2:4].tolist() == [0, 0]  # looks away; passes by
-    assert (
-        torch.isfinite(near).all() and torch.isfinite(far).all() and (far >= near).all()
-    )  # the last grazes a face
+    # The last ray is inside a face of the cube.
+    assert torch.isfinite(near).all() and torch.isfinite(far).all() and (far >= near).all()
 
 
 def test_box_interval_against_sampled_points() -> None:
@@ -141,8 +141,8 @@ def test_constant_density_has_the_closed_form(sigma: float) -> None:
 def test_light_that_reaches_each_sample_by_hand() -> None:
     tau = torch.tensor([math.log(2), math.log(4), 50.0, 1.0, 3.0])
     flat = torch.tensor([0, 1, 3, 4, 6])  # ray 0 lacks its sample 2, ray 1 has its sample 1 alone
-    reach = torch.exp(-dense_ahead(tau, flat, torch.tensor([4, 1]), 5))
-    assert torch.allclose(reach, torch.tensor([1.0, 0.5, 0.125, 0.0, 1.0]), atol=1e-6)
+    transmittance = torch.exp(-dense_exclusive_sum(tau, flat, torch.tensor([4, 1]), 5))
+    assert torch.allclose(transmittance, torch.tensor([1.0, 0.5, 0.125, 0.0, 1.0]), atol=1e-6)
 
 
 def test_opaque_sphere_has_its_analytic_depth() -> None:
@@ -165,9 +165,8 @@ def test_every_route_gives_the_same_values_and_gradients(level: float) -> None:
     start, step = ray_bins(rays, SAMPLES, seeded(3))
     reference = render_rays_reference(field, rays, start, step, SAMPLES, want_normal=True)
     assert_same(field, reference, render_rays_torch(field, rays, start, step, CONFIG, None, True))
-    compiled = render_grid(
-        field, rays, start, step, SAMPLES, None, True
-    )  # leaves out what is behind 99.99 % of the light
+    # The kernels skip everything behind an opacity of 99.99 %.
+    compiled = render_grid(field, rays, start, step, SAMPLES, None, True)
     assert_same(field, reference, compiled, atol=1e-3 if level > 0 else 2e-5)
 
 
@@ -245,9 +244,8 @@ def test_occupancy_keeps_what_is_there_with_a_margin_and_forgets() -> None:
             (400 * (0.3 - lattice(24).norm(dim=-1))).clamp(-15, 60).reshape(1, 1, 24, 24, 24)
         )
     occupancy = OccupancyGrid(RenderConfig(occupancy_resolution=16))
-    assert occupancy.share() == pytest.approx(
-        4 / 3 * math.pi * 0.9**3 / 8, rel=0.03
-    )  # the ball, before the first update
+    # Before the first update, the ball of bound_radius is occupied.
+    assert occupancy.share() == pytest.approx(4 / 3 * math.pi * 0.9**3 / 8, rel=0.03)
     occupancy.update(field, seeded())
     x = lattice(40)
     near, kept = x.norm(dim=-1) < 0.35, occupancy.contains(x)
@@ -345,14 +343,11 @@ def test_chunks_do_not_change_the_picture_and_shrink_when_memory_runs_out() -> N
             torch.allclose(a, b, atol=1e-6)
             for a, b in zip(outputs(whole), outputs(other), strict=True)
         )
-    seen = SAMPLES * int(
-        (ray_bins(rays, SAMPLES, None)[1] > 0).sum()
-    )  # rays that miss the cube have no samples
-    assert 40 * SAMPLES < seen < 100 * SAMPLES
-    assert chunks == [
-        seen // 2,
-        seen // 2 // SAMPLES * SAMPLES // 2,
-    ]  # halves of what was tried, in whole rays
+    # Rays that miss the cube have no samples.
+    used = SAMPLES * int((ray_bins(rays, SAMPLES, None)[1] > 0).sum())
+    assert 40 * SAMPLES < used < 100 * SAMPLES
+    # Each chunk is half of the samples that were tried, in complete rays.
+    assert chunks == [used // 2, used // 2 // SAMPLES * SAMPLES // 2]
 
 
 def test_only_samples_in_occupied_cells_count_for_a_chunk() -> None:

@@ -1,4 +1,4 @@
-"""The nerfacc route: our hand-over of rays against a slow traversal, its scan against ours, and both on a GPU."""
+"""nerfacc as a March: our rays against a slow traversal, its scan against ours, both on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from vp3d.fields.nerf import build_field
 from vp3d.render import volume_cuda
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.occupancy import OccupancyGrid
-from vp3d.render.volume import DENSE, March, dense_ahead, occupied_samples, ray_bins, render_rays
+from vp3d.render.volume import (
+    DENSE,
+    March,
+    dense_exclusive_sum,
+    occupied_samples,
+    ray_bins,
+    render_rays,
+)
 from vp3d.types import Rays
 
 SAMPLES = 20
@@ -63,7 +70,9 @@ def slow_exclusive_sum(values: Tensor, packed_info: Tensor) -> Tensor:
     return torch.cat(parts) if parts else values
 
 
-SLOW = March(volume_cuda.occupied_by(slow_traverse), volume_cuda.packed_ahead(slow_exclusive_sum))
+SLOW = March(
+    volume_cuda.occupied_by(slow_traverse), volume_cuda.packed_exclusive_sum(slow_exclusive_sum)
+)
 
 
 @pytest.mark.parametrize("jittered", [False, True])
@@ -80,13 +89,13 @@ def test_rays_are_handed_over_so_that_the_samples_are_ours(jittered: bool) -> No
         + (start[ray] + (different % SAMPLES) * step[ray])[:, None] * rays.directions[ray]
     )
     cells = (x + 1.0) * 4.0
-    assert ((cells - cells.round()).abs().amin(-1) < 1e-4).all() and len(different) < 0.02 * len(
-        ours
-    )  # on a cell's border
+    # Only samples on a cell's border may differ.
+    assert ((cells - cells.round()).abs().amin(-1) < 1e-4).all()
+    assert len(different) < 0.02 * len(ours)
 
 
 def check_edges(march: March, device: torch.device) -> None:
-    """Rays that miss, a grid with nothing in it, no grid, and no rays: the samples, the picture and finite gradients."""
+    """Samples, picture and gradients for rays that miss, an empty grid, no grid, and no rays."""
     miss = Rays(torch.tensor([[3.0, 0, 0]]).expand(4, 3), torch.tensor([[1.0, 0, 0]]).expand(4, 3))
     nothing = OccupancyGrid(CONFIG)
     nothing.mask.fill_(False)
@@ -122,9 +131,9 @@ def test_packed_sums_are_the_dense_ones_with_their_gradient() -> None:
     flat = torch.tensor([0, 3, 4, 11, 12, 13, 24])
     counts = torch.bincount(flat // 5, minlength=6)  # rays 1 and 3 have no sample
     found = []
-    for ahead in (dense_ahead, SLOW.ahead):
+    for exclusive_sum in (dense_exclusive_sum, SLOW.exclusive_sum):
         tau = torch.rand(7, generator=seeded(1)).requires_grad_()
-        values = ahead(tau, flat, counts, 5)
+        values = exclusive_sum(tau, flat, counts, 5)
         (gradient,) = torch.autograd.grad((values * torch.arange(7.0)).sum(), tau)
         found.append((values.detach(), gradient))
     for ours, theirs in zip(*found, strict=True):
@@ -139,16 +148,16 @@ def test_the_check_accepts_what_agrees_and_names_what_does_not(
     assert volume_cuda.check_march(SLOW, CPU) == ""
     late = March(
         SLOW.occupied,
-        lambda tau, flat, counts, samples: dense_ahead(tau, flat, counts, samples) + tau,
+        lambda tau, flat, counts, samples: dense_exclusive_sum(tau, flat, counts, samples) + tau,
     )
     assert volume_cuda.check_march(late, CPU).startswith("its picture differs")
-    deaf = March(SLOW.occupied, lambda *arguments: dense_ahead(*arguments).detach())
+    deaf = March(SLOW.occupied, lambda *arguments: dense_exclusive_sum(*arguments).detach())
     assert volume_cuda.check_march(deaf, CPU).startswith("its gradient differs")
     mirrored = March(
         volume_cuda.occupied_by(
             lambda o, d, cells, *rest: slow_traverse(o, d, cells.flip(0), *rest)
         ),
-        SLOW.ahead,
+        SLOW.exclusive_sum,
     )
     assert volume_cuda.check_march(mirrored, CPU).startswith("its picture differs")
 

@@ -1,3 +1,5 @@
+"""Pictures and videos of a mesh: frames, contact sheets, MP4, GIF, and a missing ffmpeg."""
+
 from __future__ import annotations
 
 import subprocess
@@ -11,7 +13,7 @@ from PIL import Image
 from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.report import pictures, video
-from vp3d.types import Mesh
+from vp3d.types import Mesh, to_uint8
 
 
 def half_and_half() -> Mesh:
@@ -36,14 +38,14 @@ def test_a_ring_starts_at_the_front_and_closes(frames: np.ndarray) -> None:
     front, back = frames[0, 24, 24], frames[6, 24, 24]
     assert front[0] > 200 > 60 > front[2] and back[2] > 200 > 60 > back[0]
     change = [np.abs(frames[i].astype(int) - frames[i - 1]).mean() for i in range(12)]
-    assert (
-        change[0] <= max(change[1:]) and change[0] > 0
-    )  # from the last to the first frame is a step like any other
+    # The step from the last to the first frame is like any other.
+    assert change[0] <= max(change[1:]) and change[0] > 0
 
 
 def test_to_uint8_rounds_and_clamps() -> None:
     rgb = torch.tensor([-1.0, 0.5, 2.0]).reshape(1, 3, 1, 1)
-    assert pictures.to_uint8(rgb).tolist() == [[[[0, 128, 255]]]]
+    assert to_uint8(rgb).tolist() == [[[[0, 128, 255]]]]
+    assert to_uint8(rgb[0]).tolist() == [[[0, 128, 255]]]
 
 
 def test_preview_has_eight_views(tmp_path: Path) -> None:
@@ -52,8 +54,8 @@ def test_preview_has_eight_views(tmp_path: Path) -> None:
     )
     picture = np.asarray(Image.open(tmp_path / "preview.png")).astype(int)
     assert picture.shape[1] == 4 * 96 + 3 * pictures.GAP + 4 * pictures.GAP
-    ground = (np.abs(picture - round(pictures.GROUND * 255)) <= 1).all(2)
-    rows = np.flatnonzero(ground.mean(1) > 0.4)
+    background = (np.abs(picture - round(pictures.BACKGROUND * 255)) <= 1).all(2)
+    rows = np.flatnonzero(background.mean(1) > 0.4)
     assert len(rows) > 100
     red, blue = picture[..., 0] - picture[..., 2] > 150, picture[..., 2] - picture[..., 0] > 150
     assert red.sum() > 4000 and 0.8 < red.sum() / blue.sum() < 1.25  # as much front as back
@@ -66,34 +68,21 @@ def test_text_is_shortened_to_its_width() -> None:
 
 
 def test_video_is_whole_exact_and_plays_anywhere(frames: np.ndarray, tmp_path: Path) -> None:
-    told: list[str] = []
-    path = video.write_turntable(frames, tmp_path / "turntable.mp4", fps=8, warn=told.append)
-    assert path == tmp_path / "turntable.mp4" and not told
+    warnings: list[str] = []
+    path = video.write_turntable(frames, tmp_path / "turntable.mp4", fps=8, warn=warnings.append)
+    assert path == tmp_path / "turntable.mp4" and not warnings
     data = path.read_bytes()
-    assert (
-        0 < data.find(b"moov") < data.find(b"mdat")
-    )  # the index stands first, so a browser can start at once
+    # The index comes first, so a browser can start at once.
+    assert 0 < data.find(b"moov") < data.find(b"mdat")
     probe = subprocess.run(
         [video.find_ffmpeg(), "-i", str(path)], capture_output=True, text=True
     ).stderr
     assert (
         "h264" in probe and "yuv420p(tv, bt709" in probe and "50x50" in probe and "8 fps" in probe
     )
-    command = [
-        video.find_ffmpeg(),
-        "-loglevel",
-        "error",
-        "-i",
-        str(path),
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-",
-    ]
-    decoded = np.frombuffer(
-        subprocess.run(command, capture_output=True, check=True).stdout, np.uint8
-    ).reshape(-1, 50, 50, 3)
+    options = ["-loglevel", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run([video.find_ffmpeg(), *options], capture_output=True, check=True)
+    decoded = np.frombuffer(done.stdout, np.uint8).reshape(-1, 50, 50, 3)
     assert len(decoded) == len(frames)
     assert np.abs(decoded[:, :49, :49].astype(int) - frames).mean() < 6
     video.write_turntable(frames, tmp_path / "again.mp4", fps=8)
@@ -109,9 +98,11 @@ def test_without_ffmpeg_there_is_a_gif_and_one_warning(
         program.write_text("#!/bin/sh\necho 'no encoder' >&2\nexit 3\n")
         program.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
-    told: list[str] = []
-    path = video.write_turntable(frames, tmp_path / "turntable.mp4", fps=10, warn=told.append)
-    assert path == tmp_path / "turntable.gif" and len(told) == 1 and "turntable.gif" in told[0]
+    warnings: list[str] = []
+    path = video.write_turntable(frames, tmp_path / "turntable.mp4", fps=10, warn=warnings.append)
+    assert (
+        path == tmp_path / "turntable.gif" and len(warnings) == 1 and "turntable.gif" in warnings[0]
+    )
     assert sorted(p.name for p in tmp_path.iterdir() if p != program) == ["turntable.gif"]
     with Image.open(path) as gif:
         assert gif.n_frames == len(frames) and gif.info["loop"] == 0 and gif.info["duration"] == 100
@@ -156,9 +147,9 @@ def test_a_gif_that_is_asked_for_needs_no_ffmpeg(
 ) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     (tmp_path / "turntable.mp4").touch()
-    told: list[str] = []
-    path = video.write_turntable(frames, tmp_path / "turntable.gif", warn=told.append)
-    assert not told and [p.name for p in tmp_path.iterdir()] == [path.name] == ["turntable.gif"]
+    warnings: list[str] = []
+    path = video.write_turntable(frames, tmp_path / "turntable.gif", warn=warnings.append)
+    assert not warnings and [p.name for p in tmp_path.iterdir()] == [path.name] == ["turntable.gif"]
     with pytest.raises(UserError, match=r"/nowhere/ffmpeg.*export\.turntable=gif"):
         video.require_ffmpeg()
 

@@ -1,3 +1,5 @@
+"""The report: self-contained, escaped, complete, and right about restarts and pauses."""
+
 from __future__ import annotations
 
 import base64
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.assets import asset_of
 from vp3d.config.loader import load_config
 from vp3d.export.glb import write_glb
 from vp3d.report.pictures import ring_frames
 from vp3d.report.plots import curves, grouped, plot_svgs, write_plots
-from vp3d.report.report import facts, seen, time_spent, write_report
+from vp3d.report.report import progress, time_spent, view_guesses, write_report
 from vp3d.report.video import write_turntable
 from vp3d.report.viewer import DISTANCE, first_view, viewer_page
 from vp3d.runs.folder import RunFolder
@@ -58,24 +61,11 @@ def pyramid() -> Mesh:
 def log_steps(run: RunFolder) -> None:
     run.event("start", prompt=PROMPT)
     for step in range(5, 55, 5):
-        told = {
-            "loss": 9.0,
-            "sds": 1.0 / step,
-            "sparsity": 0.1,
-            "reward_text_image": step / 100,
-            "samples": 1e5,
-        }
-        run.event("step", step=step, steps=60, **told, opacity=0.3)
-    run.event(
-        "step",
-        step=55,
-        steps=60,
-        loss=float("nan"),
-        sds=float("nan"),
-        sparsity=0.1,
-        reward_text_image=0.5,
-        opacity=0.3,
-    )
+        values = {"loss": 9.0, "sds": 1.0 / step, "sparsity": 0.1, "samples": 1e5}
+        values |= {"reward_text_image": step / 100, "opacity": 0.3}
+        run.event("step", step=step, steps=60, **values)
+    nan = {"loss": float("nan"), "sds": float("nan")}
+    run.event("step", step=55, steps=60, **nan, sparsity=0.1, reward_text_image=0.5, opacity=0.3)
     run.event("warning", message="no video: <script>alert(1)</script>")
 
 
@@ -98,7 +88,7 @@ def report(make_run: Callable[[], RunFolder]) -> Path:
         Image.new("RGB", (64, 64), (40 * n, 90, 90)).save(run.visual_prompt / f"candidate_{n}.png")
     Image.new("RGB", (64, 64), "white").save(run.visual_prompt / "cutout.png")
     write_json(run.visual_prompt / "scores.json", {"scores": [None, 0.25], "chosen": 1})
-    write_glb(mesh, run.path / "model.glb")
+    write_glb(asset_of(mesh), run.path / "model.glb")
     write_turntable(ring_frames(mesh, 4, 32, run.config().camera), run.path / "turntable.mp4")
     figures = {"glb_iou": 0.987, "glb_psnr": 31.26, "stl_iou": 0.99}
     return write_report(run, Asset(PROMPT, mesh, run.path, figures))
@@ -170,11 +160,10 @@ def test_the_viewer_survives_the_frame_and_holds_the_asset(report: Path) -> None
 
 def test_first_view_looks_at_the_origin() -> None:
     pose = first_view()
-    assert np.linalg.det(pose[:3, :3]) == pytest.approx(1.0) and pose[:3, :3].T @ pose[
-        :3, :3
-    ] == pytest.approx(np.eye(3))
+    axes = pose[:3, :3]
+    assert np.linalg.det(axes) == pytest.approx(1.0) and axes.T @ axes == pytest.approx(np.eye(3))
     assert pose[:3, 3] - DISTANCE * pose[:3, 2] == pytest.approx(np.zeros(3), abs=1e-9)
-    assert pose[1, 1] > 0.9 and pose[2, 3] > 0  # up is up, and the camera stands in front
+    assert pose[1, 1] > 0.9 and pose[2, 3] > 0  # up is up, and the camera is in front
 
 
 def test_a_bare_run_still_gets_its_report(make_run: Callable[[], RunFolder]) -> None:
@@ -190,7 +179,7 @@ def test_a_bare_run_still_gets_its_report(make_run: Callable[[], RunFolder]) -> 
 
 
 def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
-    told = [(5, 1.0), (10, "nan"), (15, 2.0), (5, 3.0)]
+    logged = [(5, 1.0), (10, "nan"), (15, 2.0), (5, 3.0)]
     rest = {
         "sds": 9.0,
         "x": -0.1,
@@ -200,7 +189,7 @@ def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
         "loss": 1.0,
         "eta_s": 3,
     }
-    events = [{"kind": "step", "step": s, "sparsity": v, **rest} for s, v in told]
+    events = [{"kind": "step", "step": s, "sparsity": v, **rest} for s, v in logged]
     found = curves([{"kind": "start"}, *events])
     steps, values = found["sparsity"]
     assert steps.tolist() == [5, 10, 15, 5, 5]
@@ -214,19 +203,18 @@ def test_curves_break_at_restarts_and_holes(tmp_path: Path) -> None:
 
 
 def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
-    config = load_config(None, [], ["optim.steps=400"])
     events = [
         {"kind": "step", "step": 150},
         {"kind": "restart", "step": 152},
         {"kind": "step", "step": 5},
     ]
-    assert facts(config, [])["steps"] == "0 of 400" and facts(config, events)["steps"] == "5 of 400"
+    assert progress(400, []) == {"steps": "0 of 400"}
+    assert progress(400, events)["steps"] == "5 of 400"
     stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
-    assert facts(config, stopped)["steps"] == "8 of 400" and not seen(stopped)
-    looked = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
-    assert seen(looked)["janus"] == 0.5 and not seen(
-        [*looked, {"kind": "export"}]
-    )  # exported anew: another mesh
+    assert progress(400, stopped)["steps"] == "8 of 400" and not view_guesses(stopped)
+    judged = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
+    assert view_guesses(judged)["janus"] == 0.5
+    assert not view_guesses([*judged, {"kind": "export"}]), "re-exported: another mesh"
 
 
 def test_time_leaves_pauses_out() -> None:

@@ -1,4 +1,6 @@
-"""Whole files or none, one folder a run, a log that survives a kill, and one line for every trouble with the disk."""
+"""Whole files or none, one folder a run, a log that survives a kill, and one line for every trouble
+with the disk.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
     """A child rewrites one file with 1 MB of a single letter, over and over, until it is killed."""
     script = (
         "import sys, pathlib, itertools; from vp3d.system.files import write_text\n"
-        "for letter in itertools.cycle('ab'): write_text(pathlib.Path(sys.argv[1]), letter * 1_000_000)"
+        "for letter in itertools.cycle('ab'):\n"
+        "    write_text(pathlib.Path(sys.argv[1]), letter * 1_000_000)"
     )
     path = tmp_path / "x.txt"
     child = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT)
@@ -164,7 +167,8 @@ def test_events_that_are_none_are_left_out(config: Config) -> None:
     run.event("step", step=1)
     with run.events_file.open("a") as log:
         log.write(
-            '{"time": null, "kind": "step", "step": 3}\n{"time": 1, "kind": "step", "step": [1]}\n{"kind": "done"}\n'
+            '{"time": null, "kind": "step", "step": 3}\n'
+            '{"time": 1, "kind": "step", "step": [1]}\n{"kind": "done"}\n'
         )
     assert [event["step"] for event in run.events()] == [1]
 

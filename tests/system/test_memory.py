@@ -1,4 +1,6 @@
-"""Profiles by free memory, and a run that goes on after memory ran out, forward and backward, as if it never had."""
+"""Profiles by free memory, and a run that goes on after memory ran out, forward and backward, as if
+it never had.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,9 @@ def small_config(folder: Path, kind: str = "grid") -> Config:
 
 
 class OutOfMemory(TowardsRed):
-    """`TowardsRed` that runs out of memory at the given calls, while it computes or when it is differentiated."""
+    """`TowardsRed` that runs out of memory at the given calls, while it computes or when it is
+    differentiated.
+    """
 
     def __init__(self, calls: range, backward: bool, error: RuntimeError | None = None) -> None:
         super().__init__()
@@ -238,7 +242,9 @@ def test_smaller_chunks_of_the_torch_route_give_the_same_run_but_for_rounding(
 
 
 def test_what_is_halved_is_what_is_evaluated(tmp_path: Path) -> None:
-    """Where a quarter of the cells hold matter, the first half is that of a quarter of all places on the rays."""
+    """Where a quarter of the cells hold matter, the first half is that of a quarter of all places
+    on the rays.
+    """
     config = small_config(tmp_path)
     config.render.resolution = 32
     field = build_field(config.field, make_generator(5, "field"))

@@ -1,4 +1,6 @@
-"""Memory that runs out: told from other errors, and where nothing can be cut smaller, one line and exit code 2."""
+"""Memory that runs out: told from other errors, and where nothing can be cut smaller, one line and
+exit code 2.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: round trips bit for bit, damage found and passed over, a kill in mid-write harmless."""
+"""Checkpoints: exact round trips, damage found and skipped, a kill in mid-write is harmless."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def test_kill_in_mid_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         n = 0
         while True:
             n += 1
-            checkpoint.save(Path({str(tmp_path)!r}), n, {{"field.grid": torch.full((400_000,), float(n))}}, {{"step": n}})
+            tensors = {{"field.grid": torch.full((400_000,), float(n))}}
+            checkpoint.save(Path({str(tmp_path)!r}), n, tensors, {{"step": n}})
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=environment)

@@ -1,4 +1,6 @@
-"""The coarse stage and its loop, on a real field and renderer, guided by wrappers around a simple target."""
+"""The coarse stage and its loop, on a real field and renderer, guided by wrappers around a simple
+target.
+"""
 
 from __future__ import annotations
 

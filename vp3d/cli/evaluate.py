@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 LARGEST_VIEW = 4096  # pixels of a side, of `--size`
 SUITE_KEYS = ("prompt", "seed", "preset", "output_dir")  # settings that a suite fixes itself
-LOWEST = {"seeds": 1, "jobs": 1, "size": 16}  # option -> its lowest value
+LOWEST = {"seeds": 1, "jobs": 1, "every": 1, "size": 16}  # option -> its lowest value
 EPILOG = f"""\
 suites:
   toybench   the 72 prompts of the toybox (assets/prompts/toybench_*.txt). Each asset is compared
              with the exact scene of its caption (IoU, Chamfer distance, F-score, colour, Janus
              score) and with its prompt alone (judge, CLIP R-precision).
+  gallery    24 prompts (assets/prompts/gallery.txt), judged view by view, with a contact sheet:
+             WORK/gallery.png.
+  stylised   three nouns with each of five reference pictures, and without; try it with
+             --config configs/stylize.yaml.
   t3bench    the protocol of T3Bench on your own copy of its prompts, or on any other prompts:
              162 positions x 5 focal lengths, regional means.
 
@@ -47,6 +51,7 @@ Results that exist are not computed again.
 examples:
   {program()} evaluate --subset mini --preset draft
   {program()} evaluate --seeds 3 --jobs 2 --config configs/sds.yaml --work outputs/plain-sds
+  {program()} evaluate --suite gallery --preset draft
   {program()} evaluate --assets my_meshes
   {program()} evaluate --suite t3bench --prompts prompt_single.txt --scorer imagereward \\
       --config configs/sd15.yaml
@@ -70,6 +75,22 @@ def run_toybench(arguments: argparse.Namespace, settings: Settings) -> str:
     )
 
 
+def run_gallery(arguments: argparse.Namespace, settings: Settings) -> str:
+    """Run `gallery`; returns its tables."""
+    from vp3d.evaluate.command import evaluate_gallery
+
+    return evaluate_gallery(
+        settings, arguments.prompts, arguments.every, arguments.seeds, arguments.jobs
+    )
+
+
+def run_stylised(arguments: argparse.Namespace, settings: Settings) -> str:
+    """Run `stylised`; returns its tables."""
+    from vp3d.evaluate.command import evaluate_stylised
+
+    return evaluate_stylised(settings, arguments.seeds, arguments.jobs)
+
+
 def run_t3bench(arguments: argparse.Namespace, settings: Settings) -> str:
     """Run `t3bench`; returns its tables."""
     from vp3d.evaluate.command import evaluate_t3bench
@@ -88,10 +109,13 @@ def run_t3bench(arguments: argparse.Namespace, settings: Settings) -> str:
 
 
 SUITES = {
-    "toybench": Suite(run_toybench, {"subset": "all"}),
+    "toybench": Suite(run_toybench, {"subset": "all", "assets": None}),
+    "gallery": Suite(run_gallery, {"prompts": [], "every": 1}),
+    "stylised": Suite(run_stylised),
     "t3bench": Suite(
         run_t3bench,
         {
+            "assets": None,
             "prompts": [],
             "scorer": "clip",
             "grader": "none",
@@ -133,6 +157,16 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         help="folder of the runs and results (outputs/SUITE-PRESET)",
     )
+    parser.add_argument(
+        "--every", metavar="N", type=int, help="gallery: take every n-th prompt (1)"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="gallery, t3bench: one prompt a line, repeatable",
+    )
     add_t3bench_options(parser.add_argument_group("t3bench"))
     for suite in SUITES.values():
         parser.set_defaults(**suite.options)
@@ -140,13 +174,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def add_t3bench_options(group: argparse._ArgumentGroup) -> None:
     """Add the options that only `t3bench` reads."""
-    group.add_argument(
-        "--prompts",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        help="one prompt a line, repeatable",
-    )
     group.add_argument(
         "--scorer", choices=("clip", "imagereward"), help="the model that scores the quality (clip)"
     )

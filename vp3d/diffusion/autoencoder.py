@@ -1,13 +1,16 @@
-"""Between pictures and latents, with any autoencoder of the Stable Diffusion family, in a precision that holds.
+"""Encode pictures to latents and decode them, with any autoencoder of the Stable Diffusion family.
 
-Latents are scaled to about unit variance, z' = (z - shift_factor) * scaling_factor. `AutoencoderKL` gives the mode of its
-posterior, so encoding draws no noise; `AutoencoderTiny` (the TAESD family) gives latents directly.
+Latents are scaled to about unit variance, z' = (z - shift_factor) * scaling_factor. Encoding with
+an `AutoencoderKL` takes the mode of its posterior, so it draws no noise; an `AutoencoderTiny` (the
+TAESD family) has no posterior.
 
-Two things break in float16. Values: the autoencoder of SDXL overflows, so `safe_dtype` gives it float32. Gradients: those of
-a loss that is a mean over many elements are smaller than float16's least number on their way to the pixels and would vanish, so
-`encode` carries them through the network multiplied by s and divides after it, s the power of two that brings the largest
-to between 1 and 2, anew in each call (loss scaling, Micikevicius et al., arXiv 1710.03740, section 3.2, around this one network).
-The networks are handed in, nothing of diffusers is imported.
+Two things fail in float16. Values: the autoencoder of SDXL overflows, so `safe_dtype` gives it
+float32. Gradients: the gradient of a mean over many elements is below float16's smallest number in
+the network and would vanish. So `encode` multiplies it by s before the network's backward pass and
+divides by s after it; s is the power of two that brings its largest element to [1, 2), computed in
+each call (loss scaling, Micikevicius et al., arXiv 1710.03740, section 3.2, for this one network).
+
+The caller passes the networks; this module does not import diffusers.
 """
 
 from __future__ import annotations
@@ -18,15 +21,21 @@ import torch
 from torch import Tensor
 
 
-def safe_dtype(wanted: str, pipeline: torch.dtype, overflows: bool) -> torch.dtype:
-    """The autoencoder's precision: `wanted` if it names one, else ("auto") the pipeline's, but not float16 if it `overflows`."""
-    if wanted != "auto":
-        return getattr(torch, wanted)
+def safe_dtype(requested: str, pipeline: torch.dtype, overflows: bool) -> torch.dtype:
+    """The autoencoder's precision.
+
+    Args:
+        requested: A torch dtype by name, or "auto" for the pipeline's.
+        pipeline: The pipeline's dtype.
+        overflows: Whether this autoencoder overflows in float16; "auto" then gives float32.
+    """
+    if requested != "auto":
+        return getattr(torch, requested)
     return torch.float32 if overflows and pipeline == torch.float16 else pipeline
 
 
 def downscale(vae: Any) -> int:
-    """Pixels of a picture's side for one of the latents'."""
+    """How many times smaller the side of the latents is than that of the picture."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
@@ -42,7 +51,7 @@ def encode(vae: Any, rgb: Tensor) -> Tensor:
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
-    """rgb [B, 3, H, W] float32 in [0, 1] of latents [B, C, h, w]; differentiable, clipped at the ends of the range."""
+    """rgb [B, 3, H, W] float32, clipped to [0, 1], of latents [B, C, h, w]; differentiable."""
     z = latents / vae.config.scaling_factor + _shift(vae)
     return (vae.decode(z.to(vae.dtype)).sample.float() * 0.5 + 0.5).clamp(0.0, 1.0)
 
@@ -52,16 +61,13 @@ def _shift(vae: Any) -> float:
 
 
 def _scale_gradient(entry: Tensor, exit_: Tensor) -> None:
-    """Let the gradient of one backward pass run from `exit_` to `entry` with its largest value between 1 and 2."""
+    """Scale the gradient between `exit_` and `entry` so that its largest element is in [1, 2)."""
     scale: list[Tensor] = []
 
     def enlarge(grad: Tensor) -> Tensor:
         largest = grad.abs().amax()
-        scale[:] = [
-            torch.where(
-                largest > 0, torch.exp2(-torch.floor(torch.log2(largest))), torch.ones_like(largest)
-            )
-        ]
+        power = torch.exp2(-torch.floor(torch.log2(largest)))
+        scale[:] = [torch.where(largest > 0, power, torch.ones_like(largest))]
         return grad * scale[0]
 
     exit_.register_hook(enlarge)

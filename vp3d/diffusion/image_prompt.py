@@ -1,17 +1,20 @@
-"""The image condition: IP-Adapter's decoupled cross-attention (Ye et al., arXiv 2308.06721, equation 5) with a gate per sample.
+"""The image condition: IP-Adapter's decoupled cross-attention with a gate for each sample.
 
     Attn(Q, K_y, V_y) + gate * Attn(Q, K_v, V_v)
 
-The keys and values of the image tokens come from the adapter's own matrices `to_k_ip`, `to_v_ip`, next to the text's.
-`gate` [B] is the paper's lambda, one number per sample: 0 is exactly the network without adapter, 1 is scale 1. diffusers'
-own processor knows one scale for a whole call and keeps it as state; here the gate travels with the call, beside the
-tokens, so that branches with and without image, and views with different gates, share one batch.
+(Ye et al., arXiv 2308.06721, equation 5.) The keys and values of the image tokens come from the
+adapter's own matrices `to_k_ip` and `to_v_ip`. `gate` [B] is the paper's lambda, one number for
+each sample: 0 is exactly the network without adapter, 1 is scale 1. diffusers' processor has one
+scale for a complete call and keeps it as state. Here the gate is an argument of the call, together
+with the tokens, so that branches with and without image, and views with different gates, share one
+batch.
 
-The tokens come from a CLIP vision tower through the adapter's projection (`ImageEncoder`): 4 of the pooled embedding for the
-base adapters, 16 of the penultimate hidden states for "plus".
+The tokens come from a CLIP vision tower and the adapter's projection (`ImageEncoder`): 4 tokens
+from the pooled embedding for the base adapters, 16 from the penultimate hidden states for "plus".
 
-The networks are handed in, nothing of diffusers is imported: `encoder_hidden_states` of the denoiser's forward is either the
-text embedding [B, L, C] alone (no image branch) or the triple `(text [B, L, C], image tokens [B, T, C], gate [B])`.
+The caller passes the networks; this module does not import diffusers. `encoder_hidden_states` of
+the denoiser's forward pass is either the text embedding [B, L, C] alone (no image branch) or the
+triple `(text [B, L, C], image tokens [B, T, C], gate [B])`.
 """
 
 from __future__ import annotations
@@ -25,32 +28,35 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-CLIP_MEAN = (
-    0.48145466,
-    0.4578275,
-    0.40821073,
-)  # of the pictures that OpenAI's CLIP was trained on; BLIP's too
+# Mean and deviation of the training pictures of OpenAI's CLIP; BLIP uses them, too
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-POOLED = "pooled.weight"
+POOLED = "pooled.weight"  # key of `pool_image`'s weight in an adapter file
 ImageCondition = tuple[Tensor, Tensor, Tensor]  # text [B, L, C], image tokens [B, T, C], gate [B]
 
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """From an image to the image tokens of the IP-Adapter: CLIP vision tower and the adapter's projection.
+    """Encodes an image to the image tokens of the IP-Adapter.
 
-    pooled: the projection reads the pooled embedding (base), not the penultimate hidden states (plus, full).
+    Attributes:
+        tower: A transformers CLIPVisionModelWithProjection.
+        projection: The adapter's projection.
+        pooled: Whether the projection reads the pooled embedding ("base") or the penultimate hidden
+            states ("plus", "full").
+        mean: Of each channel, of images in [0, 1].
+        std: Of each channel.
     """
 
-    tower: Any  # transformers CLIPVisionModelWithProjection
+    tower: Any
     projection: nn.Module
     pooled: bool
-    mean: tuple[float, ...]  # per channel, of images in [0, 1]
+    mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Numbers in a vector that the tower gives, and in one that the projection was trained on."""
+        """Width of the tower's output, and the width that the projection was trained on."""
         config = self.tower.config
         expected = next(
             m for m in self.projection.modules() if isinstance(m, nn.Linear)
@@ -58,7 +64,10 @@ class ImageEncoder:
         return (config.projection_dim if self.pooled else config.hidden_size), expected
 
     def normalize(self, rgb: Tensor) -> Tensor:
-        """rgb [B, 3, H, W] in [0, 1] as CLIP sees it, [B, 3, S, S]: shortest edge to S bicubic, centre crop, mean and std."""
+        """CLIP's input [B, 3, S, S] of rgb [B, 3, H, W] in [0, 1].
+
+        The shortest edge is resized to S (bicubic), then centre crop, mean and std.
+        """
         side, (height, width) = self.tower.config.image_size, rgb.shape[-2:]
         scale = side / min(height, width)
         size = (max(side, int(height * scale)), max(side, int(width * scale)))
@@ -74,7 +83,10 @@ class ImageEncoder:
         return self._project(self.normalize(rgb.float()), null=False)
 
     def null_tokens(self) -> Tensor:
-        """The trained "no image" [1, T, C]: the projection of a zero embedding (base), the encoding of a zero image (plus)."""
+        """The tokens of "no image" [1, T, C] that the adapter was trained with.
+
+        They are the projection of a zero embedding (base), or the encoding of a zero image (plus).
+        """
         side, weight = self.tower.config.image_size, next(self.tower.parameters())
         return self._project(torch.zeros(1, 3, side, side, device=weight.device), null=True)
 
@@ -89,7 +101,7 @@ class ImageEncoder:
 
 
 class HasAttentionProcessors(Protocol):
-    """What is needed of a denoiser: named attention processors that can be replaced."""
+    """A denoiser with named attention processors that can be replaced."""
 
     @property
     def attn_processors(self) -> dict[str, Any]:
@@ -97,12 +109,12 @@ class HasAttentionProcessors(Protocol):
         ...
 
     def set_attn_processor(self, processor: dict[str, Any]) -> None:
-        """Replace them, all of them, by path."""
+        """Replace all processors, by path."""
         ...
 
 
 class GatedImageAttention(nn.Module):
-    """Cross-attention to text plus gated cross-attention to image tokens, for one attention layer of width D."""
+    """Cross-attention to text plus gated cross-attention to image tokens, for one layer."""
 
     def __init__(self, to_k_ip: nn.Linear, to_v_ip: nn.Linear) -> None:
         super().__init__()
@@ -116,7 +128,17 @@ class GatedImageAttention(nn.Module):
         encoder_hidden_states: Tensor | ImageCondition,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, N, D] to [B, N, D] (any range). `attn` is the layer, with its to_q, to_k, to_v, to_out and heads."""
+        """The output of the attention layer.
+
+        Args:
+            attn: The layer, with to_q, to_k, to_v, to_out and heads.
+            hidden_states: [B, N, D].
+            encoder_hidden_states: The text [B, L, C], or text, image tokens and gates.
+            attention_mask: Must be None.
+
+        Returns:
+            [B, N, D].
+        """
         if hidden_states.ndim != 3 or attention_mask is not None:
             raise ValueError("image-prompted attention takes tokens [B, N, D] without a mask")
         if isinstance(encoder_hidden_states, Tensor):
@@ -134,12 +156,12 @@ class GatedImageAttention(nn.Module):
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Tokens [B, N, D] as [B, heads, N, D / heads] (any range)."""
+    """Tokens [B, N, D] as [B, heads, N, D / heads]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V with Q [B, heads, N, d], K and V [B, M, D] (any range); returns [B, N, D]."""
+    """softmax(Q K^T / sqrt(d)) V [B, N, D] with Q [B, heads, N, d], K and V [B, M, D]."""
     mixed = F.scaled_dot_product_attention(
         query, split_heads(key, heads), split_heads(value, heads)
     )
@@ -147,9 +169,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 
 
 def install_gates(unet: HasAttentionProcessors) -> int:
-    """Put `GatedImageAttention` in the place of each loaded IP-Adapter processor, around the same weights; returns how many.
+    """Replace each loaded IP-Adapter processor by `GatedImageAttention` with the same weights.
 
-    Self-attention keeps its processors. One adapter is supported; several loaded at once are an error.
+    Self-attention keeps its processors. ValueError if several adapters are loaded.
+
+    Returns:
+        The number of replaced processors.
     """
     processors = unet.attn_processors
     adapted = {name: p for name, p in processors.items() if hasattr(p, "to_k_ip")}
@@ -164,12 +189,13 @@ def install_gates(unet: HasAttentionProcessors) -> int:
 
 
 class PooledPrompt(nn.Module):
-    """What joins the time embedding where the denoiser pools its prompt (diffusers' `addition_embed_type="text"`).
+    """The pooled prompt, for denoisers that add it to the time embedding.
 
         pool(y) + gate * W v
 
-    `text` is diffusers' own pooling, which knows only the text; `image` [D, T * C], of the image tokens v, belongs to the
-    adapter. None adds nothing, and gate 0 is exactly the network without adapter.
+    (diffusers' `addition_embed_type="text"`.) `text` is diffusers' pooling of the text y. `image`
+    is W [D, T * C], which belongs to the adapter and reads the image tokens v; None adds nothing.
+    Gate 0 is exactly the network without adapter.
     """
 
     def __init__(self, text: nn.Module, image: nn.Linear | None) -> None:
@@ -178,20 +204,21 @@ class PooledPrompt(nn.Module):
         self.image = image
 
     def forward(self, encoder_hidden_states: Tensor | ImageCondition) -> Tensor:
-        """Prompt as the denoiser takes it to [B, D] (any range)."""
+        """The pooled prompt [B, D]; the argument is the denoiser's."""
         if isinstance(encoder_hidden_states, Tensor):
             return self.text(encoder_hidden_states)
         text, tokens, gate = encoder_hidden_states
         pooled = self.text(text)
-        return (
-            pooled
-            if self.image is None
-            else pooled + gate[:, None].to(pooled.dtype) * self.image(tokens.flatten(1))
-        )
+        if self.image is None:
+            return pooled
+        return pooled + gate[:, None].to(pooled.dtype) * self.image(tokens.flatten(1))
 
 
 def pool_image(unet: Any, weight: Tensor | None = None) -> None:
-    """Let the image tokens join the pooled text by `weight` [D, T * C] (None: not at all), in a denoiser that pools it."""
+    """Add the image tokens to the pooled text, by `weight` [D, T * C], in place.
+
+    None adds nothing. A denoiser that does not pool its prompt stays as it is.
+    """
     if unet.config.addition_embed_type != "text":
         return
     pool = unet.add_embedding
@@ -206,6 +233,6 @@ def pool_image(unet: Any, weight: Tensor | None = None) -> None:
 
 
 def pooled_weight(path: Path) -> Tensor | None:
-    """`pool_image`'s weight of the adapter in the file `path` (key `pooled.weight`), None where it has none."""
+    """The weight of `pool_image` in the adapter file `path`, or None if the file has none."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(POOLED) if POOLED in set(file.keys()) else None

@@ -1,6 +1,7 @@
 """Load a `Prior` from disk: the pipeline, its IP-Adapter, and the checks of both.
 
-The only module of the product that imports diffusers.
+Weights are read from safetensors only, after they are checked against the manifest. Only this
+module and `embedded/architectures.py` import diffusers.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ from diffusers.models.embeddings import ImageProjection  # isort: skip
 from vp3d.diffusion.prior import Prior
 from vp3d.weights.readable import readable
 
-ADDED = {
+# The supported pipelines and what their denoiser may add to the time embedding
+# (diffusers' addition_embed_type)
+ADDITION_EMBED_TYPES = {
     "StableDiffusionPipeline": (None, "text"),
     "StableDiffusionXLPipeline": ("text_time",),
-}  # addition_embed_type
+}
 PUBLISHED_ENCODERS = {  # (pooled embedding, its width): folder of h94/IP-Adapter
     (True, 1024): "models/image_encoder",
     (True, 1280): "sdxl_models/image_encoder",
@@ -51,15 +54,30 @@ def load_prior(
     device: torch.device | str = "cpu",
     on_oom: Callable[[int, str], None] | None = None,
 ) -> Prior:
-    """Read, check and freeze the pipeline and IP-Adapter that `config` names; UserError for anything missing or unfit.
+    """Load, check and freeze the pipeline and the IP-Adapter that `config` names.
 
-    When memory runs out in the denoiser, or where pictures are decoded, work goes on with half the images in a call; `on_oom` is
-    told how many that are, and of which network.
+    Args:
+        config: Which files, in which precision.
+        device: Where the networks run.
+        on_oom: `on_oom(images, network)` is called after memory ran out in the denoiser or the
+            autoencoder, with the new number of images in one call of that network.
+
+    Returns:
+        The prior, frozen, on the device.
+
+    Raises:
+        UserError: if a file is missing, damaged or unsuitable.
+
+    Example:
+        >>> prior = load_prior(PriorConfig())
+        >>> prior.resolution
+        64
     """
     if config.manifest:
-        for place in filter(None, (config.path, config.vae, config.ip_adapter)):
-            verify_files(locate(config.manifest), locate(place))
-    diffusers.utils.logging.set_verbosity_error()  # it warns of every AutoencoderTiny; what matters is raised below
+        for folder in filter(None, (config.path, config.vae, config.ip_adapter)):
+            verify_files(locate(config.manifest), locate(folder))
+    # diffusers warns of every AutoencoderTiny; real problems are raised below
+    diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -83,8 +101,9 @@ def _load_pipeline(config: PriorConfig) -> Any:
     with readable(f"the pipeline {config.path}", "prior.path"):
         index = diffusers.DiffusionPipeline.load_config(source, local_files_only=local)
         kind = index.get("_class_name")
-    if kind not in ADDED:
-        raise UserError(f"prior.path {config.path} holds a {kind}: use a {' or a '.join(ADDED)}")
+    if kind not in ADDITION_EMBED_TYPES:
+        supported = " or a ".join(ADDITION_EMBED_TYPES)
+        raise UserError(f"prior.path {config.path} contains a {kind}: use a {supported}")
     parts: dict[str, Any] = {"add_watermarker": False}
     if kind == "StableDiffusionPipeline":
         parts = {"safety_checker": None, "requires_safety_checker": False}
@@ -102,8 +121,8 @@ def _load_pipeline(config: PriorConfig) -> Any:
         pipe = getattr(diffusers, kind).from_pretrained(
             source, use_safetensors=True, **options, **parts
         )
-        _check_whole(pipe.unet)
-        _check_whole(pipe.vae)
+        _check_complete(pipe.unet)
+        _check_complete(pipe.vae)
         return pipe
 
 
@@ -115,56 +134,65 @@ def _load_autoencoder(config: PriorConfig) -> Any:
             "_class_name"
         )
         if kind not in ("AutoencoderTiny", "AutoencoderKL"):
-            raise ValueError(f"it holds a {kind}, not an AutoencoderTiny or AutoencoderKL")
+            raise ValueError(f"it contains a {kind}, not an AutoencoderTiny or AutoencoderKL")
         vae = getattr(diffusers, kind).from_pretrained(
             source, local_files_only=local, use_safetensors=True
         )
-        _check_whole(vae)
+        _check_complete(vae)
         return vae
 
 
-def _check_whole(module: nn.Module) -> None:
-    """ValueError for a tensor that the file lacked: diffusers leaves it on the meta device, without values."""
-    lacking = next((name for name, value in module.state_dict().items() if value.is_meta), "")
-    if lacking:
-        raise ValueError(f"the weights of its {type(module).__name__} lack {lacking}")
+def _check_complete(module: nn.Module) -> None:
+    """Raise ValueError for a tensor that the file lacks.
+
+    diffusers leaves such a tensor on the meta device, without values.
+    """
+    missing = next((name for name, value in module.state_dict().items() if value.is_meta), "")
+    if missing:
+        raise ValueError(f"the weights of its {type(module).__name__} lack {missing}")
 
 
 def _check_pipeline(pipe: Any, config: PriorConfig) -> None:
-    """Refuse what is no plain text-to-image pipeline or does not belong together; choose the autoencoder's precision."""
+    """Refuse anything but a plain text-to-image pipeline whose parts fit together.
+
+    Also sets the autoencoder's precision.
+    """
     unet, vae, large = pipe.unet.config, pipe.vae.config, hasattr(pipe, "text_encoder_2")
     towers = [pipe.text_encoder, pipe.text_encoder_2] if large else [pipe.text_encoder]
-    plain = None not in towers and unet.addition_embed_type in ADDED[type(pipe).__name__]
+    allowed = ADDITION_EMBED_TYPES[type(pipe).__name__]
+    plain = None not in towers and unet.addition_embed_type in allowed
     plain = plain and unet.cross_attention_dim == sum(tower.config.hidden_size for tower in towers)
-    if (
-        plain and large
-    ):  # the pooled text and six numbers on sizes; the refiner has five and one text encoder
+    # SDXL base adds the pooled text and six numbers on sizes; the refiner has five
+    if plain and large:
         added = towers[1].config.projection_dim + 6 * unet.addition_time_embed_dim
         plain = unet.projection_class_embeddings_input_dim == added
     if not plain or (unet.in_channels != vae.latent_channels and not config.vae):
         raise UserError(
-            f"prior.path {config.path} is not a plain text-to-image pipeline (SD 1.x, SD 2.x or SDXL base)"
+            f"prior.path {config.path} is not a plain text-to-image pipeline: use SD 1.x, SD 2.x or"
+            " SDXL base"
         )
     if unet.in_channels != vae.latent_channels:
-        found = f"gives latents of {vae.latent_channels} channels, the denoiser takes {unet.in_channels}"
         raise UserError(
-            f"prior.vae {config.vae} {found}: set prior.vae to one that was made for {config.path}"
+            f"prior.vae {config.vae} gives latents of {vae.latent_channels} channels, the denoiser"
+            f" takes {unet.in_channels}: set prior.vae to an autoencoder made for {config.path}"
         )
     scale = autoencoder.downscale(pipe.vae)
     if config.resolution % scale:
         raise UserError(
-            f"prior.resolution {config.resolution} is no multiple of the autoencoder's {scale}"
+            f"prior.resolution {config.resolution} is not a multiple of {scale}, the downscaling of"
+            " the autoencoder: set a multiple"
         )
-    # only AutoencoderKL knows whether it overflows in float16; those of SD 1.x and 2.x do not
+    # only an AutoencoderKL states that it overflows in float16; those of SD 1.x and 2.x do not
     overflows = large and bool(getattr(vae, "force_upcast", False))
     pipe.vae.to(autoencoder.safe_dtype(config.vae_dtype, pipe.unet.dtype, overflows))
 
 
 def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
-    """Load the IP-Adapter into `pipe.unet`, put our gated attention in its place and take its projection out of the UNet."""
+    """Load the IP-Adapter into `pipe.unet`, with our gated attention; returns its image encoder."""
     if not config.ip_adapter_weight.endswith(".safetensors"):
         raise UserError(
-            f"prior.ip_adapter_weight {config.ip_adapter_weight} is not a .safetensors file: name one that is"
+            f"prior.ip_adapter_weight {config.ip_adapter_weight} is not a .safetensors file: name a"
+            " .safetensors file"
         )
     source, local = find_weights(config.ip_adapter, "prior.ip_adapter")
     folder = config.image_encoder_folder
@@ -189,7 +217,8 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
         )
     projection = take_adapter(pipe.unet)
     weights = Path(source) / config.ip_adapter_subfolder / config.ip_adapter_weight
-    if weights.is_file():  # an adapter on this disk may know how its image joins the pooled prompt; no published one does
+    # an adapter on this disk may also have a weight for the pooled prompt; published ones do not
+    if weights.is_file():
         pool_image(pipe.unet, pooled_weight(weights))
     mean, std = (
         getattr(pipe.feature_extractor, name, None) for name in ("image_mean", "image_std")
@@ -203,25 +232,29 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
 
 
 def take_adapter(unet: Any) -> nn.Module:
-    """Put our gated attention over the IP-Adapter loaded in `unet`, take its projection out and return it."""
+    """Replace the attention of the IP-Adapter loaded in `unet` by ours; returns its projection.
+
+    The projection is removed from the denoiser.
+    """
     projection = unet.encoder_hid_proj.image_projection_layers[0]
-    unet.encoder_hid_proj = None  # tokens are projected once per visual prompt, not in every call
+    unet.encoder_hid_proj = None  # tokens are projected once for each visual prompt
     unet.config.encoder_hid_dim_type = None
     install_gates(unet)
     return projection
 
 
 def _check_encoder(encoder: ImageEncoder, folder: str, weight_name: str) -> None:
-    """The width of the vision tower must be the one the adapter was trained with (1024 and 1280 are mixed up easily)."""
+    """Refuse a vision tower of another width than the adapter was trained with.
+
+    (1024 and 1280 are easily mixed up.)
+    """
     found, expected = encoder.widths
     if found != expected:
         published = PUBLISHED_ENCODERS.get((encoder.pooled, expected))
-        right = (
-            f"{published} where the folder is a copy of h94/IP-Adapter"
-            if published
-            else "the one that belongs to it"
-        )
+        right = "the folder of its own image encoder"
+        if published:
+            right = f"{published} if the folder is a copy of h94/IP-Adapter"
         raise UserError(
-            f"the image encoder in {folder} gives vectors of {found} numbers but {weight_name} was trained on {expected}: "
-            f"set prior.image_encoder_folder to {right}"
+            f"the image encoder in {folder} gives vectors of {found} numbers but {weight_name} was"
+            f" trained on {expected}: set prior.image_encoder_folder to {right}"
         )

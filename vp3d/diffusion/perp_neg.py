@@ -1,20 +1,26 @@
-"""Perp-Neg: negative prompts that cannot cancel the positive one (Armandpour et al., arXiv 2304.04968), against Janus faces.
+"""Perp-Neg: negative prompts that cannot cancel the positive one, against Janus faces.
 
-    e_i   = e(y_i) - e(0)                                     what a negative text y_i asks for
-    e_pos = e(y,v) - e(0)                                     what the positive condition asks for (e(y) without an image)
-    perp  = e_i - <e_i, e_pos> / <e_pos, e_pos> * e_pos       the part of e_i that is orthogonal to it, over all latent elements
+(Armandpour et al., arXiv 2304.04968.)
+
+    e_i   = e(y_i) - e(0)                                 direction of a negative text y_i
+    e_pos = e(y,v) - e(0)                                 of the positive condition (or e(y) - e(0))
+    perp  = e_i - <e_i, e_pos> / <e_pos, e_pos> * e_pos   the part of e_i orthogonal to e_pos
     e_hat <- e_hat - s * share * sum_i w_i * perp_i
 
-s is the guidance scale and e_hat the guided noise of cfg.py, so with share = 1 and joint guidance this is the paper's
-e(0) + s * (e_pos - sum_i w_i perp_i). The negatives are the same prompt told for the neighbouring views; they see no image, only
-the null image. Their weights follow the azimuth, theta in (-180, 180] from the front, and are never negative:
+<,> sums over all latent elements of a sample. s is the guidance scale and e_hat the guided noise of
+cfg.py, so with share = 1 and joint guidance this is the paper's e(0) + s * (e_pos - sum_i w_i
+perp_i). The negatives are the same prompt with the view words of the neighbouring views, with the
+null image. Their weights depend on the azimuth theta in (-180, 180] from the front and are never
+negative:
 
-    |theta| < 90:   r = 1 - |theta| / 90   y_1 front, w_1 = f_fs(r);      y_2 side, w_2 = f_sf(1 - r)
-    else:           r = 2 - |theta| / 90   y_1 side,  w_1 = f_sb(r);      y_2 front, w_2 = f_fsb(r)
-    f(r) = a * exp(-b * r) + c             f_fs = f_sf: 4, 0.5, -2.426    f_sb: 1, 0.5, -0.606    f_fsb: 1, 0.5, 0.967
+    |theta| < 90:   r = 1 - |theta| / 90   y_1 front, w_1 = f_fs(r);  y_2 side, w_2 = f_sf(1 - r)
+    else:           r = 2 - |theta| / 90   y_1 side,  w_1 = f_sb(r);  y_2 front, w_2 = f_fsb(r)
+    f(r) = a * exp(-b * r) + c with (a, b, c):
+           f_fs = f_sf: 4, 0.5, -2.426;  f_sb: 1, 0.5, -0.606;  f_fsb: 1, 0.5, 0.967
 
-The four curves are those of threestudio's implementation. It also interpolates the text embedding between front, side and back;
-here the positive text stays the one of its own view words, of which there are eight sectors instead of three.
+The four curves are those of threestudio. threestudio also interpolates the text embedding between
+front, side and back; here the positive text is the one of its own view words, and there are eight
+sectors instead of three.
 """
 
 from __future__ import annotations
@@ -35,7 +41,14 @@ def decay(r: Tensor, curve: Curve) -> Tensor:
 
 
 def view_negatives(azimuth_deg: Tensor) -> tuple[Tensor, Tensor]:
-    """The azimuths in degrees of the two views a view [B] must not look like, and their weights; both [B, 2]."""
+    """The two negative views of each view.
+
+    Args:
+        azimuth_deg: Azimuths of the views [B], degrees from the front.
+
+    Returns:
+        The azimuths of the negatives [B, 2] in degrees, and their weights [B, 2], at least 0.
+    """
     theta = (azimuth_deg + 180.0) % 360.0 - 180.0
     turn = theta.abs() / 90.0
     side = torch.where(theta < 0, -90.0, 90.0).to(theta.dtype)
@@ -48,16 +61,25 @@ def view_negatives(azimuth_deg: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
-    """The part of each sample x [B, C, H, W] that is orthogonal to y of the same shape (any range); x itself where y is 0."""
+    """The part of each sample x [B, C, H, W] orthogonal to y [B, C, H, W]; x itself if y is 0."""
     dims = tuple(range(1, x.ndim))
     along = (x * y).sum(dims, keepdim=True) / (y * y).sum(dims, keepdim=True).clamp_min(1.0e-6)
     return x - along * y
 
 
 def perp_neg(null: Tensor, positive: Tensor, negatives: list[Tensor], weights: Tensor) -> Tensor:
-    """sum_i w_i perp_i [B, C, H, W] from the predicted noises e(0), e(y,v) and the e(y_i), each of that shape; weights [B, K]."""
+    """The weighted sum of the perpendicular parts, sum_i w_i perp_i.
+
+    Args:
+        null: e(0) [B, C, H, W].
+        positive: e(y,v) [B, C, H, W].
+        negatives: The K predictions e(y_i), each [B, C, H, W].
+        weights: w_i [B, K].
+
+    Returns:
+        [B, C, H, W].
+    """
     e_pos = positive - null
-    held_back = torch.stack(
-        [perpendicular(negative - null, e_pos) for negative in negatives], 1
-    )  # [B, K, C, H, W]
-    return (weights[:, :, None, None, None] * held_back).sum(1)
+    # [B, K, C, H, W]
+    parts = torch.stack([perpendicular(negative - null, e_pos) for negative in negatives], 1)
+    return (weights[:, :, None, None, None] * parts).sum(1)

@@ -1,12 +1,14 @@
-"""The frozen 2D diffusion model: text and image encoders, autoencoder and denoiser of a Stable Diffusion pipeline.
+"""The frozen 2D diffusion model: a Stable Diffusion pipeline behind a few calls.
 
-The only file that imports diffusers. The small embedded model, Stable Diffusion 1.x, 2.x and SDXL come through the same calls.
-Conventions: images are rgb [B, 3, H, W] in [0, 1] sRGB; latents [B, 4, h, w] are scaled to about unit variance, as the denoiser
-sees them (autoencoder.py). Whatever the network predicts, `predict_noise` returns epsilon.
-All weights are frozen; results are float32 whatever `PriorConfig.dtype` the networks run in; attention is torch's SDPA.
-Nothing of a run is kept here: conditions and gates travel with each call. Only the number of images in one call of the denoiser
-or the autoencoder may change, by halves when memory runs out. Weights are safetensors only, checked against the manifest before
-they are read.
+The embedded model, Stable Diffusion 1.x, 2.x and SDXL have the same interface. Images are rgb
+[B, 3, H, W] in [0, 1] sRGB; latents [B, 4, h, w] are scaled to about unit variance, as the denoiser
+expects them (autoencoder.py). `predict_noise` returns epsilon, whatever the network predicts.
+
+All weights are frozen. Results are float32, whatever `PriorConfig.dtype` the networks have;
+attention is torch's SDPA. A `Prior` keeps no state of a run: conditions and gates are arguments of
+each call. Only the number of images in one call of the denoiser or the autoencoder may change; it
+is halved when memory runs out. `load.py` creates priors from files; this module does not import
+diffusers.
 """
 
 from __future__ import annotations
@@ -25,12 +27,8 @@ from vp3d.config.schema import PriorConfig
 from vp3d.diffusion import autoencoder
 from vp3d.diffusion.cfg import Branch, branch_weights, combine
 from vp3d.diffusion.image_prompt import ImageEncoder
-from vp3d.diffusion.schedule import (
-    alpha_bar_from_config,
-    ddim_step,
-    ddim_timesteps,
-    epsilon_from_output,
-)
+from vp3d.diffusion.sampling import ddim_timesteps, noise_levels, sample
+from vp3d.diffusion.schedule import alpha_bar_from_config, epsilon_from_output
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.errors import UserError
 from vp3d.system import torch_compat  # before transformers, which imports torchvision
@@ -38,7 +36,7 @@ from vp3d.system.out_of_memory import attempt
 
 
 class Prior:
-    """A frozen Stable Diffusion pipeline, with or without IP-Adapter. Made by `load_prior`."""
+    """A frozen Stable Diffusion pipeline, with or without IP-Adapter; created by `load_prior`."""
 
     def __init__(
         self,
@@ -48,25 +46,33 @@ class Prior:
         device: torch.device | str,
         on_oom: Callable[[int, str], None] | None = None,
     ) -> None:
+        """Freeze the networks and move them to the device.
+
+        Args:
+            pipe: A diffusers Stable Diffusion or SDXL pipeline.
+            image_encoder: Of the IP-Adapter, or None.
+            config: Resolution, batch sizes and where the encoders stay.
+            device: Where the denoiser and the autoencoder run.
+            on_oom: `on_oom(images, network)` is called after memory ran out, with the new number of
+                images in one call of the network.
+        """
         self.device, self.dtype, self.on_oom = torch.device(device), pipe.unet.dtype, on_oom
         self.unet, self.vae, self.image_encoder = pipe.unet, pipe.vae, image_encoder
         self.max_batch, self.vae_batch = config.max_batch, config.vae_batch
-        pairs = [(pipe.tokenizer, pipe.text_encoder)]
+        towers = [(pipe.tokenizer, pipe.text_encoder)]
         if hasattr(pipe, "text_encoder_2"):
-            pairs.append((pipe.tokenizer_2, pipe.text_encoder_2))
+            towers.append((pipe.tokenizer_2, pipe.text_encoder_2))
         self.text_encoders = TextEncoders(
-            tuple(pairs), bool(pipe.config.get("force_zeros_for_empty_prompt"))
+            tuple(towers), bool(pipe.config.get("force_zeros_for_empty_prompt"))
         )
-        self.resolution, self.latent_side = (
-            config.resolution,
-            config.resolution // autoencoder.downscale(pipe.vae),
-        )
+        self.resolution = config.resolution
+        self.latent_side = config.resolution // autoencoder.downscale(pipe.vae)
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
         self.alpha_bar = alpha_bar_from_config(pipe.scheduler.config).to(device)  # [T]
         # SDXL's size conditioning, [1, 6]: original size, corner of the crop, target size
         side = float(config.resolution)
         self.time_ids = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=device)
-        self._text_towers = [model for _, model in pairs]
+        self._text_towers = [model for _, model in towers]
         self._image_towers = (
             [] if image_encoder is None else [image_encoder.tower, image_encoder.projection]
         )
@@ -76,34 +82,37 @@ class Prior:
             module.to(device)
         for module in (*self._text_towers, *self._image_towers):
             module.to("cpu" if config.offload_encoders else device)
-        with torch.no_grad(), self._here(self._image_towers):
-            self.null_image = (
-                None if image_encoder is None else image_encoder.null_tokens()
-            )  # [1, T, C]
+        with torch.no_grad(), self._on_device(self._image_towers):
+            # [1, T, C]
+            self.null_image = None if image_encoder is None else image_encoder.null_tokens()
 
     def compile(self) -> None:
-        """Have torch.compile make its own code of the denoiser and of what views are encoded by, at their first call."""
+        """Compile the denoiser and the autoencoder's encoder (torch.compile) at their first call.
+
+        UserError if torch.compile does not work on this machine.
+        """
         _check_compiler(self.device)
         self.unet.compile()
         self.vae.encoder.compile()
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> TextEmbedding:
-        """The encoded prompts (B of them); one that is too long is cut."""
-        with self._here(self._text_towers):
+        """The embeddings of B prompts; one that is too long is cut."""
+        with self._on_device(self._text_towers):
             return self.text_encoders.encode(prompts)
 
     @torch.no_grad()
     def encode_null(self, negative: str) -> TextEmbedding:
-        """The encoded negative prompt (one), which may be empty."""
-        with self._here(self._text_towers):
+        """The embedding of the negative prompt, which may be empty."""
+        with self._on_device(self._text_towers):
             return self.text_encoders.encode_null(negative)
 
     def encode_images(self, rgb: Tensor) -> Tensor:
-        """Latents [B, 4, h, w] of rgb [B, 3, H, W] in [0, 1], resized to the prior's resolution inside the graph.
+        """Latents [B, 4, h, w] of rgb [B, 3, H, W] in [0, 1]; differentiable.
 
-        Beyond `vae_batch` images, which take more memory than all else here, a part at a time: nothing of it is kept for the
-        backward pass, where it is encoded once more.
+        The images are first resized to the prior's resolution. More than `vae_batch` images are
+        encoded in parts, because encoding takes more memory than anything else here; each part is
+        computed again in the backward pass (torch.utils.checkpoint).
         """
         if rgb.ndim != 4 or rgb.shape[1] != 3:
             raise ValueError(f"encode_images takes rgb [B, 3, H, W], got {tuple(rgb.shape)}")
@@ -117,28 +126,32 @@ class Prior:
             return autoencoder.encode(self.vae, rgb)
 
         def encode(part: Tensor) -> Tensor:
-            found: Tensor = checkpoint(
+            latents: Tensor = checkpoint(
                 autoencoder.encode, self.vae, part, use_reentrant=False, preserve_rng_state=False
             )
-            return found
+            return latents
 
         return torch.cat([encode(part) for part in rgb.split(self.vae_batch)])
 
     def encode_less(self, tried: int) -> int:
-        """After memory ran out around `tried` images: half as many in a call of the autoencoder from here on; 0 if it was one."""
+        """Halve the number of images in one call of the autoencoder, after `tried` were too many.
+
+        Returns:
+            The new number; 0 if `tried` was 1 and so nothing changed.
+        """
         fewer = min(self.vae_batch, tried) // 2
         self.vae_batch = fewer or self.vae_batch
         return fewer
 
     def decode(self, latents: Tensor) -> Tensor:
-        """rgb [B, 3, H, W] in [0, 1] of latents [B, 4, h, w]; differentiable, clipped at the ends of the range."""
+        """rgb [B, 3, H, W], clipped to [0, 1], of latents [B, 4, h, w]; differentiable."""
         pictures: list[Tensor] = []
         start = 0
         while start < len(latents):
             part = latents[start : start + self.vae_batch]
             picture = attempt(partial(autoencoder.decode, self.vae, part), len(part) > 1)
             if picture is None:
-                self._told(self.encode_less(len(part)), "autoencoder")
+                self._report_oom(self.encode_less(len(part)), "autoencoder")
                 continue
             pictures.append(picture)
             start += len(part)
@@ -146,12 +159,15 @@ class Prior:
 
     @torch.no_grad()
     def embed_visual_prompt(self, rgb: Tensor) -> Tensor:
-        """Image tokens [B, T, C] float32 of visual prompts rgb [B, 3, H, W] in [0, 1]: the `image` of the calls below."""
+        """Image tokens [B, T, C] float32 of visual prompts rgb [B, 3, H, W] in [0, 1].
+
+        They are the argument `image` of the methods below. UserError without an IP-Adapter.
+        """
         if self.image_encoder is None:
             raise UserError(
-                "this prior has no IP-Adapter, so it takes no visual prompt: set prior.ip_adapter"
+                "this prior has no IP-Adapter and so no visual prompt: set prior.ip_adapter"
             )
-        with self._here(self._image_towers):
+        with self._on_device(self._image_towers):
             return self.image_encoder.tokens(rgb.to(self.device))
 
     def predict_noise(
@@ -162,10 +178,17 @@ class Prior:
         image: Tensor | None = None,
         gate: Tensor | None = None,
     ) -> Tensor:
-        """The predicted epsilon [B, 4, h, w] float32.
+        """The predicted noise.
 
-        latents_t [B, 4, h, w] (about unit variance); t [B] int64; text of B prompts; image [B, T, C] or None for no image branch;
-        gate [B] in [0, 1], the strength of the image branch per sample, 0 exactly none; None is 1.
+        Args:
+            latents_t: Noisy latents [B, 4, h, w].
+            t: Their timesteps [B] int64.
+            text: Embeddings of B prompts.
+            image: Image tokens [B, T, C]; None evaluates no image branch.
+            gate: Strength of the image branch [B] in [0, 1]; 0 is exactly none, None is 1.
+
+        Returns:
+            epsilon [B, 4, h, w] float32.
         """
         gate = torch.ones(len(t), device=t.device) if gate is None else gate
         outputs: list[Tensor] = []
@@ -190,10 +213,18 @@ class Prior:
         image: Tensor | None = None,
         gate: Tensor | None = None,
     ) -> dict[Branch, Tensor]:
-        """Epsilon [B, 4, h, w] of each branch, all in one batched call. Arguments as in `predict_noise`.
+        """The predicted noise of each branch of the guidance, in one batched call.
 
-        texts: the text of each branch, 1 or B prompts. Only the branch "full" sees `image` [1 or B, T, C]; the others have the
-        adapter's trained null image at the same gate. Without `image` there is no image branch at all.
+        Args:
+            texts: Embeddings of each branch, 1 or B prompts.
+            latents_t: Noisy latents [B, 4, h, w].
+            t: Their timesteps [B] int64.
+            image: Image tokens [1 or B, T, C] of the branch "full". The other branches have the
+                adapter's null image with the same gate. None evaluates no image branch.
+            gate: As in `predict_noise`.
+
+        Returns:
+            epsilon [B, 4, h, w] of each branch.
         """
         batch = len(latents_t)
         images, gates = None, None
@@ -222,9 +253,24 @@ class Prior:
         gate: float | Tensor = 1.0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Draw one image a prompt: rgb [B, 3, H, W] in [0, 1], by deterministic DDIM under joint guidance (see cfg.py).
+        """Draw one image for each prompt, by deterministic DDIM under joint guidance (see cfg.py).
 
-        image [1 or B, T, C] and gate (number or [B]) as in `predict_noise`; `on_step(done, steps)` is called after each step.
+        Args:
+            prompts: B prompts.
+            negative: The negative prompt; may be empty.
+            steps: Number of denoising steps.
+            guidance_scale: s of joint guidance; 1 is plain conditioning.
+            generator: Draws the noise.
+            image: Image tokens [1 or B, T, C], or None.
+            gate: Strength of the image branch in [0, 1], a number or [B].
+            on_step: `on_step(done, steps)` is called after each step.
+
+        Returns:
+            rgb [B, 3, H, W] in [0, 1].
+
+        Example:
+            prior = load_prior(PriorConfig())
+            rgb = prior.sample(["a red cube"], "", 30, 2.0, torch.Generator().manual_seed(0))
         """
         text, null = self.encode_text(prompts), self.encode_null(negative)
         weights = branch_weights("joint", guidance_scale, 1.0, 1.0, image is not None)
@@ -233,20 +279,24 @@ class Prior:
         }
         gates = torch.as_tensor(gate, dtype=torch.float32, device=self.device).expand(len(prompts))
         timesteps = ddim_timesteps(len(self.alpha_bar), steps).to(self.device)
-        levels = torch.cat([self.alpha_bar[timesteps], self.alpha_bar.new_ones(1)])
-        latents = self.noise(len(prompts), generator)
-        for i, t in enumerate(timesteps):
-            batch_t = t.expand(len(prompts))
-            epsilon = combine(self.predict_branches(texts, latents, batch_t, image, gates), weights)
-            latents = ddim_step(
-                latents, epsilon, levels[i].expand(len(prompts)), levels[i + 1].expand(len(prompts))
-            )
-            if on_step is not None:
-                on_step(i + 1, steps)
+
+        def denoise(latents: Tensor, step: int) -> Tensor:
+            t = timesteps[step].expand(len(latents))
+            return combine(self.predict_branches(texts, latents, t, image, gates), weights)
+
+        latents = sample(
+            denoise,
+            self.noise(len(prompts), generator),
+            noise_levels(self.alpha_bar, timesteps),
+            on_step=on_step,
+        )
         return self.decode(latents)
 
     def noise(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Standard normal latents [batch, 4, h, w] on the prior's device, drawn where the generator lives."""
+        """Standard normal latents [batch, 4, h, w] on the prior's device.
+
+        They are drawn on the generator's device.
+        """
         shape = (batch, self.unet.config.in_channels, self.latent_side, self.latent_side)
         return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
@@ -259,9 +309,9 @@ class Prior:
         gate: Tensor,
         rows: slice,
     ) -> Tensor | None:
-        """The network's output [R, 4, h, w] float32 for R `rows` of the arguments of `predict_noise`.
+        """The network's output [R, 4, h, w] float32 for R `rows` of the batch.
 
-        None when memory ran out and fewer rows can be tried.
+        None if memory ran out and fewer rows can be tried.
         """
         part = text.rows(rows.start, rows.stop)
         condition: Any = part.tokens.to(self.dtype)
@@ -280,20 +330,20 @@ class Prior:
         )
 
     def _shrink(self, tried: int) -> None:
-        """After `tried` images were too many for one call: half of them from here on."""
+        """Halve the number of images in one call of the denoiser, after `tried` were too many."""
         self.max_batch = tried // 2
-        self._told(self.max_batch, "denoiser")
+        self._report_oom(self.max_batch, "denoiser")
 
-    def _told(self, count: int, network: str) -> None:
-        """Give back what the failed call held, and tell that `network` goes on with `count` images in one call."""
+    def _report_oom(self, count: int, network: str) -> None:
+        """Free the memory of the failed call, and report the new number of images in one call."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.on_oom is not None:
             self.on_oom(count, network)
 
     @contextmanager
-    def _here(self, modules: list[nn.Module]) -> Iterator[None]:
-        """Have `modules` on the prior's device for a moment; where they already are, nothing moves."""
+    def _on_device(self, modules: list[nn.Module]) -> Iterator[None]:
+        """Move `modules` to the prior's device for the time of a `with` block."""
         homes = [next(module.parameters()).device for module in modules]
         for module in modules:
             module.to(self.device)
@@ -305,7 +355,7 @@ class Prior:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Compile something small now, rather than fail at the first picture."""
+    """Compile a small function now, so that a failure does not wait for the first picture."""
     try:
         torch.compile(lambda x: torch.sin(x) + 1.0)(torch.zeros(8, device=device))
     except RuntimeError as error:

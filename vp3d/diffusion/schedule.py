@@ -1,7 +1,8 @@
 """The noise schedule of a variance-preserving diffusion model: x_t = alpha_t * x0 + sigma_t * e.
 
-alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t); t is an integer in [0, T), 0 the cleanest. Everything here is
-float32. Images and latents are [B, C, H, W]; alpha_bar per sample is [B] (taken from the table [T] by t).
+alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t); t is an integer in [0, T), 0 the
+cleanest. All tensors are float32. Images and latents are [B, C, H, W]; alpha_bar of each sample is
+[B] (taken from the table [T] by t).
 `v` is the velocity of Salimans and Ho (arXiv 2202.00512): v = alpha_t * e - sigma_t * x0.
 """
 
@@ -17,9 +18,10 @@ from torch import Tensor
 from vp3d.config.schema import Schedule
 from vp3d.errors import UserError
 
-ALPHA_BAR_MIN = 1.0e-6  # a zero-terminal-SNR table ends at 0 exactly, where x0 = (x_t - sigma e) / alpha has no value
+# A zero-terminal-SNR table ends at 0, where x0 = (x_t - sigma e) / alpha is undefined
+ALPHA_BAR_MIN = 1.0e-6
 
-X0_LIMIT = 10.0  # of the weighting "x0": reached at alpha_bar 0.01
+X0_LIMIT = 10.0  # largest weight of the weighting "x0", reached at alpha_bar 0.01
 
 
 def betas_from_config(config: Mapping[str, Any]) -> Tensor:
@@ -38,14 +40,16 @@ def betas_from_config(config: Mapping[str, Any]) -> Tensor:
             [min(1 - bar[i + 1] / bar[i], 0.999) for i in range(steps)], dtype=torch.float32
         )
     raise UserError(
-        f'the scheduler\'s beta_schedule "{kind}" is not known: use linear, scaled_linear or squaredcos_cap_v2'
+        f'the scheduler\'s beta_schedule "{kind}" is not supported: use linear, scaled_linear or'
+        " squaredcos_cap_v2"
     )
 
 
 def alpha_bar_from_config(config: Mapping[str, Any]) -> Tensor:
-    """alpha_bar_t = prod(1 - beta), [T] in [ALPHA_BAR_MIN, 1), falling, from a diffusers scheduler's config.
+    """alpha_bar_t = prod(1 - beta), [T] in [ALPHA_BAR_MIN, 1), falling.
 
-    `rescale_betas_zero_snr` is honoured (Lin et al., arXiv 2305.08891, algorithm 1).
+    From a diffusers scheduler's config, with `rescale_betas_zero_snr` (Lin et al., arXiv
+    2305.08891, algorithm 1).
     """
     bar = torch.cumprod(1.0 - betas_from_config(config), dim=0)
     if config.get("rescale_betas_zero_snr"):
@@ -93,7 +97,20 @@ def v_from_epsilon(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
 def epsilon_from_output(
     output: Tensor, x_t: Tensor, alpha_bar: Tensor, prediction_type: str
 ) -> Tensor:
-    """The predicted noise, whatever the network was trained to predict; [B, C, H, W] each, alpha_bar [B]."""
+    """The predicted noise from the output of a network.
+
+    Args:
+        output: The network's output [B, C, H, W].
+        x_t: Its input [B, C, H, W].
+        alpha_bar: The noise levels [B].
+        prediction_type: What the output is: "epsilon", "v_prediction" or "sample" (x0).
+
+    Returns:
+        [B, C, H, W].
+
+    Raises:
+        UserError: if the prediction type is unknown.
+    """
     if prediction_type == "epsilon":
         return output
     if prediction_type == "v_prediction":
@@ -101,16 +118,18 @@ def epsilon_from_output(
     if prediction_type == "sample":
         return epsilon_from_x0(x_t, output, alpha_bar)
     raise UserError(
-        f'the scheduler\'s prediction_type "{prediction_type}" is not known: use epsilon, v_prediction or sample'
+        f'the scheduler\'s prediction_type "{prediction_type}" is not supported: use epsilon,'
+        " v_prediction or sample"
     )
 
 
 def sds_weight(alpha_bar: Tensor, weighting: str) -> Tensor:
-    """w(t) [B] >= 0 of alpha_bar [B] in (0, 1].
+    """The weight w(t) [B] >= 0 of alpha_bar [B] in (0, 1].
 
-    "sigma2" is 1 - alpha_bar (DreamFusion, arXiv 2209.14988); "uniform" is 1; "x0" is sigma / alpha, at most X0_LIMIT: then
-    w(t) * (e_hat - e) is how far the latents are from the estimate of x0 (the x0 loss of MVDream, arXiv 2308.16512), so that
-    high noise, which decides the layout and the side that is seen, is not drowned by low noise.
+    "sigma2" is 1 - alpha_bar (DreamFusion, arXiv 2209.14988); "uniform" is 1; "x0" is sigma /
+    alpha, at most X0_LIMIT. With "x0", w(t) * (e_hat - e) is the distance of the latents from the
+    estimate of x0 (the x0 loss of MVDream, arXiv 2308.16512). High noise, which decides the layout
+    and the visible side, then counts as much as low noise.
     """
     if weighting == "sigma2":
         return 1.0 - alpha_bar
@@ -122,43 +141,28 @@ def sds_weight(alpha_bar: Tensor, weighting: str) -> Tensor:
 
 
 def t_bounds(t_min: Schedule, t_max: Schedule, progress: float, steps: int) -> tuple[int, int]:
-    """The lowest and highest timestep (both included) at `progress` in [0, 1]; the schedules hold fractions of T = `steps`."""
+    """The lowest and highest timestep, both included, at `progress` in [0, 1].
+
+    The schedules give fractions of T = `steps`, the number of timesteps. UserError if they cross.
+    """
     low, high = t_min.at(progress), t_max.at(progress)
     if not 0.0 <= low <= high <= 1.0:
         raise UserError(
-            f"guidance.t_min and t_max must satisfy 0 <= t_min <= t_max <= 1, got {low:g} and {high:g}"
+            "guidance.t_min and t_max must satisfy 0 <= t_min <= t_max <= 1,"
+            f" got {low:g} and {high:g}"
         )
     top = steps - 1
     return min(round(low * steps), top), min(round(high * steps), top)
 
 
 def sample_t(batch: int, low: int, high: int, generator: torch.Generator) -> Tensor:
-    """Timesteps [batch] int64, uniform in [low, high], one per view and stratified, on the generator's device.
+    """Timesteps [batch] int64 on the generator's device: stratified, each uniform in [low, high].
 
-    The range is cut into `batch` equal parts, each view draws from one of them, and which view gets which part is shuffled
-    (cameras come ordered by azimuth). Each t is uniform on its own; the step's mean loss varies less than with one shared t.
+    The range is cut into `batch` equal parts; each view draws from one of them. Which view has
+    which part is shuffled, because cameras are ordered by azimuth. The mean loss of a step varies
+    less than with one t for all views.
     """
     device = generator.device
     stratum = torch.randperm(batch, generator=generator, device=device)
     share = (stratum + torch.rand(batch, generator=generator, device=device)) / batch
     return (low + (share * (high - low + 1)).long()).clamp(max=high)
-
-
-def ddim_timesteps(train_steps: int, steps: int) -> Tensor:
-    """`steps` falling timesteps [steps] int64 from the noisiest, "trailing" spacing (Lin et al., arXiv 2305.08891, table 2)."""
-    if not 1 <= steps <= train_steps:
-        raise UserError(f"cannot sample in {steps} steps: use between 1 and {train_steps}")
-    return (
-        torch.arange(train_steps, 0, -train_steps / steps, dtype=torch.float64)
-        .round()
-        .long()[:steps]
-        - 1
-    )
-
-
-def ddim_step(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> Tensor:
-    """One deterministic DDIM step (Song et al., arXiv 2010.02502, equation 12 with sigma 0): x at the next, cleaner level.
-
-    x_t, epsilon [B, C, H, W]; alpha_bar of this level and the next [B], the latter 1 for the last step.
-    """
-    return add_noise(x0_from_epsilon(x_t, epsilon, alpha_bar), epsilon, alpha_bar_next)

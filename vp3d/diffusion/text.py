@@ -1,9 +1,11 @@
-"""The text condition: what one text encoder (Stable Diffusion 1.x, 2.x) or two (SDXL, arXiv 2307.01952) make of a prompt.
+"""The text condition: embeddings of prompts by one or two text encoders.
 
-    one tower:  tokens = the last hidden states [B, L, C]
-    two towers: tokens = both towers' penultimate hidden states side by side [B, L, C1 + C2]; pooled = the second's projection
+    one (Stable Diffusion 1.x, 2.x): tokens = the last hidden states [B, L, C]
+    two (SDXL, arXiv 2307.01952):    tokens = the penultimate hidden states [B, L, C1 + C2],
+                                     pooled = the projected embedding of the second [B, P]
 
-The towers are handed in, nothing of diffusers is imported. Embeddings are float32 whatever the towers run in.
+The caller passes the encoders; this module does not import diffusers. Embeddings are float32,
+whatever precision the encoders have.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from vp3d.prompt_length import fit_prompt
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """B encoded prompts: tokens [B, L, C] for cross-attention; pooled [B, P] for SDXL's time embedding, else None."""
+    """B encoded prompts.
+
+    Attributes:
+        tokens: For the cross-attention [B, L, C].
+        pooled: For SDXL's time embedding [B, P], else None.
+    """
 
     tokens: Tensor
     pooled: Tensor | None = None
@@ -61,16 +68,22 @@ class TextEmbedding:
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """One or two (tokenizer, CLIP text model) pairs of a pipeline.
+    """The text encoders of a pipeline.
 
-    zero_null: an empty negative prompt is all zeros, as SDXL was trained (`force_zeros_for_empty_prompt` of its pipeline).
+    Attributes:
+        towers: One or two pairs (tokenizer, CLIP text model).
+        zero_null: Whether an empty negative prompt is embedded as zeros, as in the training of SDXL
+            (`force_zeros_for_empty_prompt` of its pipeline).
     """
 
     towers: tuple[tuple[Any, Any], ...]
     zero_null: bool = False
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        """The prompts, padded to the encoders' length; one that is too long is cut (`fit`)."""
+        """The embeddings of prompts, padded to the encoders' length.
+
+        A prompt that is too long is cut (`fit`).
+        """
         prompts = [self.fit(prompt)[0] for prompt in prompts]
         outputs = [self._run(tokenizer, model, prompts) for tokenizer, model in self.towers]
         if len(outputs) == 1:
@@ -79,14 +92,12 @@ class TextEncoders:
         return TextEmbedding(tokens.float(), outputs[-1].text_embeds.float())
 
     def encode_null(self, negative: str) -> TextEmbedding:
-        """The negative prompt, [1, L, C], or what stands for none where it is empty."""
-        found = self.encode([negative])
+        """The embedding of the negative prompt, tokens [1, L, C]; it may be empty."""
+        encoded = self.encode([negative])
         if negative or not self.zero_null:
-            return found
-        return TextEmbedding(
-            torch.zeros_like(found.tokens),
-            None if found.pooled is None else torch.zeros_like(found.pooled),
-        )
+            return encoded
+        pooled = None if encoded.pooled is None else torch.zeros_like(encoded.pooled)
+        return TextEmbedding(torch.zeros_like(encoded.tokens), pooled)
 
     def fit(self, prompt: str) -> tuple[str, str]:
         """The part of a prompt that every encoder reads, with its view words, and the rest."""
@@ -100,16 +111,13 @@ class TextEncoders:
     def _run(self, tokenizer: Any, model: Any, prompts: list[str]) -> Any:
         length = _limit(tokenizer, model)
         device = next(model.parameters()).device
-        found = tokenizer(
+        tokens = tokenizer(
             prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        mask = (
-            found.attention_mask.to(device)
-            if getattr(model.config, "use_attention_mask", False)
-            else None
-        )
+        uses_mask = getattr(model.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(device) if uses_mask else None
         return model(
-            found.input_ids.to(device),
+            tokens.input_ids.to(device),
             attention_mask=mask,
             output_hidden_states=len(self.towers) > 1,
         )

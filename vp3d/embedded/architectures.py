@@ -1,7 +1,8 @@
-"""The embedded models' architectures, all of classes that diffusers, transformers and open_clip load by themselves.
+"""The architectures of the embedded models.
 
-Sizes are chosen for two CPU cores: most of the arithmetic is done on 8 x 8 and 4 x 4 maps, and the tokenizer knows every
-word of the toybox as one token.
+All are of classes that diffusers, transformers and open_clip load without code of ours. The sizes
+are chosen for two CPU cores: most of the arithmetic is done on 8 x 8 and 4 x 4 maps, and the
+tokenizer has one token for every word of the toybox.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import vp3d.system.torch_compat  # noqa: F401  (before anything that imports torchvision)
 
 import open_clip
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,  # noqa: F401  (save.py uses it; only this module imports diffusers)
+    UNet2DConditionModel,
+)
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from torch import nn
 from transformers import (
@@ -31,13 +38,16 @@ from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD, GatedImageAttention
 TOKENS = 20  # length of a tokenized prompt
 TEXT_WIDTH = 128
 IMAGE_EMBED = 128
-IMAGE_WIDTH = 128  # of the image encoder's patches, of which there are 8 x 8
-IMAGE_TOKENS = TOKENS  # they first learn to be what the caption would be
-RESOLUTION = 64
+IMAGE_WIDTH = 128  # of the vision tower's patches, of which there are 8 x 8
+IMAGE_TOKENS = TOKENS  # as many as the caption has: they are first trained to equal its tokens
+RESOLUTION = 64  # side of a picture, pixels
 
 
 def new_autoencoder() -> AutoencoderTiny:
-    """64 x 64 x 3 to 16 x 16 x 4 (scaling_factor is set after training, so that latents have unit variance)."""
+    """An untrained autoencoder from 64 x 64 x 3 to 16 x 16 x 4.
+
+    `scaling_factor` is set after training, so that latents have unit variance.
+    """
     return AutoencoderTiny(
         encoder_block_out_channels=(32, 32, 32),
         decoder_block_out_channels=(32, 32, 32),
@@ -49,10 +59,11 @@ def new_autoencoder() -> AutoencoderTiny:
 
 
 def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """A CLIPTokenizer in which each of `words` (and the comma and full stop) is one token, and any text is spelt out.
+    """A CLIPTokenizer with one token for each of `words`, the comma and the full stop.
 
-    Byte-pair merges of the words, each counted once; equal counts go by the alphabet. (The library's trainer settles them at
-    random, and the numbers of the tokens belong to the weights.)
+    Other text is spelt out in smaller tokens. The vocabulary comes from byte-pair merges of the
+    words, each counted once; equal counts are ordered alphabetically. (The library's trainer orders
+    them at random, but the weights depend on the numbers of the tokens.)
     """
     alphabet = [chr(c) for c in range(33, 127)]
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in sorted(words)]
@@ -68,6 +79,13 @@ def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     )
 
 
+def load_tokenizer(folder: Path, words: Iterable[str]) -> CLIPTokenizer:
+    """The tokenizer in `folder`, which the weights in it were trained with, else a new one."""
+    if (folder / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(folder)
+    return new_tokenizer(words)
+
+
 def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
     merged: list[str] = []
     for part in piece:
@@ -79,7 +97,7 @@ def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Prompt tokens [B, 20] to embeddings [B, 20, 128]; trained together with the denoiser."""
+    """An untrained text encoder from tokens [B, 20] to embeddings [B, 20, 128]."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -97,9 +115,10 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """v-prediction denoiser on 16 x 16 x 4 latents, cross-attention to the prompt at 8 x 8 and 4 x 4.
+    """An untrained denoiser with v-prediction on latents [B, 4, 16, 16].
 
-    The pooled text joins the time embedding as well, which scales and shifts every block: nouns are learnt sooner so.
+    It has cross-attention to the prompt at 8 x 8 and 4 x 4. The pooled text is also added to the
+    time embedding, which scales and shifts every block: nouns are learnt sooner that way.
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -132,7 +151,10 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def new_image_encoder() -> CLIPVisionModelWithProjection:
-    """64 x 64 pictures to an embedding [B, 128] and patches [B, 1 + 64, 128], the IP-Adapter's eye."""
+    """The IP-Adapter's vision tower, untrained.
+
+    It turns 64 x 64 pictures into an embedding [B, 128] and patches [B, 1 + 64, 128].
+    """
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=IMAGE_WIDTH,
@@ -147,10 +169,10 @@ def new_image_encoder() -> CLIPVisionModelWithProjection:
 
 
 def new_image_projection() -> IPAdapterPlusImageProjection:
-    """The eye's patches [B, 65, 128] to IMAGE_TOKENS tokens [B, 20, 128]: the resampler of "plus".
+    """An untrained resampler ("plus") from patches [B, 65, 128] to image tokens [B, 20, 128].
 
-    An embedding of the whole picture (base) does not say which of two objects has which colour. Depth and heads are those
-    that diffusers assumes of a file.
+    One embedding of the complete picture ("base") does not contain which of two objects has which
+    colour. Depth and number of heads are those that diffusers assumes of a file.
     """
     return IPAdapterPlusImageProjection(
         embed_dims=IMAGE_WIDTH,
@@ -162,9 +184,13 @@ def new_image_projection() -> IPAdapterPlusImageProjection:
 
 
 def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
-    """Give every cross-attention of `unet` an image branch; returns them under the published numbers "1", "3", "5", ...
+    """Add an image branch to every cross-attention of `unet`, in place.
 
-    Keys and values start as copies of the text's, as IP-Adapter's authors do; its part in the time embedding starts as zero.
+    Keys and values start as copies of the text's, as in the paper's code; the image's part in the
+    time embedding starts at zero.
+
+    Returns:
+        The branches under the numbers of the published files: "1", "3", "5", ...
     """
     branches = nn.ModuleDict()
     processors = unet.attn_processors
@@ -187,7 +213,7 @@ def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
-    """The `model_cfg` of the reward model: a small ResNet and a text transformer, with the toybox's vocabulary."""
+    """The `model_cfg` of the reward model: a small ResNet and a text transformer."""
     text = {"context_length": TOKENS, "vocab_size": len(tokenizer), "hf_tokenizer_name": "toybox"}
     return {
         "embed_dim": 128,
@@ -197,22 +223,49 @@ def clip_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> open_clip.CLIP:
-    """The open_clip model of the rewards."""
+    """The open_clip model of the rewards, untrained."""
     return open_clip.CLIP(**clip_config(tokenizer))
 
 
 def new_noun_head(width: int, nouns: int) -> nn.Conv2d:
-    """Linear classifier of the noun that each of 8 x 8 cells shows, on `width` features there: a training aid."""
+    """An auxiliary head: classifies, from `width` features a cell, which noun the cell shows."""
     head = nn.Conv2d(width, nouns, 1)
     nn.init.zeros_(head.weight)
     return head
 
 
-class Telling(nn.Module):
-    """What a text embedding [B, D] must tell linearly: the exact attributes and what the picture looks like from afar.
+class AttributeHeads(nn.Module):
+    """Auxiliary heads: linear classifiers of scene attributes on an embedding [B, D].
 
-    A training aid, thrown away afterwards.
+    They serve training only and are not saved with the models.
     """
+
+    def __init__(self, width: int, heads: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.values = {name: list(values) for name, values in heads.items()}
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(width, len(values)) for name, values in self.values.items()}
+        )
+        # random weights would disturb an embedding that already predicts the attributes
+        for weight in (p for p in self.heads.parameters() if p.ndim > 1):
+            nn.init.zeros_(weight)
+
+    def forward(self, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy, a scalar; 0 if no picture of the batch has a target.
+
+        targets: [B, heads] int64, -100 for an attribute that the picture does not show.
+        """
+        losses = [
+            nn.functional.cross_entropy(
+                head(embedding), targets[:, i], ignore_index=-100, reduction="sum"
+            )
+            for i, head in enumerate(self.heads.values())
+        ]
+        return (torch.stack(losses) / (targets >= 0).sum(0).clamp(min=1)).mean()
+
+
+class TextHeads(nn.Module):
+    """Auxiliary heads on a text embedding [B, D]: the attributes, and the picture's thumbnail."""
 
     def __init__(self, width: int, heads: Mapping[str, Sequence[str]], thumbnail: int) -> None:
         super().__init__()
@@ -223,48 +276,31 @@ class Telling(nn.Module):
     def forward(
         self, embedding: torch.Tensor, targets: torch.Tensor, thumbnails: torch.Tensor
     ) -> torch.Tensor:
-        """Loss of `AttributeHeads` plus the share of the variance of `thumbnails [B, T]` that is not told; a scalar."""
-        missed = nn.functional.mse_loss(self.thumbnail(embedding), thumbnails)
-        return self.attributes(embedding, targets) + missed / thumbnails.var(0).mean()
+        """Loss of `AttributeHeads` plus the unexplained share of the variance of the thumbnails.
+
+        thumbnails: [B, T], `data.thumbnails` of the pictures. A scalar.
+        """
+        error = nn.functional.mse_loss(self.thumbnail(embedding), thumbnails)
+        return self.attributes(embedding, targets) + error / thumbnails.var(0).mean()
 
 
-class AttributeHeads(nn.Module):
-    """Linear classifiers of scene attributes on an embedding [B, D]: a training aid, thrown away afterwards."""
-
-    def __init__(self, width: int, heads: Mapping[str, Sequence[str]]) -> None:
-        super().__init__()
-        self.values = {name: list(values) for name, values in heads.items()}
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, len(values)) for name, values in self.values.items()}
-        )
-        for weight in (p for p in self.heads.parameters() if p.ndim > 1):
-            nn.init.zeros_(weight)  # random ones would shout an embedding down that already tells
-
-    def forward(self, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy against `targets [B, heads]` (int64, -100 where it cannot be told); 0 if none can."""
-        losses = [
-            nn.functional.cross_entropy(
-                head(embedding), targets[:, i], ignore_index=-100, reduction="sum"
-            )
-            for i, head in enumerate(self.heads.values())
-        ]
-        return (torch.stack(losses) / (targets >= 0).sum(0).clamp(min=1)).mean()
-
-
-def see(eye: nn.Module, rgb: torch.Tensor) -> Any:
-    """What the eye makes of rgb [B, 3, 64, 64] in [0, 1]: its `image_embeds` [B, 128] and hidden states."""
+def vision_outputs(tower: nn.Module, rgb: torch.Tensor) -> Any:
+    """`image_embeds` [B, 128] and hidden states of rgb [B, 3, 64, 64] in [0, 1]."""
     mean, std = (rgb.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
-    return eye((rgb - mean) / std, output_hidden_states=True)
+    return tower((rgb - mean) / std, output_hidden_states=True)
 
 
-def patches(seen: Any) -> torch.Tensor:
-    """The penultimate hidden states [B, 1 + 64, 128], which the adapter reads; the first is the class token."""
-    return seen.hidden_states[-2]
+def patches(outputs: Any) -> torch.Tensor:
+    """The penultimate hidden states [B, 1 + 64, 128] of `vision_outputs`, the class token first.
+
+    The adapter reads these.
+    """
+    return outputs.hidden_states[-2]
 
 
 def tokenize(tokenizer: object, texts: list[str]) -> torch.Tensor:
     """Token ids [B, 20] int64."""
-    batch = tokenizer(
+    batch = tokenizer(  # type: ignore[operator]
         texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-    )  # type: ignore[operator]
+    )
     return batch.input_ids

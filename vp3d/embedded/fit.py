@@ -1,8 +1,10 @@
-"""One training loop for every embedded model: AdamW or Muon, warm-up and cosine, EMA, progress with ETA, resumable after a kill.
+"""One training loop for every embedded model.
 
-Batches depend on (seed, step, process) alone, so a resumed run sees what an uninterrupted one would have seen.
-Under `torchrun` each process draws its own batches and the gradients are averaged; process 0 alone reports and writes.
-Checkpoints are safetensors (weights, EMA, optimiser moments) with the step in the header; nothing is pickled.
+AdamW or Muon, warm-up and cosine, an average of the weights (EMA), progress with the remaining
+time, and checkpoints. Batches depend on (seed, step, process) alone, so a resumed training sees the
+batches that an uninterrupted one would have seen. Under `torchrun` each process draws its own
+batches and the gradients are averaged; process 0 alone reports and writes. Checkpoints are
+safetensors (weights, EMA, optimiser moments) with the step in the header; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -36,21 +38,22 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast: `steps` updates at peak rate `lr` of `batch` pictures, EMA half-life as a share of the steps.
+    """Hyperparameters of one training.
 
-    Parameters of two dimensions or more whose name fits the pattern `muon` are updated by Muon, all others by AdamW.
+    Muon updates the parameters of two dimensions or more whose name matches the pattern `muon`;
+    AdamW updates all others.
     """
 
-    steps: int
-    lr: float
-    batch: int = 64
+    steps: int  # updates
+    lr: float  # peak learning rate
+    batch: int = 64  # pictures
     weight_decay: float = 0.01
-    warmup: int = 100
-    ema_share: float = 0.03
-    clip: float = 1.0
-    save_every_s: float = 120.0
+    warmup: int = 100  # steps
+    ema_share: float = 0.03  # half-life of the EMA, as a share of the steps
+    clip: float = 1.0  # largest norm of the gradient
+    save_every_s: float = 120.0  # seconds between checkpoints
     seed: int = 0
-    muon: str = "(?!)"
+    muon: str = "(?!)"  # matches nothing
 
 
 def rate(plan: Plan, step: int) -> float:
@@ -68,9 +71,21 @@ def fit(
     plan: Plan,
     folder: Path,
 ) -> dict[str, Tensor]:
-    """Train the parameters of `model` that require gradients; returns their EMA by name (CPU tensors).
+    """Train the parameters of `model` that require gradients.
 
-    `losses(rng, generator)` draws a batch and gives named scalars; entries named `loss*` are summed, others are shown.
+    Args:
+        name: Names the checkpoint and the progress lines.
+        model: The model, trained in place.
+        losses: `losses(rng, generator)` draws a batch and returns named scalars. The sum of those
+            named `loss*` is minimised; all are printed.
+        plan: Number of steps, learning rate and so on.
+        folder: Where the checkpoint is.
+
+    Returns:
+        The EMA of the trained parameters by name, on the CPU.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
     """
     device, rank = next(model.parameters()).device, process_rank()
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
@@ -83,11 +98,12 @@ def fit(
     first = _load(path, named, ema, optimizers) if path.exists() else 0
     if first >= plan.steps:
         sys.stderr.write(
-            f"{name}: its checkpoint already has {first} steps; --fresh or --more trains on\n"
+            f"{name}: the checkpoint already has {first} steps; use --fresh to train again,"
+            " --more STEPS to train longer\n"
         )
         return {k: v.cpu() for k, v in ema.items()}
     decay = 0.5 ** (1.0 / max(plan.ema_share * plan.steps, 1.0))
-    began = saved = shown = time.monotonic()
+    started = saved = printed = time.monotonic()
     for step in range(first, plan.steps):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = rate(plan, step)
@@ -99,7 +115,8 @@ def fit(
         total = torch.stack([v for k, v in values.items() if k.startswith("loss")]).sum()
         if not torch.isfinite(total):
             raise FloatingPointError(
-                f"{name}: loss is not finite at step {step}; start again from the last checkpoint"
+                f"{name}: the loss is not finite at step {step}; run the same command again to"
+                " continue from the last checkpoint"
             )
         for parameter in named.values():
             parameter.grad = None
@@ -118,11 +135,13 @@ def fit(
         now = time.monotonic()
         if rank:
             continue
-        if now - shown > 10.0 or step == plan.steps - 1:
-            shown = now
-            left = (now - began) / (step + 1 - first) * (plan.steps - step - 1)
-            shows = "  ".join(f"{k} {float(v.detach()):.4f}" for k, v in values.items())
-            sys.stderr.write(f"{name} {step + 1}/{plan.steps}  {shows}  eta {left / 60:.1f} min\n")
+        if now - printed > 10.0 or step == plan.steps - 1:
+            printed = now
+            left = (now - started) / (step + 1 - first) * (plan.steps - step - 1)
+            numbers = "  ".join(f"{k} {float(v.detach()):.4f}" for k, v in values.items())
+            sys.stderr.write(
+                f"{name} {step + 1}/{plan.steps}  {numbers}  eta {left / 60:.1f} min\n"
+            )
         if now - saved > plan.save_every_s:
             saved = now
             _save(path, step + 1, named, ema, optimizers)
@@ -133,14 +152,15 @@ def fit(
 
 @contextmanager
 def half_precision(device: torch.device) -> Iterator[None]:
-    """Convolutions and matrix products in bfloat16 (weights and gradients stay float32) where `device` is quicker so.
+    """Compute convolutions and matrix products in bfloat16 if that is faster on `device`.
 
-    A CPU that has no instructions for it would emulate it. Of attention's CPU kernels the fused one is eight times slower in
-    bfloat16 than in float32, backward; the plain one is not.
+    Weights and gradients stay float32. A CPU without bfloat16 instructions would emulate them. On a
+    CPU the backward pass of fused attention is eight times slower in bfloat16 than in float32, so
+    the plain kernel is used.
     """
-    able = multiplies_bfloat16(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=able):
-        if able and device.type == "cpu":
+    faster = multiplies_bfloat16(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=faster):
+        if faster and device.type == "cpu":
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         else:
@@ -148,7 +168,7 @@ def half_precision(device: torch.device) -> Iterator[None]:
 
 
 def new_optimizers(named: dict[str, nn.Parameter], plan: Plan) -> list[torch.optim.Optimizer]:
-    """AdamW and, where the plan's pattern fits any parameter, Muon."""
+    """AdamW and, if the plan's pattern matches any parameter, Muon."""
     inner = {k for k, p in named.items() if p.ndim > 1 and re.match(plan.muon, k)}
     rest = [p for k, p in named.items() if k not in inner]
     found: list[torch.optim.Optimizer] = []
@@ -164,12 +184,15 @@ def new_optimizers(named: dict[str, nn.Parameter], plan: Plan) -> list[torch.opt
 
 
 def process_rank() -> int:
-    """Number of this process under `torchrun`; 0 where there is only one."""
+    """Number of this process under `torchrun`; 0 if there is only one."""
     return processes.get_rank() if processes.is_initialized() else 0
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over all processes, in one message; nothing where there is only one process."""
+    """Replace every gradient by its mean over all processes, in one message, in place.
+
+    Does nothing if there is only one process.
+    """
     if not processes.is_initialized():
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -183,13 +206,13 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def first_process_first(make: Callable[[], T]) -> T:
-    """What `make` gives, called in process 0 before the others, who then find its files."""
+    """The result of `make`, called in process 0 first so that the others find its files."""
     if process_rank():
         processes.barrier()
-    made = make()
+    result = make()
     if processes.is_initialized() and not process_rank():
         processes.barrier()
-    return made
+    return result
 
 
 def _save(
@@ -239,7 +262,7 @@ def _load(
 
 
 def use_ema(model: nn.Module, ema: dict[str, Tensor]) -> None:
-    """Copy averaged weights into the model, in place."""
+    """Copy averaged weights into the model, in place; parameters without an average stay."""
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key in ema:

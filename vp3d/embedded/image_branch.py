@@ -1,13 +1,16 @@
-"""How the image branch is begun anew: image tokens that first are what the caption would be.
+"""Training of the image branch from scratch, beside a trained denoiser.
 
-The denoiser reads captions well, and tokens that only its own error teaches hardly at all: they told which two nouns there
-were in 85 of 100 pictures of two objects, and 46 were drawn. So the image branch learns in two stages.
+The denoiser follows captions well, but image tokens that are trained by its error alone stay weak:
+the tokens contained the two nouns of 85 in 100 pictures of two objects, and 46 were drawn right.
+So the image branch is trained in two stages.
 
-1. `teach_image`, without the denoiser: from a picture, the tokens learn to be the text encoder's of "caption, view words", and
-   their part in the time embedding what that text adds to it (prompt inversion by regression: compare unCLIP's prior, Ramesh
-   et al., arXiv 2204.06125, which goes the other way). Keys and values then are the text's own, and are read at once.
-2. `AdapterLosses`, with the denoiser frozen: the usual losses, and after a picture alone every cross-attention is to put out
-   what it puts out after caption and view words (FitNets: Romero et al., arXiv 1412.6550).
+1. `train_image_tokens`, without the denoiser. From a picture, the tokens learn to be the text
+   encoder's tokens of "caption, view words", and their part in the time embedding learns to be the
+   text's (prompt inversion by regression; the opposite direction is unCLIP's prior, Ramesh et al.,
+   arXiv 2204.06125). Then the text's keys and values work for image tokens at once.
+2. `AdapterLosses`, with the denoiser frozen. The usual losses, and after an image alone the output
+   of each cross-attention must match its output after caption and view words (FitNets: Romero et
+   al., arXiv 1412.6550).
 """
 
 from __future__ import annotations
@@ -22,110 +25,123 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vp3d.embedded.denoising import PriorLosses
+from vp3d.embedded.denoising import IMAGE, PriorLosses
 from vp3d.embedded.fit import Plan, fit, half_precision, use_ema
-from vp3d.embedded.latent_reader import tell
+from vp3d.embedded.latent_reader import caption_batch
 
 STEPS, LR, WARMUP = 900, 1.5e-3, 100  # of stage 1
 BATCH = 64
-SHOWN_WEIGHT = 0.5
+ATTRIBUTES_WEIGHT = 0.5
 
 
-def teach_image(prior: PriorLosses, plan: Plan, work: Path) -> None:
-    """Stage 1, in place: of the model behind `prior` the eye, the projection and the pooled tokens, then `copy_text`."""
+def train_image_tokens(prior: PriorLosses, plan: Plan, work: Path) -> None:
+    """Stage 1, in place, on the model behind `prior`; ends with `copy_text_projections`.
+
+    Trains the vision tower, the projection and the image's part in the time embedding.
+    """
     model, pictures = prior.model, prior.pictures
-    pooling, pooled = (
+    text_pooling, image_pooling = (
         model.get_submodule(f"unet.add_embedding.{kind}") for kind in ("text", "image")
     )
-    taught = nn.ModuleDict(
-        {k: model[k] for k in ("eye", "projection", "aid_image")} | {"pooled": pooled}
-    )
+    trained = nn.ModuleDict({k: model[k] for k in ("vision_tower", "projection", "aid_image")})
+    trained["pooled"] = image_pooling
 
     @torch.no_grad()
-    def goals(index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Text tokens [B, 20, 128] of pictures, and what they add to the pooled empty text [B, D]."""
-        said = prior.encode(tell(pictures, index, prior.device)[0])
-        return said, pooling(said) - pooling(nothing)
+    def regression_targets(index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Text tokens [B, 20, 128] of pictures, and their pooled text less the empty one [B, D]."""
+        text = prior.encode(caption_batch(pictures, index, prior.device)[0])
+        return text, text_pooling(text) - text_pooling(empty_text)
 
     with torch.no_grad():
-        nothing = prior.encode([""])
-    some = goals(np.linspace(0, len(pictures) - 1, min(2000, len(pictures))).astype(np.int64))
-    spread = [(goal - goal.mean(0)).square().mean() for goal in some]
+        empty_text = prior.encode([""])
+    some = np.linspace(0, len(pictures) - 1, min(2000, len(pictures))).astype(np.int64)
+    examples = regression_targets(some)
+    variance = [(target - target.mean(0)).square().mean() for target in examples]
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = np.searchsorted(prior.quantiles, rng.random(BATCH), side="right")
-        tokens = prior.image(index, rng)
-        missed = [
-            F.mse_loss(a, b)
-            for a, b in zip((tokens, pooled(tokens.flatten(1))), goals(index), strict=True)
+        tokens = prior.image_tokens(index, rng)
+        predicted = (tokens, image_pooling(tokens.flatten(1)))
+        errors = [
+            F.mse_loss(a, b) for a, b in zip(predicted, regression_targets(index), strict=True)
         ]
+        targets = prior.targets[index].to(prior.device)
+        attributes = model["aid_image"](tokens.flatten(1), targets)
         return {
-            "loss_tokens": missed[0] / spread[0],
-            "loss_pooled": missed[1] / spread[1],
-            "loss_shown": SHOWN_WEIGHT
-            * model["aid_image"](tokens.flatten(1), prior.answers[index].to(prior.device)),
+            "loss_tokens": errors[0] / variance[0],
+            "loss_pooled": errors[1] / variance[1],
+            "loss_image_attributes": ATTRIBUTES_WEIGHT * attributes,
         }
 
-    lesson = replace(plan, steps=min(STEPS, plan.steps), lr=LR, warmup=WARMUP)
-    use_ema(taught, fit("image", taught, losses, lesson, work))
-    copy_text(model["unet"], nothing[0], some[0].flatten(0, 1))
+    stage_plan = replace(plan, steps=min(STEPS, plan.steps), lr=LR, warmup=WARMUP)
+    use_ema(trained, fit("image", trained, losses, stage_plan, work))
+    copy_text_projections(model["unet"], empty_text[0], examples[0].flatten(0, 1))
 
 
 @torch.no_grad()
-def copy_text(unet: nn.Module, nothing: Tensor, said: Tensor) -> None:
-    """Keys and values of the image branch become the text's, in place, less the values of the empty text.
+def copy_text_projections(unet: nn.Module, empty_text: Tensor, text: Tensor) -> None:
+    """Make the text's keys and values those of the image branch, in place, less the empty text.
 
-    The branch is added to the attention to the empty text, which is nearly the same whatever is asked: all its tokens `nothing`
-    [20, C] are alike. So their value is taken off that of every token, by a direction in which texts `said` [N, C] tell "one".
+    The branch is added to the attention to the empty text. All tokens of the empty text are nearly
+    equal, so that attention is nearly the same for every query. The value of the empty text is
+    therefore subtracted from that of every image token: along a direction w that maps every token
+    of real text close to 1, W_v' = W_v - (W_v empty) w^T.
+
+    Args:
+        unet: The denoiser with its image branch.
+        empty_text: Tokens of the empty text [20, C].
+        text: Tokens of captions [N, C], from which w is computed by ridge regression.
     """
-    square = said.T @ said / len(said)
-    one = torch.linalg.solve(
-        square + 0.01 * torch.eye(len(square), device=said.device), said.mean(0)
-    )
+    square = text.T @ text / len(text)
+    ridge = 0.01 * torch.eye(len(square), device=text.device)
+    direction = torch.linalg.solve(square + ridge, text.mean(0))
     for attention in [m for name, m in unet.named_modules() if name.endswith("attn2")]:
         branch: Any = attention.processor
         branch.to_k_ip.weight.copy_(attention.to_k.weight)
-        branch.to_v_ip.weight.copy_(
-            attention.to_v.weight - torch.outer(attention.to_v.weight @ nothing.mean(0), one)
-        )
+        empty_value = attention.to_v.weight @ empty_text.mean(0)
+        branch.to_v_ip.weight.copy_(attention.to_v.weight - torch.outer(empty_value, direction))
 
 
 class AdapterLosses:
-    """Stage 2: `PriorLosses`, and what the cross-attentions and the time embedding say otherwise than after the caption.
+    """Stage 2: `PriorLosses`, and `loss_attention`.
 
-    Of the samples 66 % are told the picture alone, 25 % text and picture, 4 % text and the null image, 5 % the null image alone.
+    `loss_attention` is the error between the outputs of the cross-attentions (and of the time
+    embedding) after an image alone, and those after its caption and view words. The samples are
+    conditioned on the image alone 66 %, text and image 25 %, text and the null image 4 %, the null
+    image alone 5 %.
     """
 
-    OF_PRIOR: Mapping[str, Any] = {
+    PRIOR_OPTIONS: Mapping[str, Any] = {
         "shares": (0.0, 0.0, 0.25, 0.66, 0.04),
-        "more_shown": 80,
-        "shown_weight": 0.25,
+        "extra_images": 80,
+        "image_weight": 0.25,
     }
-    HEARD_WEIGHT = 0.15
+    ATTENTION_WEIGHT = 0.15
 
     def __init__(self, prior: PriorLosses) -> None:
-        self.prior, self.heard = prior, list[Tensor]()
+        self.prior, self.outputs = prior, list[Tensor]()
         for name, module in prior.model["unet"].named_modules():
             if name.endswith("attn2") or name == "add_embedding":
-                module.register_forward_hook(self._hear)
+                module.register_forward_hook(self._keep_output)
 
-    def _hear(self, _: nn.Module, __: Any, said: Tensor) -> None:
-        self.heard.append(said.float())
+    def _keep_output(self, _: nn.Module, __: Any, output: Tensor) -> None:
+        self.outputs.append(output.float())
 
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named scalars of one batch; `loss*` are summed."""
+        """Named scalars of one batch; the training minimises the sum of those named `loss*`."""
         prior = self.prior
-        self.heard.clear()
+        self.outputs.clear()
         values = prior(rng, generator)
-        heard, last = list(self.heard), prior.last
-        self.heard.clear()
-        alone = np.flatnonzero(last.told.kind == 3)
-        if len(alone):
-            texts = tell(prior.pictures, last.told.index[alone], prior.device)[0]
+        after_image, last = list(self.outputs), prior.last
+        self.outputs.clear()
+        rows = np.flatnonzero(last.conditions.kind == IMAGE)
+        if len(rows):
+            texts = caption_batch(prior.pictures, last.conditions.index[rows], prior.device)[0]
             with torch.no_grad(), half_precision(prior.device):
-                prior.model["unet"](last.noisy[alone], last.t[alone], prior.encode(texts))
-            missed = [
-                F.mse_loss(a[alone], b) / b.var() for a, b in zip(heard, self.heard, strict=True)
+                prior.model["unet"](last.noisy[rows], last.t[rows], prior.encode(texts))
+            errors = [
+                F.mse_loss(a[rows], b) / b.var()
+                for a, b in zip(after_image, self.outputs, strict=True)
             ]
-            values["loss_heard"] = self.HEARD_WEIGHT * torch.stack(missed).mean()
+            values["loss_attention"] = self.ATTENTION_WEIGHT * torch.stack(errors).mean()
         return values

@@ -1,9 +1,11 @@
-"""A small network that names what latents show, as a perceptual loss for the denoiser.
+"""A small network that recognises what latents show: a perceptual loss for the denoiser.
 
-The squared error of a denoiser hardly counts what makes a small duck a duck: a blob in the right colour is nearly as good. So
-its estimate of the clean latents must also be read rightly, by this frozen network (compare Lin and Yang, arXiv 2401.00110,
-who take the denoiser's own features). It is a training aid, thrown away afterwards, and not the judge: that one sees pixels, has
-another architecture and other targets, and is never trained through.
+The squared error of a denoiser hardly counts the details that make a small duck a duck: a blob of
+the right colour is nearly as good. So this frozen network must recognise the attributes in the
+denoiser's estimate of the clean latents (compare Lin and Yang, arXiv 2401.00110, who use the
+denoiser's own features). It serves training only and is not saved with the models. It is not the
+judge either: the judge reads pixels, has another architecture and other targets, and no model is
+trained through it.
 """
 
 from __future__ import annotations
@@ -32,14 +34,19 @@ from vp3d.worlds.toybox.scenes import NOUNS, caption, kind_of
 
 PLAN = Plan(steps=1500, lr=2e-3)
 BATCH = 96
-OFTEN = {"on": 6.0, "next to": 6.0}  # two objects are small and hard to read
-VIEW = {"view": all_views()}
-READ = HEADS | VIEW
-NOISE = 0.4  # largest standard deviation of the noise on the latents it learns from, whose own is 1
+KIND_FREQUENCY = {"on": 6.0, "next to": 6.0}  # two objects are small and hard to recognise
+VIEW_HEAD = {"view": all_views()}
+READER_HEADS = HEADS | VIEW_HEAD
+NO_TARGET = -100  # a target that the cross-entropy ignores
+# Largest standard deviation of the noise added to the latents in training; theirs is 1
+NOISE = 0.4
 
 
 class LatentReader(nn.Module):
-    """Reads scaled latents [B, 4, 16, 16]: the noun of each of 8 x 8 cells, the attributes of the whole and the view."""
+    """Recognises the content of scaled latents [B, 4, 16, 16].
+
+    Its outputs are the noun of each of 8 x 8 cells, the attributes of the picture and its view.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,53 +64,73 @@ class LatentReader(nn.Module):
             nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 8 * 8, 256), nn.SiLU()
         )
         self.aid = architectures.AttributeHeads(256, HEADS)
-        self.view = architectures.AttributeHeads(256, VIEW)
+        self.view = architectures.AttributeHeads(256, VIEW_HEAD)
 
-    def forward(self, latents: Tensor, shares: Tensor, told: Tensor) -> Tensor:
-        """Mean cross-entropy against `noun_maps` [B, nouns, 8, 8], plus that of the attributes and half that of the view.
+    def forward(self, latents: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
+        """The loss: cross-entropy of the noun maps, plus `attribute_loss`. A scalar.
 
-        told [B, heads] int64: `read_targets`, -100 where it cannot be told or was not asked for. A scalar.
+        Args:
+            latents: Scaled latents [B, 4, 16, 16].
+            shares: Share of each cell that each noun covers [B, nouns, 8, 8] (`noun_maps`).
+            targets: Attributes [B, heads] int64 (`read_targets`), `NO_TARGET` for none.
         """
         cells = self.body(latents)
-        missed = -(shares * F.log_softmax(self.map(cells), 1)).sum() / shares.sum()
-        return missed + self.missed(self.whole(cells), told)
+        noun_loss = -(shares * F.log_softmax(self.map(cells), 1)).sum() / shares.sum()
+        return noun_loss + self.attribute_loss(self.whole(cells), targets)
 
     def whole(self, cells: Tensor) -> Tensor:
-        """What the features `cells` [B, 128, 8, 8] say of the picture as a whole, [B, 256]."""
-        read: Tensor = self.squeeze(cells)
-        return read
+        """Features [B, 256] of the complete picture from the features `cells` [B, 128, 8, 8]."""
+        features: Tensor = self.squeeze(cells)
+        return features
 
-    def missed(self, whole: Tensor, told: Tensor) -> Tensor:
-        """Mean cross-entropy of the attributes, plus half that of the view; a scalar."""
-        return self.aid(whole, told[:, :-1]) + 0.5 * self.view(whole, told[:, -1:])
+    def attribute_loss(self, whole: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of the attributes, plus half that of the view; a scalar.
+
+        whole [B, 256] are the features of `whole`; targets as in `forward`.
+        """
+        return self.aid(whole, targets[:, :-1]) + 0.5 * self.view(whole, targets[:, -1:])
 
 
 def read_targets(pictures: Pictures) -> Tensor:
-    """Right answers [N, heads] int64 in the order of `READ`: `attribute_targets` and the view words."""
-    numbers = {view: number for number, view in enumerate(READ["view"])}
+    """Targets [N, heads] int64 in the order of `READER_HEADS`: `attribute_targets` and the view."""
+    numbers = {view: number for number, view in enumerate(READER_HEADS["view"])}
     views = torch.tensor([numbers[pictures.view(i)] for i in range(len(pictures))])
     return torch.cat([torch.from_numpy(attribute_targets(pictures)), views[:, None]], 1)
 
 
-def kind_quantiles(pictures: Pictures, often: Mapping[str, float]) -> np.ndarray:
-    """Cumulative shares [N] by which pictures of each kind (`scenes.kind_of`) are drawn `often` times as often, others once."""
-    weights = np.array([often.get(kind_of(s), 1.0) for s in pictures.specs])[
-        pictures.scene_of
-    ].cumsum()
+def kind_quantiles(pictures: Pictures, frequency: Mapping[str, float]) -> np.ndarray:
+    """Cumulative probabilities [N] for drawing pictures.
+
+    `frequency` gives the relative frequency of a kind of caption (`scenes.kind_of`), 1 if missing.
+    """
+    weights = np.array([frequency.get(kind_of(s), 1.0) for s in pictures.specs])
+    weights = weights[pictures.scene_of].cumsum()
     return np.asarray(weights / weights[-1])
 
 
-def taught_reader(
+def train_reader(
     pictures: Pictures,
     latents: Tensor,
-    told: Tensor,
+    targets: Tensor,
     work: Path,
     device: str,
     most_steps: int = PLAN.steps,
 ) -> LatentReader:
-    """A frozen reader of the `latents` [N, 4, 16, 16] of `pictures` with `read_targets` `told`; trained once in `work`."""
+    """A frozen reader of the latents of `pictures`; trained only if `work` has no checkpoint of it.
+
+    Args:
+        pictures: The N training pictures.
+        latents: Their scaled latents [N, 4, 16, 16].
+        targets: Their targets [N, heads] (`read_targets`).
+        work: Folder of the checkpoint.
+        device: Where to train.
+        most_steps: Upper bound of the training steps.
+
+    Returns:
+        The reader on `device`, without gradient in its parameters.
+    """
     reader = LatentReader().to(device)
-    quantiles = kind_quantiles(pictures, OFTEN)
+    quantiles = kind_quantiles(pictures, KIND_FREQUENCY)
 
     def losses(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         index = np.searchsorted(quantiles, rng.random(BATCH), side="right")
@@ -112,23 +139,30 @@ def taught_reader(
         noisy = x0 + strength * torch.randn(x0.shape, generator=generator, device=device)
         shares = noun_maps(pictures, index, device)
         with half_precision(x0.device):
-            return {"loss_read": reader(noisy, shares, told[index].to(device))}
+            return {"loss_read": reader(noisy, shares, targets[index].to(device))}
 
-    use_ema(
-        reader,
-        fit("reader", reader, losses, replace(PLAN, steps=min(PLAN.steps, most_steps)), work),
-    )
+    plan = replace(PLAN, steps=min(PLAN.steps, most_steps))
+    use_ema(reader, fit("reader", reader, losses, plan, work))
     return reader.requires_grad_(False)
 
 
-def tell(
+def caption_batch(
     pictures: Pictures, index: np.ndarray, device: torch.device | str
 ) -> tuple[list[str], Tensor, Tensor]:
-    """Captions with view words of B pictures, what they say [B, heads + 1] int64 (last the view), and the thumbnails [B, T]."""
+    """Captions of pictures with what they must predict.
+
+    Args:
+        pictures: The training pictures.
+        index: Numbers of B of them.
+        device: Of the tensors.
+
+    Returns:
+        B captions with view words; the attributes they state [B, heads] int64 in the order of
+        `READER_HEADS`; the thumbnails of the pictures [B, T] (`data.thumbnails`).
+    """
     specs = [pictures.specs[pictures.scene_of[i]] for i in index]
     views = [pictures.view(int(i)) for i in index]
-    told = torch.cat(
-        [spec_targets(specs), torch.tensor([[READ["view"].index(v)] for v in views])], 1
-    )
+    view_targets = torch.tensor([[READER_HEADS["view"].index(v)] for v in views])
+    targets = torch.cat([spec_targets(specs), view_targets], 1)
     texts = [f"{caption(s)}, {v}" for s, v in zip(specs, views, strict=True)]
-    return texts, told.to(device), thumbnails(pictures.images[index]).to(device)
+    return texts, targets.to(device), thumbnails(pictures.images[index]).to(device)

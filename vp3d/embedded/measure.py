@@ -1,9 +1,10 @@
-"""The figures of the embedded models on captions that no training saw: `python -m vp3d.embedded.measure [FIGURE ...]`.
+"""Measure the embedded models on held-out captions: `python -m vp3d.embedded.measure [FIGURE ...]`.
 
-"Objects and colours right" means that the judge names the nouns of both objects, both main colours and the colour of the
-part or pattern as the caption does. Drawn pictures are asked for from the front left, where every part can be seen.
-A view word is heeded where a drawn compound is nearest to the true scene seen from there, among the eight level views (or to
-a view that looks the same: a table's back is its front).
+"Objects and colours right" means that the judge names the nouns of both objects, both main colours
+and the colour of the part or pattern as the caption does. Pictures are drawn from the front left,
+where every part is visible. A drawing follows its view word if, among the eight level views of the
+true scene, it is nearest to the named one or to one that looks the same (the back of a table looks
+like its front).
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.view_classifier import guess_views, judge_errors
 from vp3d.embedded.save import save_manifest
 from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
-from vp3d.metrics.attributes import JUDGE_GROUND, check_view
+from vp3d.metrics.attributes import JUDGE_BACKGROUND, check_view
 from vp3d.prompts import SECTORS
 from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG
 from vp3d.rewards.encoders import load_clip
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output
+from vp3d.types import to_uint8
 from vp3d.worlds.toybox.data import (
     HEADS,
     attribute_targets,
@@ -50,15 +52,16 @@ GOALS = {
     "image_prompt": ("objects and colours of the reference kept, empty text", 0.85),
     "view_words": ("compounds drawn from the view that was asked for", 0.80),
     "views_named": (
-        "views of true compounds that the denoiser tells apart, or takes for a neighbour",
+        "views of true compounds that the denoiser recognises, or takes for a neighbour",
         0.90,
     ),
 }
 VIEW = "front left view"
-SAME_VIEW = 0.02  # mean absolute difference of two true views below which they cannot be told apart
+# Two true views whose mean absolute difference is below this count as the same view
+SAME_VIEW = 0.02
 
 Figure = dict[str, float]
-"""A figure under "all", and the same by kind of caption where there are kinds."""
+"""The figure under "all", and its value by kind of caption if there are kinds."""
 
 
 def measure_autoencoder(count: int) -> Figure:
@@ -70,10 +73,11 @@ def measure_autoencoder(count: int) -> Figure:
 
 
 def measure_clip(count: int) -> Figure:
-    """Share of pictures whose own caption scores highest among 64 captions; the same words on another picture are right.
+    """Share of pictures whose own caption scores highest among 64 captions.
 
-    "cosine" is the mean score of a picture's own caption, which `rewards.text_image.hinge` follows, "cosine's lower quarter" the
-    score that a quarter of them miss.
+    An equal caption of another picture counts as right. "cosine" is the mean score of a picture's
+    own caption, from which `rewards.text_image.hinge` is set; "cosine's lower quarter" is the lower
+    quartile of that score.
     """
     pictures, encoder = heldout_pictures(count), load_clip("assets/toybox/clip")
     with torch.no_grad():
@@ -92,13 +96,14 @@ def measure_clip(count: int) -> Figure:
 
 
 def measure_judge(count: int) -> Figure:
-    """Share of held-out renders of which the judge names every attribute that can be seen."""
+    """Share of held-out renders of which the judge names every visible attribute."""
     pictures, judge = heldout_pictures(count), load_judge(ASSETS / "judge", MANIFEST)
-    answers, told = attribute_targets(pictures), judge_views(judge, to_tensor(pictures.images))
+    answers = attribute_targets(pictures)
+    named = judge_views(judge, to_tensor(pictures.images))
     values = list(HEADS.items())
     right = [
         all(a < 0 or names[a] == row[head] for a, (head, names) in zip(answer, values, strict=True))
-        for answer, row in zip(answers, told, strict=True)
+        for answer, row in zip(answers, named, strict=True)
     ]
     return {"all": float(np.mean(right))}
 
@@ -106,7 +111,10 @@ def measure_judge(count: int) -> Figure:
 def draw(
     prior: Prior, texts: list[str], references: Tensor | None, report: Callable[[str], None]
 ) -> Tensor:
-    """Pictures [N, 3, 64, 64] of N texts, and after `references` [N, 3, 64, 64] where there are any; 30 steps."""
+    """Drawings [N, 3, 64, 64] of N texts, in batches of 32.
+
+    references: [N, 3, 64, 64] in [0, 1] or None, the image prompts. `report` gets progress lines.
+    """
     config, parts = VisualPromptConfig(), []
     generator = torch.Generator().manual_seed(0)
     for first in range(0, len(texts), 32):
@@ -124,10 +132,13 @@ def draw(
 
 
 def share_right(judge: Judge, rgb: Tensor, specs: list[Spec]) -> Figure:
-    """Share of pictures in which the objects, their colours and the colour of the part or pattern are as told."""
+    """Share of pictures whose objects, colours and colour of part or pattern are those of `specs`.
+
+    rgb [N, 3, H, W] in [0, 1], one picture for each spec. By kind of caption, too.
+    """
     checks = [
-        check_view(told, attributes(s))
-        for told, s in zip(judge_views(judge, rgb), specs, strict=True)
+        check_view(named, attributes(s))
+        for named, s in zip(judge_views(judge, rgb), specs, strict=True)
     ]
     kinds: dict[str, list[bool]] = {"all": [c["right"] and c["accent_a"] for c in checks]}
     for right, spec in zip(list(kinds["all"]), specs, strict=True):
@@ -136,19 +147,19 @@ def share_right(judge: Judge, rgb: Tensor, specs: list[Spec]) -> Figure:
 
 
 def measure_view_words(count: int, sheet: Path | None = None) -> Figure:
-    """Share of drawn compounds that are nearest (L1) to the true scene seen from where the text says, by view."""
+    """Share of drawn compounds nearest (L1) to the true scene from the named view, by view."""
     specs = [
         s
         for s in draw_specs(np.random.default_rng(78), 4 * count, True)
         if s.noun in COMPOUNDS and not s.relation
     ]
     specs = specs[:count]
-    asked = [i % len(SECTORS) for i in range(len(specs))]
-    texts = [f"{caption(s)}, {SECTORS[v]}" for s, v in zip(specs, asked, strict=True)]
+    requested = [i % len(SECTORS) for i in range(len(specs))]
+    texts = [f"{caption(s)}, {SECTORS[v]}" for s, v in zip(specs, requested, strict=True)]
     rgb = draw(load_prior(PriorConfig()), texts, None, say)
     kinds: dict[str, list[bool]] = {"all": []}
-    for picture, spec, view in zip(rgb.permute(0, 2, 3, 1).numpy(), specs, asked, strict=True):
-        kinds["all"].append(is_seen_from(picture, spec, view))
+    for picture, spec, view in zip(rgb.permute(0, 2, 3, 1).numpy(), specs, requested, strict=True):
+        kinds["all"].append(shows_view(picture, spec, view))
         kinds.setdefault(SECTORS[view], []).append(kinds["all"][-1])
     if sheet is not None:
         write_sheet(rgb[:64], sheet)
@@ -156,7 +167,10 @@ def measure_view_words(count: int, sheet: Path | None = None) -> Figure:
 
 
 def measure_views_named(count: int) -> Figure:
-    """Mean `view_agreement` (`evaluate/guess_views.py`) of true compounds, `count` views in all; and that of CLIP's features."""
+    """Mean `diffusion.view_classifier` agreement of true compounds, `count` views in all.
+
+    "by CLIP" is the same with CLIP's cosines instead of the denoiser's errors.
+    """
     specs = [
         s
         for s in draw_specs(np.random.default_rng(79), count, True)
@@ -171,7 +185,7 @@ def measure_views_named(count: int) -> Figure:
     for spec in specs[: max(count // len(SECTORS), 1)]:
         rgb = to_tensor(
             render_spec(
-                spec, list(AZIMUTHS), elevation_deg=ELEVATION_DEG, size=64, ground=JUDGE_GROUND
+                spec, list(AZIMUTHS), elevation_deg=ELEVATION_DEG, size=64, ground=JUDGE_BACKGROUND
             )
         )
         kinds["all"].append(guess_views(prior, caption(spec), rgb, generator).view_agreement)
@@ -184,8 +198,11 @@ def measure_views_named(count: int) -> Figure:
     return {kind: float(np.mean(rows)) for kind, rows in kinds.items()}
 
 
-def is_seen_from(picture: np.ndarray, spec: Spec, view: int) -> bool:
-    """Whether `picture` [64, 64, 3] in [0, 1] shows the scene of `spec` from the level view number `view` of `SECTORS`."""
+def shows_view(picture: np.ndarray, spec: Spec, view: int) -> bool:
+    """Whether `picture` [64, 64, 3] in [0, 1] shows the scene of `spec` from view `view`.
+
+    `view` is a number of `SECTORS`, level.
+    """
     ground = min(GROUNDS, key=lambda g: abs(g - np.median(picture[0])))
     azimuths = [45.0 * i for i in range(len(SECTORS))]
     true = render_spec(spec, azimuths, elevation_deg=10.0, size=64, ground=ground) / 255.0
@@ -194,10 +211,12 @@ def is_seen_from(picture: np.ndarray, spec: Spec, view: int) -> bool:
 
 
 def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None = None) -> Figure:
-    """Text-to-image (or, `by_image`, image prompt with empty text) on held-out captions; `pairs`: unseen colour-object pairs."""
-    pictures = heldout_pictures(
-        6 * count if by_image else count, pairs=pairs
-    )  # one in four is from the front
+    """Share of right drawings of held-out captions, by text or (`by_image`) by image prompt alone.
+
+    `pairs` takes captions with held-out colour-object pairs. `sheet` is a PNG of some drawings.
+    """
+    # image prompts are front views, about one view in four
+    pictures = heldout_pictures(6 * count if by_image else count, pairs=pairs)
     keep = list(range(count))
     if by_image:
         views = [
@@ -223,7 +242,7 @@ def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None 
 def write_sheet(rgb: Tensor, path: Path) -> None:
     """Up to 64 pictures [N, 3, 64, 64] as one PNG, sixteen a row, doubled in size."""
     rows = [torch.cat(list(rgb[i : i + 16]), 2) for i in range(0, len(rgb) // 16 * 16, 16)]
-    array = (torch.cat(rows, 1).permute(1, 2, 0).numpy() * 255.0).round().astype(np.uint8)
+    array = to_uint8(torch.cat(rows, 1))
     Image.fromarray(array).resize(
         (array.shape[1] * 2, array.shape[0] * 2), Image.Resampling.LANCZOS
     ).save(path)
@@ -238,8 +257,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--count", type=int, default=512, help="held-out captions for each figure (default 512)"
     )
-    parser.add_argument("--sheets", type=Path, help="folder for a contact sheet of what was drawn")
-    parser.add_argument("--dry", action="store_true", help="leave MANIFEST.json as it is")
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets of the drawings")
+    parser.add_argument("--dry", action="store_true", help="do not write MANIFEST.json")
     options = parser.parse_args(argv)
     unknown = [f for f in options.figures if f not in GOALS]
     if unknown:
@@ -278,7 +297,8 @@ def main(argv: list[str] | None = None) -> None:
         }
         verdict = "reached" if value >= goal else "below"
         sys.stdout.write(
-            f"{name:15s} {value:8.3f}  goal {goal:6.2f}  {verdict:7s}  {meaning} ({options.count} held-out)\n"
+            f"{name:15s} {value:8.3f}  goal {goal:6.2f}  {verdict:7s}  {meaning}"
+            f" ({options.count} held-out)\n"
         )
         if kinds:
             sys.stdout.write(

@@ -1,4 +1,4 @@
-"""Write trained models in the folder formats that diffusers, transformers and open_clip read, and the manifest over them."""
+"""Write trained models in the formats of diffusers, transformers and open_clip, and a manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from vp3d.system.files import atomic_write, write_json
 from vp3d.weights.manifest import WEIGHT_SUFFIXES, file_entry
 
 ADAPTER_FILE = "ip-adapter_toybox.safetensors"
-PUBLISHED = {  # diffusers' names in a layer of the resampler, and the published file's
+MADE_BY = (
+    "python -m vp3d.embedded.train; its runs, and the steps taken by hand, are listed in"
+    " docs/explanation/embedded_models.md"
+)
+# Names in a layer of the resampler: diffusers' and those of the published files
+PUBLISHED = {
     "ln0": "0.norm1",
     "ln1": "0.norm2",
     "attn.to_q": "0.to_q",
@@ -30,7 +35,10 @@ LAYER, KV = re.compile(r"layers\.(\d+)\.(.+)\.(\w+)"), "0.to_kv"
 
 
 def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """A StableDiffusionPipeline folder around the autoencoder that already lies in `folder / "vae"`; the UNet in float16."""
+    """Write a StableDiffusionPipeline folder; the UNet in float16.
+
+    The autoencoder must be in `folder / "vae"` already.
+    """
     plain = architectures.new_unet()
     state = {
         k.replace("add_embedding.text.", "add_embedding."): v for k, v in unet.state_dict().items()
@@ -56,9 +64,10 @@ def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, fold
 
 
 def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
-    """The IP-Adapter beside its image encoder, in the published layout: models/<file> with `image_proj.*` and `ip_adapter.*`.
+    """Write the IP-Adapter in the published layout, `models/ip-adapter_toybox.safetensors`.
 
-    Beyond the published keys the file has `pooled.weight`, the image's part in the time embedding (`image_prompt.PooledPrompt`).
+    In addition to the published keys the file has `pooled.weight`, the image's part in the time
+    embedding (`image_prompt.PooledPrompt`).
     """
     tensors = {
         f"image_proj.{k}": v for k, v in published_resampler(projection.state_dict()).items()
@@ -74,7 +83,10 @@ def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
 
 
 def published_resampler(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of diffusers' `IPAdapterPlusImageProjection` (any shape) under the published names; K and V become one."""
+    """Weights of diffusers' `IPAdapterPlusImageProjection` under the published names.
+
+    The matrices of keys and values become one, [2D, C].
+    """
     found = {}
     for key, value in state.items():
         layer = LAYER.fullmatch(key)
@@ -90,7 +102,7 @@ def published_resampler(state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def resampler_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `published_resampler` (any shape)."""
+    """The inverse of `published_resampler`."""
     names, found = {v: k for k, v in PUBLISHED.items()}, {}
     for key, value in published.items():
         layer = LAYER.fullmatch(key)
@@ -105,7 +117,7 @@ def resampler_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def save_clip(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """An open_clip local-dir folder: config, weights, tokenizer."""
+    """Write an open_clip local-dir folder: configuration, weights, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {
         "size": architectures.RESOLUTION,
@@ -127,7 +139,10 @@ def save_clip(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 
 def save_manifest(folder: Path, figures: dict[str, Any] | None = None) -> None:
-    """MANIFEST.json over every weight and configuration file of `folder`; new figures replace those of the same name."""
+    """Write MANIFEST.json: the hashes of every weight and configuration file of `folder`.
+
+    `figures` replace those of the same name that the manifest has; other figures stay.
+    """
     path = folder / "MANIFEST.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     listed = sorted(
@@ -140,7 +155,7 @@ def save_manifest(folder: Path, figures: dict[str, Any] | None = None) -> None:
         path,
         {
             "licence": "Apache-2.0",
-            "made_by": "python -m vp3d.embedded.train; the README (Figures) tells its runs, and the steps taken by hand",
+            "made_by": MADE_BY,
             "torch": torch.__version__,
             "bytes": sum(int(e["bytes"]) for e in files.values()),
             "figures": known.get("figures", {}) | (figures or {}),

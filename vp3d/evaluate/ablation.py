@@ -1,23 +1,26 @@
-"""Which parts help: `python -m vp3d.evaluate.ablation`, and which settings are best: `python -m vp3d.evaluate.ablation --sweep`.
+"""The ablation, `python -m vp3d.evaluate.ablation`, and the settings sweep, with `--sweep`.
 
-Every arm makes the same toybench prompts with the same seeds, steps and views. The ablation's arms are those of the VP3D paper
-(arXiv 2403.17001, its ablation of visual prompt and rewards) with DreamFusion's plain SDS as the first, and one with our several
-steps on the text alone; the sweep changes one setting of the default run at a time. The table tells each figure's mean with its
-95 % bootstrap interval over prompts, and the difference from the first arm, prompt by prompt, with an interval of its own: an arm
-helps where that lies above 0.
+Every arm generates the same toybench prompts with the same seeds, steps and views. The arms of the
+ablation are those of the VP3D paper (arXiv 2403.17001: visual prompt and rewards). Before them come
+DreamFusion's plain SDS, and several denoising steps on the text alone. The sweep changes one
+setting of the default run at a time.
 
---arms makes only the arms that are named; the first of them is the one compared with. --match makes only some prompts:
-those that are right in every arm tell nothing but harm.
-Resumable: what is made lies under --work, one folder an arm. Half an hour to an hour for all arms
-of the ablation at `draft` on two cores (--jobs 2).
---grid draws the assets: true object, visual prompt, first arm and last arm, each from two sides.
+The table has each figure's mean with its 95 % bootstrap interval over prompts. A second table has
+the difference from the first arm, paired by prompt, with its own interval: an arm helps if that
+interval is above 0.
+
+--arms runs only the named arms; the first of them is the one that the others are compared with.
+--match runs only some prompts. (Prompts that are right in every arm can only show harm.) Each arm
+has a folder in --work. Run the same command again to resume. The ablation at `draft` takes half an
+hour to an hour on two cores (--jobs 2). --grid draws the assets: true object, visual prompt, first
+arm and last arm, from two sides each.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +38,23 @@ from vp3d.evaluate.statistics import bootstrap_interval, cell, circumstances, le
 from vp3d.render.camera import orbit
 from vp3d.render.raster import render_mesh
 from vp3d.report.pictures import (
+    BACKGROUND,
     ELEVATION_DEG,
-    GROUND,
     labelled,
     resized,
     save_image,
     sheet,
-    to_uint8,
 )
 from vp3d.system.console import Parser, run_program
 from vp3d.system.files import check_output, write_json, write_text
+from vp3d.types import to_uint8
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
 from vp3d.worlds.toybox.prompt_check import true_pictures, true_rgb
 from vp3d.worlds.toybox.scenes import parse_caption
 
 NO_REWARDS = ("rewards.text_image.weight=0", "rewards.image_image.weight=0")
-ONE_STEP = (  # as DreamFusion estimates; what configs/sds.yaml says
+# The estimate of DreamFusion, as in configs/sds.yaml.
+ONE_STEP = (
     "guidance.denoise_steps=1",
     "guidance.space=latents",
     "guidance.estimate_every=1",
@@ -101,10 +105,8 @@ SWEEP: dict[str, tuple[str, ...]] = {
     "text reward 0.2": ("rewards.text_image.weight=0.2",),
     "rewards from the start": ("rewards.text_image.begin=0", "rewards.image_image.begin=0"),
 }
-SIDES, TILE = (
-    (40.0, 220.0),
-    112,
-)  # azimuths of the two views in the picture grid, degrees; pixels of one
+SIDES = (40.0, 220.0)  # azimuths in degrees of the two views in the picture grid
+TILE = 112  # pixels of a side of a view there
 FIGURES = (
     "all",
     "objects",
@@ -118,22 +120,34 @@ FIGURES = (
 )
 
 
-def chosen(arms: Mapping[str, tuple[str, ...]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The arms called `names`, in that order; all of them when none is named."""
+def select_arms(
+    arms: Mapping[str, tuple[str, ...]], names: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The arms called `names`, in that order; all of them if there are no names.
+
+    Raises:
+        UserError: there is no arm of that name.
+    """
     unknown = next((name for name in names if name not in arms), None)
     if unknown is not None:
         raise UserError(
-            f"there is no arm '{unknown}'; there are: {'; '.join(arms)} (key=value words stand before --arms)"
+            f"there is no arm '{unknown}'; there are: {'; '.join(arms)} "
+            "(key=value words come before --arms)"
         )
     return {name: arms[name] for name in names or arms}
 
 
 def matching(tasks: Sequence[Task], texts: Sequence[str]) -> Sequence[Task]:
-    """The tasks whose prompt holds one of `texts`; all of them when there is none."""
+    """The tasks whose prompt contains one of `texts`; all of them if there are no texts.
+
+    Raises:
+        UserError: no prompt contains one.
+    """
     found = [task for task in tasks if not texts or any(text in task.prompt for text in texts)]
     if not found:
         raise UserError(
-            f"no prompt holds {' or '.join(map(repr, texts))}: --match takes a part of one, as 'white house'"
+            f"no prompt contains {' or '.join(map(repr, texts))}; "
+            "give --match a part of a prompt, as 'white house'"
         )
     return found
 
@@ -141,18 +155,37 @@ def matching(tasks: Sequence[Task], texts: Sequence[str]) -> Sequence[Task]:
 def run_arm(
     name: str, overrides: Sequence[str], tasks: Sequence[Task], options: argparse.Namespace
 ) -> list[Record]:
-    """Make and judge the tasks with an arm's settings, in a folder of its own."""
+    """Generates and judges the tasks with an arm's settings, in its own folder.
+
+    Args:
+        name: the name of the arm, also of its folder.
+        overrides: its key=value words.
+        tasks: the tasks of every arm.
+        options: the command line.
+
+    Returns:
+        The records, in the order of `tasks`.
+    """
     folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
-    settings = Settings(
-        folder, options.preset, tuple(options.config), (*options.overrides, *overrides)
-    )
+    words = (*options.overrides, *overrides)
+    settings = Settings(folder, options.preset, tuple(options.config), words)
     lock_to_settings(settings, {"suite": "ablation"}, toybench.JUDGES)
     sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
     return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
 
 
 def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict[str, float] | None:
-    """Mean over prompts of arm minus base, with its interval; None where a figure is not had on both sides."""
+    """Mean over prompts of arm minus base.
+
+    Args:
+        arm: the records of the arm.
+        base: the records of the first arm, in the same order.
+        name: the figure.
+
+    Returns:
+        "mean", "low" and "high" (its interval) and "count" (prompts); None if no asset has the
+        figure in both arms.
+    """
     values: dict[str, list[float]] = {}
     for one, other in zip(arm, base, strict=True):
         pair = one["figures"].get(name), other["figures"].get(name)
@@ -166,7 +199,12 @@ def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict
 
 
 def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    """For each arm: statistics of every figure, the difference from the first arm, that of "all" by prompt set, the failures."""
+    """Compares the arms.
+
+    Returns:
+        For each arm: "figures" (statistics), "against_first" (difference from the first arm),
+        "by_set" (that of the figure "all" by prompt set) and "failures" (their number).
+    """
     base = next(iter(records.values()))
     sets = list(dict.fromkeys(record["set"] for record in base))
     return {
@@ -183,49 +221,50 @@ def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
 
 
 def of_set(records: Sequence[Record], name: str) -> list[Record]:
-    """Those of the prompt set `name`, in their order."""
+    """The records of the prompt set `name`, in their order."""
     return [record for record in records if record["set"] == name]
 
 
-def markdown(told: Mapping[str, Any], title: str, facts: Mapping[str, Any], prompts: int) -> str:
-    """The table as a page: means with intervals, and below them the differences from the first arm."""
-    shown = [name for name in FIGURES if any(arm["figures"][name] for arm in told.values())]
-    labels, seen = [toybench.FIGURES[name].label for name in shown], dict.fromkeys(shown)
-    lines = [
-        f"# {title}",
-        "",
-        f"{prompts} prompts; " + ", ".join(f"{k} {v}" for k, v in facts.items()),
-        "",
-    ]
-    for part, explained in (
-        ("figures", f"{legend(toybench.FIGURES, seen, '95 % interval over prompts')}."),
-        (
-            "against_first",
-            f"Difference from {next(iter(told))}, prompt by prompt, with its 95 % interval.",
-        ),
-    ):
-        lines += [
-            explained,
-            "",
-            f"| arm | {' | '.join(labels)} | failures |",
-            "|---" * (len(shown) + 2) + "|",
-        ]
-        for arm, found in told.items():
-            cells = [_cell(found[part][name], name, part) for name in shown]
-            lines.append(f"| {arm} | {' | '.join(cells)} | {found['failures']} |")
-        lines.append("")
-    sets = list(next(iter(told.values()))["by_set"])
-    lines += [
-        "That of all attributes by prompt set.",
-        "",
-        f"| arm | {' | '.join(sets)} |",
-        "|---" * (len(sets) + 1) + "|",
-    ]
-    for arm, found in told.items():
-        lines.append(
-            f"| {arm} | {' | '.join(_cell(found['by_set'][name], 'all', 'by_set') for name in sets)} |"
-        )
+def markdown(
+    comparison: Mapping[str, Any], title: str, facts: Mapping[str, Any], prompts: int
+) -> str:
+    """The tables as a Markdown page.
+
+    Args:
+        comparison: what `compare` returned.
+        title: the heading.
+        facts: name -> value of the line below the heading.
+        prompts: the number of prompts.
+
+    Returns:
+        The page: means with intervals, the differences from the first arm, and those by prompt set.
+    """
+    shown = [name for name in FIGURES if any(arm["figures"][name] for arm in comparison.values())]
+    labels = [toybench.FIGURES[name].label for name in shown]
+    line = f"{prompts} prompts; " + ", ".join(f"{key} {value}" for key, value in facts.items())
+    lines = [f"# {title}", "", line, ""]
+    means = f"{legend(toybench.FIGURES, dict.fromkeys(shown), '95 % interval over prompts')}."
+    first = next(iter(comparison))
+    pairs = f"Difference from {first}, prompt by prompt, with its 95 % interval."
+    for part, explained in (("figures", means), ("against_first", pairs)):
+        rows = {
+            arm: [*(_cell(found[part][name], name, part) for name in shown), str(found["failures"])]
+            for arm, found in comparison.items()
+        }
+        lines += [explained, "", *_table([*labels, "failures"], rows), ""]
+    sets = list(comparison[first]["by_set"])
+    rows = {
+        arm: [_cell(found["by_set"][name], "all", "by_set") for name in sets]
+        for arm, found in comparison.items()
+    }
+    lines += ["Difference in all attributes by prompt set.", "", *_table(sets, rows)]
     return "\n".join([*lines, ""])
+
+
+def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table with a row for each arm."""
+    lines = [f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return lines + [f"| {arm} | {' | '.join(cells)} |" for arm, cells in rows.items()]
 
 
 def _cell(found: Mapping[str, float] | None, name: str, part: str) -> str:
@@ -238,144 +277,118 @@ def _cell(found: Mapping[str, float] | None, name: str, part: str) -> str:
 
 
 def write_grid(records: Mapping[str, Sequence[Record]], path: Path) -> None:
-    """A row a prompt: the true object, the last arm's visual prompt, every arm's mesh from two sides; failures are left out."""
+    """Draws a row for each prompt: true object, visual prompt of the last arm, mesh of each arm.
+
+    Every object is shown from two sides. Failures are left out.
+
+    Args:
+        records: arm -> its records.
+        path: the PNG file.
+    """
     rows = []
     for of_prompt in zip(*records.values(), strict=True):
         prompt = of_prompt[0]["prompt"]
-        true = true_rgb(true_pictures(parse_caption(prompt), list(SIDES), GROUND, TILE))
-        row, shown = [side_by_side(true, prompt)], None
+        true = true_rgb(true_pictures(parse_caption(prompt), list(SIDES), BACKGROUND, TILE))
+        row, picture = [side_by_side(true, prompt)], None
         for arm, record in zip(records, of_prompt, strict=True):
             if record["failure"]:
                 continue
-            found = find_mesh(
-                Settings(path.parent),
-                Task(record["set"], prompt, record["seed"], "", record["source"]),
-            )
-            shown = toybench.visual_prompt(found)
+            task = Task(record["set"], prompt, record["seed"], "", record["source"])
+            found = find_mesh(Settings(path.parent), task)
+            picture = toybench.visual_prompt(found)
             if found.mesh is not None:
                 cameras = orbit(SIDES, ELEVATION_DEG, DISTANCE, FOV_DEG)
-                row.append(
-                    side_by_side(render_mesh(found.mesh, cameras, TILE, TILE, GROUND)[0], arm)
-                )
-        if shown is not None:
-            row.insert(1, labelled(resized(shown, TILE), "visual prompt"))
+                views = render_mesh(found.mesh, cameras, TILE, TILE, BACKGROUND)[0]
+                row.append(side_by_side(views, arm))
+        if picture is not None:
+            row.insert(1, labelled(resized(picture, TILE), "visual prompt"))
         rows.append(row)
-    save_image(
-        sheet(
-            rows,
-            "True object, visual prompt, and assets: the front from the left, the back from the right",
-        ),
-        path,
+    title = (
+        "True object, visual prompt, and assets: the front from the left, the back from the right"
     )
+    save_image(sheet(rows, title), path)
 
 
 def side_by_side(rgb: Tensor, label: str) -> Image.Image:
-    """One tile of the views rgb [N, 3, H, W] in [0, 1]."""
+    """One tile with the views rgb `[N, 3, H, W]` in [0, 1] next to each other."""
     return labelled(np.concatenate(list(to_uint8(rgb)), axis=1), label)
 
 
+def new_parser() -> Parser:
+    """The parser of the command line."""
+    doc = (__doc__ or "").split("\n\n")
+    parser = Parser(prog="python -m vp3d.evaluate.ablation", description=doc[1])
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="settings for every arm")
+    add("--sweep", action="store_true", help="compare settings, not the parts of the method")
+    add("--arms", nargs="+", default=[], metavar="NAME", help="only these, the first is the base")
+    add("--subset", choices=("all", "mini"), default="mini", help="72 prompts, or 18 (mini)")
+    add("--match", nargs="+", default=[], metavar="TEXT", help="only prompts with one of these")
+    add("--every", type=int, default=1, metavar="N", help="of those, every n-th (1)")
+    add("--preset", choices=PRESETS, default="draft", help="preset of the runs (draft)")
+    add("--config", type=Path, action="append", default=[], help="YAML settings, repeatable")
+    add("--seeds", type=int, default=1, metavar="N", help="assets for each prompt (1)")
+    add("--jobs", type=int, default=1, metavar="N", help="processes (1)")
+    add("--work", type=Path, help="folder of runs and results (outputs/ablation or outputs/sweep)")
+    add("--write", type=Path, metavar="FILE", help="the Markdown page (in --work)")
+    add("--grid", type=Path, metavar="FILE", help="draw the assets of the first and last arm here")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Run every arm, print the table and write it as JSON and Markdown."""
-    parser = Parser(prog="python -m vp3d.evaluate.ablation", description=__doc__.split("\n\n")[0])
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every arm")
-    parser.add_argument(
-        "--sweep",
-        action="store_true",
-        help="settings of the default run instead of the paper's parts",
-    )
-    parser.add_argument(
-        "--arms",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="only these, the first is compared with (all)",
-    )
-    parser.add_argument(
-        "--subset",
-        choices=("all", "mini"),
-        default="mini",
-        help="72 prompts, or 6 of each set (mini)",
-    )
-    parser.add_argument(
-        "--match",
-        nargs="+",
-        default=[],
-        metavar="TEXT",
-        help="only prompts that hold one of these texts",
-    )
-    parser.add_argument(
-        "--every", type=int, default=1, metavar="N", help="of those, every n-th (1)"
-    )
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="draft", help="how much work to put in (draft)"
-    )
-    parser.add_argument(
-        "--config", type=Path, action="append", default=[], help="YAML settings, repeatable"
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="assets for each prompt (1)"
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        help="where runs and results are kept (outputs/ablation or outputs/sweep)",
-    )
-    parser.add_argument(
-        "--write",
-        type=Path,
-        metavar="FILE",
-        help="write the page here, as docs/results/ablation.md",
-    )
-    parser.add_argument(
-        "--grid",
-        type=Path,
-        metavar="FILE",
-        help="draw true object, visual prompt, first and last arm here",
-    )
+    """Runs every arm, prints the tables and writes them as JSON and Markdown."""
+    parser = new_parser()
     options = parser.parse_intermixed_args(argv)
     if min(options.every, options.seeds, options.jobs) < 1:
         parser.error("--every, --seeds and --jobs take whole numbers of 1 or more")
     every_arm = SWEEP if options.sweep else ARMS
-    arms = chosen(every_arm, options.arms)
+    arms = select_arms(every_arm, options.arms)
     for option, path in {"--write FILE": options.write, "--grid FILE": options.grid}.items():
         if path:
             check_output(path.parent, option)
     name = "sweep" if options.sweep else "ablation"
     options.work = options.work or ROOT / "outputs" / name
-    tasks = matching(toybench.suite_tasks(options.subset, options.seeds), options.match)[
-        :: options.every
-    ]
+    tasks = suite_of(options)
     records = {arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()}
-    told = compare(records)
-    about = circumstances()
-    facts = {
-        "preset": options.preset,
-        "seeds": options.seeds,
-        "date": about["date"],
-        "machine": about["machine"],
-    }
-    facts |= {"commit": str((about["git"] or {}).get("commit", "none"))[:10]}
-    facts |= (
-        {"arms": f"{len(arms)} of {len(every_arm)} ({'; '.join(arms)})"}
-        if len(arms) < len(every_arm)
-        else {}
-    )
-    facts |= {"prompts with": " or ".join(options.match)} if options.match else {}
-    page = markdown(
-        told,
-        f"{name.capitalize()} on toybench, {options.subset}",
-        facts,
-        len({task.prompt for task in tasks}),
-    )
+    comparison, about = compare(records), circumstances()
+    title = f"{name.capitalize()} on toybench, {options.subset}"
+    prompts = len({task.prompt for task in tasks})
+    page = markdown(comparison, title, facts_of(options, arms, len(every_arm), about), prompts)
+    settings = {arm: list(overrides) for arm, overrides in arms.items()}
     write_json(
-        options.work / f"{name}.json",
-        {"about": about, "arms": {k: list(v) for k, v in arms.items()}, "told": told},
+        options.work / f"{name}.json", {"about": about, "arms": settings, "comparison": comparison}
     )
     write_text(options.write or options.work / f"{name}.md", page)
     if options.grid:
         write_grid({arm: records[arm] for arm in (list(arms)[0], list(arms)[-1])}, options.grid)
     sys.stdout.write(page)
+
+
+def suite_of(options: argparse.Namespace) -> Sequence[Task]:
+    """The tasks that the command line selects."""
+    tasks = toybench.suite_tasks(options.subset, options.seeds)
+    return matching(tasks, options.match)[:: options.every]
+
+
+def facts_of(
+    options: argparse.Namespace, arms: Collection[str], arm_count: int, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The facts below the heading, by name.
+
+    Args:
+        options: the command line.
+        arms: the names of the arms that were run.
+        arm_count: the number of all arms.
+        about: what `circumstances` returned.
+    """
+    facts = {"preset": options.preset, "seeds": options.seeds}
+    facts |= {"date": about["date"], "machine": about["machine"]}
+    facts["commit"] = str((about["git"] or {}).get("commit", "none"))[:10]
+    if len(arms) < arm_count:
+        facts["arms"] = f"{len(arms)} of {arm_count} ({'; '.join(arms)})"
+    if options.match:
+        facts["prompts with"] = " or ".join(options.match)
+    return facts
 
 
 if __name__ == "__main__":

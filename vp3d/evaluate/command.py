@@ -1,4 +1,8 @@
-"""What `launch.py evaluate` does: tasks, results, then table, `summary.json` and `index.html`."""
+"""What `launch.py evaluate` does: tasks -> records -> tables, `summary.json` and `index.html`.
+
+There is one function for each suite. All of them run their tasks by `runner.run_tasks` and end with
+`finish`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vp3d.errors import UserError
-from vp3d.evaluate import t3bench, toybench
+from vp3d.evaluate import gallery, stylised, t3bench, toybench
 from vp3d.evaluate.html import PARTS, write_page
-from vp3d.evaluate.results_folder import in_repository
+from vp3d.evaluate.results_folder import relative_to_repository
 from vp3d.evaluate.runner import Record, Settings, Task, lock_to_settings, run_tasks
 from vp3d.evaluate.statistics import (
-    WHOLE,
+    ALL_SETS,
     Figure,
     circumstances,
     failures_line,
@@ -24,39 +28,56 @@ from vp3d.evaluate.statistics import (
 )
 from vp3d.system.files import write_json
 
-SCORED = ("rewards.", "prior.manifest", "backend")  # settings that T3Bench's scorers read
+SCORER_SETTINGS = ("rewards.", "prior.manifest", "backend")  # settings that T3Bench's scorers read
+INTERVAL = "95 % interval of the mean over prompts"
 
 
-def idle(settings: Settings, seeds: int) -> dict[str, bool]:
-    """Options that only runs read -> whether they were given."""
+def run_options(settings: Settings, seeds: int) -> dict[str, bool]:
+    """Option -> whether it was given, for the options that only runs read."""
     return {"--preset": settings.preset != Settings.preset, "--seeds": seeds != 1}
 
 
-def refuse_idle(given: Mapping[str, bool]) -> None:
-    """UserError for an option or key=value that changes nothing where the assets are there already."""
+def refuse_unused(given: Mapping[str, bool]) -> None:
+    """Refuses options that change nothing because no asset is generated.
+
+    Args:
+        given: option or key=value word -> whether it was given.
+
+    Raises:
+        UserError: the first one that was given.
+    """
     first = next((name for name, is_given in given.items() if is_given), None)
     if first is not None:
         raise UserError(
-            f"{first} changes nothing with --assets, where nothing is made; leave it out"
+            f"{first} changes nothing with --assets, because no asset is generated; leave it out"
         )
 
 
 def evaluate_toybench(
     settings: Settings, assets: Path | None, subset: str, seeds: int, jobs: int
 ) -> str:
-    """Make (or take from `assets`) and judge; returns the printed tables."""
+    """Runs toybench.
+
+    Args:
+        settings: how assets are generated, and the folder of results.
+        assets: a folder of meshes or runs to judge; None to generate the assets.
+        subset: "all" or "mini".
+        seeds: seeds for each prompt.
+        jobs: the number of processes.
+
+    Returns:
+        The tables as text.
+
+    Raises:
+        UserError: an option changes nothing, or `lock_to_settings` or `run_tasks` refuses.
+    """
     if assets is not None:
-        asked = idle(settings, seeds) | {
-            "--subset": subset != "all",
-            "--config": bool(settings.files),
-        }
-        refuse_idle(asked | dict.fromkeys(settings.overrides, True))
+        given = run_options(settings, seeds)
+        given |= {"--subset": subset != "all", "--config": bool(settings.files)}
+        refuse_unused(given | dict.fromkeys(settings.overrides, True))
     tasks = toybench.suite_tasks(subset, seeds) if assets is None else toybench.folder_tasks(assets)
-    lock_to_settings(
-        settings,
-        {"suite": "toybench", "assets": str(assets.absolute()) if assets else None},
-        toybench.JUDGES,
-    )
+    suite = {"suite": "toybench", "assets": str(assets.absolute()) if assets else None}
+    lock_to_settings(settings, suite, toybench.JUDGES)
     records = run_tasks(tasks, settings, toybench.judge_asset, jobs)
     name = f"Toybench, {'mini' if subset == 'mini' and assets is None else assets or 'all'}"
     return finish(name, tasks, records, settings, toybench.FIGURES, tuple(PARTS))
@@ -70,15 +91,30 @@ def evaluate_t3bench(
     seeds: int,
     jobs: int,
 ) -> str:
-    """The same by T3Bench's protocol."""
+    """Runs T3Bench's protocol.
+
+    Args:
+        settings: how assets are generated, and the folder of results.
+        assets: a folder of meshes or runs to judge; None to generate the assets.
+        prompts: prompt files, if assets are generated.
+        protocol: scorer and grader.
+        seeds: seeds for each prompt.
+        jobs: the number of processes.
+
+    Returns:
+        The tables as text.
+
+    Raises:
+        UserError: an option changes nothing, or `lock_to_settings` or `run_tasks` refuses.
+    """
     if assets is not None:
-        unread = [word for word in settings.overrides if not word.startswith(SCORED)]
-        refuse_idle(
-            idle(settings, seeds) | {"--prompts": bool(prompts)} | dict.fromkeys(unread, True)
-        )
+        unread = [word for word in settings.overrides if not word.startswith(SCORER_SETTINGS)]
+        given = run_options(settings, seeds) | {"--prompts": bool(prompts)}
+        refuse_unused(given | dict.fromkeys(unread, True))
     if protocol.grader != "endpoint" and (protocol.endpoint or protocol.endpoint_model):
         raise UserError(
-            "--endpoint and --endpoint-model change nothing without --grader endpoint; add it, or leave them out"
+            "--endpoint and --endpoint-model change nothing without --grader endpoint; "
+            "add it, or leave them out"
         )
     tasks = t3bench.prompt_tasks(prompts, seeds) if assets is None else t3bench.folder_tasks(assets)
     t3bench.check_protocol(protocol, tasks, settings)
@@ -87,69 +123,135 @@ def evaluate_t3bench(
         "protocol": protocol,
         "assets": str(assets.absolute()) if assets else None,
     }
-    lock_to_settings(settings, suite, t3bench.locations_of(protocol, settings.config()))
+    config = settings.config()
+    judges = t3bench.weight_sources(protocol, config.rewards, config.prior.manifest)
+    lock_to_settings(settings, suite, judges)
     records = run_tasks(tasks, settings, t3bench.judge_with(protocol), jobs)
-    return finish(
-        f"T3Bench's protocol, {protocol.scorer}",
-        tasks,
-        records,
-        settings,
-        t3bench.FIGURES,
-        ("figures",),
-    )
+    title = f"T3Bench's protocol, {protocol.scorer}"
+    return finish(title, tasks, records, settings, t3bench.FIGURES, ("figures",))
+
+
+def evaluate_gallery(
+    settings: Settings, prompts: Sequence[Path], every: int, seeds: int, jobs: int
+) -> str:
+    """Runs the gallery suite; writes `gallery.csv` and the contact sheet `gallery.png` as well.
+
+    Args:
+        settings: how assets are generated, and the folder of results.
+        prompts: prompt files of toybox captions; the suite's own if there are none.
+        every: take every n-th prompt.
+        seeds: seeds for each prompt.
+        jobs: the number of processes.
+
+    Returns:
+        The tables as text.
+
+    Raises:
+        UserError: a prompt is not a caption, or `lock_to_settings` or `run_tasks` refuses.
+    """
+    tasks = gallery.suite_tasks(prompts, every, seeds)
+    lock_to_settings(settings, {"suite": "gallery"}, gallery.JUDGES)
+    records = run_tasks(tasks, settings, gallery.judge_asset, jobs)
+    gallery.write_csv(records, settings.folder / "gallery.csv")
+    names = ", ".join(dict.fromkeys(task.group for task in tasks))
+    write_contact_sheet(tasks, settings, "gallery.png", f"{names}, {settings.preset}")
+    tables = finish("Gallery suite", tasks, records, settings, gallery.FIGURES, ("figures",))
+    return f"{gallery.asset_table(records)}\n{tables}"
+
+
+def evaluate_stylised(settings: Settings, seeds: int, jobs: int) -> str:
+    """Runs the stylised suite; writes the contact sheet `stylised.png` as well.
+
+    Args:
+        settings: how assets are generated, and the folder of results.
+        seeds: seeds for each noun, with and without each picture.
+        jobs: the number of processes.
+
+    Returns:
+        The tables as text.
+
+    Raises:
+        UserError: a picture is given, or `lock_to_settings` or `run_tasks` refuses.
+    """
+    if any(word.startswith("image=") for word in settings.overrides):
+        raise UserError(
+            "image= changes nothing with --suite stylised, which has its own pictures; leave it out"
+        )
+    lock_to_settings(settings, {"suite": "stylised"}, gallery.JUDGES)
+    pictures = settings.folder / "references"
+    stylised.write_references(pictures)
+    run_tasks(stylised.plain_tasks(seeds), settings, stylised.generate_plain, jobs)
+    tasks = stylised.styled_tasks(pictures, seeds)
+    records = run_tasks(tasks, settings, stylised.judge_asset, jobs)
+    title = "reference | with the picture | without the picture"
+    write_contact_sheet(tasks, settings, "stylised.png", title)
+    return finish("Stylised suite", tasks, records, settings, stylised.FIGURES, ("figures",))
+
+
+def write_contact_sheet(tasks: Sequence[Task], settings: Settings, name: str, title: str) -> None:
+    """Writes the rows of all tasks as one PNG called `name` into the folder of results."""
+    rows = [settings.result(task).with_suffix(".png") for task in tasks]
+    gallery.write_sheet(rows, settings.folder / name, title)
 
 
 def finish(
-    title: str, tasks: Sequence[Task], records: Sequence[Record], settings: Settings, figures: Mapping[str, Figure],
+    title: str,
+    tasks: Sequence[Task],
+    records: Sequence[Record],
+    settings: Settings,
+    figures: Mapping[str, Figure],
     parts: tuple[str, ...],
-) -> str:  # fmt: skip
-    """Write `summary.json` and `index.html` into the folder; returns the tables as text."""
+) -> str:
+    """Writes `summary.json` and `index.html` into the folder of results.
+
+    Args:
+        title: the title of page and tables.
+        tasks: the tasks of the suite.
+        records: their records, in the same order.
+        settings: how assets were generated, and the folder of results.
+        figures: the figures of the suite.
+        parts: the parts of the records that have figures; each is a table.
+
+    Returns:
+        The tables as text.
+    """
     summary: dict[str, Any] = summarise(records, figures, parts)
     about = circumstances()
     facts = facts_of(tasks, records, settings, about)
-    write_json(
-        settings.folder / "summary.json", {"title": title, "facts": facts, "about": about} | summary
-    )
-    write_page(
-        settings.folder / "index.html",
-        title,
-        facts,
-        summary,
-        figures,
-        list(zip(tasks, records, strict=True)),
-        settings,
-    )
+    head = {"title": title, "facts": facts, "about": about}
+    write_json(settings.folder / "summary.json", head | summary)
+    page = settings.folder / "index.html"
+    assets = list(zip(tasks, records, strict=True))
+    write_page(page, title, facts, summary, figures, assets, settings)
     tables = [
         text_table(*rows_of(summary[part], figures), PARTS[part])
         for part in parts
-        if summary[part][WHOLE]
+        if summary[part][ALL_SETS]
     ]
-    head = f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
-    explained = legend(figures, summary["figures"][WHOLE], "95 % interval of the mean over prompts")
-    return "\n".join(
-        [
-            head,
-            "",
-            *tables,
-            f"{explained}; {failures_line(summary)}",
-            str(settings.folder / "index.html"),
-            "",
-        ]
-    )
+    first = f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+    explained = legend(figures, summary["figures"][ALL_SETS], INTERVAL)
+    return "\n".join([first, "", *tables, f"{explained}; {failures_line(summary)}", str(page), ""])
 
 
 def facts_of(
     tasks: Sequence[Task], records: Sequence[Record], settings: Settings, about: Mapping[str, Any]
 ) -> dict[str, str]:
-    """What stands above the tables: how the assets were made (nothing where they were there), when, from which commits, where."""
-    seeds = max(Counter((task.group, task.prompt) for task in tasks).values())
-    facts = (
-        {"preset": settings.preset, "seeds": str(seeds)}
-        if any(not task.source for task in tasks)
-        else {}
-    )
-    facts |= {"config": ", ".join(map(in_repository, settings.files))} if settings.files else {}
-    facts |= {"settings": " ".join(settings.overrides)} if settings.overrides else {}
+    """The facts above the tables, by name.
+
+    Args:
+        tasks: the tasks of the suite.
+        records: their records.
+        settings: how assets were generated; not stated if they were read from a folder.
+        about: what `circumstances` returned.
+    """
+    facts = {}
+    if any(not task.source for task in tasks):
+        seeds = max(Counter((task.group, task.prompt, task.image) for task in tasks).values())
+        facts = {"preset": settings.preset, "seeds": str(seeds)}
+    if settings.files:
+        facts["config"] = ", ".join(map(relative_to_repository, settings.files))
+    if settings.overrides:
+        facts["settings"] = " ".join(settings.overrides)
     dates = sorted(record["date"] for record in records)
     commits = dict.fromkeys(_commit(record["git"] or {}) for record in records)
     return facts | {

@@ -1,4 +1,11 @@
-"""The gallery suite: 24 prompts, judged view by view, with a table and a contact sheet."""
+"""The gallery suite: 24 prompts (`assets/prompts/gallery.txt`), judged view by view.
+
+The judge names objects and colours in eight views of each mesh. A view is right if both are right;
+a prompt passes if `PASS_SHARE` of its views are right. A failed asset counts 0 in every share.
+Besides the files of every suite, the folder of results has `gallery.csv`, a row for each asset, and
+`gallery.png`, the contact sheet: each row shows the prompt, the visual prompt and the eight views,
+the wrong ones labelled in red.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +13,30 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.table import Table
 
+from vp3d.config.paths import ASSETS, MANIFEST, ROOT, locate
 from vp3d.config.schema import CameraConfig
-from vp3d.evaluate.prompt_file import SuitePrompt
-from vp3d.evaluate.statistics import bootstrap_interval
-from vp3d.metrics.attributes import DETAILS, PASS_SHARE, RIGHT, WRONG, seen_as
-from vp3d.prompts import view_words
+from vp3d.errors import UserError
+from vp3d.evaluate.html import write_asset_turntable
+from vp3d.evaluate.prompt_file import SuitePrompt, read_suite
+from vp3d.evaluate.runner import FoundAsset, Record, Settings, Task, find_mesh, key_of
+from vp3d.evaluate.statistics import Figure, text_table
+from vp3d.evaluate.toybench import visual_prompt
+from vp3d.metrics.attribute_judge import Judge, load_judge
+from vp3d.metrics.attributes import DETAILS, most_named, score_asset
+from vp3d.prompts import normalize_prompt, view_words
 from vp3d.report.pictures import (
     AZIMUTHS,
+    BACKGROUND,
     ELEVATION_DEG,
     FAINT,
-    GROUND,
+    GAP,
     INK,
     PAPER,
     VIEWS,
@@ -36,151 +48,233 @@ from vp3d.report.pictures import (
     sheet,
     shorten,
 )
-from vp3d.system.files import write_json, write_text
+from vp3d.system.files import write_text
 from vp3d.types import Mesh
+from vp3d.worlds.toybox.data import attributes
+from vp3d.worlds.toybox.scenes import Spec, parse_caption
+
+PROMPTS = ROOT / "assets" / "prompts" / "gallery.txt"
+JUDGES = ((str(ASSETS / "judge"), str(MANIFEST)),)  # the weights that a record depends on
+TILE = 128  # pixels of a side of a view on the contact sheet
+RIGHT, WRONG = (38, 132, 74), (186, 60, 48)  # sRGB of labels
+SHARES = ("right", "objects", "colors")
+FIGURES = {
+    "passed": Figure("prompts passed"),
+    "right": Figure("views right"),
+    "objects": Figure("objects"),
+    "colors": Figure("colours"),
+    "accent_a": Figure("parts, second colour"),
+    "pattern": Figure("pattern"),
+    "relation": Figure("relation"),
+    "seconds": Figure("seconds", share=False),
+}
 
 
-@dataclass(frozen=True)
-class Result:
-    """One finished prompt of a suite: what was asked, the judge's score, and what the gallery shows.
+@lru_cache(maxsize=1)
+def embedded_judge() -> Judge:
+    """The toybox's judge, loaded once a process."""
+    return load_judge(ASSETS / "judge", MANIFEST)
 
-    visual_prompt is a picture `[H, W, 3]` uint8 sRGB, or None.
+
+def read_captions(path: Path) -> list[tuple[SuitePrompt, Spec]]:
+    """The prompts of a file with the scenes that they describe.
+
+    Raises:
+        UserError: a prompt is not a caption of the toybox; the message gives its line.
     """
-
-    prompt: SuitePrompt
-    score: dict[str, Any]
-    mesh: Mesh
-    visual_prompt: np.ndarray | None = None
-    seconds: float = 0.0
-
-
-def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One flat record for each result."""
-    return [
-        {
-            "prompt": r.prompt.prompt,
-            "seed": r.prompt.seed,
-            "passed": r.score["passed"],
-            **{
-                k: round(r.score[k], 4)
-                for k in ("right", "objects", "colors", *DETAILS)
-                if k in r.score
-            },
-            "seen_as": seen_as(r.score),
-            "seconds": round(r.seconds, 1),
-        }
-        for r in results
-    ]
+    found = []
+    for entry in read_suite(path):
+        try:
+            found.append((entry, parse_caption(normalize_prompt(entry.prompt))))
+        except ValueError as error:
+            raise UserError(f"{path}, line {entry.line}: {error}") from error
+    return found
 
 
-def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """Shares over the whole suite, each `[value, low, high]` with the 95 % bootstrap interval over prompts, and the records."""
-    generator = torch.Generator().manual_seed(0)
-    measured = {}
-    for key in ("passed", "right", "objects", "colors"):
-        values = torch.tensor([float(r.score[key]) for r in results])
-        measured[key] = [float(values.mean()), *bootstrap_interval(values, generator)]
+def suite_tasks(files: Sequence[Path], every: int, seeds: int) -> list[Task]:
+    """The tasks of the suite.
+
+    Args:
+        files: prompt files; `PROMPTS` if there are none. A set has the name of its file.
+        every: take every n-th prompt of each file.
+        seeds: how many seeds each prompt has: its own and those after it.
+
+    Returns:
+        The tasks, file by file.
+    """
+    found = []
+    for file in [locate(str(file)) for file in files] or [PROMPTS]:
+        entries = list(enumerate(read_captions(file), 1))[::every]
+        for number, (entry, _) in entries:
+            for seed in range(entry.seed, entry.seed + seeds):
+                key = f"{file.stem}-{key_of(number, entry.prompt, seed)}"
+                found.append(Task(file.stem, entry.prompt, seed, key))
+    return found
+
+
+def judge_asset(settings: Settings, task: Task) -> Record:
+    """Generates the task's asset, judges it, and draws its row of the contact sheet.
+
+    Returns:
+        The record: "figures" in [0, 1] (and seconds), what the judge named in each of the "views",
+        and "named", what it named most often.
+    """
+    expected = attributes(parse_caption(normalize_prompt(task.prompt)))
+    found = find_mesh(settings, task)
+    score = None if found.mesh is None else score_asset(embedded_judge(), found.mesh, expected)
+    result = settings.result(task)
+    row = GalleryRow(task.prompt, task.seed, score, found.mesh, visual_prompt(found))
+    save_image(join_tiles(row_tiles(row, CameraConfig(), TILE)), result.with_suffix(".png"))
+    write_asset_turntable(found, result)
+    return record_of(task, found, score)
+
+
+def record_of(task: Task, found: FoundAsset, score: dict[str, Any] | None) -> Record:
+    """The record of an asset.
+
+    Args:
+        task: its task.
+        found: the asset, or its failure.
+        score: what `score_asset` returned; None after a failure.
+
+    Returns:
+        What `judge_asset` returns.
+    """
+    figures: dict[str, Any] = dict.fromkeys(("passed", *SHARES, *DETAILS), 0.0)
+    if score is not None:
+        figures = {key: score[key] for key in (*SHARES, *DETAILS) if key in score}
+        figures = {"passed": float(score["passed"])} | figures
     return {
-        "prompts": len(results),
-        "pass_share_needed": PASS_SHARE,
-        **measured,
-        "records": rows(results),
+        "set": task.group,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "failure": found.failure,
+        "reason": found.reason,
+        "source": str(found.folder or task.source),
+        "figures": figures | {"seconds": found.seconds},
+        "named": None if score is None else most_named(score),
+        "views": None if score is None else score["views"],
     }
 
 
-def suite_table(results: Sequence[Result], width: int = 110) -> str:
-    """The suite as a table in plain text, with the totals below."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("prompt", overflow="fold")
-    for name in ("seed", "right", "objects", "colours"):
-        table.add_column(name, justify="right")
-    table.add_column("mostly seen as", overflow="fold")
-    table.add_column("")
-    for r in rows(results):
-        eighths = (f"{round(r[key] * VIEWS)}/{VIEWS}" for key in ("right", "objects", "colors"))
-        table.add_row(
-            r["prompt"], str(r["seed"]), *eighths, r["seen_as"], "pass" if r["passed"] else "FAIL"
-        )
+def asset_table(records: Sequence[Record]) -> str:
+    """A table in plain text with a row for each asset: views right, and what the judge named."""
+    rows = []
+    for record in records:
+        figures = record["figures"]
+        counts = [f"{round(figures[key] * VIEWS)}/{VIEWS}" for key in SHARES]
+        named = record["named"] or record["failure"]
+        passed = "pass" if figures["passed"] else "FAIL"
+        rows.append([record["prompt"], str(record["seed"]), *counts, named, passed])
+    header = ["prompt", "seed", "right", "objects", "colours", "mostly named", ""]
+    return text_table(header, rows, "Views right")
+
+
+def write_csv(records: Sequence[Record], path: Path) -> None:
+    """Writes one row for each asset: prompt, seed, figures and what the judge named most often."""
+    columns = ["prompt", "seed", "passed", *SHARES, *DETAILS, "named", "seconds", "failure"]
     out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None, highlight=False, markup=False)
-    console.print(table)
-    total = summary(results)
-    passed = sum(bool(r.score["passed"]) for r in results)
-    console.print(
-        f"\npassed {passed} of {len(results)}: {_interval(total['passed'])}; views right: {_interval(total['right'])}"
-    )
-    return out.getvalue()
-
-
-def _interval(values: Sequence[float]) -> str:
-    share, low, high = (100.0 * v for v in values)
-    return f"{share:.0f} % (95 % interval {low:.0f} to {high:.0f})"
-
-
-def write_suite(results: Sequence[Result], folder: Path, name: str) -> None:
-    """`name`.csv (one row a prompt) and `name`.json (totals, records and every view) in `folder`."""
-    records = rows(results)
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
+    writer = csv.DictWriter(out, columns, lineterminator="\n", restval="", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(records)
-    write_text(folder / f"{name}.csv", out.getvalue())
-    scores = [{"prompt": r.prompt.prompt, "seed": r.prompt.seed, **r.score} for r in results]
-    write_json(folder / f"{name}.json", summary(results) | {"scores": scores})
+    for record in records:
+        figures = {k: round(v, 4) for k, v in record["figures"].items() if v is not None}
+        writer.writerow(record | figures | {"passed": bool(figures["passed"])})
+    write_text(path, out.getvalue())
 
 
-def write_gallery(
-    results: Sequence[Result],
-    path: Path,
-    title: str,
-    camera: CameraConfig | None = None,
-    size: int = 128,
-) -> None:
-    """The contact sheet of a suite as one PNG: a row an asset, its prompt, visual prompt and eight views, wrong ones in red."""
-    camera = camera or CameraConfig()
-    save_image(sheet([gallery_row(r, camera, size) for r in results], title), path)
+def write_sheet(rows: Sequence[Path], path: Path, title: str) -> None:
+    """Writes the pictures `rows` below each other as one PNG; files that do not exist are skipped.
+
+    Args:
+        rows: pictures, as `join_tiles` lays them out.
+        path: the PNG file.
+        title: the title of the page.
+    """
+    pictures = []
+    for row in rows:
+        if row.is_file():
+            with Image.open(row) as picture:
+                pictures.append([picture.convert("RGB")])
+    if pictures:
+        save_image(sheet(pictures, title), path)
 
 
-def gallery_row(result: Result, camera: CameraConfig, size: int) -> list[Image.Image]:
-    """One asset's tiles: the prompt in words, its visual prompt, eight views labelled by view and coloured by right or wrong."""
-    views = ring_frames(result.mesh, VIEWS, size, camera)
-    tiles = [prompt_tile(result, int(1.5 * size), size)]
-    blank = np.full((size, size, 3), round(GROUND * 255), np.uint8)
-    shown = blank if result.visual_prompt is None else resized(result.visual_prompt, size)
-    tiles.append(labelled(shown, "visual prompt"))
-    for view, azimuth, judged in zip(views, AZIMUTHS, result.score["views"], strict=True):
-        label, right = view_words(azimuth, ELEVATION_DEG).removesuffix(" view"), judged["right"]
-        tiles.append(
-            labelled(view, label if right else f"{label}: wrong", RIGHT if right else WRONG)
-        )
+def join_tiles(tiles: Sequence[Image.Image]) -> Image.Image:
+    """The tiles in one row, spaced as `sheet` spaces them, without a margin."""
+    width = sum(tile.width for tile in tiles) + GAP * (len(tiles) - 1)
+    row = Image.new("RGB", (width, max(tile.height for tile in tiles)), PAPER)
+    x = 0
+    for tile in tiles:
+        row.paste(tile, (x, 0))
+        x += tile.width + GAP
+    return row
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """What the contact sheet shows of an asset.
+
+    Attributes:
+        prompt: its prompt.
+        seed: its seed.
+        score: what `score_asset` returned; None after a failure.
+        mesh: its mesh; None after a failure.
+        visual_prompt: `[H, W, 3]` uint8 sRGB; None if there is none.
+    """
+
+    prompt: str
+    seed: int
+    score: dict[str, Any] | None
+    mesh: Mesh | None
+    visual_prompt: np.ndarray | None = None
+
+
+def row_tiles(row: GalleryRow, camera: CameraConfig, size: int) -> list[Image.Image]:
+    """The tiles of a row, `size` pixels high.
+
+    Args:
+        row: the asset.
+        camera: distance and field of view of the views.
+        size: pixels of a side of a view.
+
+    Returns:
+        The prompt in words, the visual prompt, and eight views (none after a failure), each
+        labelled with its direction and coloured by right or wrong.
+    """
+    blank = np.full((size, size, 3), round(BACKGROUND * 255), np.uint8)
+    picture = blank if row.visual_prompt is None else resized(row.visual_prompt, size)
+    tiles = [prompt_tile(row, int(1.5 * size), size), labelled(picture, "visual prompt")]
+    if row.mesh is None or row.score is None:
+        return tiles
+    views = ring_frames(row.mesh, VIEWS, size, camera)
+    for view, azimuth, judged in zip(views, AZIMUTHS, row.score["views"], strict=True):
+        label = view_words(azimuth, ELEVATION_DEG).removesuffix(" view")
+        if judged["right"]:
+            tiles.append(labelled(view, label, RIGHT))
+        else:
+            tiles.append(labelled(view, f"{label}: wrong", WRONG))
     return tiles
 
 
-def prompt_tile(result: Result, width: int, height: int) -> Image.Image:
-    """The prompt in words, wrapped, with its verdict below."""
+def prompt_tile(row: GalleryRow, width: int, height: int) -> Image.Image:
+    """The prompt in wrapped words, with the result and the seed below it."""
     tile = Image.new("RGB", (width, height), PAPER)
     draw, text_size = ImageDraw.Draw(tile), max(13, height // 8)
     lines, letter = [""], font(text_size)
-    for word in result.prompt.prompt.split():
+    for word in row.prompt.split():
         longer = f"{lines[-1]} {word}".strip()
         lines = [*lines[:-1], longer] if letter.getlength(longer) <= width else [*lines, word]
-    room = max(1, int((height - 2.2 * text_size) // (1.25 * text_size)))
-    for i, line in enumerate(lines[:room]):
-        draw.text(
-            (0, 0.1 * height + 1.25 * text_size * i),
-            shorten(line, width, text_size),
-            fill=INK,
-            font=letter,
-        )
-    count = sum(view["right"] for view in result.score["views"])
-    verdict, color = (f"{count}/{VIEWS} views right", RIGHT if result.score["passed"] else WRONG)
-    below = 0.1 * height + 1.25 * text_size * min(len(lines), room) + 4
-    draw.text((0, below), verdict, fill=color, font=font(max(11, text_size - 3)))
-    draw.text(
-        (0, below + text_size),
-        f"seed {result.prompt.seed}",
-        fill=FAINT,
-        font=font(max(11, text_size - 3)),
-    )
+    max_lines = max(1, int((height - 2.2 * text_size) // (1.25 * text_size)))
+    for i, line in enumerate(lines[:max_lines]):
+        y = 0.1 * height + 1.25 * text_size * i
+        draw.text((0, y), shorten(line, width, text_size), fill=INK, font=letter)
+    result, color = "failed", WRONG
+    if row.score is not None:
+        count = sum(view["right"] for view in row.score["views"])
+        result = f"{count}/{VIEWS} views right"
+        color = RIGHT if row.score["passed"] else WRONG
+    y = 0.1 * height + 1.25 * text_size * min(len(lines), max_lines) + 4
+    small = font(max(11, text_size - 3))
+    draw.text((0, y), result, fill=color, font=small)
+    draw.text((0, y + text_size), f"seed {row.seed}", fill=FAINT, font=small)
     return tile

@@ -1,17 +1,22 @@
-"""Files of prompts, one prompt a line, as the suites of `launch.py evaluate` read them."""
+"""Prompt files: one prompt a line, as the suites of `launch.py evaluate` read them.
+
+A prompt may be followed by `seed=N`; `#` starts a comment.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vp3d.errors import UserError
-from vp3d.metrics.attributes import _SEED
+
+SEED = re.compile(r"\s+seed=(\S+)\s*$")
 
 
 @dataclass(frozen=True)
 class SuitePrompt:
-    """One line of a suite, and its number in the file."""
+    """A prompt, its seed, and its line number in the file (not compared)."""
 
     prompt: str
     seed: int = 0
@@ -19,25 +24,38 @@ class SuitePrompt:
 
 
 def parse_suite(text: str, name: str = "the suite") -> list[SuitePrompt]:
-    """The prompts of a suite's text; UserError names the line that is wrong."""
+    """The prompts in `text`, in order.
+
+    Raises:
+        UserError: a line has a wrong seed or no prompt (the message gives its number), or there
+            is no prompt at all. `name` is how the message calls the text.
+
+    Example:
+        >>> parse_suite("a red cube seed=7  # first")
+        [SuitePrompt(prompt='a red cube', seed=7, line=1)]
+    """
     prompts = []
     for number, line in enumerate(text.splitlines(), 1):
         line = line.split("#")[0].strip()
-        found = _SEED.search(f" {line}")
+        found = SEED.search(f" {line}")
         if found and not found[1].isdecimal():
             raise UserError(f"{name}, line {number}: seed={found[1]} is not a whole number >= 0")
-        prompt = _SEED.sub("", f" {line}").strip()
+        prompt = SEED.sub("", f" {line}").strip()
         if found and not prompt:
-            raise UserError(f"{name}, line {number}: there is a seed but no prompt")
+            raise UserError(f"{name}, line {number}: there is a seed but no prompt; add a prompt")
         if prompt:
             prompts.append(SuitePrompt(prompt, int(found[1]) if found else 0, number))
     if not prompts:
-        raise UserError(f"{name} holds no prompts; write one a line, like `a red sphere seed=3`")
+        raise UserError(f"{name} has no prompts; write one a line, like `a red sphere seed=3`")
     return prompts
 
 
 def read_suite(path: Path) -> list[SuitePrompt]:
-    """`parse_suite` of a file."""
+    """`parse_suite` of a file.
+
+    Raises:
+        UserError: the file does not exist, is not UTF-8 text, or `parse_suite` refuses it.
+    """
     try:
         return parse_suite(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError as error:

@@ -1,7 +1,9 @@
-"""A folder of results keeps to one question: `suite.json` says which settings and which weights its results come from.
+"""A folder of results belongs to one suite with one set of settings and weights.
 
-`weights` there is path -> SHA-256 of every file that results depend on. What a manifest covers is taken as the manifest lists
-it, for loaders check it against that; of anything else every .safetensors file is hashed, and a hub id stands for itself.
+`suite.json` in the folder records them. Its entry "weights" maps each file that the results depend
+on to its SHA-256. Files that a manifest covers are recorded with the manifest's hash, because the
+loaders check them against it. Of all other folders every .safetensors file is hashed. A hub id is
+recorded by its name.
 """
 
 from __future__ import annotations
@@ -12,122 +14,142 @@ from pathlib import Path
 from typing import Any
 
 from vp3d.config.paths import ROOT, locate
-from vp3d.config.schema import Config
-from vp3d.errors import UserError
+from vp3d.config.schema import PriorConfig
+from vp3d.errors import DamagedFileError, UserError
 from vp3d.system.files import check_output, plain, write_json
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.hashes import weight_hashes
-from vp3d.weights.locate import weight_locations
 from vp3d.weights.manifest import read_entries
 
-SUITE = "suite.json"
-RESULTS = (
-    "results/*.json",
-    "runs/*/*/config.yaml",
-    "*/*/config.yaml",
-)  # what lies in a folder that was used
-ELSE = "give another --work or remove the folder"
-TOLD = 3  # of the changes, how many are named
+SUITE_FILE = "suite.json"
+RESULT_PATTERNS = ("results/*.json", "runs/*/*/config.yaml", "*/*/config.yaml")
+REMEDY = "give another --work or remove the folder"
+MAX_NAMED_CHANGES = 3  # in an error message
 
-Location = tuple[
-    str, str
-]  # a folder, hub id or name of the table, and the manifest that covers it ("" for none)
+# A folder, hub id or catalogue name, and the manifest that covers it ("" for none).
+WeightSource = tuple[str, str]
 
 
-def run_locations(config: Config) -> list[Location]:
-    """The places of all weights that a run of `config` reads."""
+def run_weight_sources(
+    locations: Iterable[tuple[str, str]], prior: PriorConfig, drawing_prior: PriorConfig
+) -> list[WeightSource]:
+    """Adds the manifest to each location of weights that a run reads.
+
+    Args:
+        locations: (config key, location) pairs, as `weight_locations` returns them.
+        prior: the prior of the guidance; its manifest covers the reward models too.
+        drawing_prior: the prior that draws the visual prompt.
+
+    Returns:
+        A source for each location, in the same order.
+    """
     found = []
-    for key, place in weight_locations(config):
-        prior = config.visual_prompt.prior if key.startswith("visual_prompt.") else config.prior
-        found.append((place, "" if key.startswith("guidance.") else prior.manifest))
+    for key, location in locations:
+        owner = drawing_prior if key.startswith("visual_prompt.") else prior
+        found.append((location, "" if key.startswith("guidance.") else owner.manifest))
     return found
 
 
-def weights_of(places: Iterable[Location]) -> dict[str, str]:
-    """path -> SHA-256 of the files in these places; paths in the repository are told from its top."""
+def hash_sources(sources: Iterable[WeightSource]) -> dict[str, str]:
+    """Path -> SHA-256 of all files in `sources`; paths inside the repository are relative to it."""
     found: dict[str, str] = {}
-    for place, manifest in places:
-        found |= _listed(place, manifest) or weight_hashes([place])
+    for location, manifest in sources:
+        found |= _manifest_hashes(location, manifest) or weight_hashes([location])
     return found
 
 
-def _listed(place: str, manifest: str) -> dict[str, str]:
-    if not manifest or place in MODELS:
+def _manifest_hashes(location: str, manifest: str) -> dict[str, str]:
+    """The manifest's hashes of the files in `location`; empty if it does not cover that folder."""
+    if not manifest or location in MODELS:
         return {}
-    folder, root = locate(place).resolve(), locate(manifest).parent.resolve()
+    folder, root = locate(location).resolve(), locate(manifest).parent.resolve()
     if not folder.is_relative_to(root):
         return {}
-    files = {
-        root / name: str(entry["sha256"]) for name, entry in read_entries(locate(manifest)).items()
-    }
+    entries = read_entries(locate(manifest))
+    files = {root / name: str(entry["sha256"]) for name, entry in entries.items()}
     return {
-        in_repository(path): digest for path, digest in files.items() if path.is_relative_to(folder)
+        relative_to_repository(path): digest
+        for path, digest in files.items()
+        if path.is_relative_to(folder)
     }
 
 
-def in_repository(path: Path) -> str:
-    """A path as it is told: from the repository's top where it lies in it."""
+def relative_to_repository(path: Path) -> str:
+    """The path relative to the repository if it is inside, otherwise unchanged."""
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
-def keep_to(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Take `folder` for results of what is `asked` (with its "weights"); UserError, with what changed, if others lie there."""
+def lock_folder(folder: Path, request: Mapping[str, Any]) -> None:
+    """Reserves `folder` for the results of one request.
+
+    Args:
+        folder: the folder of results; created if it does not exist.
+        request: the suite and its settings, and under "weights" the hashes of `hash_sources`.
+
+    Raises:
+        UserError: the folder has results of another request; the message names what differs.
+    """
     check_output(folder, "--work FOLDER")
-    path, asked = folder / SUITE, plain(dict(asked))
-    if any(True for pattern in RESULTS for _ in folder.glob(pattern)):
-        kept = _read(path)
-        if "weights" not in kept:
+    path, request = folder / SUITE_FILE, plain(dict(request))
+    if any(True for pattern in RESULT_PATTERNS for _ in folder.glob(pattern)):
+        recorded = _read(path)
+        if "weights" not in recorded:
             raise UserError(
-                f"{folder} does not say from which weights its results are (an older version made them); {ELSE}"
+                f"{folder} does not say from which weights its results are "
+                f"(an older version wrote them); {REMEDY}"
             )
-        changes = changed(kept, asked)
+        changes = list_changes(recorded, request)
         if changes:
-            of = "weights" if kept["weights"] != asked["weights"] else "settings"
-            more = f" and {len(changes) - TOLD} more" if len(changes) > TOLD else ""
-            raise UserError(
-                f"{folder} holds results of other {of}: {', '.join(changes[:TOLD])}{more}; {ELSE}"
-            )
-    write_json(path, asked)
+            kind = "weights" if recorded["weights"] != request["weights"] else "settings"
+            hidden = len(changes) - MAX_NAMED_CHANGES
+            more = f" and {hidden} more" if hidden > 0 else ""
+            named = ", ".join(changes[:MAX_NAMED_CHANGES])
+            raise UserError(f"{folder} holds results of other {kind}: {named}{more}; {REMEDY}")
+    write_json(path, request)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); {ELSE}") from error
-    if not isinstance(kept, dict):
-        raise UserError(f"{path} is damaged (it is not a JSON object); {ELSE}")
-    return kept
+        raise DamagedFileError(f"{path} is damaged ({error}); {REMEDY}") from error
+    if not isinstance(recorded, dict):
+        raise DamagedFileError(f"{path} is damaged (it is not a JSON object); {REMEDY}")
+    return recorded
 
 
-def changed(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What differs, weights first: "judge.safetensors changed", "optim.steps was 600 and is 300 now"."""
-    old, new = kept["weights"], asked["weights"]
+def list_changes(recorded: Mapping[str, Any], request: Mapping[str, Any]) -> list[str]:
+    """What differs, weights first.
+
+    Example:
+        ["judge.safetensors changed", "optim.steps was 600 and is 300 now"]
+    """
+    old, new = recorded["weights"], request["weights"]
     files = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    found = [
-        f"{name} {'changed' if name in old and name in new else 'is new' if name in new else 'is gone'}"
-        for name in files
-    ]
-    before, now = _leaves(kept), _leaves(asked)
+    found = []
+    for name in files:
+        change = (
+            "changed" if name in old and name in new else "is new" if name in new else "is gone"
+        )
+        found.append(f"{name} {change}")
+    before, now = _flatten(recorded), _flatten(request)
     keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
-    return found + [
-        f"{key} was {before.get(key, 'not set')} and is {now.get(key, 'not set')} now"
-        for key in keys
-    ]
+    for key in keys:
+        found.append(f"{key} was {before.get(key, 'not set')} and is {now.get(key, 'not set')} now")
+    return found
 
 
-def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """dotted key -> value of everything but the weights; what is below "config" is named as on a command line."""
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, without the weights; keys below "config" as on a command line."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        if not above and key == "weights":
+        if not prefix and key == "weights":
             continue
-        name = f"{above}{key}"
-        found |= (
-            _leaves(value, "" if name == "config" else f"{name}.")
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= _flatten(value, "" if name == "config" else f"{name}.")
+        else:
+            found[name] = value
     return found

@@ -1,9 +1,14 @@
-"""Runs the tasks of a suite once each, in one process or several, and keeps one JSON for each.
+"""Runs each task of a suite once, in one process or several, and writes a JSON record for each.
 
-A folder of results holds `suite.json` (what was asked: a folder keeps one suite with one set of settings and weights),
-`results/<key>.json` with the date and the commit it was made at, and, where meshes are made here, `runs/<key>/<run folder>`.
-A result that is there is not made again; delete it to have it made.
-With several processes the runs' own lines go to `logs/`, and the machine's cores are shared out among them.
+A folder of results contains:
+
+    suite.json                    the suite, its settings and weights; a folder keeps to one set
+    results/<key>.json            the record of a task, with its date and commit
+    runs/<key>/<run folder>       the run, if the asset was generated here
+    logs/                         the output of the processes, if there are several
+
+A task with a record is not run again; delete the record to repeat it. Several processes share the
+machine's cores.
 """
 
 from __future__ import annotations
@@ -30,7 +35,12 @@ from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
 from vp3d.errors import ResourceError, UserError, VP3DError
-from vp3d.evaluate.results_folder import Location, keep_to, run_locations, weights_of
+from vp3d.evaluate.results_folder import (
+    WeightSource,
+    hash_sources,
+    lock_folder,
+    run_weight_sources,
+)
 from vp3d.export.read import SUFFIXES, fit_to_cube, read_mesh
 from vp3d.finish import exported
 from vp3d.jobs.make_once import failure_of, make
@@ -41,24 +51,42 @@ from vp3d.runs.terminal import TerminalDisplay
 from vp3d.system.console import clock, say
 from vp3d.system.files import plain, sha256_file, write_json
 from vp3d.types import Mesh
+from vp3d.weights.locate import weight_locations
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One asset: its set, prompt and seed, its name in the folder, and the mesh or run it is read from ("" to make it)."""
+    """One asset to judge.
+
+    Attributes:
+        group: the prompt set it belongs to; each set is a column of the table.
+        prompt: the prompt.
+        seed: the seed of the run.
+        key: the name of its files in the folder of results.
+        source: the mesh file or run folder to read; "" to generate the asset.
+        image: the reference picture of the run; "" for none, None to keep that of the settings.
+    """
 
     group: str
     prompt: str
     seed: int
     key: str
     source: str = ""
+    image: str | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How assets are made and where everything is kept; `overrides` are key=value words, `files` YAML configurations."""
+    """How assets are generated, and the folder of results.
+
+    Attributes:
+        folder: the folder of results.
+        preset: the preset of the runs.
+        files: YAML configurations.
+        overrides: key=value words.
+    """
 
     folder: Path
     preset: str = "standard"
@@ -66,20 +94,29 @@ class Settings:
     overrides: tuple[str, ...] = ()
 
     def config(self, task: Task | None = None) -> Config:
-        """The configuration of a run; of `task`, or of none in particular."""
+        """The configuration of the runs, with the prompt, seed and picture of `task` if given."""
         config = load_config(self.preset, list(self.files), list(self.overrides))
         if task is not None:
             config.prompt, config.seed = task.prompt, task.seed
+            config.image = config.image if task.image is None else task.image
         return config
 
     def result(self, task: Task) -> Path:
-        """Where the task's record is kept."""
+        """The path of the task's record."""
         return self.folder / "results" / f"{task.key}.json"
 
 
 @dataclass(frozen=True)
-class Found:
-    """The mesh of a task, or why there is none. `folder` is its run, if it has one; `failure` "" when all went well."""
+class FoundAsset:
+    """The asset of a task, or why there is none.
+
+    Attributes:
+        mesh: the mesh, None after a failure.
+        failure: the kind of failure, "" if there is none.
+        reason: the failure in words.
+        folder: the run folder, if the asset has one.
+        seconds: how long the run took, if that is known.
+    """
 
     mesh: Mesh | None
     failure: str = ""
@@ -88,7 +125,7 @@ class Found:
     seconds: float | None = None
 
 
-Judge = Callable[[Settings, Task], Record]  # makes or finds the task's asset and judges it
+Judge = Callable[[Settings, Task], Record]  # generates or reads the task's asset and judges it
 
 
 def key_of(number: int, prompt: str, seed: int) -> str:
@@ -96,37 +133,42 @@ def key_of(number: int, prompt: str, seed: int) -> str:
     return f"{number:02d}-{slug(prompt)}-s{seed}"
 
 
-def find_mesh(settings: Settings, task: Task) -> Found:
-    """Make the task's asset, or read it from its source; a mistake or a collapse is a failure with its reason, not an end.
+def find_mesh(settings: Settings, task: Task) -> FoundAsset:
+    """Generates the task's asset, or reads it from its source.
 
-    What only hinders, as too little memory, says nothing of the asset: it is raised.
+    A user error or a collapsed run is a failure of the asset, with its reason. A lack of memory or
+    disk space says nothing about the asset, so it is raised.
+
+    Raises:
+        ResourceError: memory or disk space ran out.
     """
     work = settings.folder / "runs" / task.key
     try:
         if not task.source:
             with TerminalDisplay() as display:
                 made = make(settings.config(task), work, display.watch)
-            return Found(made.mesh, folder=made.folder, seconds=made.seconds)
+            return FoundAsset(made.mesh, folder=made.folder, seconds=made.seconds)
         source = Path(task.source)
         if not source.is_dir():
-            return Found(fit_to_cube(read_mesh(source)))
+            return FoundAsset(fit_to_cube(read_mesh(source)))
         run = RunFolder(source)
-        return Found(
-            fit_to_cube(read_mesh(exported(run))),
-            folder=source,
-            seconds=time_spent(run.events()) or None,
-        )
+        mesh = fit_to_cube(read_mesh(exported(run)))
+        return FoundAsset(mesh, folder=source, seconds=time_spent(run.events()) or None)
     except ResourceError:
         raise
     except VP3DError as error:
-        return Found(None, failure_of(error, work), str(error))
+        return FoundAsset(None, failure_of(error, work), str(error))
 
 
 def find_assets(folder: Path) -> list[tuple[str, int, Path]]:
-    """(prompt, seed, path) of every mesh file and run folder in `folder`, by name.
+    """(prompt, seed, path) of every mesh file and run folder in `folder`, sorted by name.
 
-    A run folder tells its prompt and seed in its config.yaml. The name of a mesh file is its prompt, words joined by `-` or `_`,
-    a number before it and `-s7` (the seed) behind it if need be: `03-a-red-sphere-s7.glb`.
+    A run folder has its prompt and seed in its config.yaml. The name of a mesh file is its prompt
+    with the words joined by `-` or `_`. A number before the prompt is ignored, `-s7` after it is
+    the seed: `03-a-red-sphere-s7.glb`.
+
+    Raises:
+        UserError: `folder` is not a folder, or has neither meshes nor runs.
     """
     if not folder.is_dir():
         raise UserError(
@@ -138,34 +180,45 @@ def find_assets(folder: Path) -> list[tuple[str, int, Path]]:
             config = RunFolder(path).config()
             found.append((config.prompt, config.seed, path))
         elif path.suffix.lower() in SUFFIXES:
-            found.append((*_named(path.stem), path))
+            found.append((*_prompt_of_name(path.stem), path))
     if not found:
         raise UserError(
-            f"--assets {folder} holds no run folders and no files ending in {', '.join(SUFFIXES)}"
+            f"--assets {folder} holds no run folders and no files ending in {', '.join(SUFFIXES)}; "
+            "give another folder"
         )
     return found
 
 
-def _named(stem: str) -> tuple[str, int]:
+def _prompt_of_name(stem: str) -> tuple[str, int]:
+    """Prompt and seed in the name of a mesh file."""
     words = stem.replace("_", "-").split("-")
-    seed = words[-1].removeprefix("s")
-    words, number = (
-        (words[:-1], int(seed)) if words[-1].startswith("s") and seed.isdecimal() else (words, 0)
-    )
-    return " ".join(words[1:] if words and words[0].isdecimal() else words), number
+    seed, last = 0, words[-1].removeprefix("s")
+    if words[-1].startswith("s") and last.isdecimal():
+        words, seed = words[:-1], int(last)
+    return " ".join(words[1:] if words and words[0].isdecimal() else words), seed
 
 
 def asset_task(number: int, group: str, prompt: str, seed: int, path: Path) -> Task:
-    """The task of an asset that is there; its key changes with the mesh, so that a changed mesh is judged anew.
+    """The task of an asset that exists.
 
-    A run without a mesh yet is a task too: it fails, and is judged once it has one.
+    The key contains a hash of the mesh, so a changed mesh is judged again. A run without a mesh is
+    a task too: it fails, and is judged again when it has one.
+
+    Args:
+        number: the position of the asset in its folder, for the key.
+        group: its prompt set.
+        prompt: its prompt.
+        seed: its seed.
+        path: its mesh file or run folder.
+
+    Returns:
+        The task, with the absolute path as its source.
     """
-    return Task(
-        group, prompt, seed, f"{key_of(number, prompt, seed)}-{_state(path)}", str(path.absolute())
-    )
+    key = f"{key_of(number, prompt, seed)}-{_mesh_hash(path)}"
+    return Task(group, prompt, seed, key, str(path.absolute()))
 
 
-def _state(path: Path) -> str:
+def _mesh_hash(path: Path) -> str:
     try:
         return sha256_file(path if path.is_file() else exported(RunFolder(path)))[:8]
     except UserError:
@@ -173,59 +226,91 @@ def _state(path: Path) -> str:
 
 
 def lock_to_settings(
-    settings: Settings, suite: Mapping[str, Any], judges: Iterable[Location]
+    settings: Settings, suite: Mapping[str, Any], judges: Iterable[WeightSource]
 ) -> None:
-    """Take the folder for a suite of these settings, judged by the weights at `judges`; UserError when it holds another's."""
-    config = settings.config()
-    made = [] if suite.get("assets") else run_locations(config)
-    keep_to(settings.folder, {**suite, "config": config, "weights": weights_of([*made, *judges])})
+    """Reserves the folder of results for this suite, these settings and these weights.
+
+    Args:
+        settings: the folder, and how its assets are generated.
+        suite: what else identifies the results; with "assets", no weights of runs are read.
+        judges: the weights of the judges.
+
+    Raises:
+        UserError: the folder has results of another suite, of other settings or weights.
+    """
+    config, sources = settings.config(), list(judges)
+    if not suite.get("assets"):
+        locations = weight_locations(config)
+        runs = run_weight_sources(locations, config.prior, config.visual_prompt.prior)
+        sources = [*runs, *sources]
+    request = {**suite, "config": config, "weights": hash_sources(sources)}
+    lock_folder(settings.folder, request)
 
 
 def read_record(settings: Settings, task: Task) -> Record | None:
-    """The finished record of a task, or None where there is none, it is damaged, or it is another prompt's of the same name."""
+    """The finished record of a task.
+
+    Returns:
+        None if there is no record, it is damaged, or it is that of another prompt or seed.
+    """
     try:
         record = json.loads(settings.result(task).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    mine = isinstance(record, dict) and (record.get("prompt"), record.get("seed")) == (
-        task.prompt,
-        task.seed,
-    )
-    return record if mine and "figures" in record else None
+    if not isinstance(record, dict) or "figures" not in record:
+        return None
+    same = (record.get("prompt"), record.get("seed")) == (task.prompt, task.seed)
+    return record if same else None
 
 
 def run_tasks(
     tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int = 1
 ) -> list[Record]:
-    """The record of every task, in order; what is not there yet is made and judged by `judge` in up to `jobs` processes."""
+    """Runs the tasks that have no record yet, and returns the records of all.
+
+    Args:
+        tasks: the tasks of the suite.
+        settings: how assets are generated, and the folder of results.
+        judge: generates or reads the asset of a task and judges it. It is pickled if `jobs` > 1.
+        jobs: the number of processes.
+
+    Returns:
+        The records, in the order of `tasks`.
+
+    Raises:
+        UserError: a request is refused, or weights are missing; nothing has been generated then.
+    """
     records: dict[str, Record | None] = {task.key: read_record(settings, task) for task in tasks}
     missing = [task for task in tasks if records[task.key] is None]
-    to_make = [task for task in missing if not task.source]
-    for task in to_make:
+    generated = [task for task in missing if not task.source]
+    for task in generated:
         check_request(settings.config(task), new=True)
-    if to_make:  # weights that are missing must end the suite, not become a failure of every asset
-        with TerminalDisplay() as display:
-            load_every_model(settings.config(), display.watch)
-        torch.cuda.empty_cache()  # of what was loaded to see whether it loads: the device is for those who make the assets
-    say(
-        f"{len(tasks)} assets, {len(tasks) - len(missing)} of them done; results in {settings.folder}"
-    )
-    work = partial(_one, settings, judge, git_state(ROOT))
-    done = (
-        map(work, missing)
-        if jobs == 1 or len(missing) < 2
-        else _several(work, missing, settings.folder / "logs", jobs)
-    )
-    began = time.monotonic()
-    for number, (key, record) in enumerate(done, 1):
+    if generated:
+        _check_models(settings)
+    done = len(tasks) - len(missing)
+    say(f"{len(tasks)} assets, {done} of them done; results in {settings.folder}")
+    work = partial(_run_task, settings, judge, git_state(ROOT))
+    if jobs == 1 or len(missing) < 2:
+        results: Iterable[tuple[str, Record]] = map(work, missing)
+    else:
+        results = _in_processes(work, missing, settings.folder / "logs", jobs)
+    start = time.monotonic()
+    for number, (key, record) in enumerate(results, 1):
         records[key] = record
-        left = (time.monotonic() - began) / number * (len(missing) - number)
-        told = f"{record['failure']} ({record['reason']})" if record["failure"] else "judged"
-        say(f"{number}/{len(missing)} {record['prompt']}: {told}, {clock(left)} left")
+        left = (time.monotonic() - start) / number * (len(missing) - number)
+        outcome = f"{record['failure']} ({record['reason']})" if record["failure"] else "judged"
+        say(f"{number}/{len(missing)} {record['prompt']}: {outcome}, {clock(left)} left")
     return [kept for task in tasks if (kept := records[task.key]) is not None]
 
 
-def _one(
+def _check_models(settings: Settings) -> None:
+    """Loads the models once: missing weights must end the suite, not fail every asset."""
+    with TerminalDisplay() as display:
+        load_every_model(settings.config(), display.watch)
+    torch.cuda.empty_cache()  # the runs need the memory
+
+
+def _run_task(
     settings: Settings, judge: Judge, git: dict[str, Any] | None, task: Task
 ) -> tuple[str, Record]:
     record = plain(judge(settings, task) | {"date": time.strftime("%Y-%m-%d"), "git": git})
@@ -233,10 +318,14 @@ def _one(
     return task.key, record
 
 
-def _several(
+def _in_processes(
     work: Callable[[Task], tuple[str, Record]], tasks: Sequence[Task], logs: Path, jobs: int
 ) -> Iterator[tuple[str, Record]]:
-    """As `map`, in processes of their own, in the order they finish; UserError when the system kills one of them."""
+    """`map(work, tasks)` in several processes, in the order in which they finish.
+
+    Raises:
+        UserError: the system killed a process.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     pool = ProcessPoolExecutor(
@@ -247,8 +336,9 @@ def _several(
             yield future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"one of {jobs} processes was killed, perhaps for want of memory; what was finished is kept in {logs.parent}, "
-            "and the same command goes on, with fewer --jobs if need be"
+            f"one of {jobs} processes was killed, perhaps because memory ran out; finished results "
+            f"are kept in {logs.parent}; run the same command again to resume, "
+            "with fewer --jobs if memory is short"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,8 +1,9 @@
-"""Figures of a suite: mean, median and a bootstrap interval for each set and figure, as JSON and as a table in plain text.
+"""Figures of a suite: mean, median and a bootstrap interval for each prompt set and figure.
 
-An asset's figures are numbers or None (not asked, or not to be had). Seeds of one prompt are averaged first, then the mean,
-the median and the percentile bootstrap (2000 samples, 95 %, seed 0) are taken over prompts: seeds of a prompt are no
-independent assets. `Figure.share` figures are shares in [0, 1] and told in per cent.
+The figures of an asset are numbers, or None if a figure does not apply or could not be measured.
+The seeds of one prompt are averaged first, because they are not independent assets. Mean, median
+and the percentile bootstrap (2000 samples, 95 %, seed 0; Efron & Tibshirani 1993) are then taken
+over prompts. A `Figure.share` is in [0, 1] and is printed in per cent.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ from vp3d.config.paths import ROOT
 from vp3d.evaluate.runner import Record
 from vp3d.runs.provenance import git_state
 
-COUNTED = "as only a mesh whose true front and back differ can have two faces"
-WHOLE = "all"  # the name of all sets together
+ALL_SETS = "all"  # the name of all prompt sets together
+JANUS_NOTE = "as only a mesh whose true front and back differ can have two faces"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure is told: its label, whether it is a share in [0, 1], and whether with the count of assets that have it."""
+    """How a figure is printed.
+
+    Attributes:
+        label: its name in tables and plots.
+        share: whether it is a share in [0, 1], printed in per cent.
+        counted: whether the number of assets that have it is printed with it.
+    """
 
     label: str
     share: bool = True
@@ -43,9 +50,11 @@ class Figure:
 def statistics(
     records: Sequence[Record], name: str, part: str = "figures"
 ) -> dict[str, float | int] | None:
-    """mean, median, low and high of the interval of the mean, the count of prompts, and that of assets; None without a value.
+    """Statistics of the figure `name` in `part` of the records.
 
-    `assets` are those that have the figure, `of` is how many there are.
+    Returns:
+        "mean", "median", "low" and "high" (the interval of the mean), "count" (prompts), "assets"
+        (assets that have the figure) and "of" (all assets); None if no asset has it.
     """
     by_prompt: dict[str, list[float]] = {}
     for record in records:
@@ -54,9 +63,8 @@ def statistics(
             by_prompt.setdefault(record["prompt"], []).append(float(value))
     if not by_prompt:
         return None
-    values = torch.tensor(
-        [float(np.mean(of_seeds)) for of_seeds in by_prompt.values()], dtype=torch.float64
-    )
+    means = [float(np.mean(of_seeds)) for of_seeds in by_prompt.values()]
+    values = torch.tensor(means, dtype=torch.float64)
     low, high = bootstrap_interval(values, torch.Generator().manual_seed(0))
     middle = float(np.median(values.numpy()))
     counts = {"count": len(values), "assets": sum(map(len, by_prompt.values())), "of": len(records)}
@@ -66,34 +74,38 @@ def statistics(
 def summarise(
     records: Sequence[Record], figures: Mapping[str, Figure], parts: Sequence[str] = ("figures",)
 ) -> dict[str, Any]:
-    """For each part of the records and each set (and all together): the statistics of every figure that has values."""
+    """The summary of a suite.
+
+    Args:
+        records: the records of its assets.
+        figures: the figures to summarise.
+        parts: the parts of the records that have figures.
+
+    Returns:
+        For each part, prompt set and figure that has values: its `statistics`. Also "assets" (their
+        number), "failures" (kind -> number) and "records" (without details).
+    """
     groups = list(dict.fromkeys(record["set"] for record in records))
-    sets = {group: [r for r in records if r["set"] == group] for group in groups} | {
-        WHOLE: list(records)
-    }
-    told = {
-        part: {
-            group: {
-                name: found for name in figures if (found := statistics(of, name, part)) is not None
-            }
-            for group, of in sets.items()
-        }
-        for part in parts
-    }
+    sets = {group: [r for r in records if r["set"] == group] for group in groups}
+    sets[ALL_SETS] = list(records)
+    by_part: dict[str, Any] = {}
+    for part in parts:
+        by_part[part] = {}
+        for group, of_group in sets.items():
+            found = {name: statistics(of_group, name, part) for name in figures}
+            by_part[part][group] = {name: s for name, s in found.items() if s is not None}
     failures = Counter(record["failure"] for record in records if record["failure"])
+    shown = ("set", "prompt", "seed", "failure", "reason", *parts)
     return {
         "assets": len(records),
         "failures": {"count": sum(failures.values()), **failures},
-        **told,
-        "records": [
-            {key: r.get(key) for key in ("set", "prompt", "seed", "failure", "reason", *parts)}
-            for r in records
-        ],
+        **by_part,
+        "records": [{key: record.get(key) for key in shown} for record in records],
     }
 
 
 def circumstances() -> dict[str, Any]:
-    """When, from which commit, on what machine: what a committed table needs beside it."""
+    """Date, version, commit, machine, torch and GPU, as every published table states them."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "version": __version__,
@@ -105,28 +117,31 @@ def circumstances() -> dict[str, Any]:
 
 
 def cell(found: Mapping[str, float] | None, figure: Figure) -> str:
-    """One cell: mean, interval, median, and of how many assets where that is told."""
+    """One table cell: mean, interval, median, and the number of assets if the figure is counted."""
     if found is None:
         return "–"
     counted = f" ({found['assets']} of {found['of']})" if figure.counted else ""
+    scale = 100.0 if figure.share else 1.0
+    mean, low, high, middle = (scale * found[key] for key in ("mean", "low", "high", "median"))
     if figure.share:
-        mean, low, high, middle = (100.0 * found[key] for key in ("mean", "low", "high", "median"))
         return f"{mean:.0f} % [{low:.0f}, {high:.0f}] {middle:.0f}{counted}"
-    mean, low, high, middle = (found[key] for key in ("mean", "low", "high", "median"))
     digits = 3 if abs(mean) < 0.1 else 2 if abs(mean) < 2.0 else 1
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] {middle:.{digits}f}{counted}"
 
 
 def rows_of(
-    told: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Figure]
+    summary: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Figure]
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of one part of a summary: a row a figure, a column a set; figures without values are left out."""
-    groups = [group for group in told if group != WHOLE] + [WHOLE]
+    """Header and rows of one part of a summary: a row for each figure, a column for each set.
+
+    Figures without values are left out, and so is the column of all sets if there is only one.
+    """
+    groups = [group for group in summary if group != ALL_SETS] + [ALL_SETS]
     groups = groups[1:] if len(groups) == 2 else groups
     rows = [
-        [figure.label, *(cell(told[group].get(name), figure) for group in groups)]
+        [figure.label, *(cell(summary[group].get(name), figure) for group in groups)]
         for name, figure in figures.items()
-        if any(name in told[group] for group in groups)
+        if any(name in summary[group] for group in groups)
     ]
     return ["figure", *groups], rows
 
@@ -134,7 +149,7 @@ def rows_of(
 def text_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], title: str, width: int = 150
 ) -> str:
-    """A table in plain text, without colour."""
+    """A table in plain text, without colour, lines at most `width` characters long."""
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right")
@@ -145,35 +160,54 @@ def text_table(
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
-def legend(figures: Mapping[str, Figure], told: Mapping[str, Any], interval: str) -> str:
-    """How a cell is read; `told` are the figures that there are, `interval` what that of the mean is called."""
-    counted = [figure.label for name, figure in figures.items() if figure.counted and name in told]
-    shown = f"mean [{interval}] median"
-    return shown + (
-        f"; {' and '.join(counted)}: (over how many of the assets), {COUNTED}" if counted else ""
-    )
+def legend(figures: Mapping[str, Figure], shown: Mapping[str, Any], interval: str) -> str:
+    """How to read a cell.
+
+    Args:
+        figures: all figures of the suite.
+        shown: the figures that are in the table.
+        interval: what the interval of the mean is called.
+
+    Returns:
+        One sentence without a full stop.
+    """
+    counted = [figure.label for name, figure in figures.items() if figure.counted and name in shown]
+    text = f"mean [{interval}] median"
+    if counted:
+        text += f"; {' and '.join(counted)}: (over how many of the assets), {JANUS_NOTE}"
+    return text
 
 
 def failures_line(summary: Mapping[str, Any]) -> str:
-    """ "failures: 1 of 18 (1 empty)"."""
-    kinds = ", ".join(
-        f"{count} {kind}" for kind, count in summary["failures"].items() if kind != "count"
-    )
-    return f"failures: {summary['failures']['count']} of {summary['assets']}" + (
-        f" ({kinds})" if kinds else ""
-    )
+    """The failures of a summary in one line: "failures: 1 of 18 (1 empty)"."""
+    failures = summary["failures"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in failures.items() if kind != "count")
+    text = f"failures: {failures['count']} of {summary['assets']}"
+    return f"{text} ({kinds})" if kinds else text
 
 
 def bootstrap_interval(
     values: Tensor, generator: torch.Generator, confidence: float = 0.95, samples: int = 2000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values [N]` (any range; booleans as 0 and 1)."""
+    """Percentile bootstrap interval of a mean (Efron & Tibshirani 1993).
+
+    Args:
+        values: `[N]`, any range, N >= 1; booleans count as 0 and 1.
+        generator: draws the samples.
+        confidence: the share of the means that are inside the interval.
+        samples: how many means are drawn.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        ValueError: `values` is empty or has more than one dimension.
+    """
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"the bootstrap needs values [N] with N >= 1, got {tuple(values.shape)}")
     drawn = torch.randint(len(values), (samples, len(values)), generator=generator)
     means = values.double()[drawn].mean(1)
     tail = (1.0 - confidence) / 2.0
-    low, high = torch.quantile(
-        means, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
-    ).tolist()
+    ends = torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
+    low, high = torch.quantile(means, ends).tolist()
     return low, high

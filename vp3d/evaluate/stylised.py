@@ -1,15 +1,14 @@
-"""Judge finished assets of the toybox: `python -m vp3d.evaluate.stylised suite` and `python -m vp3d.evaluate.stylised stylized`.
+"""The stylised suite: three nouns in the colours of five reference pictures.
 
-`suite` makes every prompt of assets/prompts/smoke.txt, lets the judge look at eight views of each exported mesh, and prints
-the table. `stylized` makes three nouns after each of five reference pictures, with the picture and without it, and prints whether
-the judge still finds the noun and how far the asset's main colours are from the picture's (mean CIEDE2000, lower is closer).
-Both keep their runs, are resumable (a finished run is not made again), and write their figures as JSON and a contact sheet.
+Each noun is generated with each picture (`image=`), and once without a picture. Measured are the
+share of views in which the judge still finds the noun, and the distance of the asset's main colours
+from the picture's (mean CIEDE2000, lower is closer), with the picture and without it. The contact
+sheet `stylised.png` shows the picture, three views with it and three views without it.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vp3d.config.loader import load_config
-from vp3d.config.paths import ASSETS, MANIFEST
-from vp3d.errors import UserError
-from vp3d.evaluate.gallery import Result, suite_table, write_gallery, write_suite
-from vp3d.evaluate.prompt_file import SuitePrompt, read_suite
-from vp3d.evaluate.results_folder import keep_to, run_locations, weights_of
-from vp3d.jobs.make_once import make
-from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
-from vp3d.metrics.attributes import score_asset
+from vp3d.evaluate.gallery import embedded_judge, join_tiles
+from vp3d.evaluate.html import write_asset_turntable
+from vp3d.evaluate.runner import Record, Settings, Task, find_mesh, read_record
+from vp3d.evaluate.statistics import Figure
+from vp3d.metrics.attribute_judge import judge_views
+from vp3d.metrics.attributes import JUDGE_BACKGROUND
 from vp3d.metrics.colors import Palette, dominant_color_distance, dominant_colors
-from vp3d.prompts import normalize_prompt
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
-from vp3d.report.pictures import save_image, sheet
-from vp3d.system.console import Parser, run_program
-from vp3d.system.files import write_json
-from vp3d.types import Mesh
-from vp3d.worlds.toybox.data import attributes
+from vp3d.report.pictures import PAPER, save_image
+from vp3d.types import Mesh, to_uint8
 from vp3d.worlds.toybox.images import render_spec
-from vp3d.worlds.toybox.scenes import Spec, parse_caption
+from vp3d.worlds.toybox.scenes import parse_caption
 
 REFERENCES = (
     "a red sphere with yellow stripes",
@@ -46,163 +38,150 @@ REFERENCES = (
     "a cyan egg with black stripes",
 )
 NOUNS = ("chair", "mug", "rocket")
+SET, SET_WITHOUT = "stylised", "without a picture"
+VIEWS, ELEVATION_DEG, DISTANCE, FOV_DEG, SIZE = 8, 15.0, 2.9, 40.0, 128  # of the judged views
+SHOWN_VIEWS = [0, 1, 3]
+REFERENCE_SIZE, REFERENCE_AZIMUTH_DEG = 256, 30.0
+BACKGROUND_TOLERANCE = 8  # of 255, between a picture's corner and its background
+OPAQUE = 0.9  # opacity of a pixel whose colour counts
+FIGURES = {
+    "kept": Figure("views with the noun"),
+    "color_error": Figure("colour error, CIEDE2000", share=False),
+    "without": Figure("colour error without the picture", share=False),
+    "seconds": Figure("seconds", share=False),
+}
 
 
-def lock_to_settings(options: argparse.Namespace) -> None:
-    """Take --work for the weights that are read now; `make` tells runs of other settings apart, but not of other weights."""
-    config = load_config(options.preset, options.config, options.overrides)
-    judge = (str(ASSETS / "judge"), str(MANIFEST))
-    keep_to(options.work, {"weights": weights_of([*run_locations(config), judge])})
+def write_references(folder: Path) -> None:
+    """Draws the reference pictures into `folder`, as `reference0.png` and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, caption in enumerate(REFERENCES):
+        spec = parse_caption(caption)
+        picture = render_spec(spec, [REFERENCE_AZIMUTH_DEG], size=REFERENCE_SIZE)[0]
+        save_image(Image.fromarray(picture), reference_file(folder, number))
 
 
-def read_captions(path: Path) -> list[tuple[SuitePrompt, Spec]]:
-    """The prompts of a suite with what they ask for; UserError names the line of one that is no caption of the toybox."""
+def reference_file(folder: Path, number: int) -> Path:
+    """The file of a reference picture."""
+    return folder / f"reference{number}.png"
+
+
+def plain_task(noun: str, seed: int) -> Task:
+    """The task of a noun without a picture."""
+    return Task(SET_WITHOUT, f"a {noun}", seed, f"{noun}-without-s{seed}", image="")
+
+
+def plain_tasks(seeds: int) -> list[Task]:
+    """The tasks without a picture, for seeds 0 to `seeds` - 1."""
+    return [plain_task(noun, seed) for noun in NOUNS for seed in range(seeds)]
+
+
+def styled_tasks(folder: Path, seeds: int) -> list[Task]:
+    """The tasks with the pictures in `folder`, for seeds 0 to `seeds` - 1."""
     found = []
-    for entry in read_suite(path):
-        try:
-            found.append((entry, parse_caption(normalize_prompt(entry.prompt))))
-        except ValueError as error:
-            raise UserError(f"{path}, line {entry.line}: {error}") from error
+    for number in range(len(REFERENCES)):
+        image = str(reference_file(folder, number))
+        for noun in NOUNS:
+            for seed in range(seeds):
+                key = f"{noun}-{number}-with-s{seed}"
+                found.append(Task(SET, f"a {noun}", seed, key, image=image))
     return found
 
 
-def suite(options: argparse.Namespace) -> None:
-    """Make and judge every prompt of a suite."""
-    prompts = read_captions(options.prompts)[:: options.every]
-    lock_to_settings(options)
-    judge, results = load_judge(ASSETS / "judge", MANIFEST), []
-    for number, (entry, spec) in enumerate(prompts, 1):
-        config = load_config(options.preset, options.config, options.overrides)
-        config.prompt, config.seed = entry.prompt, entry.seed
-        made = make(config, options.work / f"{number:02d}-{entry.prompt.replace(' ', '-')}")
-        score = score_asset(judge, made.mesh, attributes(spec))
-        prompt_image = np.asarray(
-            Image.open(made.folder / "visual_prompt" / "cutout.png").convert("RGB")
-        )
-        results.append(Result(entry, score, made.mesh, prompt_image, made.seconds))
-        sys.stdout.write(
-            f"{number}/{len(prompts)} {entry.prompt}: {8 * score['right']:.0f}/8 views\n"
-        )
-        sys.stdout.flush()
-    sys.stdout.write(suite_table(results))
-    write_suite(results, options.work, "smoke")
-    write_gallery(
-        results,
-        options.sheet or options.work / "smoke.png",
-        f"{options.prompts.stem}, {options.preset}",
-    )
-
-
-def stylized(options: argparse.Namespace) -> None:
-    """Make nouns after reference pictures, and the same without, and compare the main colours."""
-    lock_to_settings(options)
-    judge, tiles = load_judge(ASSETS / "judge", MANIFEST), []
-    rows: list[dict[str, Any]] = []
-    for number, reference in enumerate(REFERENCES):
-        picture = render_spec(parse_caption(reference), [30.0], size=256)[0]
-        path = options.work / f"reference{number}.png"
-        Image.fromarray(picture).save(path)
-        mask = np.abs(picture.astype(int) - picture[0, 0]).max(-1) > 8
-        target = dominant_colors(picture / 255.0, mask)
-        for noun in NOUNS:
-            found = {}
-            for name, image in (("with", str(path)), ("without", "")):
-                config = load_config(options.preset, options.config, options.overrides)
-                config.prompt, config.image = f"a {noun}", image
-                made = make(
-                    config,
-                    options.work / f"{noun}-{number}-{name}"
-                    if image
-                    else options.work / f"{noun}-{name}",
-                )
-                found[name] = (made, dominant_color_distance(palette(made.mesh), target))
-            kept = noun_share(judge_views_of(judge, found["with"][0].mesh), noun)
-            near, far = found["with"][1], found["without"][1]
-            rows.append(
-                {
-                    "noun": noun,
-                    "reference": reference,
-                    "kept": kept,
-                    "color_error": near,
-                    "without": far,
-                }
-            )
-            tiles.append(style_row(picture, found["with"][0].mesh, found["without"][0].mesh))
-            sys.stdout.write(
-                f"{noun:8s} after {reference:36s} noun {kept:4.2f}  dE {near:5.1f}  without {far:5.1f}\n"
-            )
-            sys.stdout.flush()
-    mean = {
-        key: float(np.mean([row[key] for row in rows]))
-        for key in ("kept", "color_error", "without")
+def generate_plain(settings: Settings, task: Task) -> Record:
+    """Generates an asset without a picture; its colours are measured by `judge_asset`."""
+    found = find_mesh(settings, task)
+    share = 0.0 if found.mesh is None else noun_share(found.mesh, task.prompt)
+    return {
+        "set": task.group,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "failure": found.failure,
+        "reason": found.reason,
+        "source": str(found.folder or task.source),
+        "figures": {"kept": share, "seconds": found.seconds},
     }
-    sys.stdout.write(
-        f"\nnoun kept in {mean['kept']:.2f} of views; mean CIEDE2000 of the main colours {mean['color_error']:.1f}, "
-        f"without {mean['without']:.1f}\n"
+
+
+def judge_asset(settings: Settings, task: Task) -> Record:
+    """Generates an asset with a picture, measures it, and draws its row of the contact sheet.
+
+    The assets without a picture must have records (`generate_plain`).
+
+    Returns:
+        The record, with the caption of the "reference" picture.
+    """
+    with Image.open(task.image or "") as file:
+        picture = np.array(file.convert("RGB"))
+    target = picture_palette(picture)
+    found, plain = find_mesh(settings, task), find_plain(settings, task)
+    figures: dict[str, Any] = {"kept": 0.0, "color_error": None, "without": None}
+    if found.mesh is not None:
+        figures["kept"] = noun_share(found.mesh, task.prompt)
+        figures["color_error"] = dominant_color_distance(palette(found.mesh), target)
+    if plain is not None:
+        figures["without"] = dominant_color_distance(palette(plain), target)
+    row = join_tiles(style_tiles(picture, (found.mesh, plain)))
+    save_image(row, settings.result(task).with_suffix(".png"))
+    write_asset_turntable(found, settings.result(task))
+    return {
+        "set": task.group,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "failure": found.failure,
+        "reason": found.reason,
+        "source": str(found.folder or task.source),
+        "figures": figures | {"seconds": found.seconds},
+        "reference": REFERENCES[int(Path(task.image or "").stem.removeprefix("reference"))],
+    }
+
+
+def find_plain(settings: Settings, task: Task) -> Mesh | None:
+    """The mesh of the same noun and seed without a picture; None if that run failed."""
+    plain = plain_task(task.prompt.removeprefix("a "), task.seed)
+    record = read_record(settings, plain)
+    if record is not None and record["failure"]:
+        return None
+    return find_mesh(settings, plain).mesh
+
+
+def picture_palette(picture: np.ndarray) -> Palette:
+    """The main colours of a picture `[H, W, 3]` uint8, without its background.
+
+    The background is what has the colour of the upper left corner.
+    """
+    difference = np.abs(picture.astype(int) - picture[0, 0]).max(-1)
+    return dominant_colors(picture / 255.0, difference > BACKGROUND_TOLERANCE)
+
+
+def views_of(mesh: Mesh) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views `[8, 3, S, S]` in [0, 1] on the judge's background, and opacity `[8, 1, S, S]`."""
+    return render_mesh(
+        mesh, ring(VIEWS, ELEVATION_DEG, DISTANCE, FOV_DEG), SIZE, SIZE, JUDGE_BACKGROUND
     )
-    write_json(options.work / "stylized.json", {"mean": mean, "records": rows})
-    save_image(
-        sheet(tiles, "reference | with it | without"),
-        options.sheet or options.work / "stylized.png",
-    )
 
 
-def views_of(mesh: Mesh, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eight views [8, 3, S, S] in [0, 1] on the judge's ground, and opacity [8, 1, S, S]."""
-    return render_mesh(mesh, ring(8, 15.0, 2.9, 40.0), size, size, 0.7)
-
-
-def judge_views_of(judge: Judge, mesh: Mesh) -> list[dict[str, str]]:
-    """What the judge names in eight views."""
-    return judge_views(judge, views_of(mesh)[0])
-
-
-def noun_share(named: list[dict[str, str]], noun: str) -> float:
-    """Share of views in which the judge finds the noun."""
-    return float(np.mean([row["object_a"] == noun for row in named]))
+def noun_share(mesh: Mesh, prompt: str) -> float:
+    """Share in [0, 1] of eight views in which the judge finds the noun of the prompt "a NOUN"."""
+    named = judge_views(embedded_judge(), views_of(mesh)[0])
+    return float(np.mean([view["object_a"] == prompt.removeprefix("a ") for view in named]))
 
 
 def palette(mesh: Mesh) -> Palette:
     """The main colours of a mesh over eight views."""
     rgb, opacity = views_of(mesh)
     return dominant_colors(
-        rgb.permute(0, 2, 3, 1).flatten(0, 1).numpy(), opacity[:, 0].flatten(0, 1).numpy() > 0.9
+        rgb.permute(0, 2, 3, 1).flatten(0, 1).numpy(),
+        opacity[:, 0].flatten(0, 1).numpy() > OPAQUE,
     )
 
 
-def style_row(picture: np.ndarray, *meshes: Mesh) -> list[Image.Image]:
-    """Reference and two views of each mesh as tiles."""
-    tiles = [Image.fromarray(picture).resize((128, 128))]
+def style_tiles(picture: np.ndarray, meshes: Sequence[Mesh | None]) -> list[Image.Image]:
+    """The reference picture and three views of each mesh, blank tiles for one that is missing."""
+    tiles = [Image.fromarray(picture).resize((SIZE, SIZE))]
     for mesh in meshes:
-        rgb = (
-            (views_of(mesh)[0][[0, 1, 3]].permute(0, 2, 3, 1).numpy() * 255.0)
-            .round()
-            .astype(np.uint8)
-        )
-        tiles += [Image.fromarray(view) for view in rgb]
+        if mesh is None:
+            tiles += [Image.new("RGB", (SIZE, SIZE), PAPER) for _ in SHOWN_VIEWS]
+        else:
+            tiles += [Image.fromarray(view) for view in to_uint8(views_of(mesh)[0][SHOWN_VIEWS])]
     return tiles
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and run one of the two."""
-    parser = Parser(prog="python -m vp3d.evaluate.stylised", description=__doc__.split("\n\n")[1])
-    parser.add_argument("what", choices=["suite", "stylized"])
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides")
-    parser.add_argument("--preset", default="draft", help="draft, standard or high (default draft)")
-    parser.add_argument(
-        "--config", type=Path, action="append", default=[], help="configuration file"
-    )
-    parser.add_argument("--prompts", type=Path, default=Path("assets/prompts/smoke.txt"))
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every n-th prompt")
-    parser.add_argument(
-        "--work", type=Path, default=Path("outputs/smoke"), help="where the runs are kept"
-    )
-    parser.add_argument("--sheet", type=Path, help="contact sheet (default: in --work)")
-    options = parser.parse_intermixed_args(argv)
-    if options.every < 1:
-        parser.error("--every takes a whole number of 1 or more")
-    (suite if options.what == "suite" else stylized)(options)
-
-
-if __name__ == "__main__":
-    run_program("smoke", main)

@@ -1,7 +1,8 @@
-"""T3Bench's protocol on assets made here or lying in a folder: quality, and alignment where someone captions and grades.
+"""T3Bench's protocol: quality, and alignment if a grader is chosen.
 
-The prompts are the user's own copy: text files with one prompt a line (T3Bench's `data/prompt_single.txt` and so on); a set is
-named after its file.
+The assets are generated here or read from a folder. The prompts are the user's own copy: text files
+with one prompt a line (T3Bench's `data/prompt_single.txt` and so on). A set has the name of its
+file. The protocol itself is in `vp3d/metrics/t3bench.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 
 from vp3d.config.paths import ASSETS, MANIFEST, locate
-from vp3d.config.schema import CameraConfig, Config
+from vp3d.config.schema import CameraConfig, RewardsConfig
 from vp3d.errors import UserError
-from vp3d.evaluate.html import write_turn
+from vp3d.evaluate.html import write_asset_turntable
 from vp3d.evaluate.prompt_file import read_suite
-from vp3d.evaluate.results_folder import Location
+from vp3d.evaluate.results_folder import WeightSource
 from vp3d.evaluate.runner import Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
 from vp3d.evaluate.statistics import Figure
 from vp3d.metrics.attribute_judge import load_judge
@@ -39,6 +40,7 @@ from vp3d.types import Mesh
 from vp3d.worlds.toybox.scenes import words
 
 SCORERS, GRADERS = ("clip", "imagereward"), ("none", "judge", "endpoint")
+SHOWN_VIEWS, SHOWN_SIZE = 8, 96  # views in the picture, and their pixels of a side
 FIGURES = {
     "quality": Figure("quality", share=False),
     "alignment": Figure("alignment", share=False),
@@ -49,7 +51,15 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Who scores and grades, by name, so that it can travel to another process; `size` pixels a side of the scored pictures."""
+    """Scorer and grader by name, so that they can be passed to another process.
+
+    Attributes:
+        scorer: one of `SCORERS`.
+        grader: one of `GRADERS`.
+        endpoint: URL of the server of the grader "endpoint".
+        endpoint_model: its model.
+        size: pixels of a side of the scored pictures.
+    """
 
     scorer: str = "clip"
     grader: str = "none"
@@ -59,34 +69,50 @@ class Protocol:
 
 
 @lru_cache(maxsize=1)
-def scorer_of(name: str, place: str, manifest: str, device: str) -> Scorer:
-    """The scorer called `name`, its weights at `place`, loaded once a process."""
+def scorer_of(name: str, location: str, manifest: str, device: str) -> Scorer:
+    """Loads a scorer, once a process.
+
+    Args:
+        name: one of `SCORERS`.
+        location: its weights.
+        manifest: the manifest that covers them, "" for none.
+        device: where it runs.
+
+    Returns:
+        The scorer.
+    """
     if name == "imagereward":
-        return ImageRewardScorer(load_imagereward(place, device))
-    return ClipScorer(load_clip(place, manifest, device))
+        return ImageRewardScorer(load_imagereward(location, device))
+    return ClipScorer(load_clip(location, manifest, device))
 
 
-def locations_of(protocol: Protocol, config: Config) -> list[Location]:
-    """The weights that scores and grades depend on, the scorer's first."""
-    if protocol.scorer == "imagereward":
-        scorer = (config.rewards.imagereward, "")
-    else:
-        scorer = (config.rewards.clip, config.prior.manifest)
-    return (
-        [scorer, (str(ASSETS / "judge"), str(MANIFEST))] if protocol.grader == "judge" else [scorer]
-    )
+def weight_sources(protocol: Protocol, rewards: RewardsConfig, manifest: str) -> list[WeightSource]:
+    """The weights that scores and grades depend on, the scorer's first.
+
+    Args:
+        protocol: the scorer and the grader.
+        rewards: names the weights of the scorers.
+        manifest: the manifest that covers CLIP.
+    """
+    scorer = (rewards.imagereward, "")
+    if protocol.scorer != "imagereward":
+        scorer = (rewards.clip, manifest)
+    if protocol.grader == "judge":
+        return [scorer, (str(ASSETS / "judge"), str(MANIFEST))]
+    return [scorer]
 
 
-def configured_scorer(protocol: Protocol, config: Config) -> Scorer:
-    """The scorer of `protocol` with the weights that the configuration names; on the GPU where there is one."""
-    place, manifest = locations_of(protocol, config)[0]
+def configured_scorer(protocol: Protocol, settings: Settings) -> Scorer:
+    """The protocol's scorer with the configured weights; on the GPU if there is one."""
+    config = settings.config()
+    location, manifest = weight_sources(protocol, config.rewards, config.prior.manifest)[0]
     on_gpu = config.backend != "cpu" and torch.cuda.is_available()
-    return scorer_of(protocol.scorer, place, manifest, "cuda" if on_gpu else "cpu")
+    return scorer_of(protocol.scorer, location, manifest, "cuda" if on_gpu else "cpu")
 
 
 @lru_cache(maxsize=1)
 def grader_of(protocol: Protocol) -> tuple[Captioner, Grader] | None:
-    """Captioner and grader, or None when nobody was asked for."""
+    """Captioner and grader, or None for the grader "none"."""
     if protocol.grader == "endpoint":
         chat = ChatEndpoint(protocol.endpoint, protocol.endpoint_model)
         return chat, chat
@@ -96,23 +122,22 @@ def grader_of(protocol: Protocol) -> tuple[Captioner, Grader] | None:
 
 
 def prompt_tasks(files: Sequence[Path], seeds: int) -> list[Task]:
-    """A task for each prompt of each file and each of `seeds` seeds."""
+    """A task for each prompt of each file and each of `seeds` seeds.
+
+    Raises:
+        UserError: no file is given, or one cannot be read.
+    """
     if not files:
         raise UserError(
-            "--suite t3bench needs --prompts FILE (your own copy, one prompt a line), or --assets DIR"
+            "--suite t3bench needs --prompts FILE (your own copy, one prompt a line) "
+            "or --assets DIR; give one of them"
         )
     found = []
     for file in files:
         for number, entry in enumerate(read_suite(locate(str(file))), 1):
             for seed in range(entry.seed, entry.seed + seeds):
-                found.append(
-                    Task(
-                        file.stem,
-                        entry.prompt,
-                        seed,
-                        f"{file.stem}-{key_of(number, entry.prompt, seed)}",
-                    )
-                )
+                key = f"{file.stem}-{key_of(number, entry.prompt, seed)}"
+                found.append(Task(file.stem, entry.prompt, seed, key))
     return found
 
 
@@ -122,23 +147,21 @@ def folder_tasks(folder: Path) -> list[Task]:
 
 
 def check_protocol(protocol: Protocol, tasks: Sequence[Task], settings: Settings) -> None:
-    """Load who scores and grades, so that what is missing is told before anything is made."""
-    config = settings.config()
-    configured_scorer(protocol, config)
+    """Loads scorer and grader before any asset is generated.
+
+    Raises:
+        UserError: weights are missing, or the grader "judge" does not know a word of a prompt.
+    """
+    configured_scorer(protocol, settings)
     grader_of(protocol)
-    if protocol.grader == "judge":
-        known = set(words())
-        strange = next(
-            (
-                t.prompt
-                for t in tasks
-                if not set(strip_view(t.prompt).replace(",", " ").split()) <= known
-            ),
-            None,
-        )
-        if strange is not None:
+    if protocol.grader != "judge":
+        return
+    known = set(words())
+    for task in tasks:
+        if not set(strip_view(task.prompt).replace(",", " ").split()) <= known:
             raise UserError(
-                f"--grader judge knows the toybox's words alone, not {strange!r}; use --grader endpoint or none"
+                f"--grader judge knows only the toybox's words, not {task.prompt!r}; "
+                "use --grader endpoint or none"
             )
 
 
@@ -148,24 +171,35 @@ def judge_with(protocol: Protocol) -> partial[Record]:
 
 
 def judge_asset(protocol: Protocol, settings: Settings, task: Task) -> Record:
-    """The record of one asset: quality, alignment and their average; a missing mesh is scored as black pictures."""
-    found, config = find_mesh(settings, task), settings.config()
-    scorer, grader = configured_scorer(protocol, config), grader_of(protocol)
+    """Generates or reads the task's asset, scores it and draws it.
+
+    Returns:
+        The record: quality, alignment and their average; a missing mesh is scored as black
+        pictures.
+    """
+    found = find_mesh(settings, task)
+    scorer, grader = configured_scorer(protocol, settings), grader_of(protocol)
     figures: dict[str, Any] = dict(quality(found.mesh, task.prompt, scorer, protocol.size))
     if grader is not None:
         figures |= alignment(found.mesh, task.prompt, *grader)
         figures["average"] = 0.5 * (figures["quality"] + figures["alignment"])
     captions = figures.pop("captions", None)
     if found.mesh is not None:
-        picture(found.mesh, settings.result(task).with_suffix(".png"))
-        write_turn(found, settings.result(task))
+        write_views(found.mesh, settings.result(task).with_suffix(".png"))
+        write_asset_turntable(found, settings.result(task))
     return {
-        "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": found.failure, "reason": found.reason,
-        "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "captions": captions,
-    }  # fmt: skip
+        "set": task.group,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "failure": found.failure,
+        "reason": found.reason,
+        "source": str(found.folder or task.source),
+        "figures": figures | {"seconds": found.seconds},
+        "captions": captions,
+    }
 
 
-def picture(mesh: Mesh, path: Path) -> None:
-    """Eight views of an asset in a row."""
-    views = ring_frames(mesh, 8, 96, CameraConfig())
+def write_views(mesh: Mesh, path: Path) -> None:
+    """Draws eight views of an asset in a row."""
+    views = ring_frames(mesh, SHOWN_VIEWS, SHOWN_SIZE, CameraConfig())
     save_image(sheet([[labelled(view, f"{45 * i}°") for i, view in enumerate(views)]]), path)

@@ -1,11 +1,13 @@
-"""Toybench: 72 prompts whose right answer is known exactly (`assets/prompts/toybench_*.txt`).
+"""Toybench: 72 prompts whose true scene is known exactly (`assets/prompts/toybench_*.txt`).
 
-Each asset is held against the true scene (`toybox/truth.py`, `toybox/janus.py`) and against nothing but its prompt
-(`toybox/verdict.py`). Beside the assets stand two ceilings, measured the same way: the visual prompts as the judge sees them,
-and exact renders of the true scenes, which are what judge and CLIP can get right at all.
+Each asset is compared with the true scene (`worlds/toybox/truth.py`, `worlds/toybox/janus.py`), and
+is judged given nothing but its prompt (`worlds/toybox/prompt_check.py`). Two upper bounds are
+measured the same way: the visual prompts, and exact renders of the true scenes. The second is the
+best result that the judge and CLIP allow.
 
-A failure (`empty`, `nan`, `no mesh`, or `solid`: more than `SOLID` of the cube is filled) counts 0 in every share; distances
-and colours are told of the meshes there are.
+A failure ("empty", "nan", "no mesh", or "solid": more than `MAX_FILLED_SHARE` of the cube is
+filled) counts 0 in every share. Distances and colour errors are means over the assets that have a
+mesh.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from torch import Tensor
 from vp3d.config.paths import ASSETS, MANIFEST, ROOT
 from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
-from vp3d.evaluate.html import FPS, FRAMES, SIDE, true_turn, write_turn
+from vp3d.evaluate.html import FPS, FRAMES, SIDE, true_turntable, write_asset_turntable
 from vp3d.evaluate.prompt_file import read_suite
 from vp3d.evaluate.runner import (
-    Found,
+    FoundAsset,
     Record,
     Settings,
     Task,
@@ -37,26 +39,25 @@ from vp3d.evaluate.runner import (
 )
 from vp3d.evaluate.statistics import Figure
 from vp3d.metrics.attribute_judge import Judge, load_judge
-from vp3d.metrics.attributes import JUDGE_GROUND
+from vp3d.metrics.attributes import JUDGE_BACKGROUND
 from vp3d.prompts import strip_view
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.report.pictures import (
+    BACKGROUND,
     ELEVATION_DEG,
-    GROUND,
     labelled,
     resized,
     ring_frames,
     save_image,
     sheet,
-    to_uint8,
 )
 from vp3d.report.video import write_turntable
 from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.system.console import say
-from vp3d.types import Mesh
+from vp3d.types import Mesh, to_uint8
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
-from vp3d.worlds.toybox.janus import faces
+from vp3d.worlds.toybox.janus import janus_figures
 from vp3d.worlds.toybox.prompt_check import (
     VIEWS,
     azimuths,
@@ -71,27 +72,21 @@ from vp3d.worlds.toybox.truth import LIGHTS, compare, truth_of
 
 SETS = ("single", "parts", "relation")
 MINI = 6  # prompts of each set in the subset `mini`
-SOLID = 0.55  # share of the cube [-1, 1]^3 that no object of this world comes near
-SIZE, SHOWN, SHOWN_VIEWS = 128, 96, 8  # pixels of a judged and of a shown view, shown views
-POSE: tuple[str, ...] = (
-    "yaw_deg",
-    "scale",
-    "shift",
-    "light",
-    "volume",
-)  # of the figures, what is no quality
-JUDGES = tuple(
-    (str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip")
-)  # weights that a result depends on
-NOTHING = {
-    "all": 0.0,
-    "objects": 0.0,
-    "colors": 0.0,
-    "r_precision": 0.0,
-    "iou": 0.0,
-    "fscore": 0.0,
-    "view_agreement": 0.0,
-}
+MAX_FILLED_SHARE = 0.55  # of the cube [-1, 1]^3; no object of this world comes near it
+JUDGED_SIZE = 128  # pixels of a side of a judged view
+SHOWN_SIZE, SHOWN_VIEWS = 96, 8  # pixels of a side of a view in the picture, and their number
+EXPECTED_SIZE = 64  # pixels of a side of the render that says which attributes are visible
+BLANK = 250  # grey of an empty tile, 0 to 255
+
+# Figures of `truth.compare` that describe the pose and not the quality.
+POSE: tuple[str, ...] = ("yaw_deg", "scale", "shift", "light", "volume")
+
+# The weights that a record depends on, each with its manifest.
+JUDGES = tuple((str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip"))
+
+FAILURE_FIGURES = dict.fromkeys(
+    ("all", "objects", "colors", "r_precision", "iou", "fscore", "view_agreement"), 0.0
+)
 
 FIGURES = {
     "all": Figure("all attributes"),
@@ -113,7 +108,13 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Judges:
-    """What judges: the toybox's judge, CLIP, and CLIP's features of every caption a view may be taken for."""
+    """The loaded judges.
+
+    Attributes:
+        judge: names objects, colours, patterns and relations.
+        clip: the embedded CLIP model.
+        texts: caption -> unit text features `[D]`, for R-precision.
+    """
 
     judge: Judge
     clip: ClipEncoder
@@ -122,16 +123,12 @@ class Judges:
 
 @lru_cache(maxsize=1)
 def judges() -> Judges:
-    """The embedded judges, loaded once a process; the captions are those of the whole suite."""
+    """The embedded judges, loaded once a process; the captions are those of the complete suite."""
     clip = load_clip(str(ASSETS / "clip"), str(MANIFEST))
-    prompts = list(
-        dict.fromkeys(entry.prompt for name in SETS for entry in read_suite(suite_file(name)))
-    )
-    return Judges(
-        load_judge(ASSETS / "judge", MANIFEST),
-        clip,
-        dict(zip(prompts, clip.text(prompts), strict=True)),
-    )
+    entries = [entry for name in SETS for entry in read_suite(suite_file(name))]
+    prompts = list(dict.fromkeys(entry.prompt for entry in entries))
+    texts = dict(zip(prompts, clip.text(prompts), strict=True))
+    return Judges(load_judge(ASSETS / "judge", MANIFEST), clip, texts)
 
 
 def suite_file(name: str) -> Path:
@@ -140,23 +137,34 @@ def suite_file(name: str) -> Path:
 
 
 def suite_tasks(subset: str, seeds: int) -> list[Task]:
-    """The tasks of the suite, `all` or its subset `mini`; each prompt with its own seed and the `seeds` - 1 after it."""
+    """The tasks of the suite.
+
+    Args:
+        subset: "all", or "mini" for the first `MINI` prompts of each set.
+        seeds: how many seeds each prompt has: its own and those after it.
+
+    Returns:
+        The tasks, set by set.
+    """
     found = []
     for name in SETS:
         entries = read_suite(suite_file(name))[: MINI if subset == "mini" else None]
         for number, entry in enumerate(entries, 1):
             for seed in range(entry.seed, entry.seed + seeds):
-                found.append(
-                    Task(name, entry.prompt, seed, f"{name}-{key_of(number, entry.prompt, seed)}")
-                )
+                key = f"{name}-{key_of(number, entry.prompt, seed)}"
+                found.append(Task(name, entry.prompt, seed, key))
     return found
 
 
 def folder_tasks(folder: Path) -> list[Task]:
-    """The tasks of a folder of meshes; UserError for a name that is no caption of the toybox."""
+    """The tasks of a folder of meshes, set by set.
+
+    Raises:
+        UserError: a prompt is not a caption of the toybox.
+    """
     tasks = []
     for number, (written, seed, path) in enumerate(find_assets(folder), 1):
-        prompt = strip_view(written)  # the spelling that a run takes for the same prompt
+        prompt = strip_view(written)  # the spelling that a run uses for the same prompt
         try:
             spec = parse_caption(prompt)
         except ValueError as error:
@@ -169,10 +177,17 @@ def folder_tasks(folder: Path) -> list[Task]:
 
 
 def judge_asset(settings: Settings, task: Task) -> Record:
-    """The record of one asset: figures, those of its visual prompt (`drawn`) and of the exact scene (`true`), and a picture."""
+    """Generates or reads the task's asset, judges it and draws it.
+
+    Returns:
+        The record: "figures" of the asset, "drawn" of its visual prompt, "true" of the exact
+        scene, and the pose that `truth.compare` found.
+    """
     spec, found = parse_caption(task.prompt), find_mesh(settings, task)
-    asked = {"parts": bool(spec.accent), "relation": bool(spec.relation)}
-    figures: dict[str, Any] = NOTHING | {name: 0.0 for name, told in asked.items() if told}
+    applicable = {"parts": bool(spec.accent), "relation": bool(spec.relation)}
+    figures: dict[str, Any] = FAILURE_FIGURES | {
+        name: 0.0 for name, applies in applicable.items() if applies
+    }
     failure, reason, pose = found.failure, found.reason, None
     if found.mesh is not None:
         compared = measure(found.mesh, spec, LIGHTS if task.source else LIGHTS[:1])
@@ -181,100 +196,128 @@ def judge_asset(settings: Settings, task: Task) -> Record:
         reason = f"the mesh is {failure}" if failure else ""
         if not failure:
             figures = compared | by_prompt(views_of(found.mesh), task.prompt)
-        picture(found, task.prompt, settings.result(task).with_suffix(".png"))
-        write_turn(found, settings.result(task))
-        turn = to_uint8(true_rgb(true_pictures(spec, azimuths(FRAMES), GROUND, SIDE)))
-        write_turntable(turn, true_turn(settings.result(task)).with_suffix(".mp4"), FPS, warn=say)
+        write_pictures(found, spec, settings.result(task))
     return {
-        "set": task.group, "prompt": task.prompt, "seed": task.seed, "failure": failure, "reason": reason,
-        "source": str(found.folder or task.source), "figures": figures | {"seconds": found.seconds}, "pose": pose,
-        "drawn": drawn(found, spec), "true": by_prompt(true_views(spec), task.prompt),
-    }  # fmt: skip
+        "set": task.group,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "failure": failure,
+        "reason": reason,
+        "source": str(found.folder or task.source),
+        "figures": figures | {"seconds": found.seconds},
+        "pose": pose,
+        "drawn": drawn(found, spec),
+        "true": by_prompt(true_views(spec), task.prompt),
+    }
 
 
 def failed(mesh: Mesh, pose: dict[str, Any]) -> str:
-    """ "empty" for a mesh that encloses nothing, "solid" for one that fills the cube, "nan" for colours that are no numbers."""
+    """The kind of failure of a mesh, "" if there is none.
+
+    Args:
+        mesh: the mesh.
+        pose: what `truth.compare` found of it; without "volume" the mesh encloses nothing.
+
+    Returns:
+        "empty" for a mesh that encloses nothing, "nan" for colours that are not numbers, "solid"
+        for a mesh that fills more than `MAX_FILLED_SHARE` of the cube.
+    """
     if "volume" not in pose:
         return "empty"
     if mesh.vertex_colors is not None and not np.isfinite(mesh.vertex_colors).all():
         return "nan"
-    return "solid" if pose["volume"] > 8.0 * SOLID else ""
+    return "solid" if pose["volume"] > 8.0 * MAX_FILLED_SHARE else ""
 
 
 def measure(mesh: Mesh, spec: Spec, lights: tuple[str, ...]) -> dict[str, Any]:
-    """The mesh against its true scene: the figures of `truth.compare` and `janus.faces`; nothing for one without volume."""
+    """Compares a mesh with its true scene.
+
+    Args:
+        mesh: the mesh.
+        spec: the true scene.
+        lights: the lights of `truth.LIGHTS` that its colours may contain.
+
+    Returns:
+        The figures of `truth.compare` and `janus.janus_figures`; nothing for a mesh without volume.
+    """
     truth = truth_of(spec)
     found = compare(mesh, truth, lights)
     if found is None:
         return {}
-    return {**found.figures, **faces(found, truth)}
+    return {**found.figures, **janus_figures(found, truth)}
 
 
 def views_of(mesh: Mesh) -> Tensor:
-    """The judged views [24, 3, S, S] in [0, 1] of a mesh, unlit, on the judge's ground."""
-    return render_mesh(
-        mesh, ring(VIEWS, ELEVATION_DEG, DISTANCE, FOV_DEG), SIZE, SIZE, JUDGE_GROUND
-    )[0]
+    """The judged views `[24, 3, S, S]` in [0, 1] of a mesh: unlit, on the judge's background."""
+    cameras = ring(VIEWS, ELEVATION_DEG, DISTANCE, FOV_DEG)
+    return render_mesh(mesh, cameras, JUDGED_SIZE, JUDGED_SIZE, JUDGE_BACKGROUND)[0]
 
 
 def true_views(spec: Spec) -> Tensor:
-    """The same views of the true scene."""
-    return true_rgb(true_pictures(spec, azimuths(VIEWS), JUDGE_GROUND, SIZE))
+    """The same views `[24, 3, S, S]` in [0, 1] of the true scene."""
+    return true_rgb(true_pictures(spec, azimuths(VIEWS), JUDGE_BACKGROUND, JUDGED_SIZE))
 
 
 @torch.no_grad()
 def by_prompt(rgb: Tensor, prompt: str) -> dict[str, Any]:
-    """What judge and CLIP say of the 24 views rgb [24, 3, H, H] in [0, 1], given nothing but the prompt."""
+    """What the judge and CLIP find in views rgb `[24, 3, H, H]` in [0, 1], given the prompt only.
+
+    Returns:
+        The shares of `prompt_check.verdict`, and "r_precision".
+    """
     known, spec = judges(), parse_caption(prompt)
-    texts = (
-        known.texts
-        if prompt in known.texts
-        else known.texts | {prompt: known.clip.text([prompt])[0]}
-    )
-    expected = expected_views(true_pictures(spec, azimuths(VIEWS), JUDGE_GROUND, 64))
+    texts = known.texts
+    if prompt not in texts:
+        texts = texts | {prompt: known.clip.text([prompt])[0]}
+    pictures = true_pictures(spec, azimuths(VIEWS), JUDGE_BACKGROUND, EXPECTED_SIZE)
     return {
-        **verdict(known.judge, rgb, spec, expected),
+        **verdict(known.judge, rgb, spec, expected_views(pictures)),
         "r_precision": r_precision(known.clip, rgb, prompt, texts),
     }
 
 
-def drawn(found: Found, spec: Spec) -> dict[str, Any] | None:
-    """What the judge says of the run's visual prompt, taken for a front view; None where there is none."""
-    shown = visual_prompt(found)
-    if shown is None:
+def drawn(found: FoundAsset, spec: Spec) -> dict[str, Any] | None:
+    """The judge's figures of the visual prompt, taken for a front view; None if there is none."""
+    picture = visual_prompt(found)
+    if picture is None:
         return None
-    rgb = torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255.0
-    return dict(
-        verdict(
-            judges().judge, rgb, spec, expected_views(true_pictures(spec, [0.0], JUDGE_GROUND, 64))
-        )
-    )
+    rgb = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255.0
+    front = true_pictures(spec, [0.0], JUDGE_BACKGROUND, EXPECTED_SIZE)
+    return dict(verdict(judges().judge, rgb, spec, expected_views(front)))
 
 
-def visual_prompt(found: Found) -> np.ndarray | None:
-    """The run's visual prompt, uint8 [H, W, 3], as it was cut out; None where there is none."""
+def visual_prompt(found: FoundAsset) -> np.ndarray | None:
+    """The cut-out visual prompt of the run, uint8 `[H, W, 3]`; None if there is none."""
     path = None if found.folder is None else found.folder / "visual_prompt" / "cutout.png"
     if path is None or not path.is_file():
         return None
-    with Image.open(path) as shown:
-        return np.array(shown.convert("RGB"))
+    with Image.open(path) as picture:
+        return np.array(picture.convert("RGB"))
 
 
-def picture(found: Found, prompt: str, path: Path) -> None:
-    """Two rows of eight views, the asset above the true object, after the visual prompt where there is one."""
+def write_pictures(found: FoundAsset, spec: Spec, result: Path) -> None:
+    """Writes the picture and the turntables of asset and true object next to `result`."""
+    write_views(found, spec, result.with_suffix(".png"))
+    write_asset_turntable(found, result)
+    turn = to_uint8(true_rgb(true_pictures(spec, azimuths(FRAMES), BACKGROUND, SIDE)))
+    write_turntable(turn, true_turntable(result).with_suffix(".mp4"), FPS, warn=say)
+
+
+def write_views(found: FoundAsset, spec: Spec, path: Path) -> None:
+    """Draws two rows of eight views: the visual prompt and the asset above the true object."""
     if found.mesh is None:
         return
-    spec, camera = parse_caption(prompt), CameraConfig(distance=DISTANCE, fov_deg=FOV_DEG)
-    own = ring_frames(found.mesh, SHOWN_VIEWS, SHOWN, camera)
-    true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), GROUND, SHOWN)))
-    first, title = np.full((SHOWN, SHOWN, 3), 250, np.uint8), "asset"
-    if (shown := visual_prompt(found)) is not None:
-        first, title = resized(shown, SHOWN), "visual prompt"
+    camera = CameraConfig(distance=DISTANCE, fov_deg=FOV_DEG)
+    own = ring_frames(found.mesh, SHOWN_VIEWS, SHOWN_SIZE, camera)
+    true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), BACKGROUND, SHOWN_SIZE)))
+    blank = np.full((SHOWN_SIZE, SHOWN_SIZE, 3), BLANK, np.uint8)
+    first, title = blank, "asset"
+    if (picture := visual_prompt(found)) is not None:
+        first, title = resized(picture, SHOWN_SIZE), "visual prompt"
     labels = [f"{azimuth:.0f}°" for azimuth in azimuths(SHOWN_VIEWS)]
-    above = [labelled(first, title), *(labelled(v, t) for v, t in zip(own, labels, strict=True))]
-    blank = np.full_like(first, 250)
-    below = [
-        labelled(blank, "true object"),
-        *(labelled(v, t) for v, t in zip(true, labels, strict=True)),
-    ]
-    save_image(sheet([above, below]), path)
+    rows = []
+    for tile, name, views in ((first, title, own), (blank, "true object", true)):
+        row = [labelled(tile, name)]
+        row += [labelled(view, label) for view, label in zip(views, labels, strict=True)]
+        rows.append(row)
+    save_image(sheet(rows), path)

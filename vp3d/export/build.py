@@ -1,4 +1,4 @@
-"""Field to textured mesh: surface, atlas and bake in one call."""
+"""Field to textured mesh: surface, texture atlas and bake in one call."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vp3d.export.surface import extract_surface
 from vp3d.export.uv import unwrap
 from vp3d.types import Camera, Mesh
 
-OWN_ATLAS = (
-    "xatlas failed or took more than {seconds:g} s: the texture has our own atlas, where every triangle lies alone; "
-    "`launch.py export RUN export.unwrap_deadline_s=N` gives it more time"
+XATLAS_WARNING = (
+    "xatlas failed or took more than {seconds:g} s, so the texture uses VP3D's own atlas, in which "
+    "no two triangles are joined; for more time: `launch.py export RUN export.unwrap_deadline_s=N`"
 )
 
 
@@ -31,13 +31,25 @@ def export_mesh(
     event: Callable[..., None] | None = None,
     within: Callable[[Tensor], Tensor] | None = None,
 ) -> Mesh:
-    """The field's surface as a closed textured mesh with normals, UVs, texture and vertex colours.
+    """The field's surface as a closed mesh with normals, UVs, texture and vertex colours.
 
-    `reference_opacity [B, H, W]` (or `[B, 1, H, W]`) in [0, 1] is the field's own rendering from the B `cameras`.
-    `within(x [N, 3]) -> [N]` bool says where matter counts (everywhere), as it did when the field was rendered.
-    `event(kind, **figures)` (as `RunFolder.event`) is told the threshold, IoU and face count, whether it is closed,
-    and who made the atlas; and it is warned where xatlas was to make it and did not.
-    Raises EmptyFieldError when there is no surface.
+    Args:
+        field: The field.
+        config: Resolution of the grid and the texture, number of faces, deadline of xatlas.
+        cameras: B cameras.
+        reference_opacity: The field's own rendering from these cameras, `[B, H, W]` or
+            `[B, 1, H, W]` in [0, 1]. Its silhouettes choose the density threshold.
+        device: Where the field is evaluated.
+        event: Called as event(kind, **data), as `RunFolder.event`: with "mesh" and the figures of
+            the mesh, and before it with "warning" if xatlas did not deliver an atlas.
+        within: `x [N, 3] -> [N]` bool, where density counts. It must be the bounds that the field
+            was rendered with. None for everywhere.
+
+    Returns:
+        The mesh, with vertices split at the seams of the atlas.
+
+    Raises:
+        EmptyFieldError: The field has no visible surface.
     """
     opacity = reference_opacity.detach().reshape(len(cameras), *reference_opacity.shape[-2:])
     density = field.density if within is None else lambda x: field.density(x) * within(x)
@@ -50,18 +62,17 @@ def export_mesh(
         name: getattr(mesh, name)[atlas.mapping]
         for name in ("vertices", "normals", "vertex_colors")
     }
-    mesh = bake_texture(
-        field,
-        replace(mesh, faces=atlas.faces, uv=atlas.uv, **split),
-        config.texture_size,
-        cell,
-        device,
-    )
+    mesh = replace(mesh, faces=atlas.faces, uv=atlas.uv, **split)
+    mesh = bake_texture(field, mesh, config.texture_size, cell, device)
     if event is not None:
         if atlas.method != "xatlas" and config.unwrap_deadline_s > 0.0:
-            event("warning", message=OWN_ATLAS.format(seconds=config.unwrap_deadline_s))
+            event("warning", message=XATLAS_WARNING.format(seconds=config.unwrap_deadline_s))
         event(
-            "mesh", threshold=surface.threshold, silhouette_iou=surface.iou, faces=len(mesh.faces),
-            watertight=is_watertight(surface.mesh), atlas=atlas.method,
-        )  # fmt: skip
+            "mesh",
+            threshold=surface.threshold,
+            silhouette_iou=surface.iou,
+            faces=len(mesh.faces),
+            watertight=is_watertight(surface.mesh),
+            atlas=atlas.method,
+        )
     return mesh

@@ -1,9 +1,12 @@
-"""From a density grid to triangles: sampling, marching cubes and the surface's type."""
+"""Level sets of a density field: its values on a grid, and marching cubes.
+
+Conventions: the grid has `cells` cells a side over [-1, 1]^3, so cells + 1 nodes, indexed
+[x, y, z]. Density is >= 0. Meshes are closed and their faces wind counter-clockwise from outside.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,21 +15,16 @@ from torch import Tensor
 
 from vp3d.types import Mesh
 
-LOWEST_SHARE, HIGHEST_SHARE = (
-    0.01,
-    0.8,
-)  # the range, as shares of the 99.9th percentile of the density
-
 
 class SurfaceField(Protocol):
-    """What the export asks of a field; `x [N, 3]` is in [-1, 1]."""
+    """The part of a field that the export reads; points `x [N, 3]` are in [-1, 1]."""
 
     def density(self, x: Tensor) -> Tensor:
-        """sigma [N] >= 0."""
+        """Density `[N]` >= 0."""
         ...
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """sigma [N] >= 0 and albedo [N, 3] in [0, 1]."""
+        """Density `[N]` >= 0 and albedo `[N, 3]` in [0, 1]."""
         ...
 
 
@@ -37,9 +35,17 @@ def density_grid(
     chunk: int = 262_144,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """`density(x [N, 3]) -> [N]` on the nodes of a grid of `cells` a side over [-1, 1]^3.
+    """Density on the nodes of a grid.
 
-    Returns float32 [cells+1, cells+1, cells+1] >= 0 indexed [x, y, z]; non-finite values become 0.
+    Args:
+        density: `x [N, 3]` in [-1, 1] -> `[N]`.
+        cells: Cells of a side.
+        chunk: Points evaluated at once.
+        device: Where `density` is evaluated.
+
+    Returns:
+        float32 `[cells + 1, cells + 1, cells + 1]` >= 0, indexed [x, y, z]. Negative and
+        non-finite values become 0.
     """
     axis = torch.linspace(-1.0, 1.0, cells + 1, device=device)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
@@ -49,7 +55,18 @@ def density_grid(
 
 
 def marching_cubes(grid: np.ndarray, threshold: float) -> Mesh:
-    """The level set of `grid [R, R, R]` >= 0 at `threshold` > 0 as a closed mesh in [-1, 1]^3, outward faces; may be empty."""
+    """Level set of a density grid as a closed mesh in [-1, 1]^3 (Lorensen and Cline 1987).
+
+    The grid is padded with one layer of zeros and the vertices are clipped to the cube, so that
+    matter at the border is closed too.
+
+    Args:
+        grid: Density `[R, R, R]` >= 0, indexed [x, y, z].
+        threshold: Density of the surface, > 0.
+
+    Returns:
+        The mesh with outward faces. It has no faces if no density is above the threshold.
+    """
     from skimage.measure import marching_cubes as skimage_marching_cubes
 
     if not grid.max() > threshold:
@@ -64,12 +81,3 @@ def marching_cubes(grid: np.ndarray, threshold: float) -> Mesh:
     )
     vertices = np.clip(vertices - (1.0 + spacing), -1.0, 1.0)
     return Mesh(vertices.astype(np.float32), faces.astype(np.int64))
-
-
-@dataclass(frozen=True)
-class Surface:
-    """A mesh without colours, the density threshold it was cut at, and its silhouette IoU in [0, 1]."""
-
-    mesh: Mesh
-    threshold: float
-    iou: float

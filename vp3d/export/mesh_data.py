@@ -1,4 +1,13 @@
-"""Colours and normals of a `Mesh` as the file formats need them."""
+"""Conventions of the mesh files, and the data that every writer and the reader need.
+
+Frames: inside VP3D a mesh is right-handed, z up, facing +x. glTF is Y up, so a GLB stores our
+(x, y, z) as (y, z, x): the object stands upright and faces +Z, glTF's forward. OBJ, PLY and STL
+keep our frame.
+Colour: textures are sRGB PNGs. Vertex colours are linear in glTF and sRGB in the other formats.
+STL has no colour.
+UV: v points up in memory and in OBJ. glTF's v points down; trimesh flips it in both directions.
+Units: world units; the object is inside [-1, 1]^3.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +15,34 @@ import numpy as np
 import trimesh
 
 from vp3d.render.raster import PLAIN_COLOR, sample_texture
-from vp3d.types import Asset, Mesh
+from vp3d.types import Mesh
 
-FROM_GLTF = [2, 0, 1]
-FRAME = "VP3D mesh, right-handed, z up, facing +x"
+TO_GLTF = [1, 2, 0]  # our axes in glTF's order: X = y, Y = z, Z = x
+FROM_GLTF = [2, 0, 1]  # glTF's axes in our order: x = Z, y = X, z = Y
+FRAME = "VP3D mesh, right-handed, z up, facing +x"  # comment in files that keep our frame
 
 
 def srgb_to_linear(color: np.ndarray) -> np.ndarray:
-    """sRGB-encoded values in [0, 1] to linear light in [0, 1], any shape (IEC 61966-2-1)."""
+    """sRGB-encoded values in [0, 1] as linear light in [0, 1], any shape (IEC 61966-2-1)."""
     return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
 
 
 def linear_to_srgb(color: np.ndarray) -> np.ndarray:
-    """Linear light in [0, 1] to sRGB-encoded values in [0, 1], any shape (IEC 61966-2-1)."""
-    return np.where(
-        color <= 0.0031308, color * 12.92, 1.055 * np.maximum(color, 0.0031308) ** (1 / 2.4) - 0.055
-    )
+    """Linear light in [0, 1] as sRGB-encoded values in [0, 1], any shape (IEC 61966-2-1)."""
+    curve = 1.055 * np.maximum(color, 0.0031308) ** (1 / 2.4) - 0.055
+    return np.where(color <= 0.0031308, color * 12.92, curve)
+
+
+def color_to_uint8(color: np.ndarray) -> np.ndarray:
+    """Colours in [0, 1], any shape, as uint8; values outside are clipped."""
+    return np.round(255.0 * np.clip(color, 0.0, 1.0)).astype(np.uint8)
 
 
 def vertex_colors_of(mesh: Mesh) -> np.ndarray:
-    """sRGB vertex colours [V, 3] in [0, 1]: the mesh's own, else its texture at the vertices, else plain grey."""
+    """sRGB vertex colours `[V, 3]` in [0, 1].
+
+    Those of the mesh if it has them, else its texture at the vertices, else plain grey.
+    """
     if mesh.vertex_colors is not None:
         return mesh.vertex_colors
     if mesh.texture is not None and mesh.uv is not None:
@@ -33,17 +50,15 @@ def vertex_colors_of(mesh: Mesh) -> np.ndarray:
     return np.full((len(mesh.vertices), 3), PLAIN_COLOR, np.float32)
 
 
-def _mesh_of(source: Asset | Mesh) -> Mesh:
-    return source.mesh if isinstance(source, Asset) else source
+def vertex_normals_of(mesh: Mesh) -> np.ndarray:
+    """Unit vertex normals `[V, 3]`: those of the mesh if it has them, else computed ones."""
+    return computed_normals(mesh) if mesh.normals is None else mesh.normals
 
 
-def _normals_of(mesh: Mesh) -> np.ndarray:
-    if mesh.normals is not None:
-        return mesh.normals
-    return np.array(
-        trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals, np.float32
-    )
+def computed_normals(mesh: Mesh) -> np.ndarray:
+    """Vertex normals `[V, 3]` float32: the mean of the faces around a vertex, weighted by angle.
 
-
-def _to_bytes(color: np.ndarray) -> np.ndarray:
-    return np.round(255.0 * np.clip(color, 0.0, 1.0)).astype(np.uint8)
+    Unit length, or zero at a vertex that no face with area uses.
+    """
+    body = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    return np.array(body.vertex_normals, np.float32)

@@ -1,4 +1,7 @@
-"""The OBJ writer: text, with material and texture beside it, in our frame."""
+"""The OBJ writer: Wavefront text in our frame (z up, facing +x), with material and texture files.
+
+Conventions as in vp3d/export/mesh_data.py: six decimals, sRGB texture and vertex colours, v up.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +11,50 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vp3d.export.mesh_data import FRAME, _mesh_of, _normals_of
+from vp3d.export.mesh_data import FRAME, vertex_normals_of
 from vp3d.system.files import write_bytes
-from vp3d.types import Asset, Mesh
+from vp3d.types import Asset
+
+MATERIAL = """# {frame}
+newmtl surface
+Ka 0 0 0
+Kd 1 1 1
+Ks 0 0 0
+illum 1
+map_Kd {stem}.png
+"""
 
 
-def write_obj(source: Asset | Mesh, path: Path) -> None:
-    """Wavefront OBJ in our frame; a textured mesh gets an .mtl and a .png of the same name beside it."""
-    mesh = _mesh_of(source)
+def write_obj(asset: Asset, path: Path) -> None:
+    """Write the mesh of `asset` as OBJ.
+
+    A textured mesh also gets an .mtl and a .png file of the same name in the same folder. Spaces in
+    these names become underscores, because many readers split `mtllib` lines at spaces. Each file
+    is atomic; the same asset gives the same bytes.
+    """
+    mesh = asset.mesh
     stem = path.stem.replace(" ", "_")
     lines = [f"# {FRAME}"]
     if mesh.texture is not None and mesh.uv is not None:
         png = BytesIO()
         Image.fromarray(mesh.texture).save(png, format="PNG")
-        material = (
-            f"# {FRAME}\nnewmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {stem}.png\n"
-        )
         write_bytes(path.with_name(f"{stem}.png"), png.getvalue())
+        material = MATERIAL.format(frame=FRAME, stem=stem)
         write_bytes(path.with_name(f"{stem}.mtl"), material.encode())
-        lines += [
-            f"mtllib {stem}.mtl",
-            "o object",
-            "usemtl surface",
-            *_rows("v", mesh.vertices),
-            *_rows("vt", mesh.uv),
-        ]
+        lines += [f"mtllib {stem}.mtl", "o object", "usemtl surface"]
+        lines += _rows("v", mesh.vertices) + _rows("vt", mesh.uv)
         corner = "{0}/{0}/{0}"
     else:
-        colored = (
-            mesh.vertices
-            if mesh.vertex_colors is None
-            else np.c_[mesh.vertices, mesh.vertex_colors]
-        )
-        lines += ["o object", *_rows("v", colored)]
+        values = mesh.vertices
+        if mesh.vertex_colors is not None:
+            values = np.c_[mesh.vertices, mesh.vertex_colors]
+        lines += ["o object", *_rows("v", values)]
         corner = "{0}//{0}"
-    lines += _rows("vn", _normals_of(mesh))
+    lines += _rows("vn", vertex_normals_of(mesh))
     lines += ["f " + " ".join(corner.format(i + 1) for i in face) for face in mesh.faces.tolist()]
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
 def _rows(key: str, values: np.ndarray) -> list[str]:
+    """One line a row of `values [N, C]`, starting with `key`."""
     return [" ".join([key, *(f"{v:.6f}" for v in row)]) for row in values.tolist()]

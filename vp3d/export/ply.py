@@ -1,4 +1,7 @@
-"""The PLY writer: binary, normals and vertex colours, in our frame."""
+"""The PLY writer: little-endian binary in our frame (z up, facing +x), coloured by vertex.
+
+Conventions as in vp3d/export/mesh_data.py; vertex colours are sRGB.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +9,50 @@ from pathlib import Path
 
 import numpy as np
 
-from vp3d.export.mesh_data import FRAME, _mesh_of, _normals_of, _to_bytes, vertex_colors_of
+from vp3d.export.mesh_data import FRAME, color_to_uint8, vertex_colors_of, vertex_normals_of
 from vp3d.system.files import write_bytes
 from vp3d.types import Asset, Mesh
 
+PROPERTY_TYPES = {"<f4": "float", "u1": "uchar"}  # numpy type -> PLY type
 
-def write_ply(source: Asset | Mesh, path: Path) -> None:
-    """Binary PLY in our frame with normals and sRGB vertex colours; vertices split at texture seams are welded again."""
-    mesh = weld(_mesh_of(source))
+
+def write_ply(asset: Asset, path: Path) -> None:
+    """Write the mesh of `asset` as binary PLY with normals and vertex colours.
+
+    Vertices that the texture atlas split at seams are merged again, so a closed mesh stays closed.
+    Atomic; the same asset gives the same bytes.
+    """
+    mesh = weld(asset.mesh)
     columns = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
     columns += [(name, "u1") for name in ("red", "green", "blue")]
     rows = np.zeros(len(mesh.vertices), columns)
-    for name, values in zip(
-        rows.dtype.names or (), np.c_[mesh.vertices, _normals_of(mesh)].T, strict=False
-    ):
+    numbers = np.c_[mesh.vertices, vertex_normals_of(mesh)].T
+    for (name, _), values in zip(columns[:6], numbers, strict=True):
         rows[name] = values
-    rows["red"], rows["green"], rows["blue"] = _to_bytes(vertex_colors_of(mesh)).T
+    rows["red"], rows["green"], rows["blue"] = color_to_uint8(vertex_colors_of(mesh)).T
     faces = np.zeros(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
     faces["count"], faces["corners"] = 3, mesh.faces
-    kinds = {"<f4": "float", "u1": "uchar"}
-    header = [
-        "ply",
-        "format binary_little_endian 1.0",
-        f"comment {FRAME}",
-        f"element vertex {len(rows)}",
-    ]
-    header += [f"property {kinds[kind]} {name}" for name, kind in columns]
+    header = ["ply", "format binary_little_endian 1.0", f"comment {FRAME}"]
+    header += [f"element vertex {len(rows)}"]
+    header += [f"property {PROPERTY_TYPES[kind]} {name}" for name, kind in columns]
     header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]
     write_bytes(path, ("\n".join(header) + "\n").encode() + rows.tobytes() + faces.tobytes())
 
 
 def weld(mesh: Mesh) -> Mesh:
-    """The mesh with vertices at equal places merged, their colours and normals averaged; UVs and texture are dropped."""
-    places, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    """The mesh with vertices at equal positions merged; it has no UVs and no texture.
+
+    Colours and normals of merged vertices are averaged.
+    """
+    positions, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
     index = index.reshape(-1)
+    count = np.bincount(index)
 
     def averaged(values: np.ndarray) -> np.ndarray:
-        count = np.bincount(index)
-        return np.stack([np.bincount(index, values[:, c]) / count for c in range(3)], -1).astype(
-            np.float32
-        )
+        means = [np.bincount(index, values[:, c]) / count for c in range(3)]
+        return np.stack(means, -1).astype(np.float32)
 
-    normals = averaged(_normals_of(mesh))
+    normals = averaged(vertex_normals_of(mesh))
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    return Mesh(
-        places, index[mesh.faces].astype(np.int64), normals, averaged(vertex_colors_of(mesh))
-    )
+    faces = index[mesh.faces].astype(np.int64)
+    return Mesh(positions, faces, normals, averaged(vertex_colors_of(mesh)))

@@ -1,4 +1,14 @@
-"""Make a marching-cubes surface one clean manifold: floaters, doubled and pinched parts."""
+"""Turn a marching-cubes or decimated surface into clean closed manifolds.
+
+Conventions: faces wind counter-clockwise seen from outside. Corner number 3 * face + k is the k-th
+corner of a face; the edge of a corner runs from it to the next corner of the same face. A mesh here
+is bare: it has no normals, colours or UVs.
+
+Which pieces remain: a piece (connected component) remains if it encloses a positive volume and has
+at least KEEP_SHARE of the surface area of the largest such piece. The measure is area rather than
+volume, so that a thin real part next to a big one remains. Cavities (negative volume) are invisible
+from outside and are always removed.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +20,61 @@ from scipy.sparse.csgraph import connected_components
 from vp3d.types import Mesh
 
 KEEP_SHARE = 0.05
+MIN_VOLUME = 1e-9  # cubic world units; a piece with less counts as a cavity
+# Sheets that touched are moved apart by this share of the way to the centres of their faces.
+SHEET_GAP = 1e-3
 
 
 def components(mesh: Mesh) -> np.ndarray:
-    """The number [F] of the connected piece each face belongs to; faces are connected through shared vertices."""
+    """Number of the connected piece of each face `[F]`; faces connect through shared vertices."""
     a, b = mesh.faces[:, [0, 1]].ravel(), mesh.faces[:, [1, 2]].ravel()
     graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(len(mesh.vertices),) * 2)
     return connected_components(graph, directed=False)[1][mesh.faces[:, 0]]
 
 
 def face_measures(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """Area [F] >= 0 and signed volume [F] (of the tetrahedron with the origin) of every face; volumes sum to the mesh's."""
+    """Area `[F]` >= 0 and signed volume `[F]` of each face.
+
+    The volume is that of the tetrahedron with the origin. The volumes of a closed mesh sum to its
+    own.
+    """
     p0, p1, p2 = (mesh.vertices[mesh.faces[:, k]].astype(np.float64) for k in range(3))
     area = 0.5 * np.linalg.norm(np.cross(p1 - p0, p2 - p0), axis=1)
     return area, np.einsum("fc,fc->f", p0, np.cross(p1, p2)) / 6.0
 
 
 def select_faces(mesh: Mesh, keep: np.ndarray) -> Mesh:
-    """The faces of a bare `mesh` where `keep [F]` is true, without the vertices no face uses."""
+    """The faces where `keep [F]` is true, without unused vertices."""
     used, faces = np.unique(mesh.faces[keep], return_inverse=True)
     return Mesh(mesh.vertices[used], faces.reshape(-1, 3).astype(np.int64))
 
 
 def drop_floaters(mesh: Mesh, keep_share: float = KEEP_SHARE) -> Mesh:
-    """Keep the pieces that the rule at the top of this module keeps (`keep_share` in [0, 1])."""
+    """The mesh without small pieces and cavities, by the rule at the top of this module.
+
+    Args:
+        mesh: The mesh.
+        keep_share: Smallest area of a piece, as a share of the largest one's, in [0, 1].
+    """
     if not len(mesh.faces):
         return mesh
     piece = components(mesh)
     area, volume = (np.bincount(piece, weights=w) for w in face_measures(mesh))
-    solid = volume > 1e-9
+    solid = volume > MIN_VOLUME
     if not solid.any():
         return select_faces(mesh, np.zeros(len(mesh.faces), bool))
     return select_faces(mesh, (solid & (area >= keep_share * area[solid].max()))[piece])
 
 
 def clean(mesh: Mesh) -> Mesh:
-    """Merge equal vertices, drop what is degenerate or cancels out, part sheets that touch, close holes, turn faces outwards."""
-    places, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
-    mesh = split_pinched_edges(
-        part_sheets(Mesh(places, cancel_doubles(index.reshape(-1)[mesh.faces])))
-    )
+    """The mesh as closed manifolds with outward faces.
+
+    Merges equal vertices, drops degenerate faces and pairs of opposite ones, separates sheets that
+    touch, fills holes, and turns the faces outwards.
+    """
+    vertices, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    faces = cancel_doubled_faces(index.reshape(-1)[mesh.faces])
+    mesh = split_pinched_edges(separate_sheets(Mesh(vertices, faces)))
     body = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     if not body.is_watertight:
         trimesh.repair.fill_holes(body)
@@ -58,14 +83,17 @@ def clean(mesh: Mesh) -> Mesh:
     return Mesh(np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int64))
 
 
-def cancel_doubles(faces: np.ndarray) -> np.ndarray:
-    """`faces [F, 3]` without those that use a vertex twice; of faces on the same three vertices, opposite ones cancel out."""
+def cancel_doubled_faces(faces: np.ndarray) -> np.ndarray:
+    """`faces [F, 3]` without degenerate ones, and with at most one face on the same vertices.
+
+    A face that uses a vertex twice is dropped. Faces on the same three vertices are counted by
+    winding; opposite ones cancel, and one face of the winding in excess remains, if there is any.
+    """
     a, b, c = faces.T
     faces = faces[(a != b) & (b != c) & (c != a)]
     a, b, c = faces.T
-    ascending = (
-        (a < b).astype(int) + (b < c) + (c < a)
-    )  # 2 for the rotations of the sorted order, 1 for the mirrored ones
+    # 2 for a rotation of the ascending order, 1 for a rotation of the mirrored one.
+    ascending = (a < b).astype(int) + (b < c) + (c < a)
     sign = np.where(ascending == 2, 1, -1)
     _, first, group = np.unique(np.sort(faces, 1), axis=0, return_index=True, return_inverse=True)
     net = np.bincount(group.reshape(-1), sign, minlength=len(first))
@@ -75,10 +103,11 @@ def cancel_doubles(faces: np.ndarray) -> np.ndarray:
 
 
 def pair_corners(mesh: Mesh) -> np.ndarray:
-    """Which face meets which in each edge: pairs [P, 2] of corner numbers `3 * face + k`, the edge running from corner k on.
+    """Pairs of faces that meet in an edge: `[P, 2]` corner numbers, each naming face and edge.
 
-    Edges of two faces pair them. Where more meet, each pair encloses matter: going round the edge into the solid from a face
-    that runs along it, the next free one that runs against it is its partner, as brackets close.
+    The two faces of an ordinary edge are a pair. Where more faces meet, each pair encloses matter:
+    around the edge, a face that runs along it is paired with the next free face that runs against
+    it, as an opening bracket with its closing one.
     """
     starts, ends = mesh.faces.ravel(), mesh.faces[:, [1, 2, 0]].ravel()
     key = np.minimum(starts, ends) * len(mesh.vertices) + np.maximum(starts, ends)
@@ -88,14 +117,16 @@ def pair_corners(mesh: Mesh) -> np.ndarray:
     pairs = [np.stack([order[plain], order[plain + 1]], -1)]
     for begin, count in zip(first[uses > 2], uses[uses > 2], strict=True):
         corners = order[begin : begin + count]
-        pairs.append(
-            _close_brackets(corners[np.argsort(-_angles(mesh, corners), kind="stable")], starts)
-        )
+        around = corners[np.argsort(-_angles(mesh, corners), kind="stable")]
+        pairs.append(_match_brackets(around, starts))
     return np.concatenate(pairs)
 
 
 def _angles(mesh: Mesh, corners: np.ndarray) -> np.ndarray:
-    """Angle of each face (by its corner) around the edge they share, which runs from its lower to its higher vertex."""
+    """Angle `[K]` in radians of each face around the edge that the K corners share.
+
+    The axis runs from the edge's vertex with the lower number to the other one.
+    """
     starts, ends, tips = (
         mesh.faces.ravel()[corners - corners % 3 + (corners + k) % 3] for k in range(3)
     )
@@ -107,46 +138,54 @@ def _angles(mesh: Mesh, corners: np.ndarray) -> np.ndarray:
     return np.arctan2(arms @ np.cross(axis, side), arms @ side)
 
 
-def _close_brackets(corners: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def _match_brackets(corners: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Pairs `[P, 2]` among the corners of one edge, which are in order around it."""
     along = np.where(starts[corners] == starts[corners].min(), 1, -1)
     begin = int(np.cumsum(along).argmin()) + 1
-    pairs, waiting = [], []
+    pairs, open_corners = [], []
     for corner, direction in zip(np.roll(corners, -begin), np.roll(along, -begin), strict=True):
         if direction > 0:
-            waiting.append(corner)
-        elif waiting:
-            pairs.append((waiting.pop(), corner))
+            open_corners.append(corner)
+        elif open_corners:
+            pairs.append((open_corners.pop(), corner))
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def part_sheets(mesh: Mesh) -> Mesh:
-    """Where two sheets touch in an edge or a vertex, give each its own vertices, a hair apart, so that every edge has two faces.
+def separate_sheets(mesh: Mesh) -> Mesh:
+    """Give sheets that touch in an edge or a vertex their own vertices, SHEET_GAP apart.
 
-    The corners of faces that meet in an edge (see `pair_corners`) belong together; every such group becomes one vertex.
+    Corners of faces that meet in an edge (see `pair_corners`) belong together. Each connected group
+    of corners becomes one vertex.
     """
     starts = mesh.faces.ravel()
     one, two = pair_corners(mesh).T
     after_one, after_two = (corner - corner % 3 + (corner + 1) % 3 for corner in (one, two))
     same = starts[one] == starts[two]
-    a, b = (
-        np.r_[one, after_one],
-        np.r_[np.where(same, two, after_two), np.where(same, after_two, two)],
-    )
+    a = np.r_[one, after_one]
+    b = np.r_[np.where(same, two, after_two), np.where(same, after_two, two)]
     graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(len(starts),) * 2)
     groups, vertex = connected_components(graph, directed=False)
-    old = np.zeros(groups, np.int64)
+    old = np.zeros(groups, np.int64)  # old vertex of each new one
     old[vertex] = starts
     vertices = mesh.vertices[old].astype(np.float64)
     centres = mesh.vertices[mesh.faces].mean(1).repeat(3, 0)
     size = np.bincount(vertex, minlength=groups)[:, None]
     middle = np.stack([np.bincount(vertex, centres[:, c], groups) for c in range(3)], -1) / size
     shared = np.bincount(old, minlength=len(mesh.vertices))[old] > 1
-    vertices[shared] += HAIR * (middle - vertices)[shared]
+    vertices[shared] += SHEET_GAP * (middle - vertices)[shared]
     return Mesh(vertices.astype(np.float32), vertex.reshape(-1, 3).astype(np.int64))
 
 
 def split_pinched_edges(mesh: Mesh, rounds: int = 4) -> Mesh:
-    """Where pairs of faces share an edge but hang together elsewhere at both ends, all pairs but one get a middle vertex."""
+    """Split edges that several pairs of faces still share, so that each pair has its own edge.
+
+    This happens where the pairs are connected elsewhere at both ends of the edge. All pairs but one
+    get a vertex in the middle of the edge. A face is split once in a round.
+
+    Args:
+        mesh: The mesh.
+        rounds: Largest number of rounds.
+    """
     for _ in range(rounds):
         pairs = pair_corners(mesh)
         starts, ends = mesh.faces.ravel(), mesh.faces[:, [1, 2, 0]].ravel()
@@ -165,7 +204,7 @@ def split_pinched_edges(mesh: Mesh, rounds: int = 4) -> Mesh:
 
 
 def _insert_middle(vertices: list[np.ndarray], faces: list[list[int]], pair: np.ndarray) -> None:
-    """Split the edge of the two corners in `pair`, and both its faces, in place."""
+    """Split the edge of the two corners in `pair`, and both of its faces, in place."""
     tips = []
     for corner in pair.tolist():
         face, k = divmod(corner, 3)
@@ -174,13 +213,10 @@ def _insert_middle(vertices: list[np.ndarray], faces: list[list[int]], pair: np.
         faces.append([len(vertices), b, tip])
         tips.append(vertices[tip])
     middle = (vertices[a] + vertices[b]) / 2
-    vertices.append(middle + HAIR * (np.mean(tips, 0) - middle))
+    vertices.append(middle + SHEET_GAP * (np.mean(tips, 0) - middle))
 
 
 def is_watertight(mesh: Mesh) -> bool:
-    """Whether every edge belongs to exactly two faces that run along it in opposite directions."""
+    """Whether each edge belongs to exactly two faces that run along it in opposite directions."""
     body = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     return bool(body.is_watertight and body.is_winding_consistent)
-
-
-HAIR = 1e-3  # how far sheets that touched are moved apart, as a share of the way to the middle of their faces

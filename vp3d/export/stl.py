@@ -1,4 +1,4 @@
-"""The STL writer: binary, shape only, in our frame."""
+"""The STL writer: binary triangles in our frame (z up, facing +x), shape only, no colour."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from vp3d.export.mesh_data import FRAME, _mesh_of
+from vp3d.export.mesh_data import FRAME
 from vp3d.render.raster import face_normals
 from vp3d.system.files import write_bytes
-from vp3d.types import Asset, Mesh
+from vp3d.types import Asset
+
+TRIANGLE = [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]
 
 
-def write_stl(source: Asset | Mesh, path: Path) -> None:
-    """Binary STL in our frame: shape only."""
-    mesh = _mesh_of(source)
-    rows = np.zeros(
-        len(mesh.faces), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]
-    )
+def write_stl(asset: Asset, path: Path) -> None:
+    """Write the mesh of `asset` as binary STL. Atomic; the same asset gives the same bytes."""
+    mesh = asset.mesh
+    rows = np.zeros(len(mesh.faces), TRIANGLE)
     rows["normal"], rows["corners"] = face_normals(mesh), mesh.vertices[mesh.faces]
-    write_bytes(
-        path,
-        FRAME.encode().ljust(80) + np.uint32(len(rows)).astype("<u4").tobytes() + rows.tobytes(),
-    )
+    count = np.uint32(len(rows)).astype("<u4")
+    write_bytes(path, FRAME.encode().ljust(80) + count.tobytes() + rows.tobytes())

@@ -1,9 +1,13 @@
-"""Texture coordinates: xatlas in a child process with a deadline, our own atlas when it is late or fails.
+"""Texture coordinates: xatlas in a child process with a deadline, or our own atlas.
 
-xatlas can run for hours on odd meshes and cannot be interrupted from within, hence the child: `python -m vp3d.export.uv
-IN.npz OUT.npz`. This module imports numpy only, so the child starts fast. Arrays travel as .npz without pickle.
-UV origin at the lower left, v up, range [0, 1]; vertices are split at seams: `mapping` names the old vertex of each.
-Our own atlas gives every pair of triangles a square cell, a half each with a gutter: never pretty, always valid.
+xatlas can run for hours on unusual meshes and cannot be interrupted from within, so it runs as a
+child: `python -m vp3d.export.uv IN.npz OUT.npz`. If it is late or fails, our own atlas is used. It
+gives each pair of triangles a square cell, one half each with a gutter between them: not compact,
+but always valid. This module imports numpy only, so that the child starts fast. Arrays are passed
+as .npz without pickle.
+
+Conventions: the UV origin is at the lower left, v points up, the range is [0, 1]. Vertices are
+split at seams; `mapping` holds the old vertex of each new one.
 """
 
 from __future__ import annotations
@@ -19,58 +23,71 @@ from pathlib import Path
 import numpy as np
 
 PADDING = 2  # texels between charts
-CELL_PADDING = 1.0  # texels around a triangle of our own atlas, less where the cells are small
+CELL_PADDING = 1.0  # texels around a triangle of our own atlas; less if the cells are small
 
 
 @dataclass(frozen=True)
 class Unwrap:
-    """An atlas: `mapping [V']` old vertex of each new one, `faces [F, 3]`, `uv [V', 2]` in [0, 1], and who made it."""
+    """A texture atlas.
+
+    Attributes:
+        mapping: Old vertex of each new one `[V']`.
+        faces: Triangles in new vertices `[F, 3]`.
+        uv: Texture coordinates `[V', 2]` in [0, 1].
+        method: "xatlas", or "cells" for our own atlas.
+    """
 
     mapping: np.ndarray
     faces: np.ndarray
     uv: np.ndarray
-    method: str  # xatlas | cells
+    method: str
 
 
 def unwrap(vertices: np.ndarray, faces: np.ndarray, texture_size: int, deadline_s: float) -> Unwrap:
-    """Unwrap `vertices [V, 3]`, `faces [F, 3]` for a square texture of `texture_size`, in `deadline_s` seconds or by cells."""
-    return unwrap_xatlas(vertices, faces, texture_size, deadline_s) or unwrap_cells(
-        faces, texture_size
-    )
+    """A texture atlas by xatlas, or our own if xatlas fails or misses the deadline.
+
+    Args:
+        vertices: Positions `[V, 3]`.
+        faces: Triangles `[F, 3]`.
+        texture_size: Texels of a side of the square texture.
+        deadline_s: Seconds that xatlas may take; 0 for our own atlas.
+    """
+    atlas = unwrap_xatlas(vertices, faces, texture_size, deadline_s)
+    return atlas or unwrap_cells(faces, texture_size)
 
 
 def unwrap_xatlas(
     vertices: np.ndarray, faces: np.ndarray, texture_size: int, deadline_s: float
 ) -> Unwrap | None:
-    """The xatlas atlas, or None if the child was late, died, or made something that is not an atlas of these faces."""
+    """The atlas by xatlas, with the arguments of `unwrap`.
+
+    Returns:
+        The atlas, or None if the child was late, failed, or returned an invalid atlas.
+    """
     if deadline_s <= 0:
         return None
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     with tempfile.TemporaryDirectory(prefix="vp3d-uv-") as folder:
-        given, made = Path(folder, "in.npz"), Path(folder, "out.npz")
+        source, result = Path(folder, "in.npz"), Path(folder, "out.npz")
         np.savez(
-            given,
+            source,
             vertices=vertices.astype(np.float32),
             faces=faces.astype(np.uint32),
             size=np.int64(texture_size),
         )
-        command = [sys.executable, "-m", "vp3d.export.uv", str(given), str(made)]
+        command = [sys.executable, "-m", "vp3d.export.uv", str(source), str(result)]
+        environment = {**os.environ, "PYTHONPATH": paths}
         try:
             subprocess.run(
-                command,
-                timeout=deadline_s,
-                check=True,
-                capture_output=True,
-                env={**os.environ, "PYTHONPATH": paths},
+                command, timeout=deadline_s, check=True, capture_output=True, env=environment
             )
-            with np.load(made, allow_pickle=False) as data:
-                atlas = Unwrap(
+            with np.load(result, allow_pickle=False) as data:
+                mapping, triangles = (
                     data["mapping"].astype(np.int64),
                     data["faces"].astype(np.int64),
-                    data["uv"],
-                    "xatlas",
                 )
+                atlas = Unwrap(mapping, triangles, data["uv"], "xatlas")
         except (subprocess.SubprocessError, OSError, ValueError, KeyError):
             return None
     return atlas if is_atlas(atlas, faces) else None
@@ -87,14 +104,16 @@ def is_atlas(atlas: Unwrap, faces: np.ndarray) -> bool:
 
 
 def unwrap_cells(faces: np.ndarray, texture_size: int) -> Unwrap:
-    """Our own atlas of `faces [F, 3]`: two triangles a square cell, none touching another; every corner its own vertex."""
+    """Our own atlas of `faces [F, 3]`: two separate triangles in each square cell.
+
+    Each corner becomes a vertex of its own.
+    """
     count = len(faces)
     side = max(int(np.ceil(np.sqrt((count + 1) // 2))), 1)
     cell = texture_size / side  # texels
     pad = min(CELL_PADDING, cell / 8.0)
-    leg = (
-        cell - (2.0 + np.sqrt(2.0)) * pad * 1.001
-    )  # leaves 2 pad between the long sides of the two halves
+    # Leaves 2 * pad between the long sides of the two halves.
+    leg = cell - (2.0 + np.sqrt(2.0)) * pad * 1.001
     lower = np.array([[pad, pad], [pad + leg, pad], [pad, pad + leg]])
     halves = np.stack([lower, cell - lower])
     index = np.arange(count)
@@ -108,10 +127,11 @@ def unwrap_cells(faces: np.ndarray, texture_size: int) -> Unwrap:
     )
 
 
-def _child(given: Path, made: Path) -> None:
+def _child(source: Path, result: Path) -> None:
+    """Run xatlas on the arrays in the file `source` and write the atlas to the file `result`."""
     import xatlas
 
-    with np.load(given, allow_pickle=False) as data:
+    with np.load(source, allow_pickle=False) as data:
         vertices, faces, size = data["vertices"], data["faces"], int(data["size"])
     atlas = xatlas.Atlas()
     atlas.add_mesh(vertices, faces)
@@ -119,13 +139,12 @@ def _child(given: Path, made: Path) -> None:
     options.resolution, options.padding, options.bilinear = size, PADDING, True
     atlas.generate(pack_options=options)
     mapping, triangles, uv = atlas[0]
-    temporary = made.with_name("partial.npz")
+    temporary = result.with_name("partial.npz")
     np.savez(temporary, mapping=mapping, faces=triangles, uv=uv)
-    temporary.replace(made)
+    temporary.replace(result)
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's to handle: it still wants this atlas
+    # Ctrl-C reaches the child too, but the parent handles it and still needs this atlas.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _child(Path(sys.argv[1]), Path(sys.argv[2]))

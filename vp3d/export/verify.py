@@ -1,4 +1,7 @@
-"""Judge an exported file by what it shows: load it again, render it, compare with the field's own renders."""
+"""Verify an exported file: read it back, render it, and compare it with the field's own renders.
+
+Conventions: pictures `[B, 3, H, W]` in [0, 1], sRGB-encoded, over a grey background.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,22 @@ from vp3d.export.threshold import silhouette
 from vp3d.render.raster import render_mesh
 from vp3d.types import Camera
 
-PSNR_CEILING = 99.0  # dB reported for equal pictures
+PSNR_CEILING = 99.0  # dB, reported for equal pictures
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two equally shaped tensors with values in [0, 1], at most `PSNR_CEILING`."""
+    """Peak signal-to-noise ratio in dB of two tensors of one shape with values in [0, 1].
+
+    At most PSNR_CEILING, which equal or empty tensors get.
+
+    Example:
+        >>> round(psnr(torch.zeros(4), torch.full((4,), 0.1)), 3)
+        20.0
+    """
     error = float((a - b).pow(2).mean()) if a.numel() else 0.0
-    return (
-        min(-10.0 * float(torch.log10(torch.tensor(error))), PSNR_CEILING)
-        if error > 0
-        else PSNR_CEILING
-    )
+    if not error > 0:
+        return PSNR_CEILING
+    return min(-10.0 * float(torch.log10(torch.tensor(error))), PSNR_CEILING)
 
 
 def verify_export(
@@ -33,11 +41,22 @@ def verify_export(
     background: float = 1.0,
     shading: str = "flat",
 ) -> dict[str, float]:
-    """Figures of the file at `path` against the field's renders from the B `cameras`.
+    """Figures of an exported mesh against the field's renders.
 
-    `reference_rgb [B, 3, H, W]` in [0, 1] lies over the grey `background`; `reference_opacity [B, H, W]` or
-    `[B, 1, H, W]` in [0, 1]. Returns `iou` of the silhouettes and, unless the format has no colour,
-    `psnr` of the whole pictures and `psnr_object` inside the union of both silhouettes, in dB.
+    Args:
+        path: The mesh file.
+        cameras: B cameras.
+        reference_rgb: The field's renders `[B, 3, H, W]` in [0, 1], over `background`.
+        reference_opacity: Their opacity `[B, H, W]` or `[B, 1, H, W]` in [0, 1].
+        background: Grey of the background, in [0, 1].
+        shading: As in `render_mesh`.
+
+    Returns:
+        `iou` of the silhouettes; and, unless the format has no colour, `psnr` of the complete
+        pictures and `psnr_object` inside the union of both silhouettes, in dB.
+
+    Raises:
+        UserError: The file cannot be read (see `read_mesh`).
     """
     reference_rgb, cameras = reference_rgb.detach().cpu(), cameras.to("cpu")
     height, width = reference_rgb.shape[-2:]

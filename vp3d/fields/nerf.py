@@ -1,4 +1,4 @@
-"""Where the radiance field of a run is built. `Field` is the contract every one of them keeps."""
+"""Builds the radiance field of a run from its config, and re-exports the contract `Field`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ __all__ = ["Field", "build_field"]
 
 
 def build_field(config: FieldConfig, generator: torch.Generator) -> Field:
-    """The field `config.kind` names, at its initial blob; every random number comes from `generator`."""
+    """The field that `config.kind` names, initialised as a blob.
+
+    Args:
+        config: Kind, resolution and blob of the field.
+        generator: Source of every random number of the initial parameters.
+
+    Raises:
+        UserError: The kind is unknown.
+    """
     if config.kind == "grid":
         return GridField(config, generator)
     if config.kind == "hashgrid":

@@ -46,9 +46,9 @@ from vp3d.config.schema import GuidanceConfig
 from vp3d.diffusion.cfg import Branch, branch_weights, combine, rescale_std
 from vp3d.diffusion.perp_neg import perp_neg, view_negatives
 from vp3d.diffusion.prior import Prior
+from vp3d.diffusion.sampling import ddim_step
 from vp3d.diffusion.schedule import (
     add_noise,
-    ddim_step,
     epsilon_from_x0,
     sample_t,
     sds_weight,

@@ -1,14 +1,16 @@
-"""The judge: a small network that names objects, colours, pattern and relation in a picture. It measures and never optimises.
+"""The judge: a small network that names objects, colours, pattern and relation in a picture.
 
-It shares nothing with the models that make an asset: other architecture, other seed, trained on the exact attributes of
+It measures and is never optimised against. It shares nothing with the models that generate an
+asset: it has another architecture and another seed, and is trained on the exact attributes of
 rendered scenes. A folder holds `judge.safetensors` and `judge.json`:
 
-    {"widths": [24, 48, 96, 192], "heads": {"object_a": ["sphere", ...], "color_a": [...], "relation": ["none", "on"]}}
+    {"widths": [24, 48, 96, 192],
+     "heads": {"object_a": ["sphere", ...], "color_a": [...], "relation": ["none", "on"]}}
 
-Its training lives with the world it is trained on; this module only has the network, its loss and its files.
+This module has the network, its loss and its files; `vp3d.embedded` trains it.
 
-Conventions: pictures are rgb `[B, 3, H, W]` in [0, 1] sRGB; the network sees 64 x 64. Head names and their order of values
-are those of `judge.json`; every name is a string on the outside and an index on the inside.
+Conventions: pictures are rgb `[B, 3, H, W]` in [0, 1] sRGB; the network sees 64 x 64. The names of
+the heads and the order of their values are those of `judge.json`.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vp3d.errors import UserError
+from vp3d.errors import DamagedFileError, MissingWeightsError
 from vp3d.system.files import atomic_write, write_json
 from vp3d.weights.manifest import verify_files
 
-SIZE = 64  # pixels of a side of what the network sees
+SIZE = 64  # pixels of a side of the network's input
 WIDTHS = (24, 48, 96, 192)  # 55 MFLOP a picture
 WEIGHTS, SPEC = "judge.safetensors", "judge.json"
 
 
 class Block(nn.Module):
-    """A residual block (He et al. 2016) that halves the side and changes the width; `[B, C, H, W]` to `[B, C', H/2, W/2]`."""
+    """A residual block (He et al. 2016) that halves the side and changes the width."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -45,14 +47,21 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(width_in, width_out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features `[B, C, H, W]` (any range) to `[B, C', H/2, W/2]` >= 0."""
+        """Maps features `[B, C, H, W]` (any range) to `[B, C', H/2, W/2]` >= 0."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         return F.relu(y + self.shortcut(F.avg_pool2d(x, 2)))
 
 
 class Judge(nn.Module):
-    """Stem, residual stages that halve the side, average and maximum over the picture, one linear head for each attribute."""
+    """A residual network with one linear head for each attribute.
+
+    A stem, residual stages that halve the side, then average and maximum over the picture.
+
+    Args:
+        heads: name of an attribute -> its values.
+        widths: channels of the stem and of each stage.
+    """
 
     def __init__(self, heads: Mapping[str, Sequence[str]], widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
@@ -68,38 +77,44 @@ class Judge(nn.Module):
         )
 
     def features(self, rgb: Tensor) -> Tensor:
-        """What the heads read of pictures `[B, 3, 64, 64]` in [0, 1]: `[B, 2 * widths[-1]]` >= 0."""
+        """Input of the heads, `[B, 2 * widths[-1]]` >= 0, of pictures `[B, 3, 64, 64]` in [0, 1].
+
+        Raises:
+            ValueError: the pictures have another shape.
+        """
         if rgb.ndim != 4 or tuple(rgb.shape[1:]) != (3, SIZE, SIZE):
             raise ValueError(
-                f"the judge takes rgb [B, 3, {SIZE}, {SIZE}], got {tuple(rgb.shape)}; judge_views resizes"
+                f"the judge takes rgb [B, 3, {SIZE}, {SIZE}], got {tuple(rgb.shape)}; "
+                "judge_views resizes pictures"
             )
-        x = F.pixel_unshuffle(rgb * 2.0 - 1.0, 2).contiguous(
-            memory_format=torch.channels_last
-        )  # [B, 12, 32, 32]
+        x = F.pixel_unshuffle(rgb * 2.0 - 1.0, 2)  # [B, 12, 32, 32]
+        x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu(self.norm(self.stem(x)))
         x = self.stages(x)
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
 
     def forward(self, rgb: Tensor) -> dict[str, Tensor]:
-        """Logits `[B, n]` for each head's n values, of pictures `[B, 3, 64, 64]` in [0, 1]."""
+        """Logits `[B, n]` over each head's n values, of pictures `[B, 3, 64, 64]` in [0, 1]."""
         x = self.features(rgb)
         return {name: head(x) for name, head in self.heads.items()}
 
     def targets(
         self, attributes: Sequence[Mapping[str, str]], device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """Indices `[B]` long of named attributes, for the training loss; a value the head does not know is a KeyError."""
-        index = {
-            name: {value: i for i, value in enumerate(values)}
-            for name, values in self.values.items()
-        }
-        return {
-            n: torch.tensor([known[a[n]] for a in attributes], device=device)
-            for n, known in index.items()
-        }
+        """Indices `[B]` (long) of named attributes for each head, for the training loss.
+
+        Raises:
+            KeyError: a head does not know a value.
+        """
+        found = {}
+        for name, values in self.values.items():
+            index = {value: i for i, value in enumerate(values)}
+            indices = [index[named[name]] for named in attributes]
+            found[name] = torch.tensor(indices, device=device)
+        return found
 
     def name(self, logits: Mapping[str, Tensor]) -> list[dict[str, str]]:
-        """The most likely value of every head for logits `[B, n]`; one dict for each of the B pictures."""
+        """The most likely value of each head for logits `[B, n]`; a dict for each of B pictures."""
         best = {name: logits[name].argmax(1).tolist() for name in self.values}
         count = len(next(iter(best.values())))
         return [
@@ -112,9 +127,16 @@ def judge_loss(
     targets: Mapping[str, Tensor],
     visible: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """Sum over the heads of the mean cross-entropy of logits `[B, n]` (any range) against indices `[B]`; a scalar >= 0.
+    """The training loss.
 
-    `visible[name] [B]` in {0, 1} leaves out attributes that cannot be told from their picture.
+    Args:
+        logits: for each head, `[B, n]`, any range.
+        targets: for each head, indices `[B]`.
+        visible: for each head, `[B]` in {0, 1}; 0 leaves out an attribute that its picture does not
+            show. All count if None.
+
+    Returns:
+        The sum over the heads of the mean cross-entropy, a scalar >= 0.
     """
     losses = []
     for name, target in targets.items():
@@ -126,7 +148,10 @@ def judge_loss(
 
 @torch.no_grad()
 def judge_views(judge: Judge, rgb: Tensor) -> list[dict[str, str]]:
-    """What the judge names in each of B pictures `[B, 3, H, W]` in [0, 1], made 64 x 64 with antialiasing first."""
+    """What the judge names in each of B pictures `[B, 3, H, W]` in [0, 1].
+
+    They are resized to 64 x 64 with antialiasing.
+    """
     if rgb.shape[-2:] != (SIZE, SIZE):
         rgb = F.interpolate(
             rgb, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False
@@ -140,42 +165,61 @@ def judge_views(judge: Judge, rgb: Tensor) -> list[dict[str, str]]:
 
 
 def save_judge(judge: Judge, folder: Path) -> None:
-    """Write `judge.safetensors` and `judge.json` into `folder`."""
+    """Writes `judge.safetensors` and `judge.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / WEIGHTS) as temporary:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary
-        )
+        state = {name: tensor.contiguous() for name, tensor in judge.state_dict().items()}
+        save_file(state, temporary)
     write_json(folder / SPEC, {"widths": judge.widths, "heads": judge.values})
 
 
 def read_spec(path: Path) -> dict[str, Any]:
-    """The checked content of a `judge.json`."""
+    """The content of a `judge.json`.
+
+    Raises:
+        MissingWeightsError: the file is missing.
+        DamagedFileError: it is damaged, or does not describe a judge.
+    """
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path} is missing; restore it from the repository or train it anew"
+        raise MissingWeightsError(
+            f"{path} is missing; restore it from the repository or retrain it"
         ) from error
     except (ValueError, OSError) as error:
-        raise UserError(
+        raise DamagedFileError(
             f"{path} cannot be read ({error}); restore it from the repository"
         ) from error
-    heads, widths = (
-        (spec.get("heads"), spec.get("widths")) if isinstance(spec, dict) else (None, None)
+    fields = spec if isinstance(spec, dict) else {}
+    heads, widths = fields.get("heads"), fields.get("widths")
+    has_heads = (
+        isinstance(heads, dict)
+        and len(heads) > 0
+        and all(isinstance(values, list) and values for values in heads.values())
     )
-    named = (
-        isinstance(heads, dict) and heads and all(isinstance(v, list) and v for v in heads.values())
-    )
-    if not named or not isinstance(widths, list) or len(widths) < 2:
-        raise UserError(
-            f"{path} does not describe a judge: it needs `widths` and `heads`; restore it from the repository"
+    if not has_heads or not isinstance(widths, list) or len(widths) < 2:
+        raise DamagedFileError(
+            f"{path} does not describe a judge: it needs `widths` and `heads`; "
+            "restore it from the repository"
         )
     return spec
 
 
 def load_judge(folder: Path | str, manifest: Path | None = None) -> Judge:
-    """The trained judge of a folder, in evaluation mode on the CPU, its weights frozen; its files checked against `manifest`."""
+    """Loads a trained judge.
+
+    Args:
+        folder: the folder with its two files.
+        manifest: the manifest to check them against; None for no check.
+
+    Returns:
+        The judge in evaluation mode on the CPU, its weights frozen.
+
+    Raises:
+        MissingWeightsError: a file is missing.
+        DamagedFileError: a file is damaged, or does not fit the other.
+        UserError: `manifest` has another hash for a file.
+    """
     folder = Path(folder)
     if manifest is not None:
         verify_files(manifest, folder)
@@ -183,12 +227,15 @@ def load_judge(folder: Path | str, manifest: Path | None = None) -> Judge:
     judge = Judge(spec["heads"], spec["widths"])
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise UserError(f"{weights} is missing; restore it from the repository or train it anew")
+        raise MissingWeightsError(
+            f"{weights} is missing; restore it from the repository or retrain it"
+        )
     try:
         judge.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{weights} is damaged or does not fit {SPEC} ({reason}); restore it from the repository"
+        raise DamagedFileError(
+            f"{weights} is damaged or does not fit {SPEC} ({reason}); "
+            "restore it from the repository"
         ) from error
     return judge.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
-"""Figures that compare pictures and colours. Pure functions; nothing here draws, reads or writes.
+"""Figures that compare colours. Pure functions; nothing here draws, reads or writes.
 
-Conventions: colours are sRGB in [0, 1]; images are `[B, 3, H, W]`, silhouettes `[B, 1, H, W]` in [0, 1]; colour
-differences are CIEDE2000 (ISO/CIE 11664-6) under D65: about 2 is just visible, 10 is another shade, above 30 another colour.
+Conventions: colours are sRGB in [0, 1]; colour differences are CIEDE2000 (ISO/CIE 11664-6) under
+D65. About 2 is just visible, 10 is another shade, above 30 is another colour.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from skimage.color import deltaE_ciede2000, lab2rgb, rgb2lab
 
 
 def ciede2000(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Colour difference of sRGB colours `[..., 3]` in [0, 1] (broadcast against each other); returns `[...]` >= 0."""
+    """Colour differences `[...]` >= 0 of sRGB colours `[..., 3]` in [0, 1], broadcast.
+
+    Example:
+        >>> float(ciede2000(np.zeros(3), np.ones(3)).round())
+        100.0
+    """
     return np.asarray(
         deltaE_ciede2000(rgb2lab(np.asarray(a, np.float64)), rgb2lab(np.asarray(b, np.float64)))
     )
@@ -22,14 +27,22 @@ def ciede2000(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Palette:
-    """A picture's main colours: `colors [K, 3]` sRGB in [0, 1], most frequent first, and their shares `weights [K]`, sum 1."""
+    """The main colours of a picture.
+
+    Attributes:
+        colors: `[K, 3]` sRGB in [0, 1], the most frequent first.
+        weights: `[K]`, their shares, sum 1.
+    """
 
     colors: np.ndarray
     weights: np.ndarray
 
 
 def farthest_points(points: np.ndarray, k: int) -> np.ndarray:
-    """Up to `k` starting centres of `points [N, 3]` (any range): the one nearest the mean, then always the farthest."""
+    """Up to `k` starting centres of `points [N, 3]` (any range).
+
+    The first is the point nearest to the mean, each following one the farthest from those before.
+    """
     centres = [points[np.argmin(((points - points.mean(0)) ** 2).sum(1))]]
     nearest = ((points - centres[0]) ** 2).sum(1)
     while len(centres) < k and nearest.max() > 0:
@@ -39,16 +52,23 @@ def farthest_points(points: np.ndarray, k: int) -> np.ndarray:
 
 
 def cluster(points: np.ndarray, k: int, rounds: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's k-means of `points [N, 3]` (any range) without randomness; returns centres `[<=k, 3]` and labels `[N]`."""
+    """Lloyd's k-means without randomness.
+
+    Args:
+        points: `[N, 3]`, any range.
+        k: the largest number of centres.
+        rounds: the largest number of iterations.
+
+    Returns:
+        Centres `[<= k, 3]` and the label `[N]` of each point.
+    """
     centres = farthest_points(points, k)
     labels = np.zeros(len(points), np.int64)
     for _ in range(rounds):
         labels = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+        members = [points[labels == i] for i in range(len(centres))]
         moved = np.stack(
-            [
-                points[labels == i].mean(0) if (labels == i).any() else c
-                for i, c in enumerate(centres)
-            ]
+            [own.mean(0) if len(own) else c for own, c in zip(members, centres, strict=True)]
         )
         if np.allclose(moved, centres, atol=1e-6):
             break
@@ -59,10 +79,22 @@ def cluster(points: np.ndarray, k: int, rounds: int = 30) -> tuple[np.ndarray, n
 def dominant_colors(
     rgb: np.ndarray, mask: np.ndarray, k: int = 4, merge_below: float = 8.0
 ) -> Palette:
-    """The main colours of a picture `[H, W, 3]` sRGB in [0, 1] where `mask [H, W]` is true.
+    """The main colours of a picture.
 
-    k-means in CIELAB from farthest points (a rare strong colour gets its own centre; no randomness). Centres closer than
-    `merge_below` CIEDE2000 are shades of one colour and become one, so at most `k` colours come back.
+    k-means in CIELAB from farthest points, so a rare strong colour has its own centre and nothing
+    is random. Centres that are closer than `merge_below` are shades of one colour and are merged.
+
+    Args:
+        rgb: `[H, W, 3]` sRGB in [0, 1].
+        mask: `[H, W]`; only pixels where it is true count.
+        k: the largest number of colours.
+        merge_below: CIEDE2000 between two shades of one colour.
+
+    Returns:
+        At most `k` colours with their shares.
+
+    Raises:
+        ValueError: the shapes do not match, or the mask is empty.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or mask.shape != rgb.shape[:2]:
         raise ValueError(
@@ -70,7 +102,7 @@ def dominant_colors(
         )
     points = rgb2lab(np.asarray(rgb, np.float64))[mask.astype(bool)]
     if len(points) == 0:
-        raise ValueError("the mask is empty: there is nothing to take colours from")
+        raise ValueError("the mask is empty: there are no pixels to take colours from")
     centres, labels = cluster(points, k)
     counts = np.bincount(labels, minlength=len(centres)).astype(np.float64)
     centres, counts = merge_shades(centres[counts > 0], counts[counts > 0], merge_below)
@@ -82,7 +114,16 @@ def dominant_colors(
 def merge_shades(
     lab: np.ndarray, counts: np.ndarray, below: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Join the closest pair of Lab colours `[K, 3]` (by their `counts [K]`) until no pair is nearer than `below` CIEDE2000."""
+    """Merges the closest pair of colours until no pair is closer than `below`.
+
+    Args:
+        lab: `[K, 3]` CIELAB; changed in place.
+        counts: `[K]`, how often each colour occurs; changed in place.
+        below: CIEDE2000.
+
+    Returns:
+        The colours and counts that remain; a merged colour is the mean weighted by the counts.
+    """
     while len(lab) > 1:
         apart = deltaE_ciede2000(lab[:, None], lab[None]) + np.diag(np.full(len(lab), np.inf))
         i, j = np.unravel_index(np.argmin(apart), apart.shape)
@@ -95,20 +136,25 @@ def merge_shades(
 
 
 def dominant_color_distance(a: Palette, b: Palette) -> float:
-    """Mean CIEDE2000 between two palettes under the best matching of their shares: >= 0, symmetric, 0 for equal palettes.
+    """The earth mover's distance (Rubner et al. 2000) of two palettes.
 
-    The earth mover's distance (Rubner et al. 2000): the shares of `a` are moved onto those of `b` at the least total colour
-    difference, so a main colour counts by how much of the object it covers.
+    The shares of `a` are moved onto those of `b` at the smallest total colour difference, so each
+    colour counts by the share of the object that it covers.
+
+    Returns:
+        Mean CIEDE2000: >= 0, symmetric, 0 for equal palettes.
+
+    Raises:
+        RuntimeError: the linear program has no solution.
     """
     cost = ciede2000(a.colors[:, None], b.colors[None])
     rows, columns = cost.shape
     leaves = np.kron(np.eye(rows), np.ones((1, columns)))
     arrives = np.kron(np.ones((1, rows)), np.eye(columns))
+    # One row follows from the others, because both sides sum to 1.
     solved = linprog(
         cost.ravel(),
-        A_eq=np.concatenate([leaves, arrives])[
-            :-1
-        ],  # one row follows from the others, as both sides sum to 1
+        A_eq=np.concatenate([leaves, arrives])[:-1],
         b_eq=np.concatenate([a.weights, b.weights])[:-1],
         bounds=(0.0, None),
         method="highs",

@@ -2,10 +2,13 @@
 
 Conventions (world frame and angles as in vp3d/types.py):
 
-* A camera's frame is (right, up, forward), orthonormal, right-handed as right x up = -forward; it looks along forward at
-  the origin. It is written in closed form, so azimuth stays meaningful straight above and below.
-* Pixel coordinates are continuous: x grows to the right, y down, the centre of pixel (column j, row i) is (j + 0.5, i + 0.5).
-* Pixels are square; `fov_deg` spans the image height, so the focal length is 0.5 * height / tan(fov / 2) pixels.
+* The frame of a camera is (right, up, forward), orthonormal, with right x up = -forward. The camera
+  looks along forward, at the origin. The frame is computed in closed form, so the azimuth is
+  meaningful straight above and below the object too.
+* Pixel coordinates are continuous: x grows to the right, y downwards, and the centre of the pixel
+  in column j and row i is (j + 0.5, i + 0.5).
+* Pixels are square. `fov_deg` spans the image height, so the focal length is
+  0.5 * height / tan(fov / 2) pixels.
 """
 
 from __future__ import annotations
@@ -19,20 +22,29 @@ from torch import Tensor
 from vp3d.config.schema import CameraConfig
 from vp3d.types import Camera, Rays
 
-Angles = float | Sequence[float] | Tensor  # one value for every camera, or one a camera
+Angles = float | Sequence[float] | Tensor  # one value for all cameras, or one for each
 
 
 def orbit(azimuth_deg: Angles, elevation_deg: Angles, distance: Angles, fov_deg: Angles) -> Camera:
-    """Cameras from numbers or sequences (single values are repeated to the longest); fields `[B]` float32."""
+    """Cameras from numbers or sequences; the fields are `[B]` float32.
+
+    Single values are repeated for all cameras. Angles are in degrees, distances in world units.
+
+    Raises:
+        ValueError: Two sequences have different lengths.
+
+    Example:
+        >>> len(orbit([0.0, 90.0, 180.0], 20.0, 2.9, 40.0))
+        3
+    """
     values = [
         torch.as_tensor(v, dtype=torch.float32).reshape(-1)
         for v in (azimuth_deg, elevation_deg, distance, fov_deg)
     ]
-    count = max(len(v) for v in values)
-    if any(len(v) not in (1, count) for v in values):
-        raise ValueError(
-            f"orbit needs sequences of one length (or single values), got {[len(v) for v in values]}"
-        )
+    lengths = [len(v) for v in values]
+    count = max(lengths)
+    if any(length not in (1, count) for length in lengths):
+        raise ValueError(f"orbit needs single values or sequences of one length, got {lengths}")
     return Camera(*(v.expand(count).contiguous() for v in values))
 
 
@@ -42,10 +54,14 @@ def ring(n: int, elevation_deg: float, distance: float, fov_deg: float) -> Camer
 
 
 def sample_cameras(n: int, config: CameraConfig, generator: torch.Generator) -> Camera:
-    """`n` random cameras, one in each of `n` equal sectors of azimuth; fields `[n]`, azimuth in [0, 360).
+    """`n` random cameras, one in each of `n` equal sectors of azimuth (stratified sampling).
 
-    The sectors share a random offset and each camera has its own jitter within its sector (stratified sampling), so every
-    azimuth is equally likely and a step never looks from one side only. Elevations are independent and uniform.
+    The sectors share one random offset and each camera has its own jitter in its sector. So every
+    azimuth is equally likely, and the cameras of one step surround the object. Elevations are
+    independent and uniform between the limits of the config.
+
+    Returns:
+        Cameras with fields `[n]`, azimuth in [0, 360).
     """
     offset = torch.rand(1, generator=generator)
     jitter = torch.rand(n, generator=generator)
@@ -56,12 +72,12 @@ def sample_cameras(n: int, config: CameraConfig, generator: torch.Generator) -> 
 
 
 def camera_position(camera: Camera) -> Tensor:
-    """Where the cameras stand: `[B, 3]`, `distance` from the origin."""
+    """Positions of the cameras in the world frame: `[B, 3]`, `distance` from the origin."""
     return -camera.distance[:, None] * camera_frame(camera)[2]
 
 
 def camera_frame(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    """The unit axes (right, up, forward) of each camera in the world frame, `[B, 3]` each, components in [-1, 1]."""
+    """Unit axes (right, up, forward) of the cameras in the world frame, `[B, 3]` each."""
     azimuth, elevation = torch.deg2rad(camera.azimuth_deg), torch.deg2rad(camera.elevation_deg)
     cos_a, sin_a, cos_e, sin_e = azimuth.cos(), azimuth.sin(), elevation.cos(), elevation.sin()
     right = torch.stack([-sin_a, cos_a, torch.zeros_like(azimuth)], dim=-1)
@@ -76,7 +92,11 @@ def focal_length(camera: Camera, height: int) -> Tensor:
 
 
 def camera_rays(camera: Camera, height: int, width: int) -> Rays:
-    """One ray through each pixel centre, flat `B * height * width` in row-major image order; directions are unit."""
+    """One ray through each pixel centre, with unit directions.
+
+    Returns:
+        `B * height * width` rays, flat in row-major image order (see `vp3d.types.to_images`).
+    """
     right, up, forward = (axis[:, None, None, :] for axis in camera_frame(camera))
     device = camera.distance.device
     focal = focal_length(camera, height)[:, None, None, None]
@@ -88,9 +108,11 @@ def camera_rays(camera: Camera, height: int, width: int) -> Rays:
 
 
 def project(camera: Camera, points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Pixel coordinates `[B, N, 2]` and depth along the viewing axis `[B, N]` of world points `[N, 3]`.
+    """Project world points `[N, 3]` into the images; the inverse of `camera_rays`.
 
-    The inverse of `camera_rays`. Points at or behind the camera (depth <= 0) have no meaningful pixel.
+    Returns:
+        Pixel coordinates `[B, N, 2]`, and the depth along the viewing axis `[B, N]`. A point at or
+        behind the camera (depth <= 0) has no meaningful pixel.
     """
     right, up, forward = (axis[:, None, :] for axis in camera_frame(camera))
     offset = points[None] - camera_position(camera)[:, None, :]

@@ -1,9 +1,16 @@
-"""A z-buffer triangle rasteriser for the CPU, no OpenGL: what previews, silhouettes and the texture bake are drawn with.
+"""A z-buffer triangle rasteriser for the CPU: draws previews and silhouettes, and fills textures.
 
-Conventions: pixel (row i, column j) has its centre at x = j + 0.5, y = i + 0.5, row 0 at the top. Both sides of a face
-are drawn. A triangle with a corner behind the near plane is left out (cameras stand outside the object). Edges are
-inclusive and the first of two equally near faces wins, so a closed mesh has no cracks and the result is deterministic.
-Pictures are averaged over `supersample` x `supersample` samples a pixel in sRGB, as the volume renderer does.
+Conventions:
+
+* The centre of the pixel in row i and column j is x = j + 0.5, y = i + 0.5; row 0 is at the top.
+* Both sides of a face are drawn. A triangle with a corner behind the near plane is skipped; cameras
+  are outside the object.
+* Edges are inclusive, and of two equally near faces the first one wins. So a closed mesh has no
+  cracks and the result is deterministic.
+* Colours are sRGB-encoded, in [0, 1]. A pixel is the mean of `supersample` x `supersample` samples,
+  computed on encoded values, as in the volume renderer.
+
+It needs no OpenGL.
 """
 
 from __future__ import annotations
@@ -20,18 +27,19 @@ from vp3d.render.camera import camera_position, camera_rays, project
 from vp3d.render.shade import lambert
 from vp3d.types import Camera, Mesh
 
-NEAR = 1e-3  # distance from the camera plane below which nothing is drawn
-EDGE_TOLERANCE = 1e-9  # barycentric slack on edges, so that rounding leaves no cracks
+NEAR = 1e-3  # distance of the near plane from the camera, in world units
+EDGE_TOLERANCE = 1e-9  # barycentric tolerance on edges, so that rounding leaves no cracks
 PLAIN_COLOR = 0.7  # grey of a mesh that has neither texture nor vertex colours
 
 
 @dataclass(frozen=True)
 class Fragments:
-    """What each pixel shows.
+    """The visible surface point of each pixel; empty pixels have face_index -1 and zeros elsewhere.
 
-    face_index  [B, H, W] int64, -1 where there is nothing
-    barycentric [B, H, W, 3] float32 perspective-correct, >= 0, sum 1 (0 where there is nothing)
-    depth       [B, H, W] float32 distance from the camera to the surface along the pixel's ray (0 where there is nothing)
+    Attributes:
+        face_index: `[B, H, W]` int64.
+        barycentric: `[B, H, W, 3]` float32, perspective-correct, >= 0, sum 1.
+        depth: `[B, H, W]` float32, distance from the camera along the ray of the pixel.
     """
 
     face_index: Tensor
@@ -46,7 +54,10 @@ def _fill(
     barycentric: np.ndarray,
     nearest: np.ndarray,
 ) -> None:
-    """Draw triangles `corners [F, 3, 2]` (pixels) with depths `z [F, 3]` into `face_index`, `barycentric`, `nearest` (1/z)."""
+    """Draw triangles into `face_index`, `barycentric` and `nearest`, the inverse depth, in place.
+
+    corners `[F, 3, 2]` are in pixels, z `[F, 3]` is their depth along the viewing axis.
+    """
     height, width = face_index.shape
     for f in range(corners.shape[0]):
         z0, z1, z2 = z[f, 0], z[f, 1], z[f, 2]
@@ -81,20 +92,15 @@ def _fill(
 
 @cache
 def _compiled_fill() -> Callable[..., None]:
-    """`_fill` through numba, kept on disk where there is a place to write, else compiled anew in each process."""
+    """`_fill` compiled by numba, cached on disk, or in memory only if no folder is writable."""
     import numba
 
-    nothing = (
-        np.zeros((0, 3, 2)),
-        np.zeros((0, 3)),
-        np.zeros((1, 1), np.int64),
-        np.zeros((1, 1, 3), np.float32),
-        np.zeros((1, 1)),
-    )
+    no_triangles = np.zeros((0, 3, 2)), np.zeros((0, 3))
+    one_pixel = np.zeros((1, 1), np.int64), np.zeros((1, 1, 3), np.float32), np.zeros((1, 1))
     try:
         kernel = numba.njit(cache=True)(_fill)
-        kernel(*nothing)
-    except (RuntimeError, OSError):  # no folder to cache in, or it is full
+        kernel(*no_triangles, *one_pixel)  # compiles now, so that a failure is caught here
+    except (RuntimeError, OSError):  # there is no cache folder, or the disk is full
         kernel = numba.njit(_fill)
     return kernel
 
@@ -102,30 +108,32 @@ def _compiled_fill() -> Callable[..., None]:
 def fill_triangles(
     corners: np.ndarray, z: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw triangles `corners [F, 3, 2]` in pixels at depths `z [F, 3]` > 0.
+    """Draw triangles into one image.
 
-    Returns face_index [H, W] int64 (-1 empty) and perspective-correct barycentric [H, W, 3] float32 in [0, 1].
+    Args:
+        corners: Corners `[F, 3, 2]` in pixels.
+        z: Depth of the corners along the viewing axis `[F, 3]`, > 0.
+        height: Rows of the image.
+        width: Columns of the image.
+
+    Returns:
+        face_index `[H, W]` int64, -1 where empty, and perspective-correct barycentric `[H, W, 3]`
+        float32 in [0, 1].
     """
     face_index = np.full((height, width), -1, np.int64)
     barycentric = np.zeros((height, width, 3), np.float32)
     nearest = np.zeros((height, width), np.float64)
-    fill = _compiled_fill()
-    fill(
-        np.ascontiguousarray(corners, np.float64),
-        np.ascontiguousarray(z, np.float64),
-        face_index,
-        barycentric,
-        nearest,
-    )
+    corners, z = np.ascontiguousarray(corners, np.float64), np.ascontiguousarray(z, np.float64)
+    _compiled_fill()(corners, z, face_index, barycentric, nearest)
     return face_index, barycentric
 
 
 def rasterize(mesh: Mesh, camera: Camera, height: int, width: int) -> Fragments:
-    """Which face of `mesh` each pixel of the B cameras sees: Fragments `[B, H, W]` (see there for ranges)."""
+    """The visible face of `mesh` at each pixel of B cameras: Fragments `[B, H, W]`."""
     vertices = torch.from_numpy(np.ascontiguousarray(mesh.vertices, np.float32))
     xy, z = (t.double().numpy() for t in project(camera, vertices, height, width))
-    eyes = camera_position(camera).numpy()
-    views = [_view(mesh, xy[b], z[b], eyes[b], height, width) for b in range(len(camera))]
+    positions = camera_position(camera).numpy()
+    views = [_view(mesh, xy[b], z[b], positions[b], height, width) for b in range(len(camera))]
     face_index, barycentric, depth = (
         torch.from_numpy(np.stack(parts)) for parts in zip(*views, strict=True)
     )
@@ -133,37 +141,37 @@ def rasterize(mesh: Mesh, camera: Camera, height: int, width: int) -> Fragments:
 
 
 def _view(
-    mesh: Mesh, xy: np.ndarray, z: np.ndarray, eye: np.ndarray, height: int, width: int
+    mesh: Mesh, xy: np.ndarray, z: np.ndarray, position: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`rasterize` for one camera at `position [3]`, from vertices `xy [V, 2]` and `z [V]`."""
     face_index, barycentric = fill_triangles(xy[mesh.faces], z[mesh.faces], height, width)
     depth = np.zeros((height, width), np.float32)
     hit = face_index >= 0
     points = interpolate(mesh.vertices, mesh.faces, face_index[hit], barycentric[hit])
-    depth[hit] = np.linalg.norm(points - eye, axis=-1)
+    depth[hit] = np.linalg.norm(points - position, axis=-1)
     return face_index, barycentric, depth
 
 
 def rasterize_reference(mesh: Mesh, camera: Camera, height: int, width: int) -> Fragments:
-    """`rasterize` the slow, clear way: every pixel's ray against every face (Moeller and Trumbore 1997)."""
+    """Reference for `rasterize`: intersects each pixel's ray with each face.
+
+    Moeller and Trumbore 1997, "Fast, minimum storage ray-triangle intersection". Slow.
+    """
     rays = camera_rays(camera, height, width)
     corners = mesh.vertices.astype(np.float64)[mesh.faces]
     edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     count = len(rays)
     face_index, depth = np.full(count, -1, np.int64), np.zeros(count, np.float32)
     barycentric = np.zeros((count, 3), np.float32)
-    for n, (origin, direction) in enumerate(
-        zip(rays.origins.double().numpy(), rays.directions.double().numpy(), strict=True)
-    ):
+    origins, directions = rays.origins.double().numpy(), rays.directions.double().numpy()
+    for n, (origin, direction) in enumerate(zip(origins, directions, strict=True)):
         p = np.cross(direction, edge2)
         determinant = np.einsum("fc,fc->f", edge1, p)
         usable = np.where(np.abs(determinant) < 1e-14, np.inf, determinant)
         s = origin - corners[:, 0]
         q = np.cross(s, edge1)
-        b1, b2, t = (
-            np.einsum("fc,fc->f", s, p) / usable,
-            q @ direction / usable,
-            np.einsum("fc,fc->f", edge2, q) / usable,
-        )
+        b1, b2 = np.einsum("fc,fc->f", s, p) / usable, q @ direction / usable
+        t = np.einsum("fc,fc->f", edge2, q) / usable
         distance = np.where((b1 >= 0) & (b2 >= 0) & (b1 + b2 <= 1) & (t > NEAR), t, np.inf)
         best = int(distance.argmin()) if len(distance) else -1
         if best >= 0 and np.isfinite(distance[best]):
@@ -177,12 +185,30 @@ def rasterize_reference(mesh: Mesh, camera: Camera, height: int, width: int) -> 
 def interpolate(
     values: np.ndarray, faces: np.ndarray, face_index: np.ndarray, barycentric: np.ndarray
 ) -> np.ndarray:
-    """Vertex `values [V, C]` at K fragments (`face_index [K]` >= 0, `barycentric [K, 3]`); returns [K, C], same range."""
+    """Interpolate vertex values at K surface points.
+
+    Args:
+        values: One row a vertex `[V, C]`, any range.
+        faces: Vertices of the faces `[F, 3]`.
+        face_index: Face of each point `[K]`, >= 0.
+        barycentric: Barycentric coordinates of each point `[K, 3]`.
+
+    Returns:
+        The values `[K, C]`, in the range of `values`.
+    """
     return np.einsum("kj,kjc->kc", barycentric, values[faces[face_index]])
 
 
 def sample_texture(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Bilinear look-up of `texture [H, W, 3]` uint8 at `uv [K, 2]` (v up, clamped to [0, 1]); returns [K, 3] in [0, 1]."""
+    """Bilinear samples of a texture.
+
+    Args:
+        texture: `[H, W, 3]` uint8, row 0 at v = 1.
+        uv: Texture coordinates `[K, 2]`, v up, clamped to [0, 1].
+
+    Returns:
+        Colours `[K, 3]` float32 in [0, 1].
+    """
     height, width = texture.shape[:2]
     x = np.clip(uv[:, 0] * width - 0.5, 0, width - 1)
     y = np.clip((1.0 - uv[:, 1]) * height - 0.5, 0, height - 1)
@@ -195,25 +221,40 @@ def sample_texture(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def face_normals(mesh: Mesh) -> np.ndarray:
-    """Unit normals [F, 3] of the faces by their winding (zero for a degenerate face)."""
+    """Unit normals `[F, 3]` of the faces by their winding; zero for a degenerate face."""
     corners = mesh.vertices[mesh.faces].astype(np.float64)
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
 
 
 def base_color(mesh: Mesh, face_index: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
-    """sRGB colour [K, 3] in [0, 1] of K points on faces `face_index [K]`: texture before vertex colours before plain grey."""
+    """sRGB colour `[K, 3]` in [0, 1] of K surface points.
+
+    From the texture if there is one, else from the vertex colours, else `PLAIN_COLOR`.
+
+    Args:
+        mesh: The mesh.
+        face_index: Face of each point `[K]`, >= 0.
+        barycentric: Barycentric coordinates of each point `[K, 3]`.
+    """
     if mesh.texture is not None and mesh.uv is not None:
-        return sample_texture(
-            mesh.texture, interpolate(mesh.uv, mesh.faces, face_index, barycentric)
-        )
+        uv = interpolate(mesh.uv, mesh.faces, face_index, barycentric)
+        return sample_texture(mesh.texture, uv)
     if mesh.vertex_colors is not None:
         return interpolate(mesh.vertex_colors, mesh.faces, face_index, barycentric)
     return np.full((len(face_index), 3), PLAIN_COLOR, np.float32)
 
 
 def surface_normals(mesh: Mesh, face_index: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
-    """Unit normals [K, 3] of K points on faces `face_index [K]`: vertex normals interpolated, else those of the faces."""
+    """Unit normals `[K, 3]` of K surface points.
+
+    The vertex normals, interpolated, if the mesh has them, else the normals of the faces.
+
+    Args:
+        mesh: The mesh.
+        face_index: Face of each point `[K]`, >= 0.
+        barycentric: Barycentric coordinates of each point `[K, 3]`.
+    """
     if mesh.normals is None:
         return face_normals(mesh)[face_index]
     normals = interpolate(mesh.normals, mesh.faces, face_index, barycentric)
@@ -229,27 +270,34 @@ def render_mesh(
     shading: str = "flat",
     supersample: int = 2,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of `mesh` from B cameras over `background` (a grey or `[3]`, in [0, 1]).
+    """Render a mesh from B cameras.
 
-    `shading` is "flat" (base colour, unlit) or "lambert" (the toybox light). Texture before vertex colours before grey.
-    Returns rgb [B, 3, H, W] in [0, 1] and opacity [B, 1, H, W] in [0, 1].
+    Args:
+        mesh: The mesh; its colour is that of `base_color`.
+        camera: B cameras.
+        height: Rows of the images.
+        width: Columns of the images.
+        background: A grey or a colour `[3]`, in [0, 1].
+        shading: "flat" for the unlit colour, "lambert" for the light of vp3d.render.shade.
+        supersample: Samples along each side of a pixel.
+
+    Returns:
+        rgb `[B, 3, H, W]` in [0, 1] and opacity `[B, 1, H, W]` in [0, 1].
+
+    Raises:
+        ValueError: The shading is unknown.
     """
     if shading not in ("flat", "lambert"):
         raise ValueError(f'shading is "flat" or "lambert", got {shading!r}')
-    seen = rasterize(mesh, camera, height * supersample, width * supersample)
-    hit = seen.face_index >= 0
-    face_index, barycentric = seen.face_index[hit].numpy(), seen.barycentric[hit].numpy()
+    visible = rasterize(mesh, camera, height * supersample, width * supersample)
+    hit = visible.face_index >= 0
+    face_index, barycentric = visible.face_index[hit].numpy(), visible.barycentric[hit].numpy()
     color = torch.from_numpy(np.asarray(base_color(mesh, face_index, barycentric), np.float32))
     if shading == "lambert":
-        color = lambert(
-            color,
-            torch.from_numpy(
-                np.asarray(surface_normals(mesh, face_index, barycentric), np.float32)
-            ),
-        )
+        normals = np.asarray(surface_normals(mesh, face_index, barycentric), np.float32)
+        color = lambert(color, torch.from_numpy(normals))
     rgb = torch.zeros(*hit.shape, 3) + torch.as_tensor(background, dtype=torch.float32)
     rgb[hit] = color
     pool = torch.nn.functional.avg_pool2d
-    return pool(rgb.permute(0, 3, 1, 2), supersample).clamp(0, 1), pool(
-        hit[:, None].float(), supersample
-    )
+    opacity = pool(hit[:, None].float(), supersample)
+    return pool(rgb.permute(0, 3, 1, 2), supersample).clamp(0, 1), opacity

@@ -1,19 +1,23 @@
-"""Compiled CPU kernels that render a GridField: march, interpolate and composite in one pass, backwards in another.
+"""Compiled CPU kernels that render a GridField: one forward pass, one backward pass.
 
-The same quadrature as vp3d/render/volume.py (see there for t_i, tau_i, T_i, w_i); rays stop once T falls below MIN_REACH.
-The kernels see node tables `[R^3, 4]` float32, nodes in the order x fastest, then y, then z: `nodes` holds raw density and
-raw albedo, `slopes` the vector against the gradient of the raw density (and one unused channel). Results are rows
+Conventions: the quadrature and its symbols (t_i, tau_i, T_i, w_i) are those of
+vp3d/render/volume.py. A ray ends where T falls below MIN_TRANSMITTANCE. Node tables are
+`[R^3, 4]` float32, nodes in the order x fastest, then y, then z: `nodes` holds raw density and raw
+albedo, `slopes` the negative gradient of the raw density and one unused channel. Results are rows
 `[N, 8]`: rgb, opacity, depth, normal.
 
-Backward, with g the gradient of a ray's row and c_i = (albedo_i, 1, t_i, n_i) what sample i adds per unit of weight:
+Backward, with g the gradient of a ray's row and c_i = (albedo_i, 1, t_i, n_i) the values that
+sample i adds per unit of weight:
 
-    dL/dw_i = g . c_i          dL/dsigma_i = step * (T_{i+1} g . c_i - sum_{j>i} w_j g . c_j)
+    dL/dw_i     = g . c_i
+    dL/dsigma_i = step * (T_{i+1} g . c_i - sum_{j>i} w_j g . c_j)
 
-the last sum being g . row minus what has been passed, so nothing is stored between the passes.
+The last sum is g . row minus its terms up to i, so nothing is stored between the two passes.
 
-Same bytes for the same input with any number of threads: rays are cut into BLOCKS fixed blocks, each adds into its own
-gradient table in ray order, and the tables are summed in block order. Threads are plain Python threads (the kernels
-release the interpreter lock), as many as torch may use.
+The bytes of a result do not depend on the number of threads: rays are divided into BLOCKS fixed
+blocks, each block adds into its own gradient table in ray order, and the tables are summed in block
+order. Threads are plain Python threads, as many as torch may use; the kernels release the
+interpreter lock.
 """
 
 from __future__ import annotations
@@ -33,16 +37,15 @@ from vp3d.render.occupancy import OccupancyGrid
 from vp3d.types import Rays, Render
 
 BLOCKS = 4
-MIN_REACH = 1e-4  # transmittance below which the rest of a ray is left out
-ZERO, HALF, ONE, TWENTY, TINY = (
-    np.float32(v) for v in (0.0, 0.5, 1.0, 20.0, 1e-9)
-)  # keep the kernels in float32
+MIN_TRANSMITTANCE = 1e-4
+# float32 constants: a Python float would turn the kernels' arithmetic into float64.
+ZERO, HALF, ONE, TWENTY, TINY = (np.float32(v) for v in (0.0, 0.5, 1.0, 20.0, 1e-9))
 Array = np.ndarray[Any, Any]
 Scalar = Any  # a float32 inside the kernels, a Python float outside
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with the result kept on disk; where no folder can be written, compile for this process alone."""
+    """Compile a kernel and cache it on disk, or for this process only if no folder is writable."""
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "arcp", "nsz"}}
     try:
         return numba.njit(function, cache=True, **options)
@@ -64,7 +67,7 @@ def _sigmoid(raw: Scalar) -> Scalar:
 
 @_compile
 def _cell(p: Scalar, side: int) -> tuple[int, Scalar]:
-    """Lower node and place within its cell, in [0, 1], of coordinate p in [-1, 1] among `side` nodes."""
+    """Lower node, and position inside its cell in [0, 1], of p in [-1, 1] among `side` nodes."""
     last = np.float32(side - 1)
     u = min(max((p + ONE) * HALF * last, ZERO), last)
     node = min(int(u), side - 2)
@@ -73,7 +76,7 @@ def _cell(p: Scalar, side: int) -> tuple[int, Scalar]:
 
 @_compile
 def _corners(x: Scalar, y: Scalar, z: Scalar, side: int, weight: Array, row: Array) -> None:
-    """Trilinear weights `[8]`, summing to 1, and table rows `[8]` of the nodes around a point."""
+    """Write trilinear weights `[8]` (sum 1) and table rows `[8]` of the nodes around a point."""
     i, fx = _cell(x, side)
     j, fy = _cell(y, side)
     k, fz = _cell(z, side)
@@ -86,7 +89,7 @@ def _corners(x: Scalar, y: Scalar, z: Scalar, side: int, weight: Array, row: Arr
 
 @_compile
 def _gather(table: Array, weight: Array, row: Array) -> tuple[Scalar, Scalar, Scalar, Scalar]:
-    """The four channels of sum over corners of weight * table[row]."""
+    """Four channels of the sum over the 8 corners of weight * table[row]."""
     a, b, c, d = ZERO, ZERO, ZERO, ZERO
     for k in range(8):
         w, r = weight[k], row[k]
@@ -112,7 +115,7 @@ def _scatter(
 
 @_compile
 def _occupied(x: Scalar, y: Scalar, z: Scalar, mask: Array, side: int) -> bool:
-    """Whether a point lies in an occupied cell of the flat mask `[side^3]`; an empty mask means everywhere."""
+    """Whether a point is in an occupied cell of the flat mask `[side^3]`; always if side is 0."""
     if side == 0:
         return True
     half = HALF * np.float32(side)
@@ -124,7 +127,7 @@ def _occupied(x: Scalar, y: Scalar, z: Scalar, mask: Array, side: int) -> bool:
 
 @_compile
 def _unit(x: Scalar, y: Scalar, z: Scalar) -> tuple[Scalar, Scalar, Scalar, Scalar]:
-    """A vector at unit length (0 when it is tiny) and the inverse of its length (0 likewise)."""
+    """Unit vector and inverse length of a vector; both are 0 if its length is at most TINY."""
     length = math.sqrt(x * x + y * y + z * z)
     inverse = ONE / length if length > TINY else ZERO
     return x * inverse, y * inverse, z * inverse, inverse
@@ -143,11 +146,15 @@ def _forward(
     last: int,
     out: Array,
 ) -> None:
-    """Rows first..last of out `[N, 8]`; rays `[N, 8]` hold origin, direction, start, step; slopes may have no rows."""
+    """Write rows first to last - 1 of out `[N, 8]`.
+
+    rays `[N, 8]` hold origin, direction, start and step. Without rows in slopes there are no
+    normals.
+    """
     weight, row = np.empty(8, np.float32), np.empty(8, np.uint64)
     for r in range(first, last):
         ox, oy, oz, dx, dy, dz, start, step = rays[r]
-        reach = ONE
+        transmittance = ONE
         for s in range(samples if step > ZERO else 0):
             t = start + np.float32(s) * step
             x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
@@ -155,8 +162,8 @@ def _forward(
                 continue
             _corners(x, y, z, side, weight, row)
             raw, red, green, blue = _gather(nodes, weight, row)
-            left = reach * math.exp(-_softplus(raw) * step)
-            w = reach - left
+            behind = transmittance * math.exp(-_softplus(raw) * step)
+            w = transmittance - behind
             out[r, 0] += w * _sigmoid(red)
             out[r, 1] += w * _sigmoid(green)
             out[r, 2] += w * _sigmoid(blue)
@@ -168,8 +175,8 @@ def _forward(
                 out[r, 5] += w * nx
                 out[r, 6] += w * ny
                 out[r, 7] += w * nz
-            reach = left
-            if reach < MIN_REACH:
+            transmittance = behind
+            if transmittance < MIN_TRANSMITTANCE:
                 break
 
 
@@ -177,20 +184,20 @@ def _forward(
 def _normal_backward(
     slopes: Array, g: Array, w: Scalar, weight: Array, row: Array, d_slopes: Array
 ) -> Scalar:
-    """g . n of a sample; adds w * (g - n (g . n)) / length, the gradient of the normalisation, to d_slopes."""
+    """g . n of a sample with weight w and unit normal n.
+
+    Adds w * (g - n (g . n)) / length, the gradient of the normalisation, to d_slopes.
+    """
     gx, gy, gz, _ = _gather(slopes, weight, row)
     nx, ny, nz, inverse = _unit(gx, gy, gz)
     along = g[5] * nx + g[6] * ny + g[7] * nz
     scale = w * inverse
-    _scatter(
-        d_slopes,
-        weight,
-        row,
+    dx, dy, dz = (
         scale * (g[5] - nx * along),
         scale * (g[6] - ny * along),
         scale * (g[7] - nz * along),
-        ZERO,
     )
+    _scatter(d_slopes, weight, row, dx, dy, dz, ZERO)
     return along
 
 
@@ -210,15 +217,18 @@ def _backward(
     d_nodes: Array,
     d_slopes: Array,
 ) -> None:
-    """Add the gradients of rows first..last (grad `[N, 8]` of out `[N, 8]`) to d_nodes and d_slopes `[R^3, 4]`."""
+    """Add the gradients of rows first to last - 1 to d_nodes and d_slopes `[R^3, 4]`.
+
+    grad `[N, 8]` is the gradient of out `[N, 8]`; the other arrays are those of `_forward`.
+    """
     weight, row = np.empty(8, np.float32), np.empty(8, np.uint64)
     for r in range(first, last):
         ox, oy, oz, dx, dy, dz, start, step = rays[r]
         g = grad[r]
-        ahead = 0.0
+        remaining = 0.0  # sum over the samples not yet passed of w_j g . c_j
         for c in range(8):
-            ahead += g[c] * out[r, c]
-        reach = ONE
+            remaining += g[c] * out[r, c]
+        transmittance = ONE
         for s in range(samples if step > ZERO else 0):
             t = start + np.float32(s) * step
             x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
@@ -227,27 +237,38 @@ def _backward(
             _corners(x, y, z, side, weight, row)
             raw, red, green, blue = _gather(nodes, weight, row)
             red, green, blue = _sigmoid(red), _sigmoid(green), _sigmoid(blue)
-            left = reach * math.exp(-_softplus(raw) * step)
-            w = reach - left
+            behind = transmittance * math.exp(-_softplus(raw) * step)
+            w = transmittance - behind
             gain = g[0] * red + g[1] * green + g[2] * blue + g[3] + g[4] * t
             if slopes.shape[0] > 0:
                 gain += _normal_backward(slopes, g, w, weight, row, d_slopes)
-            ahead -= w * gain
-            d_raw = step * (left * gain - np.float32(ahead)) * _sigmoid(raw)
+            remaining -= w * gain
+            d_raw = step * (behind * gain - np.float32(remaining)) * _sigmoid(raw)
             red, green, blue = red * (ONE - red), green * (ONE - green), blue * (ONE - blue)
             _scatter(d_nodes, weight, row, d_raw, w * g[0] * red, w * g[1] * green, w * g[2] * blue)
-            reach = left
-            if reach < MIN_REACH:
+            transmittance = behind
+            if transmittance < MIN_TRANSMITTANCE:
                 break
 
 
 class _MarchGrid(torch.autograd.Function):
-    """Rows `[N, 8]` (rgb, opacity, depth, normal) of rays through node tables; differentiable in the tables alone."""
+    """Rows `[N, 8]` of rays through node tables; differentiable in the tables only."""
 
     @staticmethod
     def forward(
         ctx: Any, nodes: Tensor, slopes: Tensor, side: int, mask: Tensor, rays: Tensor, samples: int
     ) -> Tensor:
+        """Rows `[N, 8]`.
+
+        Args:
+            ctx: Context of torch.autograd.
+            nodes: Raw density and albedo of the nodes `[R^3, 4]`.
+            slopes: Negative density gradients of the nodes `[R^3, 4]`, or `[0, 4]` for no normals.
+            side: Nodes of a side, R.
+            mask: Occupied cells, flat bool `[side^3]`; `[0]` for all.
+            rays: Origin, direction, start and step of each ray `[N, 8]`.
+            samples: Samples of a ray.
+        """
         out = torch.zeros(len(rays), 8)
         ctx.save_for_backward(nodes, slopes, mask, rays, out)
         ctx.sizes = (side, samples)
@@ -258,6 +279,7 @@ class _MarchGrid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of nodes and slopes `[R^3, 4]`; None for the other arguments."""
         nodes, slopes, mask, rays, out = ctx.saved_tensors
         side, samples = ctx.sizes
         tables = _kernel_inputs(nodes, slopes, side, mask, rays, samples)
@@ -275,7 +297,7 @@ class _MarchGrid(torch.autograd.Function):
 def _kernel_inputs(
     nodes: Tensor, slopes: Tensor, side: int, mask: Tensor, rays: Tensor, samples: int
 ) -> tuple[Any, ...]:
-    """What both kernels take first, as numpy arrays that share memory with the tensors."""
+    """The first arguments of both kernels, as numpy arrays that share memory with the tensors."""
     arrays = [tensor.detach().numpy() for tensor in (nodes, slopes, mask, rays)]
     return arrays[0], arrays[1], side, arrays[2], _mask_side(mask), arrays[3], samples
 
@@ -286,7 +308,7 @@ def _mask_side(mask: Tensor) -> int:
 
 
 def _run_blocks(rays: int, work: Callable[[int, int, int], None]) -> None:
-    """Call work(block, first ray, last ray) for each of the BLOCKS fixed blocks, on as many threads as torch may use."""
+    """Call work(block, first ray, end ray) for each block, on as many threads as torch may use."""
     edges = [rays * block // BLOCKS for block in range(BLOCKS + 1)]
     jobs = [(block, edges[block], edges[block + 1]) for block in range(BLOCKS)]
     threads = min(torch.get_num_threads(), BLOCKS)
@@ -300,7 +322,7 @@ def _run_blocks(rays: int, work: Callable[[int, int, int], None]) -> None:
 
 
 def _node_table(values: Tensor) -> Tensor:
-    """A node grid `[1, C, R, R, R]` with C <= 4 as a table `[R^3, 4]`, missing channels 0 (any range)."""
+    """A node grid `[1, C, R, R, R]` with C <= 4 as a table `[R^3, 4]`; missing channels are 0."""
     table = values[0].flatten(1).T
     return torch.nn.functional.pad(table, (0, 4 - table.shape[1])).contiguous()
 
@@ -314,14 +336,24 @@ def render_grid(
     occupancy: OccupancyGrid | None,
     want_normal: bool,
 ) -> Render:
-    """`render_rays_torch` for a GridField on the CPU: samples at start + i * step (`[N]` each); see vp3d.types.Render."""
+    """Render a GridField on the CPU, unlit; differentiable in its parameters.
+
+    Args:
+        field: The field.
+        rays: N rays.
+        start: First sample of each ray `[N]`.
+        step: Spacing on each ray `[N]`; 0 for a ray that misses the cube.
+        samples: Samples of a ray.
+        occupancy: Cells that contain matter; None for all.
+        want_normal: Whether to compute normals.
+
+    Returns:
+        The Render of the N rays.
+    """
     nodes = _node_table(torch.cat([field.raw_density, field.raw_albedo], dim=1))
     slopes = _node_table(field.normal_grid()) if want_normal else nodes.new_zeros(0, 4)
     mask = torch.zeros(0, dtype=torch.bool) if occupancy is None else occupancy.mask.reshape(-1)
-    packed = (
-        torch.cat([rays.origins, rays.directions, start[:, None], step[:, None]], dim=1)
-        .detach()
-        .contiguous()
-    )
+    parts = [rays.origins, rays.directions, start[:, None], step[:, None]]
+    packed = torch.cat(parts, dim=1).detach().contiguous()
     out = _MarchGrid.apply(nodes, slopes, field.resolution, mask, packed, samples)
     return Render(out[:, :3], out[:, 3], out[:, 4], out[:, 5:] if want_normal else None)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from vp3d.config.paths import expand
 from vp3d.config.reader import Dumper
 from vp3d.config.schema import Config
 
@@ -34,6 +35,18 @@ def public_settings(tree: Mapping[str, Any]) -> str:
         tree: nested settings, as in config.yaml.
     """
     return yaml.dump(_public(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def personal_folders(run_dir: Path, image: str, output_dir: str) -> list[Path]:
+    """Folders of the user that a message may name: of runs and picture, the home, the current one.
+
+    Args:
+        run_dir: the run folder.
+        image: the path of the picture; may be empty.
+        output_dir: the folder of all runs.
+    """
+    picture = expand(image).absolute().parent
+    return [run_dir.absolute().parent, picture, expand(output_dir), expand("~"), Path.cwd()]
 
 
 def public_events(

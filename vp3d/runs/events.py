@@ -17,89 +17,75 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the work starts.
+    """A part of the work starts."""
 
-    `name` is one of load, visual_prompt, coarse, export, views, report; `text` says it in words;
-    `steps` is the number of steps that will be reported, 0 if none are.
-    """
-
-    name: str
-    text: str
-    steps: int = 0
+    name: str  # load, visual_prompt, coarse, export, views or report
+    text: str  # the same in words, for people
+    steps: int = 0  # how many `Step` events will follow; 0 if none
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimisation step is done.
 
-    `step` counts from 1 to `steps`; `values` holds losses (unweighted), rewards, `opacity` in
-    [0, 1], `samples_per_s`, `seconds_a_step` and `eta_s` (seconds left).
+    `values` holds the losses (unweighted) and rewards by name, `opacity` in [0, 1],
+    `samples_per_s`, `seconds_a_step` and `eta_s` (seconds left).
     """
 
-    stage: str
-    step: int
-    steps: int
-    values: Mapping[str, float]
+    stage: str  # the name of the stage
+    step: int  # from 1 to `steps`; a restart by the watchdog sets it back
+    steps: int  # steps of the stage
+    values: Mapping[str, float]  # what the step measured
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The visual prompt was chosen among the candidates.
+    """The visual prompt was chosen among the candidates."""
 
-    `sheet` is the contact sheet; `scores` are the rewards of the candidates, None for one whose
-    object could not be cut out; `chosen` is the index of the candidate that is used.
-    """
-
-    sheet: Path
-    scores: tuple[float | None, ...]
-    chosen: int
+    sheet: Path  # contact sheet of all candidates
+    scores: tuple[float | None, ...]  # their rewards; None without a usable cut-out
+    chosen: int  # index of the candidate that is used
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The live preview of a stage was written to `path`."""
+    """The live preview of a stage was written."""
 
-    stage: str
-    path: Path
+    stage: str  # the name of the stage
+    path: Path  # a PNG of four views; overwritten by the next preview
 
 
 @dataclass(frozen=True)
 class Warning:
     """Something may spoil the result; the run continues."""
 
-    message: str
+    message: str  # one line
 
 
 @dataclass(frozen=True)
 class Note:
     """Something worth a line: a resumed step, a memory profile, a backend that was chosen."""
 
-    message: str
+    message: str  # one line
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that the user asked for was written.
+    """A file that the user asked for was written."""
 
-    `kind` is a mesh format (glb, obj, ply, stl), or preview, turntable, report.
-    """
-
-    kind: str
-    path: Path
+    kind: str  # a mesh format (glb, obj, ply, stl), or preview, turntable, report
+    path: Path  # the file
 
 
 @dataclass(frozen=True)
 class Done:
-    """The asset is complete, or was stopped early and exported as it was.
+    """The asset is complete, or was stopped early and exported as it was."""
 
-    `steps` of `total_steps` were done; `figures` are those of `Asset.figures`.
-    """
-
-    run_dir: Path
-    steps: int
-    total_steps: int
-    stopped: bool
-    figures: Mapping[str, float]
+    run_dir: Path  # the run folder
+    steps: int  # steps that were done
+    total_steps: int  # steps that were asked for
+    stopped: bool  # stopped early; `resume` continues the run
+    figures: Mapping[str, float]  # those of `Asset.figures`
 
 
 Event = Stage | Step | Candidates | Preview | Warning | Note | Artifact | Done
@@ -131,5 +117,5 @@ class Watch:
         False
     """
 
-    on_event: Listener = ignore
-    stop: StopRequest = field(default_factory=threading.Event)
+    on_event: Listener = ignore  # called with each event
+    stop: StopRequest = field(default_factory=threading.Event)  # asked before each step

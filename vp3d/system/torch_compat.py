@@ -28,7 +28,10 @@ _SCHEMAS = {
 
 
 def declare_missing_operators() -> list[str]:
-    """Declare torchvision's operators that its own library did not register; returns their names."""
+    """Declare torchvision's operators that its own library did not register.
+
+    Returns their names.
+    """
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return []

@@ -1,14 +1,14 @@
-"""Checkpoints: one safetensors file each, the tensors as they are and everything else as JSON in
-its header.
+"""Checkpoints: one safetensors file each, with everything that is not a tensor as JSON in its
+header.
 
-One file, written under a temporary name and renamed, is whole or absent whatever moment the
-process dies at. The newest `KEEP` are kept. Files are numbered by iterations done (a restart of
-the watchdog sets the step back, never this number). The JSON carries a SHA-256 of the tensors and
-of itself, so that a flipped bit is found as surely as a cut file; a damaged checkpoint is passed
-over for the one before it. No pickle anywhere.
+A file is written to a temporary name and renamed, so it is complete or absent whenever the process
+dies. The newest `KEEP` are kept. Files are numbered by iterations; a restart by the watchdog sets
+the step back, but never this number. The JSON holds a SHA-256 of the tensors and of itself, which
+finds a flipped bit as well as a truncated file; a damaged checkpoint is skipped for the one before
+it. Nothing is pickled.
 
 Tensor names: `field.*` (parameters and buffers), `optimizer.<parameter>.<slot>` (Adam),
-`occupancy.*`, `held.*` (views of an estimate that is still to serve), `generator.<name>`.
+`occupancy.*`, `held.*` (an estimate that still serves steps), `generator.<name>`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from vp3d.system.files import atomic_write
 from vp3d.system.out_of_memory import attempt, report_out_of_memory
 from vp3d.train import checkpoint
 from vp3d.train.watchdog import Watchdog
-from vp3d.types import Camera, Render, to_images
+from vp3d.types import Camera, Render, to_images, to_uint8
 
 SNAPSHOT_EVERY = 10  # steps between the in-memory copies that a bad step is rolled back to
 LOG_EVERY = 5  # steps between "step" entries in the log
@@ -388,16 +388,7 @@ def write_preview(stage: Stage[Any], config: CameraConfig, path: Path) -> None:
         render = stage.preview(camera, PREVIEW_SIZE)
         flat = render.over(torch.full((3,), PREVIEW_BACKGROUND, device=render.rgb.device))
     images = to_images(flat, len(camera), PREVIEW_SIZE, PREVIEW_SIZE)
-    strip = (
-        torch.cat(list(images), dim=-1)
-        .clamp(0.0, 1.0)
-        .mul(255.0)
-        .round()
-        .byte()
-        .permute(1, 2, 0)
-        .cpu()
-        .numpy()
-    )
+    strip = to_uint8(torch.cat(list(images), dim=-1))
     with atomic_write(path) as temporary:
         Image.fromarray(strip).save(temporary)
 

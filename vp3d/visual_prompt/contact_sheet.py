@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from vp3d.types import to_uint8
 
 TILE, GAP, LABEL_HEIGHT = 192, 8, 28  # pixels
 COLUMNS = 8
@@ -48,9 +48,7 @@ def contact_sheet(
 
 def _tile(rgb: Tensor) -> Image.Image:
     """A picture `[3, H, W]` in [0, 1], fitted into a square tile with its aspect ratio kept."""
-    scaled = rgb.detach().cpu().clamp(0.0, 1.0) * 255.0
-    values = scaled.round().to(torch.uint8).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(np.ascontiguousarray(values))
+    picture = Image.fromarray(to_uint8(rgb))
     scale = TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     tile = Image.new("RGB", (TILE, TILE), PAPER_COLOR)

@@ -28,6 +28,7 @@ from vp3d.prompts import phrases, strip_view, with_view
 from vp3d.rewards.text_image import TextImage
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import atomic_write, write_json
+from vp3d.types import to_uint8
 from vp3d.visual_prompt.contact_sheet import contact_sheet
 from vp3d.visual_prompt.cutout import (
     border_flood,
@@ -90,7 +91,8 @@ class VisualPromptRequest:
         prompt: The prompt of the run.
         negative_prompt: Its negative prompt, used to draw.
         image: Path of the user's picture; "" draws candidates instead.
-        resolution: Side in pixels of the square visual prompt that `image` is fitted into. It is the
+        resolution: Side in pixels of the square visual prompt that `image` is fitted into. It
+            is the
             resolution of the prior.
         settings: How to draw, cut out and choose.
     """
@@ -376,7 +378,7 @@ def _as_stored(picture: Tensor) -> Tensor:
 
 def _to_pil(picture: Tensor) -> Image.Image:
     """`[3, H, W]` or `[1, H, W]` in [0, 1] as an 8-bit picture."""
-    values = (picture.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    values = to_uint8(picture)
     return Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values)
 
 

@@ -1,4 +1,6 @@
-"""Training pictures: deterministic chunks, reserved captions, targets that ask only for what can be seen."""
+"""Training pictures: deterministic chunks, reserved captions, targets that ask only for what can be
+seen.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ def one(text: str, azimuth: float, elevation: float = 15.0) -> np.ndarray:
 
 
 def test_sphere_silhouette_and_shade_against_ray_sphere_intersection() -> None:
-    """Naive second version: solve the quadratic for each ray of `render.camera`, shade by its normal."""
+    """Naive second version: solve the quadratic for each ray of `render.camera`, shade by its
+    normal.
+    """
     size, ss = 64, 2
     camera = orbit(30.0, 15.0, 2.9, 40.0)
     rays = camera_rays(camera, size * ss, size * ss)

@@ -1,4 +1,7 @@
-"""The exact comparison: a scene that was turned, scaled and shifted comes back; a wrong one does not fit."""
+"""The exact comparison: a scene that was turned, scaled and shifted comes back.
+
+A wrong one does not fit.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from vp3d.export.read import join
 from vp3d.metrics.shapes import moved
 from vp3d.types import Mesh
 from vp3d.worlds.toybox.images import scene_distance
-from vp3d.worlds.toybox.janus import TOLD_APART, faces, janus_score, view_agreement
+from vp3d.worlds.toybox.janus import (
+    FRONT_BACK_LIMIT,
+    azimuth_agreement,
+    janus_figures,
+    janus_score,
+)
 from vp3d.worlds.toybox.scenes import parse_caption
 from vp3d.worlds.toybox.truth import (
     LIGHTS,
@@ -100,8 +108,10 @@ def two_faced(mesh: Mesh) -> Mesh:
 def test_a_second_front_is_a_janus(mug: Truth, turned: Comparison) -> None:
     double = compare(lit(two_faced(mug.mesh)), mug)
     assert double is not None
-    assert faces(double, mug)["janus"] > 0.5 and faces(double, mug)["two_faced"] == 1.0
-    whole = faces(turned, mug)
+    assert (
+        janus_figures(double, mug)["janus"] > 0.5 and janus_figures(double, mug)["two_faced"] == 1.0
+    )
+    whole = janus_figures(turned, mug)
     assert whole["janus"] < 0.1 and whole["two_faced"] == 0.0
     assert whole["view_agreement"] == 0.0  # no second face, but turned from its view words
 
@@ -109,7 +119,7 @@ def test_a_second_front_is_a_janus(mug: Truth, turned: Comparison) -> None:
 def test_a_shapeless_asset_has_no_second_face(mug: Truth) -> None:
     blob = compare(lit(true_mesh(parse_caption("a white egg"), cells=32)), mug)
     assert blob is not None
-    found = faces(blob, mug)
+    found = janus_figures(blob, mug)
     assert abs(found["janus"] - found["front_error"]) < 0.1 and found["two_faced"] == 0.0
 
 
@@ -121,12 +131,14 @@ def test_scores_of_views_by_hand() -> None:
     front_everywhere = np.repeat(truth[:1], 24, 0)
     assert janus_score(front_everywhere, truth) == pytest.approx(1.0)
     assert janus_score(np.full((24, 24), 0.3), truth) == pytest.approx(0.5)
-    assert janus_score(truth, np.full((24, 24), 1.0 - 0.9 * TOLD_APART)) is None
-    assert view_agreement(truth, truth, 0.0) == 1.0 and view_agreement(truth, truth, 90.0) == 0.0
+    assert janus_score(truth, np.full((24, 24), 1.0 - 0.9 * FRONT_BACK_LIMIT)) is None
     assert (
-        view_agreement(truth, truth, 30.0) == 1.0
-        and view_agreement(truth, np.ones((24, 24)), 90.0) == 1.0
+        azimuth_agreement(truth, truth, 0.0) == 1.0 and azimuth_agreement(truth, truth, 90.0) == 0.0
     )
-    assert view_agreement(front_everywhere, truth, 0.0) == pytest.approx(
+    assert (
+        azimuth_agreement(truth, truth, 30.0) == 1.0
+        and azimuth_agreement(truth, np.ones((24, 24)), 90.0) == 1.0
+    )
+    assert azimuth_agreement(front_everywhere, truth, 0.0) == pytest.approx(
         5 / 24
     )  # 0, 15, 30, 330 and 345 degrees

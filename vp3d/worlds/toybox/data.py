@@ -1,11 +1,13 @@
-"""The training pictures of the toybox, made once in chunks and kept under `data/toybox/`.
+"""The training pictures of the toybox, rendered once in chunks and kept under `data/toybox/`.
 
-A chunk is `SCENES` random scenes seen from `VIEWS` cameras each; chunk i depends on nothing but i, so that a killed
-run finds the same pictures again. Captions whose hash ends in 0 (one in ten) and all held-out colour-object pairs
-(`scenes.is_held_out`) are never drawn: they are what the figures are measured on.
+A chunk is `SCENES` random scenes with `VIEWS` views each. Chunk i depends only on i, so that an
+interrupted training finds the same pictures again. One caption in ten, chosen by hash, and all
+held-out colour-object pairs (`scenes.is_held_out`) are never drawn: the figures are measured on
+them.
 
-Cameras: azimuth uniform over the circle, elevation uniform in [-10, 45] degrees, the default distance and field of view
-with a few per cent of jitter in distance; ground one of `images.GROUNDS`.
+Cameras: azimuth uniform over the circle, elevation uniform in [-10, 45] degrees, the default field
+of view, and the default distance with a jitter of a few per cent. The background is one of
+`images.GROUNDS`.
 """
 
 from __future__ import annotations
@@ -46,14 +48,19 @@ ELEVATION_DEG = (-10.0, 45.0)
 
 @dataclass(frozen=True)
 class Pictures:
-    """N pictures of S scenes.
+    """N pictures of S scenes; the views of one scene are consecutive.
 
-    images [N, 64, 64, 3] uint8, seen [N, 5] share of the picture by slot (`scenes.Scene`), azimuth_deg and
-    elevation_deg [N], scene_of [N] index into `specs`. The views of one scene stand next to each other.
+    Attributes:
+        images: [N, 64, 64, 3] uint8.
+        coverage: Share of the picture that each slot covers [N, 5] (`scenes.Scene`).
+        azimuth_deg: [N], degrees.
+        elevation_deg: [N], degrees.
+        scene_of: Index into `specs` [N].
+        specs: The S captions.
     """
 
     images: np.ndarray
-    seen: np.ndarray
+    coverage: np.ndarray
     azimuth_deg: np.ndarray
     elevation_deg: np.ndarray
     scene_of: np.ndarray
@@ -64,16 +71,11 @@ class Pictures:
 
     @cached_property
     def nouns(self) -> np.ndarray:
-        """Of each scene [S, 3] int64: number of its noun, of its second one (-1: none), and whether they stand side by side."""
-        rows = [
-            (
-                NOUNS.index(s.noun),
-                NOUNS.index(s.noun_b) if s.relation else -1,
-                s.relation == "next to",
-            )
-            for s in self.specs
-        ]
-        return np.array(rows, np.int64)
+        """For each scene [S, 3] int64: its noun, its second noun (or -1), whether "next to"."""
+        first = [NOUNS.index(s.noun) for s in self.specs]
+        second = [NOUNS.index(s.noun_b) if s.relation else -1 for s in self.specs]
+        side_by_side = [s.relation == "next to" for s in self.specs]
+        return np.stack([np.array(v, np.int64) for v in (first, second, side_by_side)], 1)
 
     def caption(self, index: int) -> str:
         """The caption of picture `index` without view words."""
@@ -85,14 +87,21 @@ class Pictures:
 
 
 def is_reserved(text: str) -> bool:
-    """Whether a caption (without view words) is kept for measuring: one in ten, by hash."""
+    """Whether a caption (without view words) is reserved for measuring: one in ten, by hash."""
     return hashlib.sha256(text.encode()).digest()[0] % 10 == 0
 
 
 def draw_specs(
     rng: np.random.Generator, count: int, reserved: bool, held_out: bool = False
 ) -> list[Spec]:
-    """`count` captions for training (`reserved` False) or for measuring; `held_out` asks for held-out pairs."""
+    """Random captions.
+
+    Args:
+        rng: The source of randomness.
+        count: How many.
+        reserved: Whether for measuring, not for training (`is_reserved`).
+        held_out: Only captions with held-out colour-object pairs, whatever `reserved` is.
+    """
     specs: list[Spec] = []
     while len(specs) < count:
         spec = sample_spec(rng, held_out)
@@ -102,7 +111,7 @@ def draw_specs(
 
 
 def make_pictures(specs: list[Spec], views: int, rng: np.random.Generator) -> Pictures:
-    """Render every caption from `views` random cameras on random grounds."""
+    """Render every caption from `views` random cameras on random backgrounds."""
     count = len(specs) * views
     azimuth = rng.uniform(-180.0, 180.0, count)
     elevation = rng.uniform(*ELEVATION_DEG, count)
@@ -110,10 +119,11 @@ def make_pictures(specs: list[Spec], views: int, rng: np.random.Generator) -> Pi
     grounds = np.array(GROUNDS)[rng.integers(len(GROUNDS), size=count)]
     scene_of = np.repeat(np.arange(len(specs)), views)
     vectors = view_vectors(azimuth, elevation, distance, np.full(count, FOV_DEG))
-    images, seen = render_scenes([build_scene(s) for s in specs], scene_of, vectors, grounds)
+    scenes = [build_scene(s) for s in specs]
+    images, coverage = render_scenes(scenes, scene_of, vectors, grounds)
     return Pictures(
         images,
-        seen.astype(np.float32),
+        coverage.astype(np.float32),
         azimuth.astype(np.float32),
         elevation.astype(np.float32),
         scene_of,
@@ -122,7 +132,7 @@ def make_pictures(specs: list[Spec], views: int, rng: np.random.Generator) -> Pi
 
 
 def heldout_pictures(count: int, views: int = 1, pairs: bool = False, seed: int = 1) -> Pictures:
-    """Pictures of captions that no training ever saw; `pairs` asks for held-out colour-object pairs."""
+    """Pictures of captions that are never trained on; `pairs`: of held-out colour-object pairs."""
     rng = np.random.default_rng([77, seed, int(pairs)])
     return make_pictures(draw_specs(rng, count, reserved=True, held_out=pairs), views, rng)
 
@@ -130,7 +140,11 @@ def heldout_pictures(count: int, views: int = 1, pairs: bool = False, seed: int 
 def training_pictures(
     folder: Path, chunks: int, report: Callable[[str], None] = lambda _: None
 ) -> Pictures:
-    """The first `chunks` chunks, rendered now where they are not on disk yet (about 300 pictures a second and core)."""
+    """The pictures of the first `chunks` chunks.
+
+    Chunks that are not in `folder` are rendered, about 300 pictures a second and core. `report`
+    gets progress lines.
+    """
     parts = []
     for index in range(chunks):
         path = folder / f"chunk{index:03d}.safetensors"
@@ -145,7 +159,12 @@ def _write_chunk(path: Path, index: int) -> None:
     rng = np.random.default_rng([5, index])
     pictures = make_pictures(draw_specs(rng, SCENES, reserved=False), VIEWS, rng)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {k: getattr(pictures, k) for k in ("images", "seen", "azimuth_deg", "elevation_deg")}
+    arrays = {
+        "images": pictures.images,
+        "seen": pictures.coverage,
+        "azimuth_deg": pictures.azimuth_deg,
+        "elevation_deg": pictures.elevation_deg,
+    }
     with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps([asdict(s) for s in pictures.specs]))
     with atomic_write(path) as temporary:
@@ -170,7 +189,7 @@ def _join(parts: list[Pictures]) -> Pictures:
     starts = np.cumsum([0, *(len(p.specs) for p in parts)])
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("images", "seen", "azimuth_deg", "elevation_deg")
+        for name in ("images", "coverage", "azimuth_deg", "elevation_deg")
     }
     scene_of = np.concatenate([p.scene_of + s for p, s in zip(parts, starts, strict=False)])
     return Pictures(**arrays, scene_of=scene_of, specs=[spec for p in parts for spec in p.specs])
@@ -188,15 +207,22 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 
 
 def augment(rgb: Tensor, rng: np.random.Generator, strength: float, most_shift: int = 3) -> Tensor:
-    """rgb [B, 3, 64, 64] in [0, 1] blurred, made noisy, brighter or darker and flatter, each at random.
+    """Augment pictures at random: shift, blur, gain, tint and noise.
 
-    And shifted by up to `most_shift` pixels up or down and to a side, the whole batch alike.
+    Args:
+        rgb: Pictures [B, 3, 64, 64] in [0, 1].
+        rng: The source of randomness.
+        strength: Of all but the shift, in [0, 1].
+        most_shift: Largest shift in pixels, vertically and horizontally; 0 for none. All pictures
+            of the batch are shifted and blurred alike.
+
+    Returns:
+        [B, 3, 64, 64] in [0, 1].
     """
     if most_shift:
         shift, edge = rng.integers(-most_shift, most_shift + 1, 2), most_shift
-        rgb = torch.roll(F.pad(rgb, (edge,) * 4, mode="replicate"), tuple(shift), (2, 3))[
-            :, :, edge:-edge, edge:-edge
-        ]
+        padded = F.pad(rgb, (edge,) * 4, mode="replicate")
+        rgb = torch.roll(padded, tuple(shift), (2, 3))[:, :, edge:-edge, edge:-edge]
     if rng.random() < 0.6 * strength:
         side = int(rng.integers(24, 60))
         small = F.interpolate(
@@ -211,9 +237,9 @@ def augment(rgb: Tensor, rng: np.random.Generator, strength: float, most_shift: 
 
 
 def thumbnails(images: np.ndarray) -> Tensor:
-    """What pictures [N, 64, 64, 3] uint8 look like from afar: [N, 112] in [0, 1].
+    """Coarse versions [N, 112] in [0, 1] of pictures [N, 64, 64, 3] uint8.
 
-    Opacity on 8 x 8 cells, then colour times opacity on 4 x 4; the ground is what the first pixel shows.
+    Opacity (`opacity`) on 8 x 8 cells, then colour times opacity on 4 x 4 cells.
     """
     rgb = to_tensor(images)
     opaque = opacity(rgb)
@@ -222,54 +248,75 @@ def thumbnails(images: np.ndarray) -> Tensor:
 
 
 def noun_maps(pictures: Pictures, index: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """How much of each of 8 x 8 cells the nouns cover in B pictures: [B, nouns, 8, 8] in [0, 1], on `device`.
+    """Which nouns the cells of pictures show.
 
-    Two objects are told apart by a straight cut that gives each its share `seen`: "on" by a row, "next to" by a column. ViewGuess
-    from the side, where one is before the other, nothing is told.
+    The pixels of two objects are separated by a straight cut such that each object has its share
+    `coverage`: a row for "on", a column for "next to". If one of two objects next to each other is
+    in front of the other (side views), the map is zero.
+
+    Args:
+        pictures: The pictures.
+        index: Numbers of B of them.
+        device: Of the result.
+
+    Returns:
+        Share of each of 8 x 8 cells that each noun covers [B, nouns, 8, 8], in [0, 1].
     """
     opaque = opacity(to_tensor(pictures.images[index], device))[:, 0].double()
     facing = np.cos(np.deg2rad(pictures.azimuth_deg[index]))
-    first, second, beside = pictures.nouns[pictures.scene_of[index]].T
-    seen = pictures.seen[index].astype(np.float64)
-    share, both = seen[:, :3].sum(1), seen.sum(1)
-    turned = (beside == 1) & (facing < 0)  # the caption's first object is the right one
-    cut = np.where(second < 0, 1.0, np.where(turned, both - share, share) / np.maximum(both, 1e-6))
-    told, columns, swap, upto = (
+    first, second, side_by_side = pictures.nouns[pictures.scene_of[index]].T
+    coverage = pictures.coverage[index].astype(np.float64)
+    share, both = coverage[:, :3].sum(1), coverage.sum(1)
+    # from behind, the caption's first object is the right one
+    turned = (side_by_side == 1) & (facing < 0)
+    first_share = np.where(turned, both - share, share) / np.maximum(both, 1e-6)
+    cut = np.where(second < 0, 1.0, first_share)
+    known, columns, swap, upto = (
         torch.from_numpy(v).to(device)
-        for v in ((beside == 0) | (np.abs(facing) >= 0.4), beside == 1, turned, cut)
+        for v in (
+            (side_by_side == 0) | (np.abs(facing) >= 0.4),
+            side_by_side == 1,
+            turned,
+            cut,
+        )
     )
+    # opaque pixels of each column or row, and whether they belong to the first object
     lines = torch.where(columns[:, None], opaque.sum(1), opaque.sum(2))
-    before = (lines.cumsum(1) / lines.sum(1, keepdim=True).clamp(min=1.0) <= upto[:, None]) != swap[
-        :, None
-    ]
-    mine = torch.where(columns[:, None, None], before[:, None, :], before[:, :, None])
+    cumulative = lines.cumsum(1) / lines.sum(1, keepdim=True).clamp(min=1.0)
+    before = (cumulative <= upto[:, None]) != swap[:, None]
+    of_first = torch.where(columns[:, None, None], before[:, None, :], before[:, :, None])
     parts = [
-        F.avg_pool2d((opaque * side * told[:, None, None]).float()[:, None], 8)[:, 0]
-        for side in (mine, ~mine)
+        F.avg_pool2d((opaque * side * known[:, None, None]).float()[:, None], 8)[:, 0]
+        for side in (of_first, ~of_first)
     ]
-    maps = torch.zeros(
-        len(index), len(NOUNS) + 1, 8, 8, device=device
-    )  # the last is of no second object
+    # the last map takes the part of a second object that does not exist (-1)
+    maps = torch.zeros(len(index), len(NOUNS) + 1, 8, 8, device=device)
     for nouns, part in zip((first, second), parts, strict=True):
         maps[torch.arange(len(index), device=device), torch.from_numpy(nouns).to(device)] += part
     return maps[:, :-1]
 
 
 def opacity(rgb: Tensor) -> Tensor:
-    """Where pictures [N, 3, H, W] in [0, 1] show no ground, which is what the first pixel shows: [N, 1, H, W], 0 or 1."""
+    """Where pictures [N, 3, H, W] in [0, 1] show no background: [N, 1, H, W], 0 or 1.
+
+    The background has the colour of the first pixel.
+    """
     return ((rgb - rgb[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.01).float()
 
 
-VISIBLE = 0.006  # share of the picture below which a thing counts as hidden
-TELLABLE = 0.012  # share below which the colour of a part cannot be told
-BOTH_VISIBLE = 0.03  # share that each of two objects next to each other must have to be named
+# Smallest shares of the picture from which something counts as visible: an object, the colour of
+# a part, each of two objects that are next to each other
+OBJECT_VISIBLE = 0.006
+PART_COLOR_VISIBLE = 0.012
+EACH_VISIBLE = 0.03
 
 
 def attributes(spec: Spec) -> dict[str, str]:
-    """What the judge is asked of a scene: its heads' names with the right answers ("none" where there is no such thing).
+    """The attributes of a scene by the judge's names; "none" for what it does not have.
 
-    Of a pattern's two colours, a is the one that stands first in `COLORS`: which of them is the ground cannot be seen.
-    A compound whose part was given no colour of its own has the part in the object's (`default_accent`).
+    Of a pattern's two colours, `color_a` is the one that comes first in `COLORS`, because the
+    picture does not show which of them is the background of the pattern. If a compound's part has
+    no colour of its own, it has the object's (or `default_accent`).
     """
     color, accent = spec.color, spec.accent
     if spec.pattern != "plain":
@@ -287,20 +334,21 @@ def attributes(spec: Spec) -> dict[str, str]:
     }
 
 
-def visible_attributes(spec: Spec, seen: np.ndarray) -> dict[str, bool]:
-    """Which attributes can be told from a picture with the slot shares `seen` [5]."""
-    first, second = seen[0] + seen[1] + seen[2] > VISIBLE, seen[3] + seen[4] > VISIBLE
+def visible_attributes(spec: Spec, coverage: np.ndarray) -> dict[str, bool]:
+    """Which attributes are visible in a picture with the slot shares `coverage` [5]."""
+    first = coverage[0] + coverage[1] + coverage[2] > OBJECT_VISIBLE
+    second = coverage[3] + coverage[4] > OBJECT_VISIBLE
     both = bool(first and (second or not spec.relation))
-    accent = bool(seen[1] > TELLABLE or not spec.accent)
-    pattern = spec.pattern == "plain" or bool(min(seen[0], seen[1]) > TELLABLE)
+    accent = bool(coverage[1] > PART_COLOR_VISIBLE or not spec.accent)
+    pattern = spec.pattern == "plain" or bool(min(coverage[0], coverage[1]) > PART_COLOR_VISIBLE)
     return {
         "object_a": bool(first),
-        "color_a": bool(seen[0] > VISIBLE) and pattern,
+        "color_a": bool(coverage[0] > OBJECT_VISIBLE) and pattern,
         "accent_a": accent and pattern,
         "pattern": pattern,
         "relation": both,
         "object_b": both,
-        "color_b": bool(both and (seen[3] > VISIBLE or not spec.relation)),
+        "color_b": bool(both and (coverage[3] > OBJECT_VISIBLE or not spec.relation)),
     }
 
 
@@ -316,47 +364,48 @@ HEADS: dict[str, list[str]] = {
 
 
 def spec_targets(specs: list[Spec]) -> Tensor:
-    """What the captions say, [N, heads] int64 in the order of `HEADS`: `attributes` as indices."""
-    return torch.tensor(
-        [[values.index(attributes(s)[head]) for head, values in HEADS.items()] for s in specs]
-    )
+    """The attributes that captions state, as indices [N, heads] int64 in the order of `HEADS`."""
+    rows = [[values.index(attributes(s)[head]) for head, values in HEADS.items()] for s in specs]
+    return torch.tensor(rows)
 
 
 def attribute_targets(pictures: Pictures) -> np.ndarray:
-    """Right answers [N, heads] int64 in the order of `HEADS`; -100 where the picture does not show it.
+    """Right answers [N, heads] int64 in the order of `HEADS`; -100 if the picture does not show it.
 
-    Of two objects next to each other, a is the one on the left in the picture: from behind that is the caption's second.
-    ViewGuess from the side, where one hides the other, they are not asked for.
+    Of two objects next to each other, a is the left one in the picture; from behind that is the
+    caption's second. In side views, where one hides the other, they have no target.
     """
     index = {name: {value: i for i, value in enumerate(values)} for name, values in HEADS.items()}
     answers = np.full((len(pictures), len(HEADS)), -100, dtype=np.int64)
     facing = np.cos(np.deg2rad(pictures.azimuth_deg))
-    for n, (scene, seen) in enumerate(zip(pictures.scene_of, pictures.seen, strict=True)):
+    for n, (scene, coverage) in enumerate(zip(pictures.scene_of, pictures.coverage, strict=True)):
         spec = pictures.specs[scene]
-        beside = spec.relation == "next to"
-        told = swapped(attributes(spec)) if beside and facing[n] < 0 else attributes(spec)
-        shown = visible_attributes(spec, seen)
-        hidden = min(seen[:3].sum(), seen[3:].sum()) < BOTH_VISIBLE or not (
-            shown["color_a"] and shown["color_b"]
+        side_by_side = spec.relation == "next to"
+        values = attributes(spec)
+        if side_by_side and facing[n] < 0:
+            values = swapped(values)
+        visible = visible_attributes(spec, coverage)
+        hidden = min(coverage[:3].sum(), coverage[3:].sum()) < EACH_VISIBLE or not (
+            visible["color_a"] and visible["color_b"]
         )
-        if beside and (abs(facing[n]) < 0.4 or hidden):
-            shown |= dict.fromkeys(("object_a", "color_a", "object_b", "color_b"), False)
-        answers[n] = [index[h][told[h]] if shown[h] else -100 for h in HEADS]
+        if side_by_side and (abs(facing[n]) < 0.4 or hidden):
+            visible |= dict.fromkeys(("object_a", "color_a", "object_b", "color_b"), False)
+        answers[n] = [index[h][values[h]] if visible[h] else -100 for h in HEADS]
     return answers
 
 
-def swapped(told: dict[str, str]) -> dict[str, str]:
-    """The same attributes with objects a and b exchanged."""
-    return told | {
-        "object_a": told["object_b"],
-        "color_a": told["color_b"],
-        "object_b": told["object_a"],
-        "color_b": told["color_a"],
+def swapped(values: dict[str, str]) -> dict[str, str]:
+    """The attributes with objects a and b exchanged."""
+    return values | {
+        "object_a": values["object_b"],
+        "color_a": values["color_b"],
+        "object_b": values["object_a"],
+        "color_b": values["color_a"],
     }
 
 
 def confuse(spec: Spec, rng: np.random.Generator) -> Spec:
-    """A caption that is nearly right: colours swapped, one colour changed, the pattern or the noun changed."""
+    """A nearly right caption: colours swapped, or one colour, the pattern or the noun changed."""
     color = list(COLORS)[int(rng.integers(len(COLORS)))]
     kind = rng.random()
     if kind < 0.5 and spec.relation:

@@ -1,9 +1,10 @@
-"""Ground-truth pictures of toybox scenes: a sphere tracer in numba, one thread a picture.
+"""Ground-truth pictures of toybox scenes: a sphere tracer in numba, one thread for each picture.
 
-The light is that of `vp3d.render.shade` (fixed in the world), cameras are those of `vp3d.render.camera`, and the
-ground is a plain neutral grey. Pictures are averaged over 2 x 2 rays a pixel.
-Signed distances are exact for spheres, boxes, cones, rings and capsules; for an ellipsoid and a gable roof the sign is
-exact and the value is a lower bound near the surface (first-order, and the largest half-plane).
+The light is that of `vp3d.render.shade` (fixed in the world), the cameras are those of
+`vp3d.render.camera`, and the background is a plain neutral grey. Each pixel is the mean of 2 x 2
+rays. Signed distances are exact for spheres, boxes, cones, rings and capsules. For an ellipsoid and
+a gable roof the sign is exact and the value is a lower bound near the surface (first-order, and the
+largest half-plane).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from vp3d.render.shade import AMBIENT, DIFFUSE, LIGHT_DIRECTION
 from vp3d.worlds.toybox.scenes import PATTERN_PERIOD, PRIM_COLUMNS, Scene, Spec, build_scene
 
-GROUNDS = (0.5, 0.7, 0.9)  # grey levels behind the objects
+GROUNDS = (0.5, 0.7, 0.9)  # grey levels of the background
 SLOTS = 5  # see scenes.Scene
 _AMBIENT, _DIFFUSE = float(AMBIENT), float(DIFFUSE)
 _LX, _LY, _LZ = (float(v) for v in LIGHT_DIRECTION)
@@ -65,7 +66,10 @@ def _distance_cone(x: float, y: float, z: float, r0: float, r1: float, h: float)
 
 @numba.njit(cache=True)
 def _distance_gable(x: float, y: float, z: float, a: float, b: float, c: float) -> float:
-    """Triangle with base 2a at z = -c and apex at z = c (upside down for c < 0), extruded to |y| <= b."""
+    """Triangle with base 2a at z = -c and apex at z = c, extruded to |y| <= b.
+
+    It is upside down for c < 0.
+    """
     z, c = (z, c) if c > 0.0 else (-z, -c)
     length = math.sqrt(4.0 * c * c + a * a)
     slope = (2.0 * c * abs(x) + a * (z - c)) / length
@@ -74,7 +78,14 @@ def _distance_gable(x: float, y: float, z: float, a: float, b: float, c: float) 
 
 @numba.njit(cache=True)
 def prim_distance(prim: np.ndarray, x: float, y: float, z: float) -> float:
-    """Signed distance from a world point to one primitive row (`scenes.PRIM_COLUMNS`), negative inside."""
+    """Signed distance from a world point to one primitive, negative inside.
+
+    Args:
+        prim: The primitive, a row of `scenes.PRIM_COLUMNS` numbers.
+        x: World coordinate of the point.
+        y: World coordinate of the point.
+        z: World coordinate of the point.
+    """
     kind = int(prim[0])
     lx, ly, lz = _local(prim, x, y, z)
     a, b, c = prim[4], prim[5], prim[6]
@@ -94,7 +105,11 @@ def prim_distance(prim: np.ndarray, x: float, y: float, z: float) -> float:
 
 @numba.njit(cache=True, parallel=True)
 def scene_distance(prims: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signed distance [N] of world points [N, 3] to the union of primitives [P, 9], and the nearest one's index [N]."""
+    """Signed distances of world points [N, 3] to the union of primitives [P, 9].
+
+    Returns:
+        The distances [N], and the index of the nearest primitive [N].
+    """
     distance = np.empty(len(points))
     nearest = np.zeros(len(points), dtype=np.int64)
     for n in numba.prange(len(points)):
@@ -144,7 +159,7 @@ def _trace(
     start: float,
     end: float,
 ) -> tuple[float, int]:
-    """Distance along the ray to the first surface and the primitive there; -1 when nothing is hit."""
+    """Distance along the ray to the first surface, and the primitive there; -1 for no hit."""
     t = start
     for _ in range(80):
         x, y, z = origin[0] + t * ray[0], origin[1] + t * ray[1], origin[2] + t * ray[2]
@@ -182,7 +197,11 @@ def _shade(prim: np.ndarray, x: float, y: float, z: float) -> float:
 def scene_surface(
     prims: np.ndarray, materials: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Unlit sRGB colour [N, 3] in [0, 1] and unit outward normal [N, 3] of the primitive nearest to each of points [N, 3]."""
+    """Colours and normals of the primitives nearest to points [N, 3].
+
+    Returns:
+        Unlit sRGB colours [N, 3] in [0, 1], and unit outward normals [N, 3].
+    """
     albedo, normals = np.empty((len(points), 3)), np.empty((len(points), 3))
     for n in numba.prange(len(points)):
         x, y, z = points[n, 0], points[n, 1], points[n, 2]
@@ -199,14 +218,14 @@ def scene_surface(
 
 
 @numba.njit(cache=True)
-def _sees(
+def _ray_color(
     prims: np.ndarray,
     materials: np.ndarray,
     origin: np.ndarray,
     ray: np.ndarray,
     active: np.ndarray,
 ) -> tuple[float, float, float, int]:
-    """Shaded colour along one ray and its slot; slot -1 is the ground."""
+    """Shaded colour along one ray and its slot; slot -1 is the background."""
     count, first, last = 0, 1e9, -1e9
     for p in range(len(prims)):
         ox, oy, oz = prims[p, 1] - origin[0], prims[p, 2] - origin[1], prims[p, 3] - origin[2]
@@ -236,9 +255,9 @@ def _picture(
     view: np.ndarray,
     ground: float,
     image: np.ndarray,
-    seen: np.ndarray,
+    coverage: np.ndarray,
 ) -> None:
-    """Fill image [S, S, 3] uint8 and seen [SLOTS] (share of the picture each slot covers)."""
+    """Fill image [S, S, 3] uint8 and coverage [SLOTS] (share of the picture each slot covers)."""
     size, rays = image.shape[0], 2
     origin, right, up, forward, half = view[0:3], view[3:6], view[6:9], view[9:12], view[12]
     active = np.empty(len(prims), dtype=np.int64)
@@ -252,11 +271,11 @@ def _picture(
                 norm = 1.0 / math.sqrt(1.0 + u * u + v * v)
                 for d in range(3):
                     ray[d] = (forward[d] + u * right[d] + v * up[d]) * norm
-                cr, cg, cb, slot = _sees(prims, materials, origin, ray, active)
+                cr, cg, cb, slot = _ray_color(prims, materials, origin, ray, active)
                 if slot < 0:
                     cr, cg, cb = ground, ground, ground
                 else:
-                    seen[slot] += 1.0 / (size * size * rays * rays)
+                    coverage[slot] += 1.0 / (size * size * rays * rays)
                 r, g, b = r + cr, g + cg, b + cb
             scale = 255.0 / (rays * rays)
             image[i, j, 0] = int(r * scale + 0.5)
@@ -274,7 +293,7 @@ def _pictures(
     views: np.ndarray,
     grounds: np.ndarray,
     images: np.ndarray,
-    seen: np.ndarray,
+    coverage: np.ndarray,
 ) -> None:
     for n in numba.prange(len(views)):
         s = scene_of[n]
@@ -284,14 +303,25 @@ def _pictures(
             views[n],
             grounds[n],
             images[n],
-            seen[n],
+            coverage[n],
         )
 
 
 def view_vectors(
     azimuth_deg: np.ndarray, elevation_deg: np.ndarray, distance: np.ndarray, fov_deg: np.ndarray
 ) -> np.ndarray:
-    """[N, 13]: position, right, up, forward (world, unit), tangent of half the field of view. Inputs [N] degrees."""
+    """Cameras that look at the origin, as rows of numbers.
+
+    Args:
+        azimuth_deg: [N], degrees.
+        elevation_deg: [N], degrees above the horizon.
+        distance: From the origin [N], world units.
+        fov_deg: Field of view [N], degrees.
+
+    Returns:
+        [N, 13]: position (3), right, up and forward (3 each, unit vectors in world coordinates),
+        tangent of half the field of view.
+    """
     azimuth, elevation = np.deg2rad(azimuth_deg), np.deg2rad(elevation_deg)
     outward = np.stack(
         [
@@ -316,14 +346,23 @@ def render_scenes(
     grounds: np.ndarray,
     size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures [N, S, S, 3] uint8 sRGB of `scenes[scene_of[n]]` from `views` [N, 13] (`view_vectors`) on grey `grounds` [N].
+    """Render pictures of scenes.
 
-    Also the share [N, SLOTS] of each picture that each slot covers: what can be seen of an attribute from there.
+    Args:
+        scenes: The S scenes.
+        scene_of: Which scene each of the N pictures shows [N].
+        views: The cameras [N, 13] (`view_vectors`).
+        grounds: Grey levels of the backgrounds [N] in [0, 1].
+        size: Side of a picture, pixels.
+
+    Returns:
+        Pictures [N, size, size, 3] uint8 sRGB, and the share of each picture that each slot covers
+        [N, SLOTS].
     """
     prim_start = np.cumsum([0, *(len(s.prims) for s in scenes)])
     material_start = np.cumsum([0, *(len(s.materials) for s in scenes)])
     images = np.zeros((len(views), size, size, 3), dtype=np.uint8)
-    seen = np.zeros((len(views), SLOTS))
+    coverage = np.zeros((len(views), SLOTS))
     prims = np.concatenate([s.prims for s in scenes]).reshape(-1, PRIM_COLUMNS)
     materials = np.concatenate([s.materials for s in scenes])
     _pictures(
@@ -335,9 +374,9 @@ def render_scenes(
         views,
         np.asarray(grounds, float),
         images,
-        seen,
+        coverage,
     )
-    return images, seen
+    return images, coverage
 
 
 def render_spec(
@@ -347,7 +386,22 @@ def render_spec(
     ground: float = 0.7,
     size: int = 64,
 ) -> np.ndarray:
-    """Ground-truth views [N, S, S, 3] uint8 of one caption's scene at the default distance and field of view."""
+    """Render views of one caption's scene, at the default distance and field of view.
+
+    Args:
+        spec: The caption.
+        azimuth_deg: Azimuths of the N views, degrees.
+        elevation_deg: Degrees above the horizon.
+        ground: Grey level of the background in [0, 1].
+        size: Side of a view, pixels.
+
+    Returns:
+        [N, size, size, 3] uint8 sRGB.
+
+    Example:
+        >>> render_spec(parse_caption("a red cube"), [0.0, 90.0]).shape
+        (2, 64, 64, 3)
+    """
     azimuth = np.asarray(azimuth_deg, dtype=np.float64)
     full = np.ones_like(azimuth)
     views = view_vectors(azimuth, full * elevation_deg, full * 2.9, full * 40.0)

@@ -1,11 +1,15 @@
-"""What the prompt alone says of pictures of an asset: the judge over many views, and CLIP R-precision.
+"""Check pictures of an asset against the prompt: the judge over many views, and CLIP R-precision.
 
-The judge is asked only what can be seen: from each azimuth the true scene tells which attributes show (`data.attribute_targets`),
-so a handle behind a mug or an object hidden by its neighbour counts for nothing. Shares are over the views that were asked.
+The judge is evaluated only on visible attributes. The true scene determines, for each azimuth,
+which attributes are visible (`data.attribute_targets`); a handle behind a mug, or an object hidden
+by its neighbour, does not count. Each figure is a share of the views where it applies.
 
-* `objects`, `colors`: the nouns and main colours of all objects. `parts`: pattern, and the colour of pattern or part (only where
-  the prompt names one). `relation`: only of two objects. `all`: everything that shows, also that there is nothing more.
-* `r_precision`: share of views whose own caption scores highest by CLIP among the captions of the whole suite.
+* `objects`, `colors`: the nouns and the main colours of all objects.
+* `parts`: the pattern, and the colour of pattern or part (only if the prompt names one).
+* `relation`: of two objects.
+* `all`: all visible attributes, and nothing else is in the picture.
+* `r_precision`: share of the views whose own caption scores highest by CLIP among all captions of
+  the suite.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from vp3d.worlds.toybox.scenes import Spec, build_scene
 
 VIEWS = 24
 FIGURES = ("all", "objects", "colors", "parts", "relation")
-ASKED = {
+FIGURE_ATTRIBUTES = {
     "objects": OBJECTS,
     "colors": COLORS,
     "parts": ("accent_a", "pattern"),
@@ -40,17 +44,27 @@ def azimuths(count: int) -> list[float]:
 
 
 def true_pictures(spec: Spec, azimuth_deg: Sequence[float], ground: float, size: int) -> Pictures:
-    """The true scene from these azimuths at the usual elevation, with what can be seen of each attribute."""
+    """Render the true scene of a caption.
+
+    Args:
+        spec: The caption.
+        azimuth_deg: Azimuths of the N views, degrees.
+        ground: Grey level of the background in [0, 1].
+        size: Side of a picture, pixels.
+
+    Returns:
+        N pictures at the usual elevation, with the share of each that each slot covers.
+    """
     azimuth = np.asarray(azimuth_deg, np.float64)
     full = np.ones_like(azimuth)
     vectors = view_vectors(azimuth, full * ELEVATION_DEG, full * DISTANCE, full * FOV_DEG)
     which = np.zeros(len(azimuth), np.int64)
-    images, seen = render_scenes([build_scene(spec)], which, vectors, full * ground, size)
-    return Pictures(images, seen, azimuth, full * ELEVATION_DEG, which, [spec])
+    images, coverage = render_scenes([build_scene(spec)], which, vectors, full * ground, size)
+    return Pictures(images, coverage, azimuth, full * ELEVATION_DEG, which, [spec])
 
 
 def expected_views(pictures: Pictures) -> list[dict[str, str]]:
-    """For each picture of true scenes the attributes that can be told from it, by the judge's names."""
+    """The visible attributes of each picture of true scenes, by the judge's names."""
     heads = list(HEADS.items())
     rows = attribute_targets(pictures)
     return [
@@ -62,15 +76,22 @@ def expected_views(pictures: Pictures) -> list[dict[str, str]]:
 def verdict(
     judge: Judge, rgb: Tensor, spec: Spec, expected: Sequence[dict[str, str]]
 ) -> dict[str, float | None]:
-    """Shares in [0, 1] of the `FIGURES` over pictures rgb [B, 3, H, W] in [0, 1]; None for what the prompt does not name."""
+    """The `FIGURES`, each a share in [0, 1]; None for a figure that the prompt does not name.
+
+    Args:
+        judge: The attribute judge.
+        rgb: Pictures [B, 3, H, W] in [0, 1].
+        spec: The caption.
+        expected: The visible attributes of each picture (`expected_views`).
+    """
     rows: dict[str, list[bool]] = {name: [] for name in FIGURES}
-    for named, told in zip(judge_views(judge, rgb), expected, strict=True):
-        found = check_view(named, told)
+    for named, visible in zip(judge_views(judge, rgb), expected, strict=True):
+        found = check_view(named, visible)
         right = found | {"parts": found["accent_a"] and found["pattern"]}
-        for name, keys in ASKED.items():
-            if any(key in told for key in keys):
+        for name, keys in FIGURE_ATTRIBUTES.items():
+            if any(key in visible for key in keys):
                 rows[name].append(right[name])
-        if told:
+        if visible:
             rows["all"].append(found["right"] and all(found[key] for key in DETAILS))
     rows["parts"] = rows["parts"] if spec.accent else []
     rows["relation"] = rows["relation"] if spec.relation else []
@@ -79,7 +100,14 @@ def verdict(
 
 @torch.no_grad()
 def r_precision(clip: ClipEncoder, rgb: Tensor, prompt: str, texts: dict[str, Tensor]) -> float:
-    """Share in [0, 1] of pictures rgb [B, 3, H, H] in [0, 1] nearest to `prompt` among `texts`, unit features [D] by caption."""
+    """Share in [0, 1] of pictures whose nearest caption is `prompt`.
+
+    Args:
+        clip: Encodes the pictures.
+        rgb: Pictures [B, 3, H, H] in [0, 1].
+        prompt: One of the captions.
+        texts: Unit features [D] of all captions, by caption.
+    """
     scores = clip.image(rgb) @ torch.stack(list(texts.values())).T
     return float((scores.argmax(1) == list(texts).index(prompt)).float().mean())
 

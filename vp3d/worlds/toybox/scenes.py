@@ -6,18 +6,20 @@ A caption is one of
     a red sphere with yellow stripes               a solid with a pattern ("stripes", "checks")
     a purple chair with brown legs                 a compound whose named part has its own colour
     a pink cone on a green cylinder                two objects, the first stands on the second
-    a pink cone next to a green cylinder           two objects, the first at -y (left in the front view)
+    a pink cone next to a green cylinder           two objects, the first at -y (front view: left)
 
-and may end in view words (", front view"). `Spec` is the parsed caption, `caption` and `parse_caption` are inverse to each
-other, and `build_scene` gives the primitives. The same caption always gives the same scene: there is one right answer.
+and may end in view words (", front view"). `Spec` is the parsed caption, `caption` and
+`parse_caption` are inverse to each other, and `build_scene` returns the primitives. The same
+caption always gives the same scene, so each prompt has one right answer.
 
-Frame and units are those of `vp3d.types`: z up, the object faces +x, everything inside the ball of radius 0.85.
+Frame and units are those of `vp3d.types`: z up, the object faces +x, everything is inside the ball
+of radius 0.85.
 
-A primitive is a row of numbers, `PRIM_COLUMNS` wide:
-kind, centre (3), size (3), axis, material. `size` by kind:
-ELLIPSOID radii; BOX half sizes; CONE bottom radius, top radius, half height (a cylinder has equal radii); RING major and
-minor radius; CAPSULE radius, half length of its segment; GABLE half width, half length, half height (triangle in local
-x-z, extruded along local y). Local z of CONE, RING and CAPSULE is world x, y or z for `axis` 0, 1, 2.
+A primitive is a row of `PRIM_COLUMNS` numbers: kind, centre (3), size (3), axis, material. `size`
+depends on the kind: ELLIPSOID radii; BOX half sizes; CONE bottom radius, top radius, half height (a
+cylinder has equal radii); RING major and minor radius; CAPSULE radius, half length of its segment;
+GABLE half width, half length, half height (a triangle in local x-z, extruded along local y). The
+local z of CONE, RING and CAPSULE is world x, y or z for `axis` 0, 1, 2.
 """
 
 from __future__ import annotations
@@ -48,13 +50,12 @@ COLORS: dict[str, tuple[float, float, float]] = {
 }
 PATTERNS = ("plain", "stripes", "checks")
 RELATIONS = ("on", "next to")
-PATTERN_PERIOD = (
-    0.40  # side of a check and width of a stripe, in units of the object before it is scaled
-)
+# Side of a check and width of a stripe, in units of the object before it is scaled
+PATTERN_PERIOD = 0.40
 SUPPORTS = ("cube", "cylinder", "table", "gift")  # what another object can stand on
 
 Primitive = tuple[int, tuple[float, float, float], tuple[float, float, float], int, str]
-"""kind, centre, size, axis, and what it is painted with: "main", "part", or a colour's name."""
+"""Kind, centre, size, axis, and paint: "main", "part" or the name of a colour."""
 
 
 def _box(
@@ -254,7 +255,11 @@ NOUNS = (*SOLIDS, *COMPOUNDS)
 
 @dataclass(frozen=True)
 class Spec:
-    """A caption's meaning. `accent` is the colour of the pattern or of the named part, "" where none is told."""
+    """A parsed caption; "" for what it does not have.
+
+    `accent` is the colour of the pattern or of the named part. `relation` connects the first object
+    to a second one, `noun_b` in `color_b`.
+    """
 
     noun: str
     color: str
@@ -267,11 +272,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Scene:
-    """prims [P, 9] float64 (see the module's top), materials [M, 12] float64:
+    """The primitives and materials of a caption.
 
-    rgb (3), second rgb (3), pattern index, pattern origin (3), pattern scale, slot. Slot says what the surface belongs
-    to: 0 main colour of object a, 1 its part or second colour, 2 a feature with a fixed colour, 3 main colour of object
-    b, 4 its part or a feature.
+    Attributes:
+        prims: [P, 9] float64, see the top of this module.
+        materials: [M, 12] float64: rgb (3), second rgb (3), pattern index, pattern origin (3),
+            pattern scale, slot. The slot says what the surface belongs to: 0 main colour of object
+            a, 1 its part or second colour, 2 a feature with a fixed colour, 3 main colour of object
+            b, 4 its part or a feature.
     """
 
     prims: np.ndarray
@@ -296,7 +304,10 @@ def caption(spec: Spec) -> str:
 
 
 def without_colors(text: str) -> str:
-    """A caption with its colours left out ("a red chair with blue legs" to "a chair with legs"), as one asks beside a picture."""
+    """A caption without its colours, as a user writes it next to an image.
+
+    "a red chair with blue legs" becomes "a chair with legs".
+    """
     kept = [w for w in text.split() if w not in COLORS]
     for i, word in enumerate(kept[:-1]):
         if word in ("a", "an"):
@@ -309,7 +320,15 @@ def _article(word: str) -> str:
 
 
 def parse_caption(text: str) -> Spec:
-    """The `Spec` of a caption, with or without view words. Raises ValueError for a text outside the grammar."""
+    """The `Spec` of a caption, with or without view words.
+
+    Raises:
+        ValueError: if the text is outside the grammar.
+
+    Example:
+        >>> parse_caption("a red mushroom with a white stem").accent
+        'white'
+    """
     words = [w for w in text.lower().split(",")[0].split() if w not in ("a", "an")]
     if len(words) < 2 or words[0] not in COLORS or words[1] not in NOUNS:
         raise ValueError(f"not a toybox caption: {text!r} (expected 'a COLOUR NOUN ...')")
@@ -336,7 +355,7 @@ def _with_accent(spec: Spec, accent: str, word: str, text: str) -> Spec:
 
 
 def is_held_out(color: str, noun: str) -> bool:
-    """Whether this colour-object pair is kept out of all training: a fixed 10 % of the pairs, chosen by hash."""
+    """Whether this pair is held out of all training: a fixed 10 % of the pairs, chosen by hash."""
     ranked = sorted(COLORS, key=lambda c: hashlib.sha256(f"{noun}/{c}".encode()).digest())
     extra = hashlib.sha256(noun.encode()).digest()[0] % 5 == 0
     return color in ranked[: 2 if extra else 1]
@@ -413,7 +432,10 @@ def build_scene(spec: Spec) -> Scene:
 
 
 def default_accent(noun: str, color: str) -> str:
-    """The colour of a part nobody told the colour of: "" (the object's own), but a gift without a ribbon would be a cube."""
+    """The colour of a part if the caption does not name one: "" for the object's own.
+
+    A gift has a ribbon of another colour; without it, it would look like a cube.
+    """
     return "" if noun != "gift" else "black" if color == "white" else "white"
 
 
@@ -437,7 +459,7 @@ def _bounds(rows: list[Primitive]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _assemble(objects: list[tuple[list[Primitive], np.ndarray, float, str, str, str]]) -> Scene:
-    """Place objects (primitives, offset, size, colour, accent, pattern), then centre and scale the whole."""
+    """Assemble objects (primitives, offset, size, colour, accent, pattern), then fit the ball."""
     placed = [
         (kind, np.array(centre) * size + offset, np.array(extent) * size, axis, paint, index)
         for index, (rows, offset, size, *_) in enumerate(objects)
@@ -463,7 +485,7 @@ def _assemble(objects: list[tuple[list[Primitive], np.ndarray, float, str, str, 
 
 
 def _reach(kind: int, centre: np.ndarray, extent: np.ndarray, axis: int) -> float:
-    """Distance from the origin to the farthest point of the primitive (for a box its corner; else its box, rounded)."""
+    """Upper bound of the distance from the origin to any point of the primitive."""
     half = _half_extent((kind, tuple(centre), tuple(extent), axis, ""))
     if kind == ELLIPSOID:
         return float(np.linalg.norm(centre) + half.max())
@@ -496,7 +518,7 @@ def words() -> list[str]:
 
 
 def vocabulary() -> dict[str, object]:
-    """What `assets/toybox/vocabulary.json` holds: all words of the captions, nouns, colours, parts, held-out pairs."""
+    """Content of `assets/toybox/vocabulary.json`: words, nouns, colours, parts, held-out pairs."""
     return {
         "words": words(),
         "nouns": list(NOUNS),

@@ -1,21 +1,25 @@
-"""How far a mesh is from the true scene of its caption: shape and colour, after the best yaw, uniform scale and shift.
+"""Compare a mesh with the true scene of its caption: shape and colour, after the best alignment.
 
-Shape. The mesh is moved by `x -> scale * R(yaw) (x - centre) + place`, searched for the greatest volumetric IoU: 36 yaws by
-three sizes around equal volume with the centroids on each other (and the mesh as it stands), then Nelder and Mead's simplex
-from the six best yaws on a soft IoU, and at the end for size and place on a sharp one. Nothing is random. Shapes with
-symmetries fit at many yaws: of all fits within `AS_GOOD` of the best IoU the one with the least mean colour error is taken,
-and of equals the one that turns the mesh least.
+Shape. The mesh is moved by `x -> scale * R(yaw) (x - centre) + position`. The alignment with the
+largest volumetric IoU is searched: 36 yaws by three sizes around equal volume with the centroids on
+each other (and the mesh without a move), then Nelder and Mead's simplex from the six best yaws on a
+soft IoU, and at the end for size and position on a sharp one. Nothing is random. Symmetric shapes
+fit at many yaws: of all alignments within `IOU_TOLERANCE` of the best IoU, the one with the
+smallest mean colour error is taken; of equal ones, the one with the smallest yaw.
 
-Units are those of the true scene: it fills the ball of radius 0.85. IoU counts the volumes of mesh and scene. Chamfer is the
-mean of the two mean distances, surface to surface; the F-score is the harmonic mean of the shares of either surface that is
-within `NEAR` of the other (0.05: 3 % of the object's size, about one cell of the standard grid).
+Units are those of the true scene, which fills the ball of radius 0.85. IoU compares the volumes of
+mesh and scene. Chamfer is the mean of the two mean surface-to-surface distances. The F-score is the
+harmonic mean of the shares of each surface that are within `FSCORE_DISTANCE` of the other (0.05 is
+3 % of the object's size, about one cell of the standard grid).
 
-Colour. Each point of the true surface is compared with the nearest point of the mesh, CIEDE2000, and the median is told. Mesh
-colours hold the light of the pictures they were made from, so the true colour is lit the same way (`render.shade`). That
-light stands still in the frame the mesh was *made* in, where the cameras and their view words are: a mesh that was made
-turned by some yaw is lit from the same side as one that was not. So the true normals are turned back by the yaw before they
-are lit ("made"). Of a mesh whose making is unknown all `LIGHTS` are tried (also "true": the light was turned along with the
-mesh; "none": bare colours), and the one that fits best is named.
+Colour. Each point of the true surface is compared with the nearest point of the mesh by CIEDE2000;
+the figure is the median. The colours of a mesh include the light of the pictures it was optimised
+from, so the true colour is lit the same way (`render.shade`). That light is fixed in the frame of
+the optimisation, where the cameras and their view words are: a mesh that came out turned by some
+yaw is lit from the same side as one that did not. So the true normals are turned back by the yaw
+before they are lit ("made"). If the origin of a mesh is unknown, all `LIGHTS` are tried and the
+best one is reported: "made", "true" (the light was turned along with the mesh) or "none" (the
+colours include no light).
 """
 
 from __future__ import annotations
@@ -41,21 +45,28 @@ from vp3d.worlds.toybox.scenes import Scene, Spec, build_scene
 
 LIGHTS = ("made", "true", "none")
 CELLS = 88  # of the grid over [-1, 1]^3 that the true mesh is taken from
-SOFT, SHARP = 0.03, 0.004  # width of the soft inside in the search and at its end, world units
-NEAR = 0.05  # distance at which a point counts for the F-score, world units
-AS_GOOD, ALIKE = (
-    0.01,
-    0.1,
-)  # loss of IoU, and mean CIEDE2000, that count as none in choosing between yaws
+# Width of the blurred surface in the search and at its end, world units
+SOFT_WIDTH, SHARP_WIDTH = 0.03, 0.004
+FSCORE_DISTANCE = 0.05  # largest distance of a point that counts for the F-score, world units
+# Differences in IoU and in mean CIEDE2000 below which two yaws are equally good
+IOU_TOLERANCE, COLOR_TOLERANCE = 0.01, 0.1
 YAWS, SIZES, SIMPLEXES = 36, (0.85, 1.0, 1.18), 6
 SEARCH_POINTS, POLISH_POINTS, SURFACE_POINTS, COLOR_POINTS = 1500, 6000, 8000, 1200
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The exact scene of a caption, with its volume (world units cubed), centroid [3] and unlit surface `mesh`.
+    """The exact scene of a caption.
 
-    `points [N, 3]`, `normals [N, 3]` and `albedo [N, 3]` (sRGB in [0, 1], unlit) are even over the visible surface.
+    Attributes:
+        spec: The caption.
+        scene: Its primitives.
+        volume: World units cubed.
+        centroid: [3], world units.
+        mesh: The surface with unlit vertex colours.
+        points: Points spread evenly over the visible surface [N, 3].
+        normals: Their normals [N, 3].
+        albedo: Their unlit sRGB colours [N, 3] in [0, 1].
     """
 
     spec: Spec
@@ -69,7 +80,10 @@ class Truth:
 
 
 def true_mesh(spec: Spec, cells: int = CELLS) -> Mesh:
-    """The scene's surface by marching cubes, its vertices moved onto the surface; normals, unlit sRGB vertex colours."""
+    """The scene's surface by marching cubes, with the vertices moved onto the exact surface.
+
+    It has normals and unlit sRGB vertex colours. `cells` is the resolution of the grid.
+    """
     scene = build_scene(spec)
     grid = scene_distance(scene.prims, _nodes(cells))[0].reshape((cells + 1,) * 3)
     step = 2.0 / cells
@@ -85,7 +99,7 @@ def true_mesh(spec: Spec, cells: int = CELLS) -> Mesh:
 
 
 def lit(mesh: Mesh, yaw_deg: float = 0.0) -> Mesh:
-    """A mesh of bare vertex colours with the world's light in them, as if it had been made turned by -`yaw_deg`."""
+    """A mesh with unlit vertex colours, lit as if it had been optimised turned by -`yaw_deg`."""
     if mesh.normals is None or mesh.vertex_colors is None:
         raise ValueError("lit needs a mesh with normals and vertex colours")
     shade = shade_of(mesh.normals @ rotation(yaw_deg))[:, None].astype(np.float32)
@@ -98,7 +112,10 @@ def shade_of(normals: np.ndarray) -> np.ndarray:
 
 
 def rotation(yaw_deg: float) -> np.ndarray:
-    """Rotation [3, 3] about z by `yaw_deg`, counter-clockwise from above, for column vectors; `v @ rotation(a)` turns back."""
+    """Rotation [3, 3] about z by `yaw_deg`, counter-clockwise from above, for column vectors.
+
+    `v @ rotation(a)` turns row vectors back.
+    """
     c, s = np.cos(np.deg2rad(yaw_deg)), np.sin(np.deg2rad(yaw_deg))
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
@@ -109,7 +126,7 @@ def _nodes(cells: int) -> np.ndarray:
 
 
 def _onto_surface(scene: Scene, points: np.ndarray, longest: float) -> np.ndarray:
-    """`points [N, 3]` near the surface moved onto it along the normal, no step longer than `longest`."""
+    """Move points [N, 3] near the surface onto it, along the normal by at most `longest` a step."""
     for _ in range(4):
         distance, _ = scene_distance(scene.prims, points)
         normals = scene_surface(scene.prims, scene.materials, points)[1]
@@ -119,7 +136,7 @@ def _onto_surface(scene: Scene, points: np.ndarray, longest: float) -> np.ndarra
 
 @lru_cache(maxsize=4)
 def truth_of(spec: Spec) -> Truth:
-    """The true scene of a caption with what the comparison needs of it."""
+    """The true scene of a caption, prepared for comparisons; the last four are cached."""
     scene = build_scene(spec)
     mesh = true_mesh(spec)
     inside, volume = inside_points(mesh)
@@ -130,12 +147,15 @@ def truth_of(spec: Spec) -> Truth:
 
 @dataclass(frozen=True)
 class Pose:
-    """How a mesh is moved onto the true scene: `x -> scale * R(yaw_deg) (x - centre) + place`; centre and place [3]."""
+    """The alignment of a mesh: `x -> scale * R(yaw_deg) (x - centre) + position`.
+
+    centre and position [3] are in the frames of the mesh and of the true scene, world units.
+    """
 
     yaw_deg: float
     scale: float
     centre: np.ndarray
-    place: np.ndarray
+    position: np.ndarray
 
     @property
     def matrix(self) -> np.ndarray:
@@ -144,15 +164,15 @@ class Pose:
 
     @property
     def shift(self) -> np.ndarray:
-        """What is added after `matrix` [3]."""
-        return self.place - self.matrix @ self.centre
+        """The translation [3] after `matrix`."""
+        return self.position - self.matrix @ self.centre
 
     def forward(self, points: np.ndarray) -> np.ndarray:
         """Points of the mesh [N, 3] in the frame of the true scene."""
         return points @ self.matrix.T + self.shift
 
     def backward(self, points: np.ndarray) -> np.ndarray:
-        """Points of the true scene [N, 3] in the frame the mesh was made in."""
+        """Points of the true scene [N, 3] in the frame of the mesh."""
         return (points - self.shift) @ rotation(self.yaw_deg) / self.scale
 
     def numbers(self) -> dict[str, Any]:
@@ -165,15 +185,25 @@ class Pose:
 
 
 class Fit:
-    """The search for the pose of one mesh, given the points inside it and its volume (world units cubed)."""
+    """The search for the pose of one mesh."""
 
     def __init__(self, inside: np.ndarray, volume: float, truth: Truth) -> None:
+        """Prepare the search.
+
+        Args:
+            inside: Points spread evenly inside the mesh [N, 3].
+            volume: Of the mesh, world units cubed.
+            truth: The true scene.
+        """
         self.inside, self.volume, self.truth = inside, volume, truth
         self.centre = inside.mean(0)
         self.search = inside[:: max(1, len(inside) // SEARCH_POINTS)]
 
     def iou(self, pose: Pose, points: np.ndarray, soft: float = 0.0) -> float:
-        """Volumetric IoU in [0, 1] estimated from `points [N, 3]` even in the mesh; `soft` > 0 blurs the true surface."""
+        """Volumetric IoU in [0, 1] at `pose`, from points [N, 3] spread evenly in the mesh.
+
+        `soft` > 0 blurs the true surface by that width, world units.
+        """
         distance, _ = scene_distance(self.truth.scene.prims, pose.forward(points))
         within = 0.5 * (1.0 - np.tanh(distance / (2.0 * soft))) if soft else distance < 0.0
         volume = self.volume * pose.scale**3
@@ -181,54 +211,60 @@ class Fit:
         return common / (volume + self.truth.volume - common)
 
     def pose(self, values: np.ndarray) -> Pose:
-        """The pose of (yaw in radians, log of the scale, place - true centroid)."""
+        """The pose of [5] numbers: yaw in radians, log of the scale, position - true centroid."""
         yaw, size = float(np.rad2deg(values[0])), float(np.exp(np.clip(values[1], -4.0, 4.0)))
         return Pose(yaw, size, self.centre, self.truth.centroid + values[2:])
 
     def starts(self) -> list[np.ndarray]:
-        """The best size for each yaw, best first, and the mesh as it stands."""
+        """The best size for each yaw, and the mesh without a move; the best first."""
         equal = np.log(self.truth.volume / self.volume) / 3.0
-        found = [
-            (self._soft(start := np.array([0.0, 0.0, *(self.centre - self.truth.centroid)])), start)
-        ]
+        unmoved = np.array([0.0, 0.0, *(self.centre - self.truth.centroid)])
+        found = [(self._loss(unmoved), unmoved)]
         for yaw in np.arange(YAWS) * (2.0 * np.pi / YAWS):
             tried = [np.array([yaw, equal + np.log(size), 0.0, 0.0, 0.0]) for size in SIZES]
             found.append(
-                min(((self._soft(values), values) for values in tried), key=lambda pair: pair[0])
+                min(((self._loss(values), values) for values in tried), key=lambda pair: pair[0])
             )
         return [values for _, values in sorted(found, key=lambda pair: pair[0])]
 
-    def _soft(self, values: np.ndarray) -> float:
-        return -self.iou(self.pose(values), self.search, SOFT)
+    def _loss(self, values: np.ndarray) -> float:
+        return -self.iou(self.pose(values), self.search, SOFT_WIDTH)
 
     def refined(self, start: np.ndarray) -> np.ndarray:
-        """The local best from `start`, by a simplex whose first steps are 8 degrees, 8 % and 0.06."""
-        return _simplex(self._soft, start, np.array([0.14, 0.08, 0.06, 0.06, 0.06]), 160)
+        """The local optimum from `start`, by a simplex with first steps of 8 degrees, 8 %, 0.06."""
+        return _simplex(self._loss, start, np.array([0.14, 0.08, 0.06, 0.06, 0.06]), 160)
 
     def polished(self, pose: Pose) -> Pose:
-        """`pose` with its size and place from a last search with a sharp surface: a soft one makes meshes a little too large."""
+        """`pose` with size and position from a last search with a sharp surface.
+
+        A soft surface makes meshes slightly too large.
+        """
         points = self.inside[:: max(1, len(self.inside) // POLISH_POINTS)]
 
         def loss(values: np.ndarray) -> float:
-            return -self.iou(self.pose(np.array([yaw, *values])), points, SHARP)
+            return -self.iou(self.pose(np.array([yaw, *values])), points, SHARP_WIDTH)
 
         yaw = np.deg2rad(pose.yaw_deg)
-        start = np.array([np.log(pose.scale), *(pose.place - self.truth.centroid)])
+        start = np.array([np.log(pose.scale), *(pose.position - self.truth.centroid)])
         found = _simplex(loss, start, np.array([-0.02, 0.01, 0.01, 0.01]), 120)
         return max(self.pose(np.array([yaw, *found])), pose, key=lambda p: self.iou(p, self.inside))
 
     def candidates(self) -> list[tuple[float, Pose]]:
-        """Poses whose IoU is within `AS_GOOD` of the best, with their IoU: refined ones, and the best one at every other yaw."""
+        """Poses whose IoU is within `IOU_TOLERANCE` of the best, with their IoU.
+
+        They are the refined poses, and the best of them at every other yaw.
+        """
         found = [self.refined(start) for start in self.starts()[:SIMPLEXES]]
-        best = min(found, key=self._soft)
+        best = min(found, key=self._loss)
         turned = [
             np.array([yaw, *best[1:]])
             for yaw in best[0] + np.arange(1, YAWS) * (2.0 * np.pi / YAWS)
         ]
-        as_it_stands = np.array([0.0, *best[1:]])
-        poses = [self.pose(values) for values in (*found, as_it_stands, *turned)]
+        without_yaw = np.array([0.0, *best[1:]])
+        poses = [self.pose(values) for values in (*found, without_yaw, *turned)]
         rated = [(self.iou(pose, self.search), pose) for pose in poses]
-        return [(iou, pose) for iou, pose in rated if iou >= max(iou for iou, _ in rated) - AS_GOOD]
+        limit = max(iou for iou, _ in rated) - IOU_TOLERANCE
+        return [(iou, pose) for iou, pose in rated if iou >= limit]
 
 
 def _simplex(
@@ -242,28 +278,50 @@ def _simplex(
 def color_errors(
     surface: SurfaceIndex, truth: Truth, pose: Pose, light: str, count: int = SURFACE_POINTS
 ) -> np.ndarray:
-    """CIEDE2000 [N] between true surface points and the mesh's colour at the point nearest to each, under `light`."""
+    """Colour errors of the mesh at the points of the true surface.
+
+    Args:
+        surface: The mesh.
+        truth: The true scene.
+        pose: The alignment.
+        light: One of `LIGHTS`.
+        count: About how many points to compare.
+
+    Returns:
+        CIEDE2000 [N] between each true point and the nearest point of the mesh.
+    """
     pick = slice(None, None, max(1, len(truth.points) // count))
-    _, place = surface.nearest(pose.backward(truth.points[pick]))
-    return ciede2000(_colors(surface.mesh, place), true_colors(truth, pose, light)[pick])
+    _, nearest = surface.nearest(pose.backward(truth.points[pick]))
+    return ciede2000(_colors(surface.mesh, nearest), true_colors(truth, pose, light)[pick])
 
 
 def true_colors(truth: Truth, pose: Pose, light: str) -> np.ndarray:
-    """sRGB colours [N, 3] in [0, 1] of the true surface points under one of `LIGHTS` for a mesh at `pose`."""
+    """sRGB colours [N, 3] in [0, 1] of the true surface points under `light`, one of `LIGHTS`."""
     if light == "none":
         return truth.albedo
     turned = truth.normals @ rotation(pose.yaw_deg) if light == "made" else truth.normals
     return truth.albedo * shade_of(turned)[:, None]
 
 
-def _colors(mesh: Mesh, place: SurfacePoints) -> np.ndarray:
-    return np.asarray(base_color(mesh, place.face_index, place.barycentric))
+def _colors(mesh: Mesh, points: SurfacePoints) -> np.ndarray:
+    return np.asarray(base_color(mesh, points.face_index, points.barycentric))
 
 
 def best_light(
     surface: SurfaceIndex, truth: Truth, pose: Pose, lights: Sequence[str], count: int
 ) -> tuple[float, str]:
-    """The least median CIEDE2000 over `lights`, and which it is."""
+    """The light with the smallest median colour error.
+
+    Args:
+        surface: The mesh.
+        truth: The true scene.
+        pose: The alignment.
+        lights: Which of `LIGHTS` to try.
+        count: About how many points to compare.
+
+    Returns:
+        The median CIEDE2000, and the light.
+    """
     return min(
         (float(np.median(color_errors(surface, truth, pose, light, count))), light)
         for light in lights
@@ -272,7 +330,14 @@ def best_light(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A mesh beside its true scene: the figures, the pose, the light its colours are read under, and the mesh at that pose."""
+    """A mesh compared with its true scene.
+
+    Attributes:
+        figures: See `compare`.
+        pose: The alignment.
+        light: The light in the colours of the mesh, one of `LIGHTS`.
+        mesh: The aligned mesh.
+    """
 
     figures: dict[str, Any]
     pose: Pose
@@ -281,10 +346,18 @@ class Comparison:
 
 
 def compare(mesh: Mesh, truth: Truth, lights: Sequence[str] = LIGHTS[:1]) -> Comparison | None:
-    """Hold `mesh` against the true scene; None when it encloses no volume.
+    """Align `mesh` with the true scene and measure the difference.
 
-    Figures: iou and fscore in [0, 1], chamfer in world units, color_error (median CIEDE2000; None for a mesh without
-    colours), yaw_deg, scale, shift, light, and volume (of the mesh as it came, world units cubed).
+    Args:
+        mesh: The mesh.
+        truth: The true scene (`truth_of`).
+        lights: Which of `LIGHTS` its colours may include.
+
+    Returns:
+        None if the mesh encloses no volume, else the comparison. Its figures: iou and fscore in
+        [0, 1], chamfer in world units, color_error (median CIEDE2000; None for a mesh without
+        colours), yaw_deg, scale, shift, light, and volume (before the alignment, world units
+        cubed).
     """
     inside, volume = inside_points(mesh)
     if not len(inside):
@@ -309,9 +382,10 @@ def chosen_pose(
     truth: Truth,
     lights: Sequence[str],
 ) -> Pose:
-    """Of equally good fits the one with the least mean colour error, and of those the one that turns the mesh least.
+    """The candidate with the smallest mean colour error; of equal ones, with the smallest yaw.
 
-    The mean, not the median that is told: a beak or a nose is few points. Without `lights` the best IoU is taken.
+    The mean and not the median of the figure, because a beak or a nose has few points. Without
+    `lights` (no colours) the candidate with the best IoU.
     """
     if not lights:
         return max(candidates, key=lambda pair: pair[0])[1]
@@ -320,16 +394,23 @@ def chosen_pose(
         min(color_errors(surface, truth, p, light, COLOR_POINTS).mean() for light in lights)
         for p in poses
     ]
-    near = [pose for pose, error in zip(poses, errors, strict=True) if error <= min(errors) + ALIKE]
+    near = [
+        pose
+        for pose, error in zip(poses, errors, strict=True)
+        if error <= min(errors) + COLOR_TOLERANCE
+    ]
     return min(near, key=lambda pose: abs(pose.numbers()["yaw_deg"]))
 
 
 def distances(surface: SurfaceIndex, truth: Truth, pose: Pose) -> dict[str, float]:
-    """Chamfer distance and F-score between the mesh at `pose` and the true surface (units and threshold: module's top)."""
+    """Chamfer distance and F-score between the mesh at `pose` and the true surface."""
     to_mesh = surface.nearest(pose.backward(truth.points))[0] * pose.scale
     own = surface_points(surface.mesh, SURFACE_POINTS).points
     to_truth = _true_surface(truth.spec).nearest(pose.forward(own))[0]
-    recall, precision = float((to_mesh < NEAR).mean()), float((to_truth < NEAR).mean())
+    recall, precision = (
+        float((to_mesh < FSCORE_DISTANCE).mean()),
+        float((to_truth < FSCORE_DISTANCE).mean()),
+    )
     fscore = 2.0 * precision * recall / (precision + recall) if precision + recall else 0.0
     return {"chamfer": 0.5 * float(to_mesh.mean() + to_truth.mean()), "fscore": fscore}
 

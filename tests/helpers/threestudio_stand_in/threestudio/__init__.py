@@ -1,8 +1,9 @@
-"""The part of threestudio that an extension touches, as its 0.2.3 was read: for tests where the real one is not importable.
+"""The part of threestudio 0.2.3 that an extension uses, for tests where threestudio is not
+installed.
 
-Only the rules are threestudio's, the code is ours: classes are registered under a name once and found by it; an object is made
-from a mapping that must fit its `Config`; it is configured with `cfg` and `device` set, and told of every step. What really
-happens inside threestudio is not shown by this.
+The rules are those of threestudio, the code is ours: a class is registered under a name once and
+found by it; an object is built from a mapping that must fit its `Config`, is configured with `cfg`
+and `device` set, and hears of every step. It says nothing about what happens inside threestudio.
 """
 
 modules: dict[str, type] = {}

@@ -6,7 +6,7 @@ import torch
 
 
 class Updateable:
-    """Is told of steps; passes it on to attributes that are Updateable first."""
+    """Hears of each step, after its attributes that are Updateable."""
 
     def do_update_step(self, epoch, global_step, on_load_weights=False):
         """What a system calls before a step."""

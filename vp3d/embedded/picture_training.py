@@ -1,0 +1,282 @@
+"""Training of the embedded models that need no denoiser.
+
+These are the autoencoder, the CLIP of the rewards, the judge and the IP-Adapter's vision tower.
+Each function trains one part and writes it to `ASSETS`; its arguments are the training pictures,
+the plan, the folder of the part's checkpoints and the device. A plan with a seed other than 0
+continues from the committed weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vp3d.config.paths import ASSETS
+from vp3d.embedded import architectures
+from vp3d.embedded.fit import Plan, first_process_first, fit, process_rank, use_ema
+from vp3d.embedded.save import save_clip
+from vp3d.metrics.attribute_judge import Judge, save_judge
+from vp3d.system.files import atomic_write, sha256_file
+from vp3d.worlds.toybox.data import (
+    HEADS,
+    Pictures,
+    attribute_targets,
+    augment,
+    confuse,
+    noun_maps,
+    spec_targets,
+    to_tensor,
+)
+from vp3d.worlds.toybox.scenes import NOUNS, caption, words
+
+VISION_TOWER = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
+LATENTS = "latents.safetensors"
+
+
+def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Train the AutoencoderTiny; the loss is L1 + 2 L2 on pixels in [-1, 1].
+
+    It sees 32 x 32 crops near the middle, where the objects are. At the end the latents are
+    normalised (`whiten`) and the decoder is trained a little longer.
+    """
+    model = architectures.new_autoencoder().to(device, memory_format=torch.channels_last)
+    folder = ASSETS / "pipeline" / "vae"
+    if folder.exists() and plan.seed:
+        model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+
+    def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(pictures), size=plan.batch)
+        # the sum of two draws is most often near the middle
+        corners = rng.integers(0, 17, (plan.batch, 2)) + rng.integers(0, 17, (plan.batch, 2))
+        crops = [
+            pictures.images[i, y : y + 32, x : x + 32]
+            for i, (y, x) in zip(index, corners, strict=True)
+        ]
+        target = (to_tensor(np.stack(crops), device) * 2.0 - 1.0).contiguous(
+            memory_format=torch.channels_last
+        )
+        latents = model.encoder(target)
+        error = model.decoder(latents) - target
+        return {
+            "loss_l1": error.abs().mean(),
+            "loss_l2": 2.0 * error.square().mean(),
+            "loss_latents": 1e-4 * latents.square().mean(),
+            "psnr": -10.0 * torch.log10(error.detach().square().mean() / 4.0),
+        }
+
+    use_ema(model, fit("autoencoder", model, losses, plan, work))
+    whiten(model, to_tensor(pictures.images[:1024], device) * 2.0 - 1.0)
+    model.encoder.requires_grad_(False)
+    polish = replace(plan, steps=max(plan.steps // 10, 1), lr=plan.lr / 4, seed=plan.seed + 1)
+    use_ema(model, fit("decoder", model, losses, polish, work))
+    if not process_rank():
+        model.to("cpu", memory_format=torch.contiguous_format).save_pretrained(folder)
+
+
+@torch.no_grad()
+def whiten(model: architectures.AutoencoderTiny, rgb: Tensor, std: float = 0.5) -> None:
+    """Shift and scale the latents of rgb [N, 3, H, W] in [-1, 1] to mean 0 and `std`, in place.
+
+    Each channel is normalised by changing the encoder's last and the decoder's first convolution.
+    Only the decoder's soft clamp (tanh) and its border do not commute with the change; a short
+    training of the decoder corrects that. `scaling_factor` then gives unit variance.
+    """
+    latents = model.encoder(rgb)
+    mean, scale = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) / std
+    last, first = model.encoder.layers[-1], model.decoder.layers[0]
+    first.bias.add_((first.weight * mean[None, :, None, None]).sum((1, 2, 3)))
+    first.weight.mul_(scale[None, :, None, None])
+    last.weight.div_(scale[:, None, None, None])
+    last.bias.sub_(mean).div_(scale)
+    model.register_to_config(scaling_factor=1.0 / std)
+
+
+def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Train the CLIP of the rewards: contrast pictures with captions and with nearly right ones.
+
+    Nearly right captions are those of `confuse`. Auxiliary heads predict the attributes.
+    """
+    tokenizer = architectures.load_tokenizer(ASSETS / "clip", words())
+    model = architectures.new_clip(tokenizer)
+    if plan.seed:
+        weights = load_file(ASSETS / "clip" / "open_clip_model.safetensors")
+        model.load_state_dict(weights, strict=False)
+    heads = nn.ModuleDict({k: architectures.AttributeHeads(128, HEADS) for k in ("image", "text")})
+    both = nn.ModuleDict({"clip": model, "aids": heads}).to(device).train()
+    answers = torch.from_numpy(attribute_targets(pictures))
+
+    def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
+        index = rng.choice(len(pictures), plan.batch, replace=False)
+        views = [f", {pictures.view(i)}" if rng.random() < 0.4 else "" for i in index]
+        specs = [pictures.specs[pictures.scene_of[i]] for i in index]
+        texts = [caption(s) + v for s, v in zip(specs, views, strict=True)]
+        texts += [caption(confuse(s, rng)) + v for s, v in zip(specs, views, strict=True)]
+        rgb = augment(to_tensor(pictures.images[index], device), rng, strength=0.5)
+        image = model.encode_image((rgb - 0.5) / 0.25)
+        text = model.encode_text(architectures.tokenize(tokenizer, texts).to(device))
+        scale = model.logit_scale.exp().clamp(max=100.0)
+        logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+        logits = logits.masked_fill(_equal_captions(texts, device), -1e4)
+        right = torch.arange(plan.batch, device=device)
+        image_targets, text_targets = answers[index].to(device), spec_targets(specs).to(device)
+        attributes = heads["image"](image, image_targets)
+        return {
+            "loss_image_text": F.cross_entropy(logits, right),
+            "loss_text_image": F.cross_entropy(logits[:, : plan.batch].T, right),
+            "loss_attributes": attributes + heads["text"](text[: plan.batch], text_targets),
+            "top1": (logits.argmax(1) == right).float().mean(),
+        }
+
+    use_ema(both, fit("clip", both, losses, plan, work))
+    _recompute_batch_norm(
+        model.visual, pictures, lambda rgb: model.encode_image((rgb - 0.5) / 0.25), device
+    )
+    if not process_rank():
+        save_clip(model.eval().cpu(), tokenizer, ASSETS / "clip")
+
+
+def _equal_captions(texts: list[str], device: str) -> Tensor:
+    """Mask [B, 2B]: where a "nearly right" caption equals the right one and so is not wrong.
+
+    `texts` are B right captions and then B nearly right ones.
+    """
+    batch = len(texts) // 2
+    equal = torch.tensor(
+        [a == b for a, b in zip(texts[:batch], texts[batch:], strict=True)], device=device
+    )
+    right = torch.zeros(batch, batch, device=device)
+    return torch.cat([right, torch.diag(equal.float())], 1) > 0
+
+
+def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Train the judge on the exact attributes of pictures blurred, noised and tinted at random."""
+    torch.manual_seed(4242 + plan.seed)
+    judge = Judge(HEADS).to(device).train()
+    if plan.seed:
+        judge.load_state_dict(load_file(ASSETS / "judge" / "judge.safetensors"))
+    answers = torch.from_numpy(attribute_targets(pictures))
+
+    def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(pictures), size=plan.batch)
+        logits = judge(augment(to_tensor(pictures.images[index], device), rng, strength=1.0))
+        targets = answers[index].to(device)
+        right = [
+            (logits[h].argmax(1) == targets[:, i]) | (targets[:, i] < 0)
+            for i, h in enumerate(HEADS)
+        ]
+        losses = [
+            F.cross_entropy(logits[h], targets[:, i], ignore_index=-100)
+            for i, h in enumerate(HEADS)
+        ]
+        all_right = torch.stack(right).all(0).float().mean()
+        return {"loss": torch.stack(losses).sum(), "all_right": all_right}
+
+    use_ema(judge, fit("judge", judge, losses, replace(plan, seed=plan.seed + 900), work))
+    _recompute_batch_norm(judge, pictures, judge, device)
+    if not process_rank():
+        save_judge(judge.eval().cpu(), ASSETS / "judge")
+
+
+def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Train the IP-Adapter's vision tower.
+
+    Its embedding must predict the exact attributes; each patch must predict which noun it shows
+    and the latents below it.
+    """
+    torch.manual_seed(plan.seed)
+    tower: Any = architectures.new_image_encoder()
+    if plan.seed:
+        tower.load_state_dict(load_file(ASSETS / VISION_TOWER / "model.safetensors"))
+    attribute_heads = architectures.AttributeHeads(architectures.IMAGE_EMBED, HEADS)
+    noun_head = architectures.new_noun_head(architectures.IMAGE_WIDTH, len(NOUNS))
+    latent_head = nn.Linear(architectures.IMAGE_WIDTH, 4 * 2 * 2)
+    heads = {"whole": attribute_heads, "patches": noun_head, "local": latent_head}
+    model = nn.ModuleDict({"vision_tower": tower, **heads}).to(device).train()
+    latents = first_process_first(
+        lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device)
+    )
+    answers = torch.from_numpy(attribute_targets(pictures))
+
+    def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
+        index = rng.integers(len(pictures), size=plan.batch)
+        rgb = to_tensor(pictures.images[index], device)
+        outputs = architectures.vision_outputs(
+            tower, augment(rgb, rng, strength=0.25, most_shift=0)
+        )
+        shares, cells = noun_maps(pictures, index, device), architectures.patches(outputs)[:, 1:]
+        log_share = F.log_softmax(noun_head(cells.mT.unflatten(2, shares.shape[2:])), 1)
+        cell_latents = F.unfold(latents[index].to(device).float(), 2, stride=2).mT
+        latent_error = F.mse_loss(latent_head(cells), cell_latents)
+        return {
+            "loss_attributes": attribute_heads(outputs.image_embeds, answers[index].to(device)),
+            "loss_nouns": -0.1 * (shares * log_share).sum() / shares.sum(),
+            "loss_latents": latent_error / cell_latents.var(),
+        }
+
+    use_ema(model, fit("vision_tower", model, losses, plan, work))
+    if not process_rank():
+        tower.cpu().save_pretrained(ASSETS / VISION_TOWER, safe_serialization=True)
+
+
+@torch.no_grad()
+def _recompute_batch_norm(
+    module: nn.Module, pictures: Pictures, forward: Callable[[Tensor], Any], device: str
+) -> None:
+    """Recompute the running statistics of batch norms, in place.
+
+    They belong to the last weights of the training, but the averaged weights are what is kept.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    module.train()
+    for first in range(0, min(4096, len(pictures)), 256):
+        forward(to_tensor(pictures.images[first : first + 256], device))
+    for norm in norms:
+        norm.momentum = 0.1
+
+
+def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
+    """Scaled latents [N, 4, 16, 16] float16 of all pictures.
+
+    The file `path` keeps them; only latents that it lacks are computed. Latents of another
+    autoencoder are not used.
+    """
+    vae = (
+        architectures.AutoencoderTiny.from_pretrained(ASSETS / "pipeline" / "vae").to(device).eval()
+    )
+    weights = autoencoder_hash()
+    known = torch.empty(0, 4, 16, 16, dtype=torch.float16)
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("autoencoder") == weights:
+                known = file.get_tensor("latents")[: len(pictures)]
+    if len(known) == len(pictures):
+        return known
+    parts = [known]
+    with torch.no_grad():
+        for first in range(len(known), len(pictures), 256):
+            rgb = to_tensor(pictures.images[first : first + 256], device)
+            parts.append((vae.encoder(rgb * 2.0 - 1.0) * vae.config.scaling_factor).half().cpu())
+            if (first - len(known)) % 8192 == 0:
+                sys.stderr.write(f"prior: latents {first}/{len(pictures)}\n")
+    latents = torch.cat(parts).contiguous()
+    with atomic_write(path) as temporary:
+        save_file({"latents": latents}, temporary, metadata={"autoencoder": weights})
+    return latents
+
+
+def autoencoder_hash() -> str:
+    """The SHA-256 of the committed autoencoder, which identifies latents and their reader."""
+    return sha256_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
