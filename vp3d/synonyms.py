@@ -7,10 +7,10 @@ copied. The colour words that CSS defines were compared with the toybox's colour
 Two tables, each line `target: phrase, phrase`:
 
 * `SAME`: a phrase of the same meaning, or an object of the target's kind. The reader of prompts
-  (vp3d/prompt_reading.py) takes the target instead and says so. An empty target: the phrase adds nothing
-  to a picture of one object and is left out.
-* `NEAR`: a phrase without an equal in the toybox. It is refused, and the targets, separated by `/`,
-  are the hint.
+  (vp3d/prompt_reading.py) takes the target instead and says so. An empty target: the phrase adds
+  nothing to a picture of one object and is left out.
+* `NEAR`: a phrase without an equal in the toybox. It is refused, and the targets, separated by
+  slashes, are the hint.
 
 Phrases are lower case and in the singular, except parts and patterns that come in the plural.
 """

@@ -100,9 +100,9 @@ def test_a_report_that_is_passed_on_names_no_folder(tmp_path: Path) -> None:
     run = RunFolder.create(load_config(None, [], [f"prompt={PROMPT}", *words]))
     log_steps(run)
     run.event("warning", message=f"{folder}/x.png is odd, see {run.path}/events.jsonl")
-    mesh = pyramid()
-    write_glb(mesh, run.path / "model.glb")
-    text = write_report(run, Asset(PROMPT, mesh, run.path, {})).read_text(encoding="utf-8")
+    asset = Asset(PROMPT, pyramid(), run.path, {})
+    write_glb(asset, run.path / "model.glb")
+    text = write_report(run, asset).read_text(encoding="utf-8")
     for personal in (str(folder), "secret place", str(tmp_path), str(Path.home()) + "/"):
         assert personal not in text
     assert "mug.png" in text and "x.png is odd" in text and "path: sd" in text
