@@ -11,6 +11,7 @@ from vp3d.cli import main
 from vp3d.config.addresses import check_places, is_address
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
+from vp3d.weights.locate import find_weights
 
 ADDRESSES = [
     "https://example.org/mug.png",
@@ -70,6 +71,20 @@ def test_one_line_says_that_addresses_are_not_read(
     assert main.main([word.replace("{}", address) for word in words]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "addresses are not read" in error and address in error
+
+
+def test_a_mesh_has_no_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["render", "https://example.org/a.glb"]) == 2
+    assert "addresses are not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+def test_a_checkpoint_in_one_file_is_answered_with_the_page_on_converting(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match="is a single file.*use_stable_diffusion.md"):
+        find_weights(str(tmp_path / name), "prior.path")
 
 
 def test_an_address_of_the_hub_is_answered_with_its_id() -> None:
