@@ -9,6 +9,7 @@ import pytest
 from vp3d.checks import check_request
 from vp3d.cli import main
 from vp3d.config.addresses import check_places, is_address
+from vp3d.config.loader import load_config
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.weights.locate import find_weights
@@ -112,5 +113,7 @@ def test_an_empty_output_folder_is_refused(
 
 def test_the_api_refuses_an_address_too() -> None:
     config = Config(prompt="a red cube", image="https://example.org/mug.png")
+    with pytest.raises(UserError, match="config file: https://example.org/a.yaml is an address"):
+        load_config(None, ["https://example.org/a.yaml"])
     with pytest.raises(UserError, match="--image: https://example.org/mug.png is an address"):
         check_request(config, new=True)
