@@ -54,6 +54,7 @@ def generate(
     device = build.resolve_device(config.backend)
     existing = None if resume_from is None else RunFolder.open(resume_from)
     drawn = existing is not None and checks.is_drawn(existing)
+    config, readings = checks.read_prompts(config)
     checks.check_request(config, new=existing is None, drawn=drawn)
     if existing is not None:
         checks.check_same_weights(existing, config)
@@ -70,6 +71,9 @@ def generate(
             device=str(device),
             resumed=existing is not None,
         )
+        cuts = build.cut_notes(config, models) if existing is None else []
+        for note in [*readings, *cuts]:
+            journal.warn(note)
         if existing is None and checks.is_outside_grammar(config):
             journal.warn(checks.OUTSIDE_GRAMMAR)
         visual_prompt = build.find_visual_prompt(config, fitted, models, journal)

@@ -94,6 +94,20 @@ def report(make_run: Callable[[], RunFolder]) -> Path:
     return write_report(run, Asset(PROMPT, mesh, run.path, figures))
 
 
+def test_a_report_that_is_passed_on_names_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "secret place" / "runs"
+    words = [f"output_dir={folder}", f"image={folder}/mug.png", f"prior.path={folder}/sd"]
+    run = RunFolder.create(load_config(None, [], [f"prompt={PROMPT}", *words]))
+    log_steps(run)
+    run.event("warning", message=f"{folder}/x.png is odd, see {run.path}/events.jsonl")
+    asset = Asset(PROMPT, pyramid(), run.path, {})
+    write_glb(asset, run.path / "model.glb")
+    text = write_report(run, asset).read_text(encoding="utf-8")
+    for personal in (str(folder), "secret place", str(tmp_path), str(Path.home()) + "/"):
+        assert personal not in text
+    assert "mug.png" in text and "x.png is odd" in text and "path: sd" in text
+
+
 def test_everything_is_inside_and_nothing_is_fetched(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     page = Page(text)

@@ -25,7 +25,6 @@ from vp3d.errors import UserError
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import JUDGE_LOCATIONS, PRIOR_LOCATIONS
 
-PROMPT_LENGTH = 200  # characters
 EPILOG = f"""\
 examples:
   {program()} "a red mushroom with a white stem"
@@ -130,7 +129,7 @@ def pin_locations(config: Config) -> None:
 
 
 def check_text(text: str, name: str) -> None:
-    """Refuse text that is too long or has control characters.
+    """Refuse text that has control characters. Its length is checked with the words.
 
     Args:
         text: the prompt; may be empty.
@@ -139,10 +138,6 @@ def check_text(text: str, name: str) -> None:
     Raises:
         UserError: when the text is refused.
     """
-    if len(text) > PROMPT_LENGTH:
-        raise UserError(
-            f"the {name} has {len(text)} characters; {PROMPT_LENGTH} is the limit, so shorten it"
-        )
     refused = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, line and paragraph separators
     bad = next((letter for letter in text if unicodedata.category(letter) in refused), None)
     if bad is not None:

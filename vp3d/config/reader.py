@@ -30,6 +30,9 @@ YAML_ERRORS = (  # ValueError: not UTF-8, or a date or number that does not exis
     ValueError,
     RecursionError,
 )
+LARGEST_EXACT = 2**53  # up to here a float holds every whole number
+LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x85\u2028\u2029]\s*")
+SENTENCES = ("prompt", "negative_prompt", "words", "view", "debias_words")  # last parts of keys
 KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -62,9 +65,9 @@ class Dumper(yaml.SafeDumper):
     """SafeDumper that quotes the text "1e-3", so that `_Loader` reads it as text again."""
 
 
-_EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 for _kind in (_Loader, Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -193,6 +196,8 @@ def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
         kind, limits = get_args(kind)
     is_text = kind is str and isinstance(value, _Typed)
     value = str(value) if is_text else parse_typed(value, key)
+    if kind is str and isinstance(value, str) and not is_text:
+        value = unfold(value, key)
     if get_origin(kind) is Literal:
         return _check_choice(value, get_args(kind), key)
     if get_origin(kind) is list:
@@ -203,6 +208,20 @@ def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
     if dataclasses.is_dataclass(kind):
         return _convert_group(value, kind, key, current, limits)
     return _convert_scalar(value, kind, key, limits)
+
+
+def unfold(text: str, key: str) -> str:
+    """A text of a file without the line breaks of YAML's `>` and `|`.
+
+    A break at the end is dropped. In a sentence, such as a prompt, one inside becomes a blank.
+
+    Args:
+        text: the value.
+        key: the dotted key.
+    """
+    text = text.rstrip("\r\n")
+    is_sentence = key.rsplit(".", 1)[-1] in SENTENCES and LINE_BREAK.search(text)
+    return LINE_BREAK.sub(" ", text).strip() if is_sentence else text
 
 
 def parse_typed(value: Any, key: str) -> Any:
@@ -240,8 +259,14 @@ def _convert_group(value: Any, kind: Any, key: str, current: Any, limits: Range 
 def _convert_scalar(value: Any, kind: Any, key: str, limits: Range | None) -> Any:
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 1 << 1023 else math.inf
+    if kind is int and type(value) is float and value.is_integer():  # 1e4
+        if abs(value) > LARGEST_EXACT:
+            raise UserError(f"config key '{key}': {value!r} is rounded; write all its digits")
+        value = int(value)
     fault = ""
-    if type(value) is not kind:
+    if value is None:
+        fault = f"is no value; give {KIND_NAMES[kind]} as {key}=..., without blanks"
+    elif type(value) is not kind:
         fault = f"is not {KIND_NAMES[kind]}"
     elif kind is str and "\0" in value:
         fault = "contains a NUL character"

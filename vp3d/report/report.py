@@ -27,6 +27,7 @@ from vp3d.prompts import SECTORS, view_words
 from vp3d.report import html
 from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG, VIEWS, ring_frames
 from vp3d.report.plots import curves, plot_svgs, write_plots
+from vp3d.report.privacy import personal_folders, public_events, public_settings
 from vp3d.report.viewer import viewer_page
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import write_text
@@ -54,10 +55,12 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
     Returns:
         The path of `report.html`.
     """
-    config, events = run.config(), run.events()
+    config = run.config()
+    personal = personal_folders(run.path, config.image, config.output_dir)
+    events = public_events(run.events(), personal)
     write_plots(events, run.path / "plots.png")
     plots = "".join(f'<div class="card">{svg}</div>' for svg in plot_svgs(events).values())
-    settings = (run.path / "config.yaml").read_text(encoding="utf-8")
+    settings = public_settings(run.stored_config())
     sections = [
         html.section("Visual prompt", visual_prompt(run)),
         html.section("Eight views", eight_views(asset, config.camera, events)),

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vp3d.config.paths import locate
+from vp3d.prompt_length import fit_prompt
 from vp3d.rewards.resize import channels, resize_normalize
 from vp3d.weights.locate import local_weights
 from vp3d.weights.manifest import verify_files
@@ -119,4 +120,16 @@ class ClipEncoder:
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
         """Unit features `[B, D]` of prompts, in the space of `image`; without gradient."""
-        return self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
+        tokens = self.tokenizer([self.fit(prompt)[0] for prompt in prompts])
+        return self.model.encode_text(tokens.to(self.device), normalize=True)
+
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that the text tower reads, with its view words, and the rest."""
+        return fit_prompt(prompt, self.tokenizer.context_length, self._count)
+
+    def _count(self, text: str) -> int:
+        """Tokens of a text, with those of its start and end."""
+        inner = getattr(self.tokenizer, "tokenizer", None)  # of a Hugging Face tokenizer
+        if inner is not None:
+            return len(inner(text).input_ids)
+        return len(self.tokenizer.encode(text)) + 2

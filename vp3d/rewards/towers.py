@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
+from vp3d.prompt_length import fit_prompt
 from vp3d.rewards.resize import channels, resize_normalize
 from vp3d.weights.locate import local_weights, read_whole
 from vp3d.weights.readable import readable
@@ -71,14 +72,31 @@ class ClipTower(Tower):
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
         """Unit features `[B, D]` of prompts, in the space of `image`; without gradient."""
-        if self.tokenizer is None:
-            raise ValueError("this tower has no tokenizer: load it with text=True")
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        fitted = [self.fit(prompt)[0] for prompt in prompts]
+        tokens = self._tokenizer()(
+            fitted,
+            padding="max_length",
+            max_length=self._text_length,
+            truncation=True,
+            return_tensors="pt",
         )
         pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that the text tower reads, with its view words, and the rest."""
+        tokenizer = self._tokenizer()
+        return fit_prompt(prompt, self._text_length, lambda text: len(tokenizer(text).input_ids))
+
+    @property
+    def _text_length(self) -> int:
+        """Tokens that the text tower reads."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ValueError("this tower has no tokenizer: load it with text=True")
+        return self.tokenizer
 
 
 class DinoTower(Tower):

@@ -111,6 +111,11 @@ def find_weights(location: str, key: str) -> tuple[str, bool]:
             f"{key}: {location} was removed from the hub; use another model, for example "
             f"{key}=sd15 ({FETCH} sd15)"
         )
+    if folder.is_file():
+        raise UserError(
+            f"{key}: {location} is a single file, and folders are read; convert it: "
+            "docs/how_to/use_stable_diffusion.md, Use your own weights"
+        )
     if HUB_ID.fullmatch(location):
         return location, False
     raise UserError(
