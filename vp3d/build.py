@@ -189,9 +189,18 @@ def find_visual_prompt(
     generator = make_generator(config.seed, "visual_prompt")
     prior = drawing_prior(config, fitted, models, journal.watch)
     request = VisualPromptRequest(
-        config.prompt, config.negative_prompt, config.image, config.prior.resolution, settings
+        config.prompt,
+        config.negative_prompt,
+        config.image,
+        config.prior.resolution,
+        settings,
+        config.mask,
     )
     found = make_visual_prompt(prior, models.judges.text, request, run, generator)
+    for note in found.notes:
+        journal.note(note)
+    for warning in found.warnings:
+        journal.warn(warning)
     sheet = run.visual_prompt / SHEET_FILE
     journal.show(Candidates(sheet, tuple(found.scores), found.chosen))
     return found

@@ -190,6 +190,9 @@ def add_generate_arguments(parser: Parser) -> None:
         "--image", metavar="FILE", help="a picture to take the look from: the visual prompt"
     )
     parser.add_argument(
+        "--mask", metavar="FILE", help="a picture that is white on the object of --image"
+    )
+    parser.add_argument(
         "--seed",
         metavar="N",
         help="another seed is another variant, the same seed the same bytes (0)",
@@ -346,6 +349,7 @@ def option_overrides(arguments: argparse.Namespace) -> list[str]:
     """The options that were given, as key=value."""
     options = {
         "image": "image",
+        "mask": "mask",
         "seed": "seed",
         "negative": "negative_prompt",
         "faces": "export.faces",
@@ -392,6 +396,10 @@ def config_of(arguments: argparse.Namespace) -> Config:
         raise UserError("--image is empty: give a picture, or leave the option out")
     if config.image:  # absolute, so that a run can be resumed from any folder
         config.image = str(expand(config.image).absolute())
+    if arguments.mask is not None and not config.mask.strip():
+        raise UserError("--mask is empty: give a picture, or leave the option out")
+    if config.mask:
+        config.mask = str(expand(config.mask).absolute())
     pin_locations(config)
     return config
 

@@ -340,6 +340,7 @@ class Config:
     prompt: str = ""
     negative_prompt: str = ""
     image: str = ""  # a reference image used as the visual prompt (stylised 3D); "" draws one
+    mask: str = ""  # picture that is white on the object of `image`; "" finds the object
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     preset: Literal["draft", "standard", "high"] = "standard"
     backend: Literal["auto", "cpu", "cuda"] = "auto"
