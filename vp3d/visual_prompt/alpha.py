@@ -26,15 +26,12 @@ def usable_alpha(alpha: np.ndarray) -> np.ndarray | None:
     """
     if np.quantile(alpha, 0.999) < LEAST_TOP:
         return alpha
+    if alpha.min() > MOST_RESIDUE and np.quantile(alpha, 0.99) - alpha.min() < FULL_SPREAD:
+        return None
     low = float(np.median(_border(alpha)))
     bottom = low if low < MOST_RESIDUE else float(alpha.min())
-    top = (
-        float(np.quantile(alpha[alpha > bottom + EMPTY], 0.9))
-        if (alpha > bottom + EMPTY).any()
-        else 1.0
-    )
-    if alpha.min() > MOST_RESIDUE and top - float(alpha.min()) < FULL_SPREAD:
-        return None
+    above = alpha[alpha > bottom + EMPTY]
+    top = float(np.quantile(above, 0.9)) if above.size else 1.0
     if top - bottom < LEAST_TOP:
         return None
     if bottom < EMPTY and top > 1.0 - EMPTY:

@@ -19,17 +19,23 @@ from vp3d.visual_prompt.cutout import color_distance
 
 FRAME_STEP = 0.012  # colour distance across the straight edge of a frame
 FRAME_SHARE = 0.9  # share of a side's length along which the edge must run
+BAR_SHARE = 0.98  # the same, for a bar deeper than LINE_DEPTH
 FRAME_SPREAD = 0.06  # largest spread of the colour along a line of a frame
-FRAME_DEPTH = 0.35  # share of the picture's height or width that a bar may take
+FRAME_DEPTH = 0.35  # share of the picture's height or width that a bar may take, ...
+LINE_DEPTH = 0.08  # ... and a line, or a frame inside another one
 
 RING_SHARE = 1 / 32  # width of the border ring as a share of the shorter side
 SEGMENT_STEP = 0.05  # colour distance between neighbours of the ring that belong together
-SAME_COLOR = 0.09  # colour distance of two segments of the ring that are both background
+CENTRE_WEIGHT = 0.75  # of the centre's share of a colour, against its share of the border
+SAME_COLOR = 0.07  # colour distance of two segments of the ring that are both background
 
 GRAIN = 2.0  # standard deviation in pixels of the blur that removes the grain
 DEGREES = (1, 2, 2, 3, 3, 4, 4)  # of the polynomial, one fit each
-LEAST_FIT_TOLERANCE, MOST_FIT_TOLERANCE = 0.015, 0.06
+LEAST_FIT_TOLERANCE, MOST_FIT_TOLERANCE = 0.008, 0.06
 RIDGE = 1e-4
+LOCAL_FROM = 0.006  # misfit of the polynomial at the border from which it is corrected locally
+LOCAL_ROUNDS = 10  # corrections of the fit at most, ...
+LOCAL_SHARE = 1 / 24  # ... blurred by this share of the shorter side
 
 
 @dataclass(frozen=True)
@@ -72,24 +78,28 @@ def trim_frame(values: np.ndarray) -> tuple[slice, slice]:
         Slices of the rows and columns inside; the complete picture if there is no frame.
     """
     box = [0, values.shape[0], 0, values.shape[1]]
-    least = [round(FRAME_DEPTH * n) for n in values.shape[:2]]
-    for _ in range(4):  # a frame inside a frame
+    used = [0, 0, 0, 0]
+    for _ in range(3):  # a frame inside a frame
         before = list(box)
         for side in range(4):
             inside = values[box[0] : box[1], box[2] : box[3]]
             lines = np.swapaxes(inside, 0, 1) if side >= 2 else inside
             lines = lines[::-1] if side % 2 else lines
-            axis = side // 2
-            used = values.shape[axis] - (box[2 * axis + 1] - box[2 * axis])
-            depth = _frame_depth(lines, 2 * least[axis] - used)
+            length = values.shape[side // 2]
+            share = FRAME_DEPTH if used[side] == 0 else LINE_DEPTH
+            depth = _frame_depth(lines, round(share * length), round(LINE_DEPTH * length))
+            used[side] += depth
             box[side] += -depth if side % 2 else depth
         if box == before:
             break
     return slice(box[0], box[1]), slice(box[2], box[3])
 
 
-def _frame_depth(lines: np.ndarray, most: int) -> int:
-    """How many of the first rows of `lines [H, W, 3]` are a frame; 0 for none."""
+def _frame_depth(lines: np.ndarray, most: int, shallow: int) -> int:
+    """How many of the first rows of `lines [H, W, 3]` are a frame; 0 for none.
+
+    A bar deeper than `shallow` must run over the full length.
+    """
     most = min(most, len(lines) // 2)
     found = 0
     for depth in range(1, most):
@@ -97,27 +107,28 @@ def _frame_depth(lines: np.ndarray, most: int) -> int:
         spread = np.quantile(color_distance(outside, np.median(outside, axis=0)), 0.8)
         if spread > FRAME_SPREAD:
             break
-        if _is_straight_edge(outside, inside, FRAME_STEP):
+        share = FRAME_SHARE if depth <= shallow else BAR_SHARE
+        if _is_straight_edge(outside, inside, FRAME_STEP, share):
             found = depth
         elif found and depth > found + 2:
             break
     # An edge is blurred over a pixel or two by shrinking and by JPEG.
-    while found and found < most and found < len(lines) - 2:
-        if not _is_straight_edge(lines[found], lines[found + 1], FRAME_STEP / 2):
+    while found and found < min(most, len(lines) - 2):
+        if not _is_straight_edge(lines[found], lines[found + 1], FRAME_STEP / 2, FRAME_SHARE):
             break
         found += 1
     return found
 
 
-def _is_straight_edge(outside: np.ndarray, inside: np.ndarray, least: float) -> bool:
-    """Whether two lines `[W, 3]` differ by the same step almost everywhere."""
+def _is_straight_edge(outside: np.ndarray, inside: np.ndarray, least: float, share: float) -> bool:
+    """Whether two lines `[W, 3]` differ by the same step of at least `least` at a `share` of them."""
     steps = ndimage.median_filter(outside - inside, (5, 1), mode="nearest")
     mean = np.median(steps, axis=0)
     size = float(np.sqrt((mean**2).mean()))
     if size < least:
         return False
     along = (steps * mean).mean(-1) / size
-    return bool((along > 0.4 * size).mean() >= FRAME_SHARE)
+    return bool((along > 0.4 * size).mean() >= share)
 
 
 def read_border(values: np.ndarray) -> Border:
@@ -141,7 +152,9 @@ def read_border(values: np.ndarray) -> Border:
         share = float(weights[chosen].sum() / weights.sum())
         palette = colors[chosen][:: max(1, int(chosen.sum()) // 24)]
         nearest = color_distance(middle[:, None], palette[None]).min(1)
-        readings.append((share - float((nearest < SEGMENT_STEP).mean()), tuple(chosen)))
+        readings.append(
+            (share - CENTRE_WEIGHT * float((nearest < SEGMENT_STEP).mean()), tuple(chosen))
+        )
     if not readings:
         return Border(_ring_mask(height, width, ring), 1.0, 0.0)
     ranked = sorted({chosen: score for score, chosen in readings}.items(), key=lambda r: -r[1])
@@ -200,7 +213,8 @@ def _joined(colors: np.ndarray, labels: np.ndarray, label: int) -> np.ndarray:
         palette = colors[chosen][:: max(1, int(chosen.sum()) // 48)]
         for other in list(others):
             inside = np.median(colors[labels == other], axis=0)
-            if color_distance(inside[None], palette).min() < SAME_COLOR:
+            # Not the very nearest: at the ends of a segment colours are mixed.
+            if np.quantile(color_distance(inside[None], palette), 0.08) < SAME_COLOR:
                 chosen = chosen | (labels == other)
                 others.remove(other)
                 grown = True
@@ -220,22 +234,41 @@ def smooth_field(values: np.ndarray, border: Border) -> Backdrop:
     field = np.zeros_like(values)
     for degree in DEGREES:
         field = _fit(values, background, degree)
-        distance = color_distance(values, field)
-        noise = float(np.quantile(distance[seeds], 0.7))
-        tolerance = float(np.clip(1.5 * noise, LEAST_FIT_TOLERANCE, MOST_FIT_TOLERANCE))
-        near = (distance <= tolerance) | (seeds & (distance <= MOST_FIT_TOLERANCE))
-        pieces, _ = ndimage.label(near)
-        background = np.isin(pieces, np.setdiff1d(pieces[seeds], 0))
-        background = ndimage.binary_erosion(background, border_value=1)
-        if background.sum() < 32:
-            background = seeds
-    sure = background if background.sum() > seeds.sum() else seeds
+        background = _grown(values, field, seeds)
     coarse = ndimage.gaussian_filter(values, (GRAIN, GRAIN, 0.0))
-    return Backdrop(
-        field,
-        noise=float(np.quantile(color_distance(values, coarse)[sure], 0.95)),
-        texture=float(np.quantile(color_distance(coarse, field)[seeds], 0.85)),
-    )
+    texture = float(np.quantile(color_distance(coarse, field)[seeds], 0.85))
+    for _ in range(
+        LOCAL_ROUNDS if texture > LOCAL_FROM else 0
+    ):  # what a polynomial cannot follow, such as a spotlight
+        field = _corrected(values, field, background)
+        before, background = background, _grown(values, field, seeds)
+        if (background ^ before).mean() < 0.002:
+            break
+    inner = ndimage.binary_erosion(background, iterations=round(3 * GRAIN), border_value=1)
+    inner = inner if inner.sum() > 64 else background
+    noise = float(np.quantile(color_distance(values, coarse)[inner], 0.95))
+    return Backdrop(field, noise, texture)
+
+
+def _grown(values: np.ndarray, field: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """The background so far: close to `field` and connected to `seeds`, without its outline."""
+    distance = color_distance(values, field)
+    misfit = float(np.quantile(distance[seeds], 0.7))
+    tolerance = float(np.clip(1.5 * misfit, LEAST_FIT_TOLERANCE, MOST_FIT_TOLERANCE))
+    near = (distance <= tolerance) | (seeds & (distance <= MOST_FIT_TOLERANCE))
+    pieces, _ = ndimage.label(near)
+    background = np.isin(pieces, np.setdiff1d(pieces[seeds], 0))
+    background = ndimage.binary_erosion(background, border_value=1)
+    return background if background.sum() >= max(32, seeds.sum() // 4) else seeds
+
+
+def _corrected(values: np.ndarray, field: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """The field plus the blurred difference of the background to it, fading out away from it."""
+    width = min(values.shape[:2]) * LOCAL_SHARE
+    weight = ndimage.gaussian_filter(background.astype(np.float64), width)
+    offset = np.where(background[..., None], values - field, 0.0)
+    offset = ndimage.gaussian_filter(offset, (width, width, 0.0)) / (weight + 0.02)[..., None]
+    return np.clip(field + offset, 0.0, 1.0)
 
 
 def _fit(values: np.ndarray, where: np.ndarray, degree: int) -> np.ndarray:

@@ -145,7 +145,7 @@ def _flood(
     The distance is to the background's colour, in [0, 1].
     """
     values = rgb.permute(1, 2, 0).double().numpy()
-    ring = border_ring(values.shape[:2])
+    ring = _ring(values.shape[:2])
     distance = color_distance(values, np.median(values[ring], axis=0))
     noise = limits.noise_factor * float(np.quantile(distance[ring], 0.95))
     tight_tolerance = min(max(noise, limits.min_tolerance), tolerance)
@@ -186,7 +186,7 @@ def _background(
     return background
 
 
-def border_ring(shape: tuple[int, ...]) -> np.ndarray:
+def _ring(shape: tuple[int, ...]) -> np.ndarray:
     """The border of a picture as a boolean mask, one pixel wide for each 32 of the shorter side."""
     width = max(1, min(shape) // 32)
     ring = np.ones(shape, dtype=bool)

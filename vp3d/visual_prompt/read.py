@@ -24,6 +24,7 @@ from torch import Tensor
 from vp3d.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
 MAX_BYTES = 100_000_000
 MAX_PIXELS = 175_000_000  # Pillow refuses a picture of 179 million pixels
 MIN_SIDE = 16  # pixels
@@ -60,11 +61,13 @@ class Picture:
         rgb: `[3, H, W]` in [0, 1] sRGB, at most `WORK_SIDE` pixels on a side.
         alpha: `[1, H, W]` in [0, 1]; None if the file has none or is opaque everywhere.
         notes: What a user may want to know of the reading, one sentence each.
+        lossy: The format may lose detail, as JPEG does.
     """
 
     rgb: Tensor
     alpha: Tensor | None
     notes: tuple[str, ...] = ()
+    lossy: bool = False
 
 
 def read_picture(path: Path, option: str = "--image") -> Picture:
@@ -174,7 +177,7 @@ def _shows_something(picture: Image.Image) -> bool:
 def _decode(picture: Image.Image, notes: list[str]) -> Picture:
     """rgb and alpha of an opened picture, upright, in sRGB and shrunk."""
     turn = TRANSPOSES.get(picture.getexif().get(ORIENTATION, 1))
-    adobe = _is_adobe_rgb(picture)
+    adobe, lossy = _is_adobe_rgb(picture), picture.format in LOSSY_FORMATS
     profile, gamma = picture.info.get("icc_profile"), picture.info.get("gamma")
     picture = _to_8_bits(picture, notes) if picture.mode in DEEP_MODES else picture
     factor = max(1, max(picture.size) // (4 * WORK_SIDE))
@@ -197,7 +200,7 @@ def _decode(picture: Image.Image, notes: list[str]) -> Picture:
         values = _without_profile(values, adobe, gamma)
     channels = torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous()
     opaque = bool((channels[3] > 0.99).all())
-    return Picture(channels[:3], None if opaque else channels[3:], tuple(notes))
+    return Picture(channels[:3], None if opaque else channels[3:], tuple(notes), lossy)
 
 
 def _to_8_bits(picture: Image.Image, notes: list[str]) -> Image.Image:

@@ -22,7 +22,7 @@ from vp3d.visual_prompt.read import Picture, read_picture
 from vp3d.visual_prompt.separate import separate
 
 ADVICE = "give a picture of one object with a transparent or plain background, or --mask FILE"
-STEADY = 0.95  # a steadiness from which the cut-out is not worth a warning
+STEADY = 0.96  # a steadiness from which the cut-out is not worth a warning
 LEAST_STEADY = 0.6  # a steadiness below which the picture is refused
 MOST_ASPECT = 0.02  # by how much the proportions of picture and mask may differ
 CARD_BORDER = 0.97  # share of a card's border that must show its background
@@ -87,7 +87,7 @@ def cut_out_picture(picture: Picture, tolerance: float) -> Cutout:
         return _by_backdrop(values, tolerance, picture)
     card = card_inside(alpha)
     if card is not None:
-        inner = separate(np.ascontiguousarray(values[card]), tolerance)
+        inner = separate(np.ascontiguousarray(values[card]), tolerance, picture.lossy)
         clear = inner.steadiness > STEADY and inner.border > CARD_BORDER and not inner.doubts
         if clear and CARD_COVER[0] < inner.mask.mean() < CARD_COVER[1]:
             mask = np.zeros_like(alpha)
@@ -128,7 +128,7 @@ def read_mask(path: Path, picture: Picture) -> Tensor:
 
 
 def _by_backdrop(values: np.ndarray, tolerance: float, picture: Picture) -> Cutout:
-    found = separate(values, tolerance)
+    found = separate(values, tolerance, picture.lossy)
     doubts = list(found.doubts)
     if found.steadiness < STEADY:
         doubts.append(f"cut-outs at neighbouring tolerances agree by {found.steadiness:.0%} only")

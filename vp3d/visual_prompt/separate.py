@@ -22,6 +22,7 @@ class SeparationLimits:
     Attributes:
         least_tolerance: No difference smaller than this counts, ...
         noise_factor: ... nor one smaller than this factor times the noise of the backdrop.
+        grainy: A picture with more noise than this is smoothed first.
         levels: Number of tolerances that are tried, from the smallest to the setting's.
         steady_iou: The smallest tolerance is used whose mask has at least this intersection over
             union with the mask of the next one.
@@ -32,6 +33,8 @@ class SeparationLimits:
         halo: A pixel at the edge is backdrop if its distance is below this share of the largest
             one near it, ...
         most_halo: ... and below this distance.
+        block_halo: The same, in a wider fringe, after lossy compression, ...
+        most_block_halo: ... and below this distance.
         shadow_hue: A shadow is a darker shade of the backdrop: its colour differs by at most this
             from a multiple of the backdrop's.
         shadow_slope: Its edge is soft: the colour changes by at most this from pixel to pixel, ...
@@ -44,12 +47,15 @@ class SeparationLimits:
         max_shadow: It takes at most this share of the mask.
         edge_factors: Edges of a textured backdrop are this much steeper than its border, for three
             masks of which the second is used.
+        doubtful_outline: An outline of which more than this share is soft is worth a warning.
         min_border: The backdrop covers at least this share of the border.
-        min_margin: Readings of the border closer than this are a guess.
+        min_margin: Readings of the border closer than this are a guess, ...
+        clear_border: ... and so is one that covers less of the border.
     """
 
-    least_tolerance: float = 0.012
+    least_tolerance: float = 0.009
     noise_factor: float = 1.3
+    grainy: float = 0.012
     levels: int = 9
     steady_iou: float = 0.97
     textured: float = 0.03
@@ -58,6 +64,8 @@ class SeparationLimits:
     hole_distance: float = 0.02
     halo: float = 0.4
     most_halo: float = 0.15
+    block_halo: float = 0.25
+    most_block_halo: float = 0.06
     shadow_hue: float = 0.03
     shadow_slope: float = 0.004
     softness: float = 0.22
@@ -69,8 +77,10 @@ class SeparationLimits:
     least_shadow: float = 0.05
     max_shadow: float = 0.7
     edge_factors: tuple[float, float, float] = (1.2, 1.5, 1.9)
+    doubtful_outline: float = 0.25
     min_border: float = 0.2
-    min_margin: float = 0.05
+    min_margin: float = 0.25
+    clear_border: float = 0.5
 
 
 LIMITS = SeparationLimits()
@@ -93,12 +103,18 @@ class Separation:
     border: float
 
 
-def separate(values: np.ndarray, tolerance: float, limits: SeparationLimits = LIMITS) -> Separation:
+def separate(
+    values: np.ndarray,
+    tolerance: float,
+    lossy: bool = False,
+    limits: SeparationLimits = LIMITS,
+) -> Separation:
     """Separate the object from its backdrop.
 
     Args:
         values: `[H, W, 3]` in [0, 1] sRGB.
         tolerance: Largest colour distance that counts as backdrop, in [0, 1].
+        lossy: The file was compressed with loss, which leaves blocks around the object.
         limits: The limits of the separation.
 
     Returns:
@@ -112,21 +128,23 @@ def separate(values: np.ndarray, tolerance: float, limits: SeparationLimits = LI
     doubts = []
     if border.share < limits.min_border:
         doubts.append("the object fills most of the border")
-    elif border.margin < limits.min_margin:
+    elif border.margin < limits.min_margin or border.share < limits.clear_border:
         doubts.append("what is object and what is background at the border is a guess")
     if backdrop.texture > limits.textured:
         found, steady = _by_colours(inside, limits)
         distance = found.astype(np.float64)
     else:
-        if noise > limits.least_tolerance:
+        if noise > limits.grainy:
             inside = ndimage.median_filter(inside, (3, 3, 1))
         distance = color_distance(inside, field)
         found, steady = _steady_mask(inside, field, border, noise, tolerance, limits)
-        found = _without_halo(found, distance, limits)
+        found = _without_halo(found, distance, limits, lossy)
         found, shadowed = _without_shadow(found, inside, backdrop, limits)
         if shadowed:
             doubts.append("a part of it may be a shadow")
         found = without_small_pieces(found, limits.min_piece)
+        if _soft_outline(found, inside, backdrop.noise, limits) > limits.doubtful_outline:
+            doubts.append("its outline is not sharp")
     mask = np.zeros(values.shape[:2])
     mask[rows, columns] = soften(found, distance)
     return Separation(mask, steady, tuple(doubts), border.share)
@@ -180,15 +198,21 @@ def _mask_at(
     return without_small_pieces(~background, limits.min_piece)
 
 
-def _without_halo(mask: np.ndarray, distance: np.ndarray, limits: SeparationLimits) -> np.ndarray:
-    """The mask without the fringe that JPEG and resampling leave around an object."""
-    for _ in range(3):
-        edge = mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), border_value=1)
-        largest = ndimage.maximum_filter(np.where(mask, distance, 0.0), 7)
-        faint = edge & (distance < limits.halo * largest) & (distance < limits.most_halo)
-        if not faint.any():
-            break
-        mask = mask & ~faint
+def _without_halo(
+    mask: np.ndarray, distance: np.ndarray, limits: SeparationLimits, lossy: bool
+) -> np.ndarray:
+    """The mask without the fringe that resampling and lossy compression leave around an object."""
+    bounds = [(3, 7, limits.halo, limits.most_halo)]
+    if lossy:  # the side of a block is 8 pixels, and of a block of colour 16
+        bounds.insert(0, (8, 17, limits.block_halo, limits.most_block_halo))
+    for rounds, window, share, most in bounds:
+        for _ in range(rounds):
+            edge = mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), border_value=1)
+            largest = ndimage.maximum_filter(np.where(mask, distance, 0.0), window)
+            faint = edge & (distance < share * largest) & (distance < most)
+            if not faint.any():
+                break
+            mask = mask & ~faint
     return mask
 
 
@@ -263,6 +287,16 @@ def _is_rising(values: np.ndarray, shade: np.ndarray) -> np.ndarray:
     slope = slope_of(ndimage.gaussian_filter(values, (1.0, 1.0, 0.0)))
     inner = ndimage.binary_erosion(shade, iterations=2)
     return slope < 0.85 * ndimage.maximum_filter(np.where(inner, slope, 0.0), 21)
+
+
+def _soft_outline(
+    mask: np.ndarray, values: np.ndarray, noise: float, limits: SeparationLimits
+) -> float:
+    """The share of the mask's outline, inside the picture, where the colour changes slowly."""
+    outline = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    everywhere = np.ones_like(mask)
+    soft = _is_soft(values, everywhere, limits.shadow_slope + 0.15 * noise, limits)
+    return float(soft[outline].mean()) if outline.any() else 0.0
 
 
 def slope_of(smooth: np.ndarray) -> np.ndarray:
