@@ -37,6 +37,7 @@ class SeparationLimits:
         most_block_halo: ... and below this distance.
         shadow_hue: A shadow is a darker shade of the backdrop: its colour differs by at most this
             from a multiple of the backdrop's.
+        hue_slope: Its hue changes by at most this from pixel to pixel.
         shadow_slope: Its edge is soft: the colour changes by at most this from pixel to pixel, ...
         softness: ... or by at most this share of the contrast nearby.
         soft_rim: Share of its outline that is soft, at least; more than `doubtful_rim` of a part
@@ -67,6 +68,7 @@ class SeparationLimits:
     block_halo: float = 0.25
     most_block_halo: float = 0.06
     shadow_hue: float = 0.03
+    hue_slope: float = 0.0027
     shadow_slope: float = 0.004
     softness: float = 0.22
     soft_rim: float = 0.5
@@ -233,7 +235,8 @@ def _without_shadow(
     flat = limits.shadow_slope + 0.15 * backdrop.noise
     soft = shade & _is_soft(values, shade | ~mask, flat, limits)
     # Where a shadow is as dark as the object, a step of the hue alone keeps them apart.
-    soft &= slope_of(ndimage.gaussian_filter(tint, (1.0, 1.0, 0.0))) < flat
+    hue_slope = slope_of(ndimage.gaussian_filter(tint, (1.0, 1.0, 0.0)))
+    soft &= hue_slope < limits.hue_slope + 0.15 * backdrop.noise
     # Eroded, so that a gap of a pixel in the outline of a pale part connects nothing.
     wide = ndimage.binary_erosion(soft | ~mask, np.ones((3, 3)), border_value=1)
     pieces, _ = ndimage.label(wide)
@@ -260,7 +263,8 @@ def _without_shadow(
         dropped, doubtful = np.zeros_like(mask), dropped
     rest = mask & ~dropped
     slivers = ~ndimage.binary_opening(rest, np.ones((3, 3)))
-    rest &= ~(slivers & ndimage.binary_dilation(dropped, iterations=3))
+    slivers |= shade & ~ndimage.binary_opening(rest, np.ones((7, 7)))
+    rest &= ~(slivers & ndimage.binary_dilation(dropped, iterations=4))
     return rest, bool(doubtful.sum() > limits.doubtful_shadow * mask.sum())
 
 
