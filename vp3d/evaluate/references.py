@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,11 @@ from vp3d.visual_prompt.reference import cut_out
 
 RIGHT, WRONG = 0.95, 0.8  # mask IoU from which a cut-out is right, and below which it is wrong
 GOALS = (0.95, 0, 0.10)  # share right, silent wrong ones at most, share refused at most
-SEED = 2024
+SEED = 2025
+SEEDS = """\
+The limits of the cut-out were chosen on seeds 100, 101 and 102, and once more after a first
+measurement on seed 2024, which missed two goals: 94.4 % right, 1 silent result below 0.8, 0.7 %
+refused. Seed 2025 was not looked at before."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,11 @@ def page(outcomes: Sequence[Outcome], count: int, seed: int) -> str:
 {count} toybox renders of {256} x {256} pixels, with exact masks, on each of {len(KINDS)} kinds of
 background. Every picture is read from a PNG or JPEG file as `--image` reads it. IoU is the
 intersection over union of the mask with the exact one. "silent": neither a warning nor a refusal.
-The limits of the cut-out were chosen on other scenes, backgrounds and seeds.
+{SEEDS}
 
 {table(outcomes)}
 
-{verdict(outcomes)}
+{textwrap.fill(verdict(outcomes), 100)}
 
 Pictures below {RIGHT}:
 

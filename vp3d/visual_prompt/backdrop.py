@@ -121,7 +121,7 @@ def _frame_depth(lines: np.ndarray, most: int, shallow: int) -> int:
 
 
 def _is_straight_edge(outside: np.ndarray, inside: np.ndarray, least: float, share: float) -> bool:
-    """Whether two lines `[W, 3]` differ by the same step of at least `least` at a `share` of them."""
+    """Whether two lines `[W, 3]` differ by one step, of at least `least`, at a `share` of them."""
     steps = ndimage.median_filter(outside - inside, (5, 1), mode="nearest")
     mean = np.median(steps, axis=0)
     size = float(np.sqrt((mean**2).mean()))
@@ -272,7 +272,7 @@ def _corrected(values: np.ndarray, field: np.ndarray, background: np.ndarray) ->
 
 
 def _fit(values: np.ndarray, where: np.ndarray, degree: int) -> np.ndarray:
-    """The least-squares polynomial of `degree` in x and y through `values` at `where`, as a field."""
+    """The least-squares polynomial of `degree` in x and y of `values` at `where`, as a field."""
     height, width = values.shape[:2]
     x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)
     powers = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]

@@ -89,8 +89,8 @@ class VisualPromptRequest:
         prompt: The prompt of the run.
         negative_prompt: Its negative prompt, used to draw.
         image: Path of the user's picture; "" draws candidates instead.
-        resolution: Side in pixels of the square visual prompt that `image` is fitted into. It is the
-            resolution of the prior.
+        resolution: Side in pixels of the square visual prompt that `image` is fitted into: the
+            prior's resolution.
         settings: How to draw, cut out and choose.
         mask: Path of the mask of `image`; "" finds the object in the picture.
     """

@@ -335,7 +335,25 @@ def _by_colours(
         gain = _cluster_distance(smooth, far) - _cluster_distance(smooth, core)
         gain = ndimage.gaussian_filter(gain.clip(-8, 8), 0.7)
         found = _solid((gain > 0) & outer | inner, limits)
-    return found, min(steady, overlap(found, mask) + 0.05)
+    return _sharpened(found, values), min(steady, overlap(found, mask) + 0.05)
+
+
+def _sharpened(mask: np.ndarray, values: np.ndarray, reach: int = 3) -> np.ndarray:
+    """The mask with its outline where the colour is halfway between object and background.
+
+    Both colours are those of the nearest pixels away from the outline.
+    """
+    core = ndimage.binary_erosion(mask, iterations=2, border_value=1)
+    far = ~ndimage.binary_dilation(mask, iterations=reach)
+    if not core.any() or not far.any():
+        return mask
+    distance, inner = ndimage.distance_transform_edt(~core, return_indices=True)
+    outer = ndimage.distance_transform_edt(~far, return_distances=False, return_indices=True)
+    front, back = values[inner[0], inner[1]], values[outer[0], outer[1]]
+    span = front - back
+    share = ((values - back) * span).sum(-1) / np.maximum((span**2).sum(-1), 1e-3)
+    band = ~core & ~far & (distance <= 2 * reach)
+    return np.where(band, (share > 0.5) & ndimage.binary_dilation(mask), mask)
 
 
 def _enclosed(smooth: np.ndarray, factor: float, limits: SeparationLimits) -> np.ndarray:
