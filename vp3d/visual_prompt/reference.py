@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vp3d.errors import UserError
 from vp3d.visual_prompt.alpha import card_inside, usable_alpha, without_matte
-from vp3d.visual_prompt.cutout import is_usable
+from vp3d.visual_prompt.cutout import border_flood, is_usable
 from vp3d.visual_prompt.read import Picture, read_picture
-from vp3d.visual_prompt.separate import separate
+from vp3d.visual_prompt.separate import overlap, separate
 
 ADVICE = "give a picture of one object with a transparent or plain background, or --mask FILE"
 STEADY = 0.96  # a steadiness from which the cut-out is not worth a warning
@@ -27,6 +27,7 @@ LEAST_STEADY = 0.6  # a steadiness below which the picture is refused
 MOST_ASPECT = 0.02  # by how much the proportions of picture and mask may differ
 CARD_BORDER = 0.97  # share of a card's border that must show its background
 CARD_COVER = (0.005, 0.8)  # share of a card that its object takes up
+SAME_MASK = 0.99  # intersection over union from which two masks are the same
 LARGE_COVER = 0.7  # share of the picture from which a found object is doubtful
 
 
@@ -134,7 +135,12 @@ def _by_backdrop(values: np.ndarray, tolerance: float, picture: Picture) -> Cuto
         doubts.append(f"cut-outs at neighbouring tolerances agree by {found.steadiness:.0%} only")
     if found.mask.mean() > LARGE_COVER:
         doubts.append("the object covers most of the picture")
-    return _cutout(values, found.mask, picture, found.steadiness, tuple(doubts))
+    mask = found.mask
+    # On a plain background the flood of the drawn pictures agrees, and runs keep its exact edge.
+    flood = border_flood(picture.rgb, tolerance)[0].double().numpy()
+    if overlap(flood > 0.5, mask > 0.5) >= SAME_MASK:
+        mask = flood
+    return _cutout(values, mask, picture, found.steadiness, tuple(doubts))
 
 
 def _cutout(
