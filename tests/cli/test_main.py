@@ -177,7 +177,7 @@ MISTAKES = [
     (["a ball", "export.formats=[]"], "at least one item"),
     (["a ball", "--image", ""], "--image is empty"),
     (["a ball", "--mask", ""], "--mask is empty"),
-    (["a red ball", "--mask", "a.png"], "give the picture with --image"),
+    (["a red sphere", "--mask", "a.png"], "give the picture with --image"),
     (["a sphere", "--image", "~nobody-of-this-name/a.png"], "does not exist"),
     (["a sphere", "--image", "a" * 300], "File name too long"),
     (["a ball", "--config", "a" * 300], "File name too long"),

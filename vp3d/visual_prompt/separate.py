@@ -42,6 +42,8 @@ class SeparationLimits:
         softness: ... or by at most this share of the contrast nearby.
         soft_rim: Share of its outline that is soft, at least; more than `doubtful_rim` of a part
             that covers `doubtful_shadow` of the mask is worth a warning.
+        doubtful_hue: More than this difference of the hue, on more than `doubtful_tinted` of the
+            mask, is worth a warning.
         open_rim: Share of its outline that borders on the backdrop, at least.
         darkest_shadow: It keeps at least this share of the backdrop's light.
         least_shadow: Its darkest part differs by at least this from the backdrop.
@@ -74,6 +76,8 @@ class SeparationLimits:
     soft_rim: float = 0.5
     doubtful_rim: float = 0.3
     doubtful_shadow: float = 0.08
+    doubtful_hue: float = 0.014
+    doubtful_tinted: float = 0.03
     open_rim: float = 0.3
     darkest_shadow: float = 0.2
     least_shadow: float = 0.05
@@ -259,13 +263,17 @@ def _without_shadow(
             dropped |= part
         elif soft[rim].mean() > limits.doubtful_rim:
             doubtful |= part
+    # A shadow has the hue of the backdrop; a pale part of the object has another one.
+    tinted = dropped & (np.sqrt((tint**2).mean(-1)) > limits.doubtful_hue)
+    tinted = ndimage.binary_opening(tinted, iterations=2)
     if dropped.sum() > limits.max_shadow * mask.sum():
         dropped, doubtful = np.zeros_like(mask), dropped
     rest = mask & ~dropped
     slivers = ~ndimage.binary_opening(rest, np.ones((3, 3)))
     slivers |= shade & ~ndimage.binary_opening(rest, np.ones((7, 7)))
     rest &= ~(slivers & ndimage.binary_dilation(dropped, iterations=4))
-    return rest, bool(doubtful.sum() > limits.doubtful_shadow * mask.sum())
+    unsure = doubtful.sum() > limits.doubtful_shadow * mask.sum()
+    return rest, bool(unsure or tinted.sum() > limits.doubtful_tinted * mask.sum())
 
 
 def _is_soft(
