@@ -206,9 +206,18 @@ def find_visual_prompt(
         for line in cut_lines(config.prompt, config.negative_prompt, fit, name):
             journal.warn(line)
     request = VisualPromptRequest(
-        config.prompt, config.negative_prompt, config.image, config.prior.resolution, settings
+        config.prompt,
+        config.negative_prompt,
+        config.image,
+        config.prior.resolution,
+        settings,
+        config.mask,
     )
     found = make_visual_prompt(prior, models.judges.text, request, run, generator)
+    for note in found.notes:
+        journal.note(note)
+    for warning in found.warnings:
+        journal.warn(warning)
     sheet = run.visual_prompt / SHEET_FILE
     journal.show(Candidates(sheet, tuple(found.scores), found.chosen))
     return found

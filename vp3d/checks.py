@@ -58,8 +58,11 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
         if key.startswith("visual_prompt."):  # loaded late, when there is something to draw
             find_weights(location, key)
     check_video(config.export)
+    if config.mask and not config.image:
+        raise UserError("--mask is the mask of a picture: give the picture with --image")
     if config.image and new:
-        read_reference(config.image, config.visual_prompt, config.prior.resolution)
+        resolution = config.prior.resolution
+        read_reference(config.image, config.mask, config.visual_prompt, resolution)
     if new:
         check_output(expand(config.output_dir))
 

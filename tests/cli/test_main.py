@@ -111,8 +111,9 @@ def test_prompt_from_a_file_and_image_made_absolute(
 ) -> None:
     (tmp_path / "c.yaml").write_text("prompt: a blue mug\n")
     monkeypatch.chdir(tmp_path)
-    config = config_of("--config", "c.yaml", "--image", "style.png")
+    config = config_of("--config", "c.yaml", "--image", "style.png", "--mask", "mask.png")
     assert config.prompt == "a blue mug" and config.image == str(tmp_path / "style.png")
+    assert config.mask == str(tmp_path / "mask.png")
 
 
 def test_committed_configs_are_found_from_any_folder(
@@ -141,6 +142,8 @@ MISTAKES = [
     (["a ball", "--formats", "glb, gltf"], "'gltf' is not allowed"),
     (["a ball", "export.formats=[]"], "at least one item"),
     (["a ball", "--image", ""], "--image is empty"),
+    (["a ball", "--mask", ""], "--mask is empty"),
+    (["a red sphere", "--mask", "a.png"], "give the picture with --image"),
     (["a sphere", "--image", "~nobody-of-this-name/a.png"], "does not exist"),
     (["a sphere", "--image", "a" * 300], "File name too long"),
     (["a ball", "--config", "a" * 300], "File name too long"),

@@ -23,6 +23,7 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")  # how a key=value word begins
 EXIT_USER = 2  # exit code of a mistake that the user can correct
 OPTION_KEYS = {  # option -> the config key that it sets
     "image": "image",
+    "mask": "mask",
     "seed": "seed",
     "negative": "negative_prompt",
     "faces": "export.faces",

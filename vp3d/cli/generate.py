@@ -57,6 +57,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="use this picture as the visual prompt instead of a drawn one",
     )
     parser.add_argument(
+        "--mask", metavar="FILE", help="a picture that is white on the object of --image"
+    )
+    parser.add_argument(
         "--seed",
         metavar="N",
         help="another seed gives another variant, the same seed the same bytes (0)",
@@ -99,6 +102,10 @@ def config_of(arguments: argparse.Namespace) -> Config:
     check_text(config.negative_prompt, "negative prompt")
     if arguments.image is not None and not config.image.strip():
         raise UserError("--image is empty: give a picture, or omit the option")
+    if arguments.mask is not None and not config.mask.strip():
+        raise UserError("--mask is empty: give a picture, or omit the option")
+    if config.mask:
+        config.mask = str(expand(config.mask).absolute())
     if config.image:  # absolute, so that the run can be resumed from any folder
         config.image = str(expand(config.image).absolute())
     pin_locations(config)
