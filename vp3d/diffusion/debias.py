@@ -31,6 +31,8 @@ import transformers  # isort: skip
 DIRECTIONS = ("side", "front", "back", "overhead")
 SENTENCE = "This image is depicting a {mask} view of {prompt}"
 THRESHOLD = 0.95
+# The model types of config.json that are loaded; all have their code in transformers
+MODEL_TYPES = ("bert", "distilbert", "roberta", "albert", "electra", "mpnet", "modernbert")
 
 
 def debiased_prompts(prompt: str, model_path: str, allowed: str = "") -> dict[str, str]:
@@ -103,6 +105,11 @@ def _load(model_path: str) -> tuple[Any, Any]:
     # The folder may hold code: do not run it, and do not ask the user about it.
     options = {"local_files_only": local, "trust_remote_code": False}
     with readable(f"the language model {model_path}", "guidance.debias"):
+        about, _ = transformers.PretrainedConfig.get_config_dict(source, local_files_only=local)
+        if about.get("model_type") not in MODEL_TYPES:
+            raise ValueError(
+                f"it is a {about.get('model_type')}, not one of {', '.join(MODEL_TYPES)}"
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         model = read_whole(transformers.AutoModelForMaskedLM, source, **options)
     ids = tokenizer.convert_tokens_to_ids(list(DIRECTIONS))

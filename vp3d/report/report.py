@@ -8,7 +8,7 @@ visual prompt, no video, no steps) is left out. Figures of exported files are na
 from __future__ import annotations
 
 import io
-import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -29,7 +29,7 @@ from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG, VIEWS, ring_frames
 from vp3d.report.plots import curves, plot_svgs, write_plots
 from vp3d.report.viewer import viewer_page
 from vp3d.runs.folder import RunFolder
-from vp3d.system.files import write_text
+from vp3d.system.files import JsonError, printable, read_json_object, write_text
 from vp3d.types import Asset
 from vp3d.visual_prompt.make import CUTOUT_FILE, SCORES_FILE, candidate_file
 
@@ -81,7 +81,12 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
 def progress(planned_steps: int, events: Events) -> dict[str, str]:
     """How far a run came, by name: "steps" of `planned_steps`, and "time" if any was spent."""
     steps = next(
-        (int(event["step"]) for event in reversed(events) if event.get("kind") in STEP_EVENTS), 0
+        (
+            int(event["step"])
+            for event in reversed(events)
+            if event.get("kind") in STEP_EVENTS and "step" in event
+        ),
+        0,
     )
     found = {"steps": f"{steps} of {planned_steps}"}
     seconds = time_spent(events)
@@ -184,14 +189,14 @@ def visual_prompt(run: RunFolder) -> str:
     "" if the run has no visual prompt or its `scores.json` is damaged.
     """
     try:
-        stored = json.loads((run.visual_prompt / SCORES_FILE).read_text(encoding="utf-8"))
-        scores, chosen = list(stored["scores"]), int(stored["chosen"])
-        unstable = list(stored.get("ragged", []))
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = read_json_object(run.visual_prompt / SCORES_FILE)
+        scores = [None if score is None else float(score) for score in stored["scores"]]
+        chosen, unstable = int(stored["chosen"]), list(stored.get("ragged", []))
+    except (JsonError, ValueError, KeyError, TypeError):
         return ""
     cards = []
     for n, score in enumerate(scores):
-        label = "could not be cut out" if score is None else f"reward {float(score):.3f}"
+        label = "could not be cut out" if score is None else f"reward {score:.3f}"
         label = f"{label} · unstable cut-out" if n in unstable else label
         framed = n == chosen and len(scores) > 1
         label = f"{label} · chosen" if framed else label
@@ -256,6 +261,7 @@ def files(folder: Path) -> str:
     rows = []
     for path in found:
         size = max(1, path.stat().st_size // 1024)
-        link = f'<a href="{quote(path.name)}">{escape(path.name)}</a>'
+        shown = escape(printable(path.name))
+        link = f'<a href="{quote(os.fsencode(path.name))}">{shown}</a>'
         rows.append(f"<li>{link} {size:,} KiB</li>")
     return f"<ul>{''.join(rows)}</ul>" if rows else ""

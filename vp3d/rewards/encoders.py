@@ -34,11 +34,14 @@ from torch import Tensor
 
 from vp3d.config.paths import locate
 from vp3d.rewards.resize import channels, resize_normalize
+from vp3d.system.files import read_json_object
 from vp3d.weights.locate import local_weights
 from vp3d.weights.manifest import verify_files
-from vp3d.weights.readable import LOAD_ERRORS
 
-WEIGHTS_FILE = "open_clip_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+CODE_KEYS = frozenset(  # settings of open_clip that name code of other packages or of a folder
+    ("hf_model_name", "timm_model_name", "tokenizer_kwargs", "tokenizer_mode", "norm_kwargs")
+)
 
 
 def load_clip(
@@ -61,7 +64,7 @@ def load_clip(
     folder = local_weights(clip, key)
     if manifest:
         verify_files(locate(manifest), folder)
-    for name in ("open_clip_config.json", WEIGHTS_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder / name} is missing: "
@@ -70,15 +73,46 @@ def load_clip(
     return ClipEncoder(folder, device)
 
 
+def check_model_config(path: Path) -> bool:
+    """Refuse the config of an open_clip folder that chooses code.
+
+    open_clip would build a tower of timm or transformers that the config names, and would pass its
+    `tokenizer_kwargs` on, among them "trust_remote_code".
+
+    Returns:
+        Whether the tokenizer is that of the folder, and not open_clip's own.
+
+    Raises:
+        ValueError: The config names other code. JsonError: It cannot be read.
+    """
+    model = read_json_object(path).get("model_cfg")
+    if not isinstance(model, dict):
+        raise ValueError(f"{path.name} has no model_cfg")
+    for key in ("custom_text", "multimodal_cfg"):
+        if model.get(key):
+            raise ValueError(f"{path.name} sets {key}, which is not supported")
+    text, vision = (model.get(key) for key in ("text_cfg", "vision_cfg"))
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        raise ValueError(f"{path.name} has no text_cfg or vision_cfg")
+    named = [f"text_cfg.{key}" for key in sorted(text.keys() & CODE_KEYS) if text[key]]
+    named += [f"vision_cfg.{key}" for key in sorted(vision.keys() & CODE_KEYS) if vision[key]]
+    if named:
+        raise ValueError(f"{path.name} sets {', '.join(named)}, which could run other code")
+    return bool(text.get("hf_tokenizer_name"))
+
+
 class ClipEncoder:
     """A frozen open_clip model: in eval mode, its parameters without gradient."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         name = f"local-dir:{folder}"
         try:
+            own_tokenizer = check_model_config(folder / CONFIG_FILE)
+            # open_clip hands these to transformers, over those of the folder
+            options = {"trust_remote_code": False} if own_tokenizer else {}
             model = open_clip.create_model(name, device=device, require_pretrained=True)
-            self.tokenizer = open_clip.get_tokenizer(name)
-        except LOAD_ERRORS as error:
+            self.tokenizer = open_clip.get_tokenizer(name, **options)
+        except Exception as error:  # open_clip raises many types for a damaged file
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"{folder} is not a usable open_clip folder: {reason}") from error
         self.folder = folder

@@ -6,7 +6,6 @@ A location is a name of the catalogue, a folder, or a hub id such as `owner/name
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 from vp3d.config.paths import data_home, expand, locate, program
 from vp3d.config.schema import Config, RewardsConfig
 from vp3d.errors import MissingWeightsError, UserError
+from vp3d.system.files import JsonError, is_inside, read_json_object
 from vp3d.weights.catalogue import MODELS, Model
 
 PRIOR_LOCATIONS = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
@@ -170,6 +170,7 @@ def read_whole(kind: Any, folder: str | Path, **options: Any) -> Any:
         ValueError: for a tensor that is missing or has another shape.
     """
     options |= {
+        "trust_remote_code": False,
         "use_safetensors": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
@@ -197,8 +198,16 @@ def read_receipt(folder: Path) -> dict[str, dict[str, Any]]:
     Empty if there is no receipt or it is damaged.
     """
     try:
-        files = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"]
-        complete = all({"source", "size", "sha256"} <= entry.keys() for entry in files.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = read_json_object(folder / RECEIPT, unique_keys=True).get("files")
+    except JsonError:
         return {}
-    return files if complete else {}
+    if not isinstance(files, dict) or not all(map(is_inside, files)):
+        return {}
+    return files if all(map(_is_entry, files.values())) else {}
+
+
+def _is_entry(entry: object) -> bool:
+    kinds = {"source": str, "size": int, "sha256": str}
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), kind) for key, kind in kinds.items()
+    )
