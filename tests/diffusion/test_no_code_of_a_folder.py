@@ -24,7 +24,7 @@ AUTO_CLASSES = (
     "AutoImageProcessor",
 )
 AUTO_MAP: dict[str, Any] = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
-AUTO_MAP |= {name: "evil.Evil" for name in AUTO_CLASSES}
+AUTO_MAP |= dict.fromkeys(AUTO_CLASSES, "evil.Evil")
 
 
 @pytest.fixture
@@ -133,6 +133,14 @@ def test_a_pipeline_of_another_class_is_refused(kind: Any, tmp_path: Path, trap:
     plant(tmp_path / "p", trap)
     assert "use a StableDiffusionPipeline" in refused(tmp_path / "p")
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("value", ["owner/kernel", "owner/kernel@main:f", "flash_attention_9", 1])
+def test_a_kernel_of_the_hub_is_refused(name: str, value: Any, tmp_path: Path) -> None:
+    save_pipeline(tmp_path / "p")
+    change(tmp_path / "p" / "text_encoder" / "config.json", **{name: value})
+    assert f"asks for {name}" in refused(tmp_path / "p")
 
 
 def test_the_published_indexes_pass() -> None:

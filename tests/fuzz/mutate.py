@@ -109,7 +109,7 @@ def mutate_json(value: Any, rng: random.Random) -> Any:
         elif kind == 3 and isinstance(holder[key], int | float):
             holder[key] = holder[key] * rng.choice((-1, 0, 1.5, 10**6, 1e300))
         else:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = copy.deepcopy(rng.choice(VALUES))
     return root[0]
 
 

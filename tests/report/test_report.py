@@ -198,7 +198,8 @@ def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
     assert progress(400, events)["steps"] == "5 of 400"
     stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
     assert progress(400, stopped)["steps"] == "8 of 400" and not view_guesses(stopped)
-    judged = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
+    judged = [*stopped, {"kind": "views", "janus": 0.5, "view_agreement": 1, "named": []}]
+    judged.append({"kind": "start"})
     assert view_guesses(judged)["janus"] == 0.5
     assert not view_guesses([*judged, {"kind": "export"}]), "re-exported: another mesh"
 

@@ -24,6 +24,7 @@ from vp3d.errors import UserError
 from vp3d.prompts import all_views, normalize_prompt, strip_view
 from vp3d.system import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
 from vp3d.weights.locate import find_weights, read_whole
+from vp3d.weights.model_settings import offline
 from vp3d.weights.readable import readable
 
 import transformers  # isort: skip
@@ -104,7 +105,7 @@ def _load(model_path: str) -> tuple[Any, Any]:
     source, local = find_weights(model_path, "guidance.debias")
     # The folder may hold code: do not run it, and do not ask the user about it.
     options = {"local_files_only": local, "trust_remote_code": False}
-    with readable(f"the language model {model_path}", "guidance.debias"):
+    with readable(f"the language model {model_path}", "guidance.debias"), offline(local):
         about, _ = transformers.PretrainedConfig.get_config_dict(source, local_files_only=local)
         if about.get("model_type") not in MODEL_TYPES:
             raise ValueError(

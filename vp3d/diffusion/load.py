@@ -31,6 +31,7 @@ from vp3d.errors import UserError
 from vp3d.system import torch_compat  # before transformers, which imports torchvision
 from vp3d.weights.locate import find_weights, read_whole
 from vp3d.weights.manifest import verify_files
+from vp3d.weights.model_settings import check_model_settings, offline
 
 import diffusers  # isort: skip
 import transformers  # isort: skip
@@ -143,7 +144,7 @@ def load_prior(
 
 def _load_pipeline(config: PriorConfig) -> Any:
     source, local = find_weights(config.path, "prior.path")
-    with readable(f"the pipeline {config.path}", "prior.path"):
+    with readable(f"the pipeline {config.path}", "prior.path"), offline(local):
         index = diffusers.DiffusionPipeline.load_config(source, local_files_only=local)
     kind = check_classes(index, config.path)
     parts: dict[str, Any] = {"add_watermarker": False}
@@ -154,7 +155,16 @@ def _load_pipeline(config: PriorConfig) -> Any:
     dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
     remote = {"local_files_only": local, "trust_remote_code": False}
     options = {**remote, "dtype": dtype, "variant": config.variant or None}
-    with readable(f"the pipeline {config.path}", "prior.path and prior.variant"):
+    with readable(f"the pipeline {config.path}", "prior.path and prior.variant"), offline(local):
+        for part in ("unet", "vae", "scheduler"):
+            if part in parts or not _named(index, part):
+                continue
+            kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
+            check_model_settings(
+                kinds.get(part, diffusers.DDIMScheduler).load_config(
+                    source, subfolder=part, local_files_only=local
+                )
+            )
         for part in ("text_encoder", "text_encoder_2"):
             name = _named(index, part)
             if name:
@@ -211,10 +221,10 @@ def _named(index: Any, part: str) -> str | None:
 def _load_autoencoder(config: PriorConfig) -> Any:
     """The autoencoder of `prior.vae`: an AutoencoderTiny or an AutoencoderKL."""
     source, local = find_weights(config.vae, "prior.vae")
-    with readable(f"the autoencoder {config.vae}", "prior.vae"):
-        kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get(
-            "_class_name"
-        )
+    with readable(f"the autoencoder {config.vae}", "prior.vae"), offline(local):
+        settings = diffusers.AutoencoderTiny.load_config(source, local_files_only=local)
+        check_model_settings(settings)
+        kind = settings.get("_class_name")
         if not isinstance(kind, str) or kind not in AUTOENCODERS:
             raise ValueError(f"it contains a {kind}, not an AutoencoderTiny or AutoencoderKL")
         vae = AUTOENCODERS[kind].from_pretrained(
@@ -287,9 +297,12 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
             kind, source, subfolder=folder, local_files_only=local, dtype=pipe.unet.dtype
         )
     pipe.register_modules(image_encoder=tower)
-    with readable(
-        f"the IP-Adapter {config.ip_adapter}",
-        "prior.ip_adapter_weight, and that it was made for this pipeline",
+    with (
+        readable(
+            f"the IP-Adapter {config.ip_adapter}",
+            "prior.ip_adapter_weight, and that it was made for this pipeline",
+        ),
+        offline(local),
     ):
         pipe.load_ip_adapter(
             source,

@@ -137,12 +137,20 @@ def video(folder: Path) -> str:
 def view_guesses(events: Events) -> Mapping[str, Any]:
     """The "views" event of the last export: from where the prior sees each view of the mesh.
 
-    Empty if the prior did not judge the views after the last export.
+    Empty if the prior did not judge the views after the last export, or the event is damaged.
     """
     last: Mapping[str, Any] = next(
         (event for event in reversed(events) if event.get("kind") in ("views", "export")), {}
     )
-    return last if last.get("kind") == "views" else {}
+    figures, named = [last.get(key) for key in ("view_agreement", "janus")], last.get("named")
+    is_whole = (
+        last.get("kind") == "views"
+        and all(isinstance(figure, int | float) for figure in figures)
+        and isinstance(named, list)
+        and all(type(sector) is int and 0 <= sector < len(SECTORS) for sector in named)
+        and len(named) <= VIEWS
+    )
+    return last if is_whole else {}
 
 
 def main_figures(asset: Asset, events: Events) -> dict[str, str]:

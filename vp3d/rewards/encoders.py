@@ -21,6 +21,7 @@ length.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vp3d.errors import UserError
 
@@ -37,6 +38,7 @@ from vp3d.rewards.resize import channels, resize_normalize
 from vp3d.system.files import read_json_object
 from vp3d.weights.locate import local_weights
 from vp3d.weights.manifest import verify_files
+from vp3d.weights.model_settings import check_model_settings, offline
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 CODE_KEYS = frozenset(  # settings of open_clip that name code of other packages or of a folder
@@ -96,6 +98,7 @@ def check_model_config(path: Path) -> bool:
         raise ValueError(f"{path.name} has no text_cfg or vision_cfg")
     named = [f"text_cfg.{key}" for key in sorted(text.keys() & CODE_KEYS) if text[key]]
     named += [f"vision_cfg.{key}" for key in sorted(vision.keys() & CODE_KEYS) if vision[key]]
+    check_model_settings(model)
     if named:
         raise ValueError(f"{path.name} sets {', '.join(named)}, which could run other code")
     return bool(text.get("hf_tokenizer_name"))
@@ -110,14 +113,19 @@ class ClipEncoder:
             own_tokenizer = check_model_config(folder / CONFIG_FILE)
             # open_clip hands these to transformers, over those of the folder
             options = {"trust_remote_code": False} if own_tokenizer else {}
-            model = open_clip.create_model(name, device=device, require_pretrained=True)
-            self.tokenizer = open_clip.get_tokenizer(name, **options)
+            with offline():
+                model = open_clip.create_model(name, device=device, require_pretrained=True)
+                self.tokenizer = open_clip.get_tokenizer(name, **options)
+            self._read_preprocessing(model, device)
         except Exception as error:  # open_clip raises many types for a damaged file
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"{folder} is not a usable open_clip folder: {reason}") from error
         self.folder = folder
         self.model = freeze(model)
         self.device = torch.device(device)
+
+    def _read_preprocessing(self, model: Any, device: torch.device | str) -> None:
+        """Take the size, the interpolation and the colours of the model's pictures."""
         preprocess = model.visual.preprocess_cfg
         size = preprocess["size"]
         self.size: int = size if isinstance(size, int) else size[0]

@@ -23,6 +23,7 @@ from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
 from vp3d.rewards.resize import channels, resize_normalize
 from vp3d.system.files import read_json_object
 from vp3d.weights.locate import local_weights, read_whole
+from vp3d.weights.model_settings import offline
 from vp3d.weights.readable import readable
 
 import transformers  # isort: skip
@@ -132,7 +133,7 @@ def load_dino(location: str, device: torch.device | str = "cpu") -> DinoTower:
 
 def _load(location: str, key: str, build: Callable[[Path], T]) -> T:
     folder = local_weights(location, key)
-    with readable(str(folder), key):
+    with readable(str(folder), key), offline():
         transformers.utils.logging.disable_progress_bar()
         # transformers warns about tensors that a file lacks; `read_whole` raises an error instead.
         transformers.utils.logging.set_verbosity_error()

@@ -17,6 +17,7 @@ from vp3d.config.schema import Config, RewardsConfig
 from vp3d.errors import MissingWeightsError, UserError
 from vp3d.system.files import JsonError, is_inside, read_json_object
 from vp3d.weights.catalogue import MODELS, Model
+from vp3d.weights.model_settings import check_model_settings, offline
 
 PRIOR_LOCATIONS = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
 JUDGE_LOCATIONS = (  # fields of RewardsConfig that name weights
@@ -28,6 +29,7 @@ JUDGE_LOCATIONS = (  # fields of RewardsConfig that name weights
     "aesthetic_model",
 )
 RECEIPT = "SOURCE.json"
+CONFIG_OPTIONS = ("subfolder", "local_files_only", "trust_remote_code")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 REMOVED = re.compile(r"runwayml/.*|stabilityai/stable-diffusion-2.*")  # by their owners
 FETCH = f"{program()} models fetch"
@@ -175,7 +177,9 @@ def read_whole(kind: Any, folder: str | Path, **options: Any) -> Any:
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
-    model, info = kind.from_pretrained(folder, **options)
+    with offline(bool(options.get("local_files_only"))):
+        _check_settings(folder, {name: options[name] for name in CONFIG_OPTIONS if name in options})
+        model, info = kind.from_pretrained(folder, **options)
     mismatched = (name for name, *_ in info["mismatched_keys"])
     wrong = sorted([*info["missing_keys"], *mismatched])  # both are sets
     if wrong:
@@ -183,6 +187,14 @@ def read_whole(kind: Any, folder: str | Path, **options: Any) -> Any:
             f"its weights are those of another model: {wrong[0]} is missing or has another shape"
         )
     return model
+
+
+def _check_settings(folder: str | Path, options: dict[str, Any]) -> None:
+    """ValueError for a `config.json` that no published model has."""
+    from transformers import PretrainedConfig
+
+    settings, _ = PretrainedConfig.get_config_dict(folder, **options)
+    check_model_settings(settings)
 
 
 def missing_files(name: str, folder: Path) -> list[str]:
