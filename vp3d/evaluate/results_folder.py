@@ -3,7 +3,7 @@
 `suite.json` in the folder records them. Its entry "weights" maps each file that the results depend
 on to its SHA-256. Files that a manifest covers are recorded with the manifest's hash, because the
 loaders check them against it. Of all other folders every .safetensors file is hashed. A hub id is
-recorded by its name.
+recorded by its commit, where that is known.
 """
 
 from __future__ import annotations

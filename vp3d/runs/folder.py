@@ -235,11 +235,13 @@ class RunFolder:
 
 def _parse_event(line: str) -> dict[str, Any] | None:
     try:
-        event = parse_json(line)
+        event: Any = parse_json(line)
     except JsonError:
         return None
     whole = (
-        isinstance(event, dict) and "kind" in event and isinstance(event.get("time"), int | float)
+        isinstance(event, dict)
+        and isinstance(event.get("kind"), str)
+        and isinstance(event.get("time"), int | float)
     )
     return event if whole and isinstance(event.get("step", 0), int) else None
 

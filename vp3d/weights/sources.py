@@ -88,17 +88,19 @@ def _catalogue_sources() -> set[str]:
 def _hub_origin(repository: str, revision: str) -> Origin:
     """A hub repository.
 
-    A branch is followed to a commit by the first file, and all others come from that commit.
+    All files of a branch must be of one commit: it may move while they are fetched.
     """
-    commit = revision
+    commits: set[str] = set()
 
     def get(file: File, target: Path) -> Received:
-        nonlocal commit
-        received = download_hub(repository, commit, file.at_source, target)
-        commit = received.revision or commit
+        received = download_hub(repository, revision, file.at_source, target)
+        commits.update(filter(None, [received.revision]))
+        if len(commits) > 1:
+            target.unlink(missing_ok=True)
+            raise Unavailable(f"its {revision} moved to another commit meanwhile; fetch it again")
         return received
 
-    return Origin(f"hub {repository}", get, lambda path: exists_hub(repository, commit, path))
+    return Origin(f"hub {repository}", get, lambda path: exists_hub(repository, revision, path))
 
 
 def _http_origin(base: str, paths: Callable[[File], list[str]]) -> Origin:
