@@ -10,7 +10,7 @@ TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo test test-all lint format types docs reference wheel train doctor clean help
+.PHONY: demo test fuzz test-all lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
@@ -18,6 +18,9 @@ demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draf
 
 test: $(VENV)/.installed-dev  ## run the tests, without the slow ones
 	$(RUN) -m pytest
+
+fuzz: $(VENV)/.installed-dev  ## read thousands of damaged files; a few minutes
+	$(RUN) -m pytest -m "" tests/fuzz
 
 test-all: $(VENV)/.installed-dev  ## run every test
 	$(RUN) -m pytest -m ""

@@ -26,7 +26,7 @@ from vp3d.system.files import check_output
 from vp3d.train import checkpoint
 from vp3d.train.loop import check_same_settings
 from vp3d.visual_prompt.make import SCORES_FILE, read_reference
-from vp3d.weights.hashes import weight_hashes
+from vp3d.weights.hashes import is_other, weight_hashes
 from vp3d.weights.locate import check_fetched, find_weights, weight_locations
 
 OUTSIDE_GRAMMAR = (
@@ -114,7 +114,7 @@ def changed_weights(run: RunFolder, config: Config) -> str:
         if any(name == location or name.startswith(f"{location}/") for location in locations)
     }
     names = sorted(read | now.keys())
-    return next((name for name in names if recorded.get(name) != now.get(name)), "")
+    return next((name for name in names if is_other(recorded.get(name), now.get(name))), "")
 
 
 def check_same_weights(run: RunFolder, config: Config) -> None:

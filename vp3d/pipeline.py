@@ -61,6 +61,8 @@ def generate(
         checks.check_unchanged(existing, build.identity_of(config, models))
     fitted = build.fit_to_device(config, device)
     models = build.use_models(models, config, fitted, watch)
+    if existing is not None:  # the branch of a hub id may have moved while it was loaded
+        checks.check_same_weights(existing, config)
     run = existing or RunFolder.create(config)
     journal = Journal(run, watch)
     with run.lock():

@@ -18,7 +18,6 @@ patterns. A prior of the open world has no vocabulary.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -29,6 +28,7 @@ from typing import Any
 from vp3d.config.paths import restore_advice
 from vp3d.errors import UserError
 from vp3d.synonyms import nearest
+from vp3d.system.files import JsonError, read_json
 from vp3d.types import Camera
 
 # One sector for each 45 degrees of azimuth, counter-clockwise from the front.
@@ -179,10 +179,11 @@ def load_vocabulary(path: Path) -> Vocabulary:
     """
     restore = f"{restore_advice(path)} or set prior.vocabulary"
     try:
-        vocabulary = _parse_vocabulary(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(f"vocabulary {path} is missing: {restore}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        vocabulary = _parse_vocabulary(read_json(path))
+    except JsonError as error:
+        fault = "is missing" if error.missing else f"is damaged ({error.reason})"
+        raise UserError(f"vocabulary {path} {fault}: {restore}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"vocabulary {path} is damaged ({type(error).__name__}): {restore}"
         ) from error

@@ -13,7 +13,6 @@ machine's cores.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -49,7 +48,7 @@ from vp3d.runs.folder import RunFolder, slug
 from vp3d.runs.provenance import git_state
 from vp3d.runs.terminal import TerminalDisplay
 from vp3d.system.console import clock, say
-from vp3d.system.files import plain, sha256_file, write_json
+from vp3d.system.files import JsonError, plain, read_json_object, sha256_file, write_json
 from vp3d.types import Mesh
 from vp3d.weights.locate import weight_locations
 
@@ -254,10 +253,10 @@ def read_record(settings: Settings, task: Task) -> Record | None:
         None if there is no record, it is damaged, or it is that of another prompt or seed.
     """
     try:
-        record = json.loads(settings.result(task).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json_object(settings.result(task))
+    except JsonError:
         return None
-    if not isinstance(record, dict) or "figures" not in record:
+    if not isinstance(record.get("figures"), dict):
         return None
     same = (record.get("prompt"), record.get("seed")) == (task.prompt, task.seed)
     return record if same else None
@@ -328,6 +327,8 @@ def _in_processes(
     """
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Each process starts as `python -c`, which would import from the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     pool = ProcessPoolExecutor(
         min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads)
     )
@@ -345,6 +346,8 @@ def _in_processes(
 
 
 def _start_process(logs: str, threads: int) -> None:
-    sys.stderr = (Path(logs) / f"{os.getpid()}.txt").open("a", encoding="utf-8", buffering=1)
+    sys.stderr = (Path(logs) / f"{os.getpid()}.txt").open(
+        "a", encoding="utf-8", errors="backslashreplace", buffering=1
+    )
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

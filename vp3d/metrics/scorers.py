@@ -18,7 +18,6 @@ import io
 import json
 import os
 import re
-import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +33,8 @@ from vp3d.prompts import strip_view
 from vp3d.rewards.encoders import ClipEncoder
 from vp3d.rewards.imagereward import ImageReward
 from vp3d.rewards.text_image import text_image, text_target
+from vp3d.system.files import JsonError, parse_json
+from vp3d.system.web import open_url
 from vp3d.types import to_uint8
 
 KEY_VARIABLE = "VP3D_ENDPOINT_KEY"  # environment variable with the endpoint's key, if it needs one
@@ -47,7 +48,9 @@ BAD_ANSWER = (
     KeyError,
     IndexError,
     TypeError,
+    JsonError,
 )
+MAX_ANSWER_BYTES = 10_000_000
 
 
 class ClipScorer:
@@ -170,12 +173,11 @@ class ChatEndpoint:
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {os.environ[KEY_VARIABLE]}"
-        request = urllib.request.Request(
-            f"{self.url}/chat/completions", json.dumps(body).encode(), headers
-        )
+        address, data = f"{self.url}/chat/completions", json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
-                reply = json.loads(answer.read())["choices"][0]["message"]["content"]
+            with open_url(address, self.timeout_s, headers, data) as answer:
+                content_of: Any = parse_json(answer.read(MAX_ANSWER_BYTES))
+            reply = content_of["choices"][0]["message"]["content"]
         except BAD_ANSWER as error:
             raise UserError(
                 f"the endpoint {self.url} gave no answer ({error}); "

@@ -9,7 +9,6 @@ view. Features have unit length.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,9 @@ from torch import Tensor
 from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
 from vp3d.prompt_length import fit_prompt
 from vp3d.rewards.resize import channels, resize_normalize
+from vp3d.system.files import read_json_object
 from vp3d.weights.locate import local_weights, read_whole
+from vp3d.weights.model_settings import offline
 from vp3d.weights.readable import readable
 
 import transformers  # isort: skip
@@ -37,7 +38,7 @@ class Tower:
     def __init__(self, model: Any, folder: Path, size: int, device: torch.device | str) -> None:
         self.model = freeze(model).to(device)
         self.folder, self.device = folder, torch.device(device)
-        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        settings = read_json_object(folder / "preprocessor_config.json")
         crop = settings.get("crop_size", size)
         self.size: int = crop["height"] if isinstance(crop, dict) else crop
         self.mean = channels(settings.get("image_mean", CLIP_MEAN), device)
@@ -150,7 +151,7 @@ def load_dino(location: str, device: torch.device | str = "cpu") -> DinoTower:
 
 def _load(location: str, key: str, build: Callable[[Path], T]) -> T:
     folder = local_weights(location, key)
-    with readable(str(folder), key):
+    with readable(str(folder), key), offline():
         transformers.utils.logging.disable_progress_bar()
         # transformers warns about tensors that a file lacks; `read_whole` raises an error instead.
         transformers.utils.logging.set_verbosity_error()

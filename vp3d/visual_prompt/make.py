@@ -11,7 +11,6 @@ numbers back.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -27,7 +26,7 @@ from vp3d.errors import UserError
 from vp3d.prompts import phrases, strip_view, with_view
 from vp3d.rewards.text_image import TextImage
 from vp3d.runs.folder import RunFolder
-from vp3d.system.files import atomic_write, write_json
+from vp3d.system.files import JsonError, atomic_write, read_json_object, write_json
 from vp3d.types import to_uint8
 from vp3d.visual_prompt.contact_sheet import contact_sheet
 from vp3d.visual_prompt.cutout import (
@@ -216,13 +215,15 @@ def load_visual_prompt(run_folder: RunFolder) -> VisualPrompt:
     """
     folder = run_folder.visual_prompt
     try:
-        notes = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
+        notes = read_json_object(folder / SCORES_FILE)
         names = [candidate_file(n) for n in range(len(notes["scores"]))]
         candidates = torch.cat([_read_png(folder / name) for name in names])
         rgb, mask = _read_png(folder / CUTOUT_FILE), _read_png(folder / MASK_FILE)
         return VisualPrompt(rgb, mask, candidates, notes["scores"], int(notes["chosen"]))
     # Pillow raises SyntaxError for a damaged PNG.
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (
+        *(JsonError, OSError, SyntaxError, ValueError, KeyError, TypeError, RuntimeError),
+    ) as error:
         raise UserError(
             f"the visual prompt in {folder} is damaged ({type(error).__name__}): start a new run"
         ) from error
