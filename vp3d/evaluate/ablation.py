@@ -220,7 +220,7 @@ def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """
     base = next(iter(records.values()))
     sets = list(dict.fromkeys(record["set"] for record in base))
-    comparison = {
+    comparison: dict[str, dict[str, Any]] = {
         arm: {
             "figures": {
                 name: statistics(found, name, share=toybench.FIGURES[name].share)
