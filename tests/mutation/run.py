@@ -33,6 +33,7 @@ from tests.mutation.mutate import Mutant, mutants
 ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.md")
 RESULTS = ROOT / "outputs" / "mutants" / "results.jsonl"
+LOG, LOG_LINES = "pytest.log", 25  # in the copy; lines shown if the tests fail without a change
 LEAST_TIMEOUT_S = 20.0  # of a mutant's tests ...
 TIMEOUT_FACTOR = 5.0  # ... and at least this many times as long as they take without a change
 
@@ -132,7 +133,9 @@ def run_group(name: str, copy: Path, end: float, sample: int | None, seed: int) 
         return
     started = time.monotonic()
     if run_tests(copy, group.tests, 600.0) != "survived":
+        lines = (copy / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         sys.stdout.write(f"{name}: the tests fail without a change; nothing was run\n")
+        sys.stdout.write("".join(f"    {line}\n" for line in lines[-LOG_LINES:]))
         return
     timeout_s = max(LEAST_TIMEOUT_S, TIMEOUT_FACTOR * (time.monotonic() - started))
     for number, (path, source, mutant) in enumerate(waiting, 1):
@@ -173,6 +176,7 @@ def key_of(path: str, source: str, mutant: Mutant) -> str:
     return f"{path} | `{text}` | {change}" + (f" no. {number}" if number > 1 else "")
 
 
+KEPT_ALIVE: list[object] = []
 _MUTANTS: dict[str, list[Mutant]] = {}
 
 
@@ -263,16 +267,19 @@ def preload(copy: Path) -> None:
     """Imports the libraries, then forgets the package and the tests: forks import the copy's."""
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+    os.environ["NUMBA_CACHE_DIR"] = str(copy / "numba")  # checked against the time of each source
     sys.path.insert(0, str(copy))
     os.chdir(copy)
-    import vp3d.system.torch_compat  # noqa: F401  (before torchvision)
+    import vp3d.system.torch_compat  # before torchvision
 
     import diffusers  # noqa: F401
     import pytest  # noqa: F401
     import torch
+    import torchvision  # noqa: F401
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)  # a fork has none of its parent's threads
+    KEPT_ALIVE.append(vp3d.system.torch_compat)  # owns operators that torchvision registered
     for name in [name for name in sys.modules if name.split(".")[0] in ("vp3d", "tests")]:
         if not name.startswith("tests.mutation"):
             del sys.modules[name]
@@ -304,14 +311,13 @@ def _child(copy: Path, tests: Sequence[str]) -> None:
     """Runs pytest on the copy and ends the process with its exit code."""
     code = 99
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
+        log = os.open(copy / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         import pytest
 
         words = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(copy)]
         with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-            os.environ["NUMBA_CACHE_DIR"] = str(Path(folder) / "numba")
             code = int(pytest.main([*words, "--basetemp", str(Path(folder) / "t"), *tests]))
     finally:
         os._exit(code)
