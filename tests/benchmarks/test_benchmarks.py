@@ -55,7 +55,7 @@ class Slow(torch.autograd.Function):
 
 
 def read(path: Path) -> dict:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     assert {"date", "git", "cpu", "threads", "torch", "load"} <= found["about"].keys()
     return found
 

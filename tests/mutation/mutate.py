@@ -40,6 +40,7 @@ DROPPED_METHODS = {  # a call of them is replaced by its receiver
     *("abs", "clamp", "clamp_", "clamp_max", "clamp_min", "clip", "detach", "round"),
     *("nan_to_num", "sqrt", "square"),
 }
+SKIPPED_KEYWORDS = {"exist_ok", "parents", "set_to_none", "strict"}  # checks and habits
 SKIPPED = (ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Raise, ast.Assert)
 
 
@@ -128,7 +129,9 @@ def _walk(tree: ast.AST) -> Iterator[ast.AST]:
             waiting += [
                 child
                 for child in children
-                if isinstance(child, ast.AST) and not isinstance(child, SKIPPED)
+                if isinstance(child, ast.AST)
+                and not isinstance(child, SKIPPED)
+                and not (isinstance(child, ast.keyword) and child.arg in SKIPPED_KEYWORDS)
             ]
 
 

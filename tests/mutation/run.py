@@ -79,9 +79,7 @@ GROUPS = {
     "rewards": Group(("vp3d/rewards",), ("tests/rewards",)),
     "render": Group(("vp3d/render",), ("tests/render",)),
     "watchdog": Group(("vp3d/train/watchdog.py",), ("tests/train/test_watchdog.py",)),
-    "loop": Group(
-        ("vp3d/train/loop.py",), ("tests/train/test_loop.py", "tests/train/test_coarse.py")
-    ),
+    "loop": Group(("vp3d/train/loop.py",), ("tests/train/test_loop.py",)),
     "train": Group(("vp3d/train",), ("tests/train",)),
     "export": Group(("vp3d/export",), ("tests/export",)),
     "statistics": Group(

@@ -54,6 +54,7 @@ def test_each_kind_of_change(source: str, expected: set[str]) -> None:
         "x = f'{a + 1}'",
         "x = 'text'",
         "@f(3)\ndef g(): ...",
+        "zip(a, b, strict=True)",
     ],
 )
 def test_what_is_left_alone(source: str) -> None:

@@ -6,8 +6,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.helpers.listening import Listener, journal_of
@@ -66,6 +68,7 @@ class Scripted:
         return numbers["opacity"]
 
     def preview(self, camera: Camera, size: int) -> Render:
+        self.shown = camera
         rays = len(camera) * size * size
         return Render(torch.full((rays, 3), 0.25), torch.full((rays,), 0.5), torch.zeros(rays))
 
@@ -146,6 +149,7 @@ def test_a_restart_begins_at_step_0_with_the_initial_field(tmp_path: Path) -> No
     assert (event["reason"], event["step"]) == ("solid", MIN_COLLAPSE_STEPS)
     found = loop.load_checkpoint(journal_of(run), "coarse")
     assert found is not None and found.meta["loop"]["iteration"] == 20 + MIN_COLLAPSE_STEPS
+    assert [event["step"] for event in run.events("checkpoint")] == [20], "none at step 0"
     steps = [event.step for event in listener.events if isinstance(event, Step)]
     assert steps == [*range(1, MIN_COLLAPSE_STEPS), *range(21)]
 
@@ -220,7 +224,7 @@ def test_log_checkpoints_and_previews_at_their_intervals(tmp_path: Path) -> None
     assert [e["step"] for e in run.events("step")] == [*range(LOG_EVERY, 23, LOG_EVERY), 23]
     assert [e["step"] for e in run.events("checkpoint")] == [7, 14, 21, 23]
     assert len([e for e in listener.events if isinstance(e, Preview)]) == 2
-    assert run.preview_file.is_file()
+    assert (SNAPSHOT_EVERY, LOG_EVERY) == (10, 5)
     shown = [event for event in listener.events if isinstance(event, Step)]
     assert [event.step for event in shown] == list(range(1, 24))
     assert shown[0].steps == 23 and shown[0].values["samples"] == 8.0
@@ -245,10 +249,25 @@ def test_a_stop_before_the_first_step_keeps_a_checkpoint(tmp_path: Path) -> None
 
 
 def test_pace_is_a_running_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([100.0, 102.0, 103.0])
+    now = iter([100.0, 102.0, 103.0, 103.0])
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(now))
     pace = loop.Pace()
     assert pace.tick(10, 50.0) == {"seconds_a_step": 2.0, "eta_s": 20.0, "samples_per_s": 25.0}
     second = pace.tick(9, 50.0)
     assert second["seconds_a_step"] == pytest.approx(0.9 * 2.0 + 0.1 * 1.0)
     assert second["eta_s"] == pytest.approx(9 * 1.9) and second["samples_per_s"] == 50.0
+    assert pace.tick(8, 50.0)["samples_per_s"] == pytest.approx(50.0 / 1.0e-9), "no time at all"
+
+
+def test_the_preview_is_four_views_over_white(tmp_path: Path) -> None:
+    config, stage = config_of(tmp_path, 1), Scripted()
+    config.optim.preview_every = 1
+    config.camera.distance, config.camera.fov_deg = 3.5, 33.0
+    run, _ = optimise(stage, config)
+    with Image.open(run.preview_file) as picture:
+        values = np.array(picture)
+    assert values.shape == (96, 4 * 96, 3)
+    assert set(values.ravel()) == {191}, "a quarter, and half of the white behind it"
+    assert stage.shown.azimuth_deg.tolist() == [0.0, 90.0, 180.0, 270.0]
+    assert stage.shown.elevation_deg.tolist() == [15.0] * 4
+    assert stage.shown.distance.tolist() == [3.5] * 4 and stage.shown.fov_deg.tolist() == [33.0] * 4
