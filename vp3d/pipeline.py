@@ -8,6 +8,7 @@ caller hears typed events through its `Watch`.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def generate(
         >>> from vp3d import generate, load_config  # doctest: +SKIP
         >>> asset = generate(load_config("draft", prompt="a red ball"))  # doctest: +SKIP
     """
-    watch = watch or Watch()
+    called, watch = time.time(), watch or Watch()
     device = build.resolve_device(config.backend)
     existing = None if resume_from is None else RunFolder.open(resume_from)
     drawn = existing is not None and checks.is_drawn(existing)
@@ -72,6 +73,8 @@ def generate(
             seed=config.seed,
             device=str(device),
             resumed=existing is not None,
+            called=round(called, 3),
+            process_started=watch.process_started,
         )
         cuts = build.cut_notes(config, models) if existing is None else []
         for note in [*readings, *cuts]:

@@ -497,7 +497,11 @@ def test_resume_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def pins(path: Path) -> dict[str, str]:
     """Normalised name -> version of the `name==version` lines."""
-    lines = [line for line in path.read_text().splitlines() if line and line[0] not in "#-"]
+    lines = [
+        line
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line and line[0] not in "#-"
+    ]
     return {
         name.lower().replace("_", "-"): version
         for name, version in (line.split("==") for line in lines)

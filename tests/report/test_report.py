@@ -286,3 +286,15 @@ def test_damaged_scores_leave_the_visual_prompt_out(text: str, tmp_path: Path) -
     run.visual_prompt.mkdir()
     (run.visual_prompt / "scores.json").write_text(text, encoding="latin-1")
     assert visual_prompt(run) == ""
+
+
+def test_time_begins_with_the_process_or_the_call_and_not_when_the_models_are_loaded() -> None:
+    steps = [{"time": 15, "kind": "step"}, {"time": 19, "kind": "done"}]
+    called = {"time": 10, "kind": "start", "called": 7.5, "process_started": None}
+    assert time_spent([called, *steps]) == 11.5
+    assert time_spent([called | {"process_started": 4.0}, *steps]) == 15.0
+    resumed = {"time": 1000, "kind": "start", "called": 999, "process_started": 996}
+    again = [*steps, resumed, {"time": 1002, "kind": "done"}]
+    assert time_spent([called | {"process_started": 4.0}, *again]) == 21.0
+    ahead = called | {"process_started": 12.0}  # a clock that was set back
+    assert time_spent([ahead, *steps]) == 9.0

@@ -75,8 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     from vp3d import pipeline
     from vp3d.runs.terminal import TerminalDisplay
+    from vp3d.system.process import process_start
 
-    with TerminalDisplay() as display:
+    with TerminalDisplay(process_start()) as display:
         asset = pipeline.generate(config, watch=display.watch)
     sys.stdout.write(f"{asset.run_dir}\n")
     return 0

@@ -99,14 +99,19 @@ def progress(planned_steps: int, events: Events) -> dict[str, str]:
 
 
 def time_spent(events: Events) -> float:
-    """Seconds that a run took, without pauses.
+    """Seconds that a run took with loading its models, without pauses.
 
-    The time from each "start" event to the last event before the next "start".
+    For each "start" event the time to the last event before the next "start". It begins when the
+    process started ("process_started"), else when `generate` was called ("called"); in runs of
+    older versions, which noted neither, at the event itself, when the models were loaded.
     """
     total, previous = 0.0, None
     for event in events:
         now = float(event.get("time", 0.0))
-        if previous is not None and event["kind"] != "start":
+        if event["kind"] == "start":
+            began = float(event.get("process_started") or event.get("called") or now)
+            previous = min(began, now)  # a clock may have been set back
+        if previous is not None:
             total += max(now - previous, 0.0)
         previous = now
     return total
