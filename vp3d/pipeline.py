@@ -149,7 +149,7 @@ def render_path(path: Path, config: ExportConfig, watch: Watch | None = None) ->
     """Write a turntable of a mesh file, next to it, or of a run, into it.
 
     Args:
-        path: a .glb, .obj, .ply or .stl file, or a run folder.
+        path: a .glb, .gltf, .obj, .ply or .stl file, or a run folder.
         config: its turntable settings are read; a run stores them.
         watch: hears a warning if GIF has to replace MP4.
 

@@ -19,7 +19,7 @@ from vp3d.errors import UserError
 from vp3d.export import formats, glb, mesh_data, read
 from vp3d.export.repair import face_measures
 from vp3d.render.camera import orbit
-from vp3d.render.raster import render_mesh
+from vp3d.render.raster import render_mesh, sample_texture
 from vp3d.types import Asset, Mesh
 
 FORMATS = sorted(formats.WRITERS)
@@ -157,7 +157,7 @@ def test_foreign_scene_is_joined_with_its_transforms_and_colours(tmp_path: Path)
     (tmp_path / "s.glb").write_bytes(scene.export(file_type="glb"))
     mesh = read.read_mesh(tmp_path / "s.glb")
     assert len(mesh.faces) == 13 and mesh.texture is not None and mesh.uv is not None
-    colors = read.sample_texture(mesh.texture, mesh.uv)
+    colors = sample_texture(mesh.texture, mesh.uv)
     reds = np.all(np.abs(colors - [1, 0, 0]) < 0.01, 1)
     assert reds.sum() == len(mesh.vertices) - 3
     np.testing.assert_allclose(mesh.vertices[reds].mean(0), [0, 0.5, 0], atol=1e-6)

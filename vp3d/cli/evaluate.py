@@ -40,7 +40,7 @@ suites:
              162 positions x 5 focal lengths, regional means.
 
 --assets DIR measures meshes that exist, made by VP3D or not: run folders (the prompt is in their
-config.yaml), and .glb, .obj, .ply and .stl files named by their prompt, for example
+config.yaml), and .glb, .gltf, .obj, .ply and .stl files named by their prompt, such as
 a-red-sphere-on-a-blue-cube.glb, or 03-a-red-sphere-s7.obj with a number and a seed. OBJ, PLY and
 STL files are read with z up and the front on +x, GLB files as glTF defines. toybench finds yaw,
 size and position itself.

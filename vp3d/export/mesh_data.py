@@ -5,7 +5,8 @@ Frames: inside VP3D a mesh is right-handed, z up, facing +x. glTF is Y up, so a 
 keep our frame.
 Colour: textures are sRGB PNGs. Vertex colours are linear in glTF and sRGB in the other formats.
 STL has no colour.
-UV: v points up in memory and in OBJ. glTF's v points down; trimesh flips it in both directions.
+UV: v points up in memory and in OBJ. glTF's v points down; its writer (trimesh) and its reader flip
+it.
 Units: world units; the object is inside [-1, 1]^3.
 """
 

@@ -1,5 +1,6 @@
 """Read meshes from files: our own GLB, OBJ, PLY and STL, or another program's.
 
+glTF is read by our own reader (vp3d/export/gltf_scene.py), the other formats by trimesh.
 Conventions: the result is a `Mesh` in our frame with sRGB colours, whatever the format;
 vp3d/export/mesh_data.py states how the formats differ. A `Mesh` has at most one texture, so
 several textured parts are merged into one (see `join`).
@@ -7,6 +8,8 @@ several textured parts are merged into one (see `join`).
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +19,21 @@ import trimesh
 from PIL import Image
 
 from vp3d.errors import UserError
+from vp3d.export.gltf import UnsupportedError
+from vp3d.export.gltf_scene import read_gltf
+from vp3d.export.layers import Layer, colored, drawn
 from vp3d.export.mesh_data import (
-    FROM_GLTF,
     color_to_uint8,
-    linear_to_srgb,
     srgb_to_linear,
     vertex_colors_of,
     vertex_normals_of,
 )
-from vp3d.render.raster import sample_texture
 from vp3d.types import Mesh
 
-SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+GLTF = (".glb", ".gltf")
+SUFFIXES = (*GLTF, ".obj", ".ply", ".stl")
 MIN_AREA = 1.0e-9  # of the largest triangle, doubled, as a share of the mesh's squared size
-UV_MARGIN = 1e-3  # texture coordinates further outside [0, 1] mean a repeating texture
+MAX_TEXELS = 2**26  # of the image that holds the textures of all parts
 SAME_COLOR = 1e-3  # vertex colours that differ by less are one colour
 CUBE_MARGIN = 1.001  # largest coordinate of a mesh that counts as inside the cube
 MIN_EXTENT = 0.4  # smallest extent of a mesh that is not scaled up, a fifth of the cube
@@ -37,7 +41,7 @@ FITTED_EXTENT = 1.6  # extent of a mesh that is scaled
 
 
 def read_mesh(path: Path) -> Mesh:
-    """The mesh in a .glb, .obj, .ply or .stl file, in our frame.
+    """The mesh in a .glb, .gltf, .obj, .ply or .stl file, in our frame.
 
     All parts of a scene are joined (see `join`). Textures, vertex colours and base colours of
     materials are kept.
@@ -54,11 +58,10 @@ def read_mesh(path: Path) -> Mesh:
         )
     if not path.is_file():
         raise UserError(f"there is no mesh file {path}; check the path")
-    gltf = path.suffix.lower() == ".glb"
     try:
-        scene = trimesh.load_scene(path, process=False)
-        solids = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
-        parts = [_part_of(solid, gltf) for solid in solids]
+        parts = read_gltf(path) if path.suffix.lower() in GLTF else _read_other(path)
+    except UnsupportedError as error:
+        raise UserError(f"cannot read the mesh {path}: {error}") from error
     except Exception as error:  # the parsers of trimesh raise many kinds of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -89,11 +92,16 @@ def has_area(mesh: Mesh) -> bool:
 def join(parts: Sequence[Mesh]) -> Mesh:
     """Several meshes as one.
 
-    Textures are put side by side in one image. A part with a single colour counts as a texture of
-    one texel. If a part has several vertex colours, the result has vertex colours instead.
+    Textures are put side by side in one image, each once, and smaller ones if they would have more
+    than MAX_TEXELS together. A part with a single colour counts as a texture of
+    one texel, and several vertex colours next to a texture are drawn into one. If there is no
+    texture, or a part has too many faces for that, the result has vertex colours.
     """
     if len(parts) == 1:
         return parts[0]
+    parts = [_without_uniform_texture(part) for part in parts]
+    if any(part.texture is not None for part in parts):
+        parts = [_as_textured(part) for part in parts]
     offsets = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
     faces = [part.faces + offset for part, offset in zip(parts, offsets, strict=True)]
     mesh = Mesh(
@@ -105,19 +113,47 @@ def join(parts: Sequence[Mesh]) -> Mesh:
     if len(tiles) < len(parts) or all(part.texture is None for part in parts):
         colors = np.concatenate([vertex_colors_of(part) for part in parts])
         return replace(mesh, vertex_colors=colors)
-    height, width = max(len(t) for t in tiles), sum(t.shape[1] for t in tiles)
-    images, uvs, left = [], [], 0
-    for part, tile in zip(parts, tiles, strict=True):
-        columns = tile.shape[1]
+    uv, texture = _side_by_side(
+        [part.uv for part in parts], tiles, [len(p.vertices) for p in parts]
+    )
+    return replace(mesh, uv=uv, texture=texture)
+
+
+def _side_by_side(
+    uvs: Sequence[np.ndarray | None], tiles: Sequence[np.ndarray], counts: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One image of the tiles, each once, and the UVs `[sum of counts, 2]` in it.
+
+    Args:
+        uvs: UVs of each part in its tile; None for a tile of one texel.
+        tiles: The picture of each part `[H, W, 3]` uint8; equal ones are one object.
+        counts: Vertices of each part.
+    """
+    pictures = {id(tile): tile for tile in tiles}
+    known = [
+        np.zeros((count, 2), np.float32) if uv is None else uv
+        for uv, count in zip(uvs, counts, strict=True)
+    ]
+    if len(pictures) == 1:
+        return np.concatenate(known), tiles[0]
+    height = max(len(tile) for tile in tiles)
+    total = height * sum(tile.shape[1] for tile in pictures.values())
+    shrink = min(1.0, (MAX_TEXELS / total) ** 0.5)
+    height = max(round(height * shrink), 1)
+    images, spans, width = [], {}, 0
+    for key, tile in pictures.items():
+        columns = max(round(tile.shape[1] * shrink), 1)
         stretched = Image.fromarray(tile).resize((columns, height), Image.Resampling.NEAREST)
         images.append(np.asarray(stretched))
-        uv = np.zeros((len(part.vertices), 2), np.float32) if part.uv is None else part.uv
+        spans[key] = (width, columns)
+        width += columns
+    moved = []
+    for uv, tile in zip(known, tiles, strict=True):
+        left, columns = spans[id(tile)]
         # From the centre of the tile's first texel to that of its last, so that no colour of a
         # neighbouring tile bleeds in.
-        uvs.append(np.stack([(left + 0.5 + uv[:, 0] * (columns - 1)) / width, uv[:, 1]], -1))
-        left += columns
-    uv = np.concatenate(uvs).astype(np.float32)
-    return replace(mesh, uv=uv, texture=np.concatenate(images, 1))
+        moved.append(np.stack([(left + 0.5 + uv[:, 0] * (columns - 1)) / width, uv[:, 1]], -1))
+    return np.concatenate(moved).astype(np.float32), np.concatenate(images, 1)
 
 
 def fit_to_cube(mesh: Mesh) -> Mesh:
@@ -134,60 +170,71 @@ def fit_to_cube(mesh: Mesh) -> Mesh:
     return replace(mesh, vertices=vertices.astype(np.float32))
 
 
-def _part_of(solid: trimesh.Trimesh, gltf: bool) -> Mesh:
-    """One part of a scene in our frame and colours; `gltf` says how the file stores them."""
+def _read_other(path: Path) -> list[Mesh]:
+    """The parts of an .obj, .ply or .stl file; the messages of its parser are dropped."""
+    logging.getLogger("trimesh").addHandler(logging.NullHandler())
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        scene = trimesh.load_scene(path, process=False)
+        solids = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
+        return [_part_of(solid) for solid in solids]
+
+
+def _part_of(solid: trimesh.Trimesh) -> Mesh:
+    """One part of a scene."""
     visual = solid.visual
     bare = visual is None or not visual.defined
-    if bare and not gltf and len(solid.vertices) == 3 * len(solid.faces):
+    if bare and len(solid.vertices) == 3 * len(solid.faces):
         solid.merge_vertices()  # as in an STL, where faces do not share vertices
-    axes = FROM_GLTF if gltf else [0, 1, 2]
-    vertices, normals = (
-        np.asarray(v, np.float32)[:, axes] for v in (solid.vertices, solid.vertex_normals)
-    )
+    vertices, normals = (np.asarray(v, np.float32) for v in (solid.vertices, solid.vertex_normals))
     mesh = Mesh(vertices, np.asarray(solid.faces, np.int64), normals)
     if isinstance(visual, trimesh.visual.TextureVisuals):
-        return _textured(mesh, visual, gltf)
+        return _textured(mesh, visual)
     if visual is None or bare:
         return mesh
     colors = np.asarray(visual.vertex_colors, np.float32)[:, :3] / 255.0
-    colors = linear_to_srgb(colors) if gltf else colors
-    return replace(mesh, vertex_colors=np.asarray(colors, np.float32))
+    return replace(mesh, vertex_colors=colors)
 
 
-def _textured(mesh: Mesh, visual: trimesh.visual.TextureVisuals, gltf: bool) -> Mesh:
-    """The mesh with the texture or colours of `visual`.
-
-    A mesh of ours has no repeating texture; the colours of one are moved to the vertices.
-    """
-    image, tint = _material_of(visual.material, gltf)
+def _textured(mesh: Mesh, visual: trimesh.visual.TextureVisuals) -> Mesh:
+    """The mesh with the texture of `visual`, or with the base colour of its material."""
+    image = getattr(visual.material, "image", None)
     if image is None or visual.uv is None:
-        colors = np.broadcast_to(tint, mesh.vertices.shape)
-        if gltf and "color" in visual.vertex_attributes:
-            linear = np.asarray(visual.vertex_attributes["color"], np.float32)[:, :3] / 255.0
-            colors = linear_to_srgb(linear * srgb_to_linear(colors))
+        colors = np.broadcast_to(_diffuse_of(visual.material), mesh.vertices.shape)
         return replace(mesh, vertex_colors=np.ascontiguousarray(colors, np.float32))
-    texture = np.array(image.convert("RGB"), np.uint8)
-    if gltf and (tint < 1.0).any():
-        linear = srgb_to_linear(texture / 255.0) * srgb_to_linear(tint)
-        texture = color_to_uint8(linear_to_srgb(linear))
     uv = np.asarray(visual.uv, np.float32)[:, :2]
     if not np.isfinite(uv).all():
         raise ValueError("texture coordinates that are not numbers")
-    if uv.min() < -UV_MARGIN or uv.max() > 1.0 + UV_MARGIN:
-        return replace(mesh, vertex_colors=sample_texture(texture, uv - np.floor(uv)))
-    return replace(mesh, uv=np.clip(uv, 0.0, 1.0), texture=texture)
+    down = np.stack([uv[:, 0], 1.0 - uv[:, 1]], -1)
+    texture = np.array(image.convert("RGB"), np.uint8)
+    return colored(mesh, [Layer(np.ones(3), texture, down)])
 
 
-def _material_of(material: object, gltf: bool) -> tuple[Image.Image | None, np.ndarray]:
-    """The base-colour image, if there is one, and the base colour `[3]` sRGB in [0, 1]."""
-    image_name = "baseColorTexture" if gltf else "image"
-    factor_name = "baseColorFactor" if gltf else "diffuse"
-    image, factor = getattr(material, image_name, None), getattr(material, factor_name, None)
+def _diffuse_of(material: object) -> np.ndarray:
+    """The material's diffuse colour `[3]` sRGB in [0, 1], white if it has none."""
+    factor = getattr(material, "diffuse", None)
     if factor is None:
-        return image, np.ones(3)
+        return np.ones(3)
     values = np.asarray(factor)[:3]
-    tint = values / 255.0 if values.dtype == np.uint8 else values.astype(np.float64)
-    return image, np.asarray(linear_to_srgb(tint) if gltf else tint)
+    return values / 255.0 if values.dtype == np.uint8 else values.astype(np.float64)
+
+
+def _without_uniform_texture(part: Mesh) -> Mesh:
+    """The part; a texture of one colour becomes that colour at every vertex."""
+    if part.texture is None or np.ptp(part.texture.reshape(-1, 3), axis=0).any():
+        return part
+    color = np.float32(part.texture[0, 0] / 255.0)
+    colors = np.tile(color, (len(part.vertices), 1))
+    return replace(part, uv=None, texture=None, vertex_colors=colors)
+
+
+def _as_textured(part: Mesh) -> Mesh:
+    """The part; several vertex colours are drawn into a texture unless it has too many faces."""
+    if part.texture is not None or _tile_of(part) is not None:
+        return part
+    colors = srgb_to_linear(vertex_colors_of(part)).astype(np.float32)
+    textured = drawn(part, [Layer(np.ones(3), colors=colors)])
+    return part if textured.texture is None else textured
 
 
 def _tile_of(part: Mesh) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Measures of a triangle mesh: what is inside, points on the surface, the nearest surface point.
+"""Measures of a triangle mesh: what is inside, points and the nearest point on it, its holes.
 
 A point is inside if the winding number along the grid columns through it is not 0. A mesh with
 holes has different answers along x, y and z, so the majority counts; meshes of other programs can
@@ -20,6 +20,20 @@ from vp3d.types import Mesh
 GRID_OFFSET = (0.618e-4, 0.271e-4, 0.414e-4)
 # Steps of the R2 sequence (Roberts 2018), which covers a square evenly.
 R2_STEPS = (0.7548776662466927, 0.5698402909980532)
+
+
+def euler_number(mesh: Mesh) -> int:
+    """Vertices minus edges plus faces, of the mesh with vertices at equal positions merged.
+
+    For closed surfaces it is the sum over all of 2 - 2 * (number of through holes): 2 for a ball,
+    0 for a ring, 4 for two balls.
+    """
+    _, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    faces = index.reshape(-1)[mesh.faces]
+    edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    edges = edges[edges[:, 0] < edges[:, 1]]
+    solid = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
+    return len(np.unique(faces)) - len(np.unique(edges, axis=0)) + int(solid.sum())
 
 
 @numba.njit(cache=True)
