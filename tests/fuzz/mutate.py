@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import zlib
 from typing import Any
 
 TOKENS = (  # what parsers fail at
@@ -40,6 +41,8 @@ def generator(*names: object) -> random.Random:
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     """`data` with one to eight changes: bytes flipped, runs removed, doubled, moved or replaced."""
+    if rng.random() < 0.5:
+        return overwrite(data, rng)
     found = bytearray(data)
     for _ in range(rng.randint(1, 8)):
         at = rng.randrange(len(found) + 1)
@@ -65,6 +68,46 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         else:
             found[at:at] = rng.choice(TOKENS).encode("utf-8", "surrogatepass")
     return bytes(found)
+
+
+def overwrite(data: bytes, rng: random.Random) -> bytes:
+    """`data` with one to four bytes or numbers overwritten; its length stays."""
+    found = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(max(len(found) - 4, 1))
+        new = rng.choice(
+            (rng.randbytes(1), rng.randbytes(4), b"\xff" * 4, b"\0" * 4, b"\0\0\xc0\x7f")
+        )
+        found[at : at + len(new)] = new
+    return bytes(found[: len(data)])
+
+
+def mutate_glb(data: bytes, rng: random.Random) -> bytes:
+    """A GLB whose JSON is changed as JSON, with lengths that fit, or whose bytes are."""
+    if rng.random() < 0.3:
+        return mutate_bytes(data, rng)
+    size = int.from_bytes(data[12:16], "little")
+    text = json.dumps(mutate_json(json.loads(data[20 : 20 + size]), rng)).encode()
+    text += b" " * (-len(text) % 4)
+    rest = data[20 + size :]
+    length = (20 + len(text) + len(rest)).to_bytes(4, "little")
+    return data[:8] + length + len(text).to_bytes(4, "little") + b"JSON" + text + rest
+
+
+def mutate_png(data: bytes, rng: random.Random) -> bytes:
+    """A PNG in which the content of some chunks is changed and their checksums fit."""
+    if rng.random() < 0.3:
+        return mutate_bytes(data, rng)
+    found, at = data[:8], 8
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        kind, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
+        if content and rng.random() < 0.5:
+            content = overwrite(content, rng) if rng.random() < 0.7 else mutate_bytes(content, rng)
+        total = zlib.crc32(kind + content).to_bytes(4, "big")
+        found += len(content).to_bytes(4, "big") + kind + content + total
+        at += 12 + size
+    return found
 
 
 def mutate_text(text: str, rng: random.Random) -> str:

@@ -28,6 +28,8 @@ from tests.fuzz.mutate import (
     TOKENS,
     generator,
     mutate_bytes,
+    mutate_glb,
+    mutate_png,
     mutate_text,
     mutated_json_file,
 )
@@ -257,6 +259,16 @@ def read_picture_file(path: Path) -> object:
     return read_reference(str(path), VisualPromptConfig(), 32)
 
 
+def read_mesh_file(path: Path) -> object:
+    """Read a mesh as `render` and `evaluate --meshes` do."""
+    return fit_to_cube(read_mesh(path))
+
+
+def read_obj(path: Path) -> object:
+    """Read the OBJ of a damaged material file."""
+    return read_mesh_file(path.with_suffix(".obj"))
+
+
 TARGETS = {
     "config file": Target("recipe/sds.yaml", text_file, lambda p: read_config(None, [p], []), 60),
     "words": Target("recipe/words.txt", words, read_words, 120),
@@ -293,15 +305,19 @@ TARGETS = {
     "denoiser": Target("pipeline/unet/config.json", mutated_json_file, read_pipeline, 8),
     "CLIP": Target("clip/open_clip_config.json", mutated_json_file, read_clip, 12),
     **{
-        f"{kind} picture": Target(f"pictures/a.{kind}", mutate_bytes, read_picture_file, 12)
+        f"{kind} picture": Target(
+            f"pictures/a.{kind}",
+            mutate_png if kind == "png" else mutate_bytes,
+            read_picture_file,
+            15,
+        )
         for kind in ("png", "jpg", "webp", "gif", "bmp", "tiff", "ppm")
     },
-    **{
-        f"{kind} mesh": Target(
-            f"meshes/model.{kind}", mutate_bytes, lambda p: fit_to_cube(read_mesh(p))
-        )
-        for kind in WRITERS
-    },
+    "glb mesh": Target("meshes/model.glb", mutate_glb, read_mesh_file, 60),
+    "obj mesh": Target("meshes/model.obj", text_file, read_mesh_file, 40),
+    "mtl of a mesh": Target("meshes/model.mtl", text_file, read_obj, 20),
+    "ply mesh": Target("meshes/model.ply", mutate_bytes, read_mesh_file, 40),
+    "stl mesh": Target("meshes/model.stl", mutate_bytes, read_mesh_file, 30),
 }
 
 

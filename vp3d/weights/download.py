@@ -166,7 +166,7 @@ def _continue_http(url: str, partial: Path, tag: Path, authorization: str = "") 
 
 
 def _check_reply(reply: Any, stored: int) -> None:
-    """Raise HTTPException for a reply from which a complete file cannot be told."""
+    """Raise HTTPException for a reply that does not make a complete file."""
     if reply.status not in (200, 206):
         raise HTTPException(f"it answers with HTTP {reply.status}")
     if reply.status == 206 and not stored:
@@ -179,7 +179,7 @@ def _check_reply(reply: Any, stored: int) -> None:
 
 @dataclass(frozen=True)
 class Version:
-    """What tells one version of a file on a server from another.
+    """One version of a file on a server.
 
     Attributes:
         validator: A strong ETag, or the date of the last change; "" if the server gives neither,
