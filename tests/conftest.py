@@ -1,7 +1,7 @@
 """Shared by every test: no network, no window, Ctrl-C that works, and any order.
 
 GPU tests run only where there is a GPU. `--shuffle` runs the files, and the tests in each, in a
-random order; the seed is printed, and `--shuffle=SEED` repeats it.
+random order; the seed is printed, and `--shuffle-seed=SEED` repeats it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ if ignored and threading.current_thread() is threading.main_thread():
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--shuffle", nargs="?", const="random", metavar="SEED", help="run in a random order"
-    )
+    parser.addoption("--shuffle", action="store_true", help="run in a random order")
+    parser.addoption("--shuffle-seed", type=int, metavar="SEED", help="run in this order")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     seed = shuffle_seed(config)
-    return None if seed is None else f"random order: --shuffle={seed}"
+    return None if seed is None else f"random order: --shuffle-seed={seed}"
 
 
 def shuffle_seed(config: pytest.Config) -> int | None:
     """The seed of the order; None for the order of the files."""
-    asked = config.getoption("--shuffle")
-    if asked == "random":
-        asked = os.environ.setdefault(SEED_VARIABLE, str(time.time_ns() // 1000 % 1_000_000))
-    return None if asked is None else int(asked)
+    asked: int | None = config.getoption("--shuffle-seed")
+    if asked is None and config.getoption("--shuffle"):
+        drawn = str(time.time_ns() // 1000 % 1_000_000)
+        asked = int(os.environ.setdefault(SEED_VARIABLE, drawn))
+    return asked
 
 
 def shuffle(items: list[pytest.Item], seed: int) -> None:

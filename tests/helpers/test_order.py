@@ -58,11 +58,11 @@ def test_the_suite_may_run_with_ctrl_c_ignored_and_prints_its_seed(tmp_path: Pat
     (tmp_path / "test_n.py").write_text(TESTS)
     command = f"trap '' INT; {sys.executable} -m pytest -p no:cacheprovider -v --rootdir {tmp_path}"
     runs = []
-    for word in ("--shuffle", "--shuffle=7", "--shuffle=7"):
+    for word in ("--shuffle", "--shuffle-seed=7", "--shuffle-seed=7"):
         environment = {k: v for k, v in os.environ.items() if k != conftest.SEED_VARIABLE}
         runs.append(
             subprocess.run(
-                ["sh", "-c", f"{command} {tmp_path} {word}"],
+                ["sh", "-c", f"{command} {word} {tmp_path}"],
                 cwd=tmp_path,
                 env=environment | {"PYTHONPATH": str(ROOT)},
                 capture_output=True,
@@ -71,6 +71,6 @@ def test_the_suite_may_run_with_ctrl_c_ignored_and_prints_its_seed(tmp_path: Pat
             )
         )
     assert [run.returncode for run in runs] == [0, 0, 0], runs[0].stdout[-2000:]
-    assert "random order: --shuffle=" in runs[0].stdout
+    assert "random order: --shuffle-seed=" in runs[0].stdout
     order = [[line for line in run.stdout.splitlines() if "::test" in line] for run in runs]
     assert order[1] == order[2] and len(order[0]) == 7

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.helpers.listening import Listener, journal_of
 from vp3d.config.schema import Config
-from vp3d.errors import DivergedError, OutOfMemoryError
+from vp3d.errors import DivergedError, OutOfMemoryError, UserError
 from vp3d.runs.events import Preview, Step
 from vp3d.runs.folder import RunFolder
 from vp3d.train import checkpoint, loop
@@ -228,6 +228,8 @@ def test_log_checkpoints_and_previews_at_their_intervals(tmp_path: Path) -> None
     shown = [event for event in listener.events if isinstance(event, Step)]
     assert [event.step for event in shown] == list(range(1, 24))
     assert shown[0].steps == 23 and shown[0].values["samples"] == 8.0
+    left = [event.values["eta_s"] / event.values["seconds_a_step"] for event in shown]
+    assert left == pytest.approx(list(range(22, -1, -1)))
 
 
 def test_a_checkpoint_comes_with_a_snapshot(tmp_path: Path) -> None:
@@ -236,6 +238,49 @@ def test_a_checkpoint_comes_with_a_snapshot(tmp_path: Path) -> None:
     stage = Scripted({6: NAN})
     optimise(stage, config)
     assert stage.loaded == [(4.0, 1.0)]
+
+
+@pytest.mark.parametrize(("restarts", "why"), [(0, "too late to restart"), (1, "after a restart")])
+def test_a_collapse_without_a_restart_is_a_warning(tmp_path: Path, restarts: int, why: str) -> None:
+    config = config_of(tmp_path, 10)
+    journal = journal_of(RunFolder.create(config))
+    state = loop.LoopState(8, 8, loop.Watchdog(restarts=restarts, collapsed_for=4))
+    watched = loop.Loop(Scripted(), config.optim, config.camera, journal, state, {}, loop.Pace())
+    loop.judge_health(watched, 0.0)
+    (warning,) = journal.run.events("warning")
+    assert f"became empty at step 9 of 10, {why}" in warning["message"].replace("again, ", "")
+    assert "nothing at all" in warning["message"] and (state.step, state.iteration) == (9, 9)
+    loop.judge_health(watched, None)
+    assert state.step == 10 and len(journal.run.events("warning")) == 1
+
+
+def test_copies_are_cut_off_from_the_graph() -> None:
+    value = torch.ones(2, requires_grad=True)
+    copy = loop.clone({"value": value})["value"]
+    assert not copy.requires_grad and copy.data_ptr() != value.data_ptr()
+
+
+def test_a_checkpoint_may_follow_the_first_step(tmp_path: Path) -> None:
+    config = config_of(tmp_path, 2)
+    config.optim.checkpoint_every = 1
+    run, _ = optimise(Scripted({0: NAN}), config)
+    assert [event["step"] for event in run.events("checkpoint")] == [1, 2]
+    found = loop.load_checkpoint(journal_of(run), "coarse")
+    assert found is not None and found.meta["loop"]["iteration"] == 2, "a bad step is one too"
+    assert found.meta["settings"] == Scripted.identity and found.meta["stage"] == "coarse"
+
+
+def test_other_settings_are_refused_and_older_checkpoints_by_their_hash(tmp_path: Path) -> None:
+    config = config_of(tmp_path, 2)
+    run, _ = optimise(Scripted(), config)
+    (path, *_) = checkpoint.list_checkpoints(run.checkpoints("coarse"))
+    changed = Scripted()
+    changed.identity = {"optim.steps": 2}
+    with pytest.raises(UserError, match=r"other settings than .*: optim.steps; undo"):
+        optimise(changed, config, run)
+    loop.check_same_settings(run, path, {"config_hash": run.version_1_hash()}, {})
+    with pytest.raises(UserError, match="was changed after the checkpoint"):
+        loop.check_same_settings(run, path, {"config_hash": "another"}, {})
 
 
 def test_a_stop_before_the_first_step_keeps_a_checkpoint(tmp_path: Path) -> None:
