@@ -174,3 +174,16 @@ def test_processes_of_a_suite_import_nothing_from_the_current_folder(
     )
     assert done.stdout == "[1, 2]\n", done.stderr[-2000:]
     assert not trapped.exists()
+
+
+def test_the_child_does_not_look_beside_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without -P the modules of vp3d/export would come before those of the environment."""
+    commands: list[list[str]] = []
+
+    def note(command: list[str], **_: object) -> None:
+        commands.append(command)
+        raise OSError
+
+    monkeypatch.setattr(uv.subprocess, "run", note)
+    assert unwrap_xatlas(*ball(0), 64, 60.0) is None
+    assert commands[0][:2] == [sys.executable, "-P"]

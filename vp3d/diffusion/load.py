@@ -146,6 +146,8 @@ def _load_pipeline(config: PriorConfig) -> Any:
     source, local = find_weights(config.path, "prior.path")
     with readable(f"the pipeline {config.path}", "prior.path"), offline(local):
         index = diffusers.DiffusionPipeline.load_config(source, local_files_only=local)
+        if not isinstance(index, Mapping):
+            raise ValueError("its model_index.json is not an object")
     kind = check_classes(index, config.path)
     parts: dict[str, Any] = {"add_watermarker": False}
     if kind == "StableDiffusionPipeline":
