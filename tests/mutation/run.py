@@ -70,7 +70,7 @@ class Group:
 
 
 GROUPS = {
-    "guidance": Group(("vp3d/guidance",), ("tests/guidance",)),
+    "guidance": Group(("vp3d/guidance",), ("tests/guidance", "tests/diffusion/test_perp_neg.py")),
     "schedule": Group(("vp3d/diffusion/schedule.py",), ("tests/diffusion/test_schedule.py",)),
     "cfg": Group(("vp3d/diffusion/cfg.py",), ("tests/diffusion/test_cfg.py",)),
     "sampling": Group(("vp3d/diffusion/sampling.py",), ("tests/diffusion/test_sampling.py",)),
