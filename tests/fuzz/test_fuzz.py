@@ -256,7 +256,7 @@ def read_clip(path: Path) -> object:
 
 def read_picture_file(path: Path) -> object:
     """Read a picture as `--image` does."""
-    return read_reference(str(path), VisualPromptConfig(), 32)
+    return read_reference(str(path), "", VisualPromptConfig(), 32)
 
 
 def read_mesh_file(path: Path) -> object:
