@@ -23,7 +23,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from vp3d.system.files import parse_json
+from vp3d.system.files import JsonError, parse_json
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 MAX_BYTES = 2**30  # of the file, of each file next to it and of each data URI
@@ -209,7 +209,7 @@ def open_gltf(path: Path) -> GltfFile:
     text, binary = split_chunks(data) if data[:4] == b"glTF" else (data, b"")
     try:
         tree = parse_json(text.decode("utf-8-sig"), allow_nan=True)
-    except (ValueError, RecursionError) as error:
+    except (JsonError, ValueError) as error:
         raise GltfError("its text is not JSON") from error
     tree = as_dict(tree, "the file")
     version = str(as_dict(tree.get("asset"), "asset").get("version"))
