@@ -597,7 +597,7 @@ def test_ci_is_executable_and_runs_all_three() -> None:
         "make lint",
         "make types",
         "make docs",
-        "make test ARGS=--shuffle",
+        "make test",
     ]
     assert "set -euo pipefail" in lines
 

@@ -355,6 +355,7 @@ def _in_processes(
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Each process starts as `python -c`, which would import from the current folder.
+    before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     pool = ProcessPoolExecutor(
         min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads)
@@ -370,6 +371,9 @@ def _in_processes(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        del os.environ["PYTHONSAFEPATH"]  # this process may start others
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _start_process(logs: str, threads: int) -> None:
