@@ -10,17 +10,23 @@ TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo test test-all lint format types docs reference wheel train doctor clean help
+.PHONY: demo test fuzz test-all mutants lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
 	$(RUN) launch.py "$$PROMPT" $(ARGS)
 
-test: $(VENV)/.installed-dev  ## run the tests, without the slow ones
-	$(RUN) -m pytest
+test: $(VENV)/.installed-dev  ## run the tests, without the slow ones; ARGS=--shuffle in random order
+	$(RUN) -m pytest $(ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## read thousands of damaged files; a few minutes
+	$(RUN) -m pytest -m "" tests/fuzz
 
 test-all: $(VENV)/.installed-dev  ## run every test
 	$(RUN) -m pytest -m ""
+
+mutants: $(VENV)/.installed-dev  ## change the package line by line and see whether tests notice
+	OMP_NUM_THREADS=1 $(RUN) -m tests.mutation.run $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style, formatting, import contracts and dependencies
 	$(RUN) -m ruff check .

@@ -88,6 +88,12 @@ def test_events_come_in_order_and_nothing_is_printed(
     steps = [event for event in listener.events if isinstance(event, events.Step)]
     assert [event.step for event in steps] == list(range(1, config.optim.steps + 1))
     assert all(0 <= event.values["opacity"] <= 1 and event.values["eta_s"] >= 0 for event in steps)
+    measured = {name for name in steps[0].values if not name.startswith("reward_")}
+    others = {"loss", "opacity", "samples", "rate_scale", "seconds_a_step", "eta_s"}
+    terms = measured - others - {"samples_per_s"}
+    assert terms and terms <= set(build.LOSS_NAMES), (
+        "a name that a reward of one's own may not take"
+    )
     (chosen,) = [event for event in listener.events if isinstance(event, events.Candidates)]
     assert chosen.sheet.is_file() and 0 <= chosen.chosen < len(chosen.scores)
     assert any(isinstance(event, events.Preview) for event in listener.events)

@@ -188,8 +188,9 @@ def test_empty(prompt: str, vocabulary: Vocabulary) -> None:
 
 def test_too_long(vocabulary: Vocabulary) -> None:
     assert "21 words, at most 20" in refusal("a red sphere " * 7, vocabulary)
-    assert "at most 60" in refusal("word " * 61, None)
-    check_prompt("word " * 60, None)
+    assert "4009 characters, at most 4000" in refusal("word " * 802, None)
+    check_prompt("word " * 800, None)
+    check_negative_prompt("word " * 800, None)
     check_prompt("a red sphere " * 6 + "on a, front right view from above", vocabulary)
 
 

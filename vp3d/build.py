@@ -27,6 +27,7 @@ from vp3d.finish import FinishSettings
 from vp3d.guidance.condition import Condition, build_condition
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.vp_sds import Guidance
+from vp3d.prompt_length import cut_lines
 from vp3d.prompts import all_views, view_prompts, with_view
 from vp3d.render.volume import DENSE, March
 from vp3d.rewards.build import Judges, load_judges
@@ -155,8 +156,7 @@ def use_models(
 ) -> Models:
     """The models of a run: those that the caller kept, checked against `config`, or loaded now.
 
-    Raises UserError for kept models that were loaded by other settings, and for a prompt that the
-    text judge cannot read.
+    Raises UserError for kept models that were loaded by other settings.
     """
     if models is None:
         models = _load_models(config, fitted, resolve_device(config.backend), watch)
@@ -167,8 +167,19 @@ def use_models(
             "load them again with load_models(config)"
         )
     models.prior.on_oom = partial(report_fewer_images, watch)
-    models.judges.text.target([with_view(config.prompt, view) for view in all_views()])
     return models
+
+
+def cut_notes(config: Config, models: Models) -> list[str]:
+    """A line for each prompt that a text encoder does not read to its end, with the words it cuts.
+
+    A prior that only draws is loaded later, in `find_visual_prompt`.
+    """
+    prompt, negative = config.prompt, config.negative_prompt
+    return [
+        *cut_lines(prompt, negative, models.prior.text_encoders.fit, "the text encoder"),
+        *cut_lines(prompt, "", models.judges.text.fit, "the text-image reward"),
+    ]
 
 
 def report_fewer_images(watch: Watch, count: int, network: str) -> None:
@@ -190,10 +201,23 @@ def find_visual_prompt(
     journal.show(Stage("visual_prompt", f"visual prompt: {source}"))
     generator = make_generator(config.seed, "visual_prompt")
     prior = drawing_prior(config, fitted, models, journal.watch)
+    if prior is not models.prior:
+        name, fit = "the text encoder of the prior that draws", prior.text_encoders.fit
+        for line in cut_lines(config.prompt, config.negative_prompt, fit, name):
+            journal.warn(line)
     request = VisualPromptRequest(
-        config.prompt, config.negative_prompt, config.image, config.prior.resolution, settings
+        config.prompt,
+        config.negative_prompt,
+        config.image,
+        config.prior.resolution,
+        settings,
+        config.mask,
     )
     found = make_visual_prompt(prior, models.judges.text, request, run, generator)
+    for note in found.notes:
+        journal.note(note)
+    for warning in found.warnings:
+        journal.warn(warning)
     sheet = run.visual_prompt / SHEET_FILE
     journal.show(Candidates(sheet, tuple(found.scores), found.chosen))
     return found

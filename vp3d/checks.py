@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from vp3d.config.addresses import check_places
 from vp3d.config.identity import stage_settings
 from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
-from vp3d.prompts import check_negative_prompt, check_prompt, is_in_grammar, load_vocabulary
+from vp3d.prompt_reading import read_prompt
+from vp3d.prompts import (
+    check_negative_prompt,
+    check_prompt,
+    is_in_grammar,
+    load_vocabulary,
+)
 from vp3d.report.video import require_ffmpeg
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.migrate import FIRST_STAGE, checkpoint_folder, provenance_file
@@ -18,7 +26,7 @@ from vp3d.system.files import check_output
 from vp3d.train import checkpoint
 from vp3d.train.loop import check_same_settings
 from vp3d.visual_prompt.make import SCORES_FILE, read_reference
-from vp3d.weights.hashes import weight_hashes
+from vp3d.weights.hashes import is_other, weight_hashes
 from vp3d.weights.locate import check_fetched, find_weights, weight_locations
 
 OUTSIDE_GRAMMAR = (
@@ -38,6 +46,8 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
     """
     if not config.prompt.strip():
         raise UserError('the prompt is empty; say what to make: "a red mushroom with a white stem"')
+    if new:
+        check_places(config)
     for prior in (config.prior, config.visual_prompt.prior):
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         check_prompt(config.prompt, vocabulary)
@@ -48,10 +58,29 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
         if key.startswith("visual_prompt."):  # loaded late, when there is something to draw
             find_weights(location, key)
     check_video(config.export)
+    if config.mask and not config.image:
+        raise UserError("--mask is the mask of a picture: give the picture with --image")
     if config.image and new:
-        read_reference(config.image, config.visual_prompt, config.prior.resolution)
+        resolution = config.prior.resolution
+        read_reference(config.image, config.mask, config.visual_prompt, resolution)
     if new:
         check_output(expand(config.output_dir))
+
+
+def read_prompts(config: Config) -> tuple[Config, list[str]]:
+    """The request with its prompts in the words of its priors, and a line on each change.
+
+    The config itself is returned if every word is known, or if no prior has a vocabulary.
+    """
+    notes = []
+    for prior in (config.prior, config.visual_prompt.prior):
+        vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
+        prompt = read_prompt(config.prompt, vocabulary)
+        negative = read_prompt(config.negative_prompt, vocabulary)
+        if (prompt.text, negative.text) != (config.prompt, config.negative_prompt):
+            config = dataclasses.replace(config, prompt=prompt.text, negative_prompt=negative.text)
+        notes += [prompt.note(), negative.note("negative prompt")]
+    return config, [note for note in notes if note]
 
 
 def needed_weights(config: Config, drawn: bool) -> list[tuple[str, str]]:
@@ -85,7 +114,7 @@ def changed_weights(run: RunFolder, config: Config) -> str:
         if any(name == location or name.startswith(f"{location}/") for location in locations)
     }
     names = sorted(read | now.keys())
-    return next((name for name in names if recorded.get(name) != now.get(name)), "")
+    return next((name for name in names if is_other(recorded.get(name), now.get(name))), "")
 
 
 def check_same_weights(run: RunFolder, config: Config) -> None:

@@ -8,6 +8,7 @@ caller hears typed events through its `Watch`.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,16 +51,19 @@ def generate(
         >>> from vp3d import generate, load_config  # doctest: +SKIP
         >>> asset = generate(load_config("draft", prompt="a red ball"))  # doctest: +SKIP
     """
-    watch = watch or Watch()
+    called, watch = time.time(), watch or Watch()
     device = build.resolve_device(config.backend)
     existing = None if resume_from is None else RunFolder.open(resume_from)
     drawn = existing is not None and checks.is_drawn(existing)
+    config, readings = checks.read_prompts(config)
     checks.check_request(config, new=existing is None, drawn=drawn)
     if existing is not None:
         checks.check_same_weights(existing, config)
         checks.check_unchanged(existing, build.identity_of(config, models))
     fitted = build.fit_to_device(config, device)
     models = build.use_models(models, config, fitted, watch)
+    if existing is not None:  # the branch of a hub id may have moved while it was loaded
+        checks.check_same_weights(existing, config)
     run = existing or RunFolder.create(config)
     journal = Journal(run, watch)
     with run.lock():
@@ -69,7 +73,12 @@ def generate(
             seed=config.seed,
             device=str(device),
             resumed=existing is not None,
+            called=round(called, 3),
+            process_started=watch.process_started,
         )
+        cuts = build.cut_notes(config, models) if existing is None else []
+        for note in [*readings, *cuts]:
+            journal.warn(note)
         if existing is None and checks.is_outside_grammar(config):
             journal.warn(checks.OUTSIDE_GRAMMAR)
         visual_prompt = build.find_visual_prompt(config, fitted, models, journal)

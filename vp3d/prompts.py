@@ -18,8 +18,6 @@ patterns. A prior of the open world has no vocabulary.
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import re
 import unicodedata
@@ -29,6 +27,8 @@ from typing import Any
 
 from vp3d.config.paths import restore_advice
 from vp3d.errors import UserError
+from vp3d.synonyms import nearest
+from vp3d.system.files import JsonError, read_json
 from vp3d.types import Camera
 
 # One sector for each 45 degrees of azimuth, counter-clockwise from the front.
@@ -44,7 +44,7 @@ SECTORS = (
 )
 ABOVE_SUFFIX = " from above"
 ABOVE_DEG = 25.0  # elevation in degrees above which a view is "from above"
-MAX_WORDS = 60  # fits a CLIP text encoder of 77 tokens, with room for the view words
+MAX_CHARACTERS = 4000  # of a prompt; a text encoder reads fewer and cuts the rest
 MAX_WORDS_VOCABULARY = 20  # default limit of a prior that has a vocabulary
 ARTICLES = frozenset({"a", "an"})
 RELATIONS = (["on"], ["next", "to"])
@@ -179,10 +179,11 @@ def load_vocabulary(path: Path) -> Vocabulary:
     """
     restore = f"{restore_advice(path)} or set prior.vocabulary"
     try:
-        vocabulary = _parse_vocabulary(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(f"vocabulary {path} is missing: {restore}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        vocabulary = _parse_vocabulary(read_json(path))
+    except JsonError as error:
+        fault = "is missing" if error.missing else f"is damaged ({error.reason})"
+        raise UserError(f"vocabulary {path} {fault}: {restore}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"vocabulary {path} is damaged ({type(error).__name__}): {restore}"
         ) from error
@@ -217,7 +218,7 @@ def check_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
     Raises:
         UserError: The prompt is empty or too long, has unknown words or names no object.
     """
-    words = _words(prompt)
+    words = words_of(prompt)
     if not words:
         raise UserError(
             "the prompt is empty: describe an object, "
@@ -235,9 +236,9 @@ def check_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
 
 def check_negative_prompt(prompt: str, vocabulary: Vocabulary | None) -> None:
     """As `check_prompt`, but the prompt may be empty and need not name an object."""
-    _check_length("negative prompt", _words(prompt), vocabulary)
+    _check_length("negative prompt", words_of(prompt), vocabulary)
     if vocabulary is not None:
-        _check_known("negative prompt", _words(prompt), vocabulary)
+        _check_known("negative prompt", words_of(prompt), vocabulary)
 
 
 def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
@@ -260,7 +261,9 @@ def is_in_grammar(prompt: str, vocabulary: Vocabulary) -> bool:
     """
     if not vocabulary.parts:
         return True
-    noun, rest = _read_object([word for word in _words(prompt) if word not in ARTICLES], vocabulary)
+    noun, rest = _read_object(
+        [word for word in words_of(prompt) if word not in ARTICLES], vocabulary
+    )
     if not noun or not rest:
         return bool(noun)
     if rest[0] == "with":
@@ -284,16 +287,23 @@ def _read_object(words: list[str], vocabulary: Vocabulary) -> tuple[str, list[st
     return noun, words[len(noun.split()) :]
 
 
-def _words(prompt: str) -> list[str]:
-    """The words of a prompt without its view words."""
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt without its view words and commas."""
     return strip_view(prompt).replace(",", " ").split()
 
 
 def _check_length(name: str, words: list[str], vocabulary: Vocabulary | None) -> None:
-    limit = vocabulary.max_words if vocabulary else MAX_WORDS
-    if len(words) > limit:
+    """Refuse what no encoder reads; an encoder of the open world cuts what it does not read."""
+    characters = len(" ".join(words))
+    if vocabulary is None and characters > MAX_CHARACTERS:
         raise UserError(
-            f"the {name} is too long: it has {len(words)} words, at most {limit} fit; shorten it"
+            f"the {name} is too long: it has {characters} characters, at most {MAX_CHARACTERS} "
+            "are read; shorten it"
+        )
+    if vocabulary and len(words) > vocabulary.max_words:
+        raise UserError(
+            f"the {name} is too long: it has {len(words)} words, at most {vocabulary.max_words} "
+            "fit; shorten it"
         )
 
 
@@ -310,7 +320,7 @@ def _check_known(name: str, words: list[str], vocabulary: Vocabulary) -> None:
 
 
 def _hint(word: str, vocabulary: Vocabulary) -> str:
-    """The word in quotes, shortened, with the nearest known words if there are any."""
-    near = difflib.get_close_matches(word, sorted(vocabulary.words), n=3, cutoff=0.6)
+    """The word in quotes, shortened, with the known words nearest by meaning or spelling."""
+    near = nearest(word, vocabulary.words)
     shown = word if len(word) <= 30 else word[:30] + "..."
     return f'"{shown}" (nearest: {", ".join(near)})' if near else f'"{shown}"'

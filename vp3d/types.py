@@ -125,12 +125,15 @@ class Render:
         depth: `[N]`, >= 0, expected distance along the ray times opacity, in world units.
         normal: `[N, 3]`, opacity-weighted mean of the outward unit normals in the world frame, so
             its length is in [0, 1]; None unless it was requested.
+        evaluated: Number of samples at which the field was evaluated, without those in empty cells
+            and behind the end of a ray.
     """
 
     rgb: Tensor
     opacity: Tensor
     depth: Tensor
     normal: Tensor | None = None
+    evaluated: int = 0
 
     def over(self, background: Tensor) -> Tensor:
         """Composite over `background` (`[3]` or `[N, 3]`, in [0, 1]): rgb `[N, 3]` in [0, 1]."""

@@ -20,7 +20,15 @@ import threestudio
 from threestudio.utils.base import BaseObject
 from threestudio.utils.config import config_to_primitive
 
-from .views import ViewLosses, as_views, build_losses, build_rewards, read_settings
+from .views import (
+    GUIDANCE_UNUSED,
+    REWARDS_UNUSED,
+    ViewLosses,
+    as_views,
+    build_losses,
+    build_rewards,
+    read_settings,
+)
 
 # The keys of a batch that describe the cameras.
 CAMERA_KEYS = ("elevation", "azimuth", "camera_distances", "fovy")
@@ -76,10 +84,12 @@ class VP3DGuidance(BaseObject):
 
     cfg: Config
     build = staticmethod(build_losses)
+    unused = GUIDANCE_UNUSED
 
     def configure(self) -> None:
         """Read and check the settings."""
-        self.settings = read_settings(self.cfg.vp3d_file, config_to_primitive(self.cfg.vp3d))
+        settings = config_to_primitive(self.cfg.vp3d)
+        self.settings = read_settings(self.cfg.vp3d_file, settings, self.unused)
         self.losses: ViewLosses | None = None
         self.progress = 0.0
 
@@ -157,6 +167,7 @@ class VP3DRewards(VP3DGuidance):
 
     cfg: Config
     build = staticmethod(build_rewards)
+    unused = REWARDS_UNUSED
 
     def configure(self) -> None:
         """Read the settings and build the other guidance.

@@ -7,7 +7,8 @@ in degrees, `fovy` in radians. threestudio's azimuth equals VP3D's: 0 is in fron
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from vp3d import build, checks
-from vp3d.config.loader import build_config
+from vp3d.config.loader import build_config, get_value
 from vp3d.config.paths import locate
 from vp3d.config.reader import read_stack
-from vp3d.config.schema import Config
+from vp3d.config.schema import Config, PriorConfig
 from vp3d.errors import UserError
 from vp3d.guidance.condition import Condition
 from vp3d.guidance.reward_term import Reward, reward_term
@@ -42,6 +43,25 @@ USED_KEYS = (
     "guidance",
     "rewards",
 )
+# Keys in those groups that `ViewLosses` does not read, dotted; and those that only rewards do not.
+GUIDANCE_UNUSED = ("guidance.weight", "guidance.estimate_every")
+REWARDS_UNUSED = (
+    "guidance",
+    "negative_prompt",
+    *(
+        f"visual_prompt.{key}"
+        for key in ("candidates", "steps", "guidance_scale", "words", "prior")
+    ),
+    *(
+        f"prior.{field.name}"
+        for field in dataclasses.fields(PriorConfig)
+        if field.name not in ("manifest", "resolution")
+    ),
+)
+ELSEWHERE = {  # where a key of no effect has its counterpart
+    "guidance.weight": "set lambda_sds in system.loss",
+    "guidance.estimate_every": "every step of threestudio has an estimate of its own",
+}
 # Nothing is exported here. With a GIF turntable, VP3D's checks do not require ffmpeg.
 NO_FFMPEG = {"export": {"turntable": "gif"}}
 NO_PICTURE = (
@@ -94,12 +114,15 @@ class ViewLosses:
         return losses, values
 
 
-def read_settings(file: str, settings: Mapping[str, Any]) -> Config:
+def read_settings(
+    file: str, settings: Mapping[str, Any], unused: Sequence[str] = GUIDANCE_UNUSED
+) -> Config:
     """VP3D's config for threestudio.
 
     Args:
-        file: A YAML file of VP3D; "" for none.
+        file: A YAML file of VP3D; "" for none. It may hold keys that have no effect here.
         settings: VP3D's keys, which override those of the file.
+        unused: Dotted keys that have no effect.
 
     Returns:
         The config; the prompt is still empty.
@@ -107,14 +130,20 @@ def read_settings(file: str, settings: Mapping[str, Any]) -> Config:
     Raises:
         UserError: A key has no effect in threestudio, is unknown or has a wrong value.
     """
-    unused = next((name for name in settings if name not in USED_KEYS), None)
-    if unused is not None:
+    group = next((name for name in settings if name not in USED_KEYS), None)
+    if group is not None:
         raise UserError(
-            f"vp3d.{unused} changes nothing in threestudio, use threestudio's own key; "
+            f"vp3d.{group} changes nothing in threestudio, use threestudio's own key; "
             f"the keys of VP3D that are used are {', '.join(USED_KEYS)}"
         )
     layers = read_stack(locate(file)) if file else []
-    return build_config(None, [*layers, dict(settings), NO_FFMPEG])
+    config = build_config(None, [*layers, dict(settings), NO_FFMPEG])
+    without = build_config(None, [*layers, NO_FFMPEG])
+    for key in unused:
+        if get_value(config, key) != get_value(without, key):
+            advice = ELSEWHERE.get(key, "it is not read by this guidance")
+            raise UserError(f"vp3d.{key} changes nothing in threestudio: {advice}; leave it out")
+    return config
 
 
 def as_views(

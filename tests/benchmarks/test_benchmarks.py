@@ -55,7 +55,7 @@ class Slow(torch.autograd.Function):
 
 
 def read(path: Path) -> dict:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     assert {"date", "git", "cpu", "threads", "torch", "load"} <= found["about"].keys()
     return found
 
@@ -220,27 +220,60 @@ def test_peers_render_what_the_reference_does(name: str) -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_time_to_target_is_the_time_of_the_steps_before() -> None:
+def test_the_time_to_a_target_is_interpolated_between_judgements() -> None:
     ours = peers.Curve([1.0, 1.0, 1.0, 1.0], [(0, 5.0), (2, 18.0), (4, 17.0)])
     peer = peers.Curve([5.0, 4.0, 5.0, 6.0], [(0, 5.0), (2, 10.0), (4, 16.0)])
-    assert (
-        ours.seconds_to(17.5) == 2.0
-        and ours.seconds_to(5.0) == 0.0
-        and peer.seconds_to(16.5) is None
-    )
-    summary = peers.summarise({"ours": ours, "textbook": peer}, None)
-    assert (
-        summary["ours"]["target"] == 16.0
-        and summary["ours"]["to_target_s"] == 2.0
-        and summary["ours"]["psnr"] == 17.0
-    )
-    assert (
-        summary["textbook"]["to_target_s_ratio"] == 10.0
-        and summary["textbook"]["step_s_ratio"] == 5.0
-    )
-    assert (
-        peers.summarise({"ours": ours, "textbook": peer}, 16.5)["textbook"]["to_target_s"] is None
-    )
+    assert ours.seconds_to(18.0) == 2.0 and ours.seconds_to(11.5) == 1.0
+    assert ours.seconds_to(5.0) == 0.0 and ours.best == 18.0
+    assert peer.seconds_to(16.5) is None and peer.seconds_to(13.0) == 9.0 + 0.5 * 11.0
+    summary = peers.summarise({"ours": ours, "textbook": peer}, 16.0)
+    assert summary["ours"]["target"] == 16.0 and summary["ours"]["psnr"] == 17.0
+    assert summary["ours"]["to_target_s"] == pytest.approx(2.0 * 11 / 13)
+    assert summary["textbook"]["to_target_s_ratio"] == pytest.approx(20.0 / (22 / 13))
+    assert summary["textbook"]["step_s_ratio"] == 5.0
+    missed = peers.summarise({"ours": ours, "textbook": peer}, 16.5)["textbook"]
+    assert missed["to_target_s"] is None and missed["to_target_s_ratio"] is None
+
+
+def test_the_ratio_does_not_depend_on_how_often_is_looked() -> None:
+    """Two arms whose PSNR rises with the logarithm of time, one of them ten times slower."""
+
+    def course(step_s: float, steps: int, looks: int) -> peers.Curve:
+        judged, number = [(0, 0.0)], 0
+        while number < steps:
+            number = min(peers.next_judgement(number, looks), steps)
+            judged.append((number, 5.0 * math.log2(1.0 + number * step_s)))
+        return peers.Curve([step_s] * steps, judged)
+
+    for looks in (2, 4, 8, 16):
+        curves = {"ours": course(0.01, 4000, looks), "textbook": course(0.1, 400, looks)}
+        ratio = peers.summarise(curves, 15.0)["textbook"]["to_target_s_ratio"]
+        assert ratio == pytest.approx(1.0, rel=0.06), "equal courses in time"
+        ten = {"ours": course(0.1, 4000, looks), "textbook": course(0.1, 400, looks)}
+        slow = peers.Curve([1.0] * 400, ten["textbook"].psnr)
+        ratio = peers.summarise({"ours": ten["ours"], "slow": slow}, 15.0)["slow"]
+        assert ratio["to_target_s_ratio"] == pytest.approx(10.0, rel=0.06)
+
+
+def test_judgements_are_dense_from_the_first_step() -> None:
+    found = [0]
+    while found[-1] < 1000:
+        found.append(peers.next_judgement(found[-1], 8))
+    assert found[:10] == list(range(10))
+    shares = [b / a for a, b in zip(found[12:], found[13:], strict=False)]
+    assert max(shares) <= 2 ** (1 / 8) + 0.001 and len(found) < 75
+
+
+def test_arms_that_miss_the_target_are_named() -> None:
+    slow = peers.Curve([2.0, 2.0], [(0, 1.0), (1, 3.0), (2, 2.5)])
+    fast = peers.Curve([1.0, 1.0], [(0, 1.0), (1, 21.0), (2, 22.0)])
+    trivial = peers.Curve([1.0], [(0, 30.0), (1, 31.0)])
+    fine = peers.Curve([1.0] * 3, [(0, 1.0), (1, 12.0), (3, 25.0)])
+    notes = peers.target_notes({"a": slow, "b": fast, "c": trivial, "d": fine}, 20.0)
+    assert len(notes) == 3
+    assert "a missed 20.0 dB in its 4.0 s; its best was 3.0 dB" in notes[0]
+    assert "b reached 20.0 dB within the first step" in notes[1]
+    assert "c reached 20.0 dB before the first step" in notes[2]
 
 
 def test_a_nerfacc_that_wants_to_build_kernels_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,17 +296,19 @@ def test_every_peer_learns_the_scene(
     monkeypatch.setattr(peers, "find_nerfacc", lambda: (None, "nerfacc does not import here"))
     sizes = "--rays 192 --samples 16 --resolution 16 --views 4 --held-out 1 --size 24".split()
     peers.main(
-        ["--steps", "24", *sizes, *QUICK, "--looks", "3", "--write", str(tmp_path / "peers.json")]
+        ["--steps", "24", *sizes, *QUICK, "--looks", "1", "--write", str(tmp_path / "peers.json")]
     )
     found = read(tmp_path / "peers.json")
-    assert list(found["results"]) == ["ours", "hashgrid", "textbook"] and len(found["notes"]) == 2
+    assert list(found["results"]) == ["ours", "hashgrid", "textbook"]
+    left_out = [note for note in found["notes"] if "is left out" in note]
+    assert len(left_out) == 2
     for arm in found["results"].values():
         assert arm["psnr"][-1][1] > arm["psnr"][0][1] + 2.0 and len(arm["step_s"]) == 24
-        assert [steps for steps, _ in arm["psnr"]] == [0, 8, 16, 24]
+        assert [steps for steps, _ in arm["psnr"]] == [0, 1, 2, 4, 8, 16, 24]
     assert "grid-nerfacc is left out" in capsys.readouterr().out
     short = ["--seconds", "0.2", "--arms", "ours", "--looks", "2", "--target", "1"]
     peers.main([*short, *sizes, *QUICK, "--write", str(tmp_path / "peers.json")])
-    assert "1.0 dB are reached before the first step" in capsys.readouterr().out
+    assert "ours reached 1.0 dB before the first step" in capsys.readouterr().out
     ours = read(tmp_path / "peers.json")["results"]["ours"]
     assert sum(ours["step_s"]) >= 0.2 > sum(ours["step_s"][:-1]) and ours["psnr"][-1][0] == len(
         ours["step_s"]

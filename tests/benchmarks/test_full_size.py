@@ -59,7 +59,7 @@ def test_judges_and_small_autoencoder_are_as_large_as_the_published_files() -> N
 
 
 def check(path: Path, steps: int) -> dict:
-    found = json.loads(path.read_text())["results"]
+    found = json.loads(path.read_text(encoding="utf-8"))["results"]
     assert found["tiny"] and len(found["runs"]) == 1
     made = found["runs"][0]
     assert (

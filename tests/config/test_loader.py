@@ -106,7 +106,7 @@ def test_presets_load_and_differ(preset: str) -> None:
 def test_committed_configs_load(path: Path) -> None:
     config = load_config(None, [path], [])
     assert config != Config()
-    tree = yaml.safe_load(path.read_text())
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     for key in set(leaves(tree)) - {"extends"}:
         assert get_value(config, key) is not None
 

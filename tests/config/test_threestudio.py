@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from vp3d.cli import main
 from vp3d.cli.arguments import read_config
 from vp3d.config.loader import load_config
 from vp3d.config.schema import Config, Schedule
-from vp3d.config.threestudio import Layers, read_layers
+from vp3d.config.threestudio import DEFAULTS, Layers, read_layers
 from vp3d.config.threestudio_file import read_schedule
 from vp3d.errors import UserError
 
@@ -103,7 +104,9 @@ def test_every_key_that_is_not_read_is_named_in_one_line_a_group(tmp_path: Path)
     assert lines["top level"] == "ignored name, tag, data_type"
     assert lines["data"].startswith("ignored light_sample_strategy; every camera at distance 1.8")
     assert lines["system"] == "ignored geometry_type"
-    assert lines["system.geometry"] == "ignored radius, pos_encoding_config"
+    assert lines["system.geometry"] == (
+        "ignored radius, pos_encoding_config; threestudio's defaults: isosurface_resolution 128"
+    )
     assert (
         lines["system.renderer"] == "ignored radius" and lines["system.optimizer"] == "ignored name"
     )
@@ -271,17 +274,15 @@ def test_other_systems_are_refused_and_an_empty_prompt_is_said(
 def test_the_command_line_tells_once_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Up to the first check behind the settings, the prompt's length."""
+    """Up to the first check behind the settings, that of the prompt's characters."""
     assert (
-        main.main(
-            ["--config", str(written(tmp_path)), f"system.prompt_processor.prompt={'a' * 201}"]
-        )
+        main.main(["--config", str(written(tmp_path)), "system.prompt_processor.prompt=a\tball"])
         == 2
     )
     lines = capsys.readouterr().err.splitlines()
     assert sum("(threestudio)" in line for line in lines) == len(read(tmp_path)[1])
     assert all(line.startswith("vp3d: theirs.yaml (threestudio), ") for line in lines[:-1])
-    assert "201 characters" in lines[-1]
+    assert "control character" in lines[-1]
 
 
 def test_a_file_is_read_once_so_a_pipe_will_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,3 +327,103 @@ def test_the_real_files_are_read() -> None:
         assert config.guidance.guidance_scale == tree["system"]["guidance"]["guidance_scale"] + 1
         assert config.optim.steps == tree["trainer"]["max_steps"]
         assert config.camera.elevation_min_deg == tree["data"]["elevation_range"][0]
+
+
+def bare(folder: Path, *lines: str) -> tuple[Config, str]:
+    """A file of threestudio with these lines and no others, as a config and its notes."""
+    path = written(folder, "system_type: dreamfusion-system\n" + "\n".join(lines) + "\n")
+    return load_config(None, [path]), "\n".join(read_layers([path], []).notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale"), [("stable-diffusion-guidance", 100.0), ("deep-floyd-guidance", 20.0)]
+)
+def test_guidance_that_is_left_out_has_their_defaults(
+    tmp_path: Path, kind: str, scale: float
+) -> None:
+    config, notes = bare(tmp_path, f"system: {{guidance_type: {kind}}}")
+    guidance = config.guidance
+    assert (guidance.guidance_scale, guidance.weighting) == (scale + 1.0, "sigma2")
+    assert (guidance.t_min, guidance.t_max) == (Schedule(0.02, 0.02), Schedule(0.98, 0.98))
+    assert f"threestudio's defaults: guidance_scale {scale}" in notes
+    assert f"guidance_scale {scale:g} is {scale + 1:g} here" in notes
+    perp = f"system: {{guidance_type: {kind}, prompt_processor: {{use_perp_neg: true}}}}"
+    assert bare(tmp_path, perp)[0].guidance.guidance_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ("guidance_scale: 7", "guidance_scale", 8.0),
+        ("weighting_strategy: uniform", "weighting", "uniform"),
+        ("min_step_percent: 0.1", "t_min", Schedule(0.1, 0.1)),
+        ("max_step_percent: 0.5", "t_max", Schedule(0.5, 0.5)),
+    ],
+)
+def test_a_key_that_is_given_keeps_its_value_and_no_note(
+    tmp_path: Path, line: str, key: str, value: object
+) -> None:
+    system = f"system: {{guidance_type: stable-diffusion-guidance, guidance: {{{line}}}}}"
+    config, notes = bare(tmp_path, system)
+    assert getattr(config.guidance, key) == value
+    defaults = notes.split("threestudio's defaults: ")[1].split(";")[0]
+    assert line.split(":")[0] not in defaults and defaults.count(",") == 2
+
+
+@pytest.mark.parametrize(
+    "lines", [["data_type: random-camera-datamodule"], ["data: {rays_d_normalize: true}"]]
+)
+def test_cameras_that_are_left_out_have_their_defaults(tmp_path: Path, lines: list[str]) -> None:
+    config, notes = bare(tmp_path, "system: {}", *lines)
+    camera = config.camera
+    assert (config.render.resolution, config.optim.views) == (64, 1)
+    assert (camera.elevation_min_deg, camera.elevation_max_deg) == (-10.0, 89.0)
+    seen = camera.distance * math.tan(math.radians(camera.fov_deg) / 2)
+    assert camera.distance == 1.8
+    assert seen == pytest.approx(1.25 * math.tan(math.radians(55.0) / 2))
+    assert "camera_distance_range [1, 1.5]" in notes and "elevation_range [-10, 90]" in notes
+
+
+def test_a_file_without_data_or_guidance_leaves_ours(tmp_path: Path) -> None:
+    config, notes = bare(tmp_path, "system: {prompt_processor: {prompt: a red cube}}")
+    assert (config.camera, config.guidance) == (Config().camera, Config().guidance)
+    assert notes == ""
+    for data in ("data:", "data: {}", "data_type: co3d-datamodule"):
+        assert bare(tmp_path, "system: {}", data)[0].camera == Config().camera
+
+
+@pytest.mark.parametrize("kind", ["implicit-volume", "volume-grid", "implicit-sdf"])
+def test_the_grid_of_the_mesh_is_theirs(tmp_path: Path, kind: str) -> None:
+    assert bare(tmp_path, f"system: {{geometry_type: {kind}}}")[0].export.grid == 128
+    given = f"system: {{geometry_type: {kind}, geometry: {{isosurface_resolution: 64}}}}"
+    assert bare(tmp_path, given)[0].export.grid == 64
+
+
+def test_a_missing_value_of_theirs_is_no_default(tmp_path: Path) -> None:
+    """`???` must be set by the user in threestudio; here it is as if the key were left out."""
+    guidance = "guidance: {guidance_scale: '???'}"
+    system = f"system: {{guidance_type: stable-diffusion-guidance, {guidance}}}"
+    assert bare(tmp_path, system)[0].guidance.guidance_scale == 101.0
+
+
+def test_the_defaults_are_those_of_the_real_package() -> None:
+    """Of a checkout on PYTHONPATH, read as text: every default stands in its class."""
+    package = importlib.util.find_spec("threestudio")
+    if package is None or package.origin is None:
+        pytest.skip("no checkout of threestudio is on PYTHONPATH")
+    root = Path(package.origin).parent
+    files = {
+        "stable-diffusion-guidance": "models/guidance/stable_diffusion_guidance.py",
+        "deep-floyd-guidance": "models/guidance/deep_floyd_guidance.py",
+        "random-camera-datamodule": "data/uncond.py",
+        "implicit-volume": "models/geometry/base.py",
+        "volume-grid": "models/geometry/base.py",
+        "implicit-sdf": "models/geometry/base.py",
+    }
+    for (_, kind), defaults in DEFAULTS.items():
+        text = "".join((root / files[kind]).read_text(encoding="utf-8").split())
+        for key, value in defaults.items():
+            shown = str(value).replace("[", "(").replace("]", ")").replace(" ", "")
+            name = key.rsplit(".", 1)[1]
+            found = re.search(rf"{name}:[\w\[\],]+=(\([^)]*\)|[\w.\"]+)", text)
+            assert found and found[1].replace('"', "").replace(",)", ")").startswith(shown), key

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,28 @@ def test_code_in_the_folder_is_not_run_and_nobody_is_asked(
             json.dumps(about | {"model_type": "own", "tokenizer_class": "Own"})
         )
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(UserError, match="cannot load the language model .* contains custom code"):
+    with pytest.raises(
+        UserError, match="cannot load the language model .* it is a own, not one of bert"
+    ):
+        debiased_prompts(PROMPT, str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_a_known_model_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_bert(tmp_path / "bert", [*WORDS, *DIRECTIONS])
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nOwn = None\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        about = json.loads((folder / name).read_text())
+        about["auto_map"] = {
+            "AutoConfig": "own.Own",
+            "AutoModelForMaskedLM": "own.Own",
+            "AutoTokenizer": ["own.Own", "own.Own"],
+        }
+        (folder / name).write_text(json.dumps(about))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with suppress(UserError):  # it may be refused
         debiased_prompts(PROMPT, str(folder))
     assert not (tmp_path / "ran").exists()
 

@@ -116,8 +116,10 @@ def test_text_agrees_with_diffusers_pipeline(
 ) -> None:
     expected, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
     torch.testing.assert_close(prior.encode_text(PROMPTS).tokens, expected)
-    with pytest.raises(UserError, match="shorten"):
-        prior.encode_text(["x" * 76])
+    words = "a sphere " * 20
+    kept, cut = prior.text_encoders.fit(words)
+    assert cut and words.split() == f"{kept} {cut}".split()
+    torch.testing.assert_close(prior.encode_text([words]).tokens, prior.encode_text([kept]).tokens)
     assert prior.encode_text(["x" * 75]).tokens.shape == (1, 77, 32)
 
 

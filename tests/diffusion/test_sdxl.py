@@ -106,8 +106,10 @@ def test_text_agrees_with_diffusers_pipeline(
     blurry = prior.encode_null("blurry")
     torch.testing.assert_close(blurry.tokens, negative[:1])
     torch.testing.assert_close(blurry.pooled, pooled_negative[:1])
-    with pytest.raises(UserError, match="shorten"):
-        prior.encode_text(["x" * 76])
+    words = "a sphere " * 20
+    kept, cut = prior.text_encoders.fit(words)
+    assert cut and words.split() == f"{kept} {cut}".split()
+    torch.testing.assert_close(prior.encode_text([words]).tokens, prior.encode_text([kept]).tokens)
 
 
 def test_embeddings_are_cut_and_joined_together() -> None:

@@ -21,6 +21,7 @@ from vp3d import build, pipeline
 from vp3d.config.schema import Config, PriorConfig, RewardConfig
 from vp3d.errors import UserError
 from vp3d.export.read import read_mesh
+from vp3d.runs.events import Event, Stage, Warning, Watch
 from vp3d.runs.folder import RunFolder
 from vp3d.weights import fetch
 from vp3d.weights.catalogue import MODELS, File, Model, Part
@@ -104,12 +105,26 @@ def test_fetch_then_run_without_a_network(
     assert all(len(digest) == 64 for digest in hashes.values())
 
 
-def test_a_prompt_that_the_judge_cannot_read_is_refused_before_anything_is_drawn(
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning_before_anything_is_drawn(
     config: Config, tmp_path: Path
 ) -> None:
     for name in NAMES:
         fetch.fetch(name, [str(tmp_path / "store")])
     config.prompt = "a red " * 16 + "sphere"
-    with pytest.raises(UserError, match="ImageReward reads 35"):
-        pipeline.generate(config)
-    assert not list((tmp_path / "outputs").glob("*"))
+    config.negative_prompt = "dull and low quality " * 8  # 168 characters
+    heard: list[Event] = []
+    pipeline.generate(config, watch=Watch(heard.append))
+    warnings = [(n, event.message) for n, event in enumerate(heard) if isinstance(event, Warning)]
+    cut = [(n, text) for n, text in warnings if "does not read the end of" in text]
+    assert [text.split(" does")[0] for _, text in cut] == [
+        "the text encoder",
+        "the text encoder",
+        "the text-image reward",
+    ]
+    assert all(text.endswith('sphere"') or "negative prompt" in text for _, text in cut)
+    drawing = next(
+        n
+        for n, event in enumerate(heard)
+        if isinstance(event, Stage) and event.name == "visual_prompt"
+    )
+    assert max(n for n, _ in cut) < drawing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_differences_pair_prompts_and_average_seeds_first() -> None:
         and found["mean"] == pytest.approx((0.4 + 0.0) / 2)
         and found["count"] == 2
     )
-    assert found["low"] == pytest.approx(0.0) and found["high"] == pytest.approx(0.4)
+    assert (found["low"], found["high"], found["p"]) == (-1.0, 1.0, 1.0), "two prompts say little"
     assert difference(arm, base, "iou") is None
 
 
@@ -75,7 +76,58 @@ def test_the_page_tells_the_difference_by_prompt_set() -> None:
     arm = [*records(("a", 0.5), ("b", 1.0)), *records(("c", 0.75), of="relation")]
     page = markdown(compare({"SDS": base, "VP3D": arm}), "Ablation", {}, 3)
     assert "| arm | single | relation |" in page
-    assert "| VP3D | +38 points [+25, +50] | -25 points [-25, -25] |" in page
+    assert "| VP3D | +38 points [-100, +100] | -25 points [–] |" in page
+
+
+def many(value: float, count: int = 12, commit: str = "a" * 40, date: str = "2026-01-01") -> list:
+    """An arm with one figure, its prompts spread around it."""
+    made = {"git": {"commit": commit, "dirty": False}, "date": date, "machine": "Linux, 2 cores"}
+    found = records(*((f"prompt {n}", value + 0.01 * n) for n in range(count)))
+    return [record | made for record in found]
+
+
+def test_a_star_is_more_than_chance_after_the_correction_for_the_arms() -> None:
+    """12 prompts in one direction: p = 2 / 2^12, times the number of arms."""
+    arms = {"SDS": many(0.2), "better": many(0.3), "worse": many(0.1)}
+    noise = many(0.2)
+    for n, record in enumerate(noise):
+        record["figures"]["all"] += 0.1 * (-1) ** n
+    comparison = compare(arms | {"as good": noise})
+    found = {arm: row["against_first"]["all"] for arm, row in comparison.items()}
+    least = 2 / 2**12
+    assert found["better"]["p"] == found["worse"]["p"] == least
+    assert found["better"]["p_holm"] == pytest.approx(3 * least)
+    assert found["as good"]["p_holm"] > 0.5 and "p_holm" not in found["SDS"]
+    page = markdown(comparison, "Ablation", {}, 12)
+    assert "| better | +10 points [+10, +10]* |" in page
+    assert "| worse | -10 points [-10, -10]* |" in page
+    rows = [line for line in page.splitlines() if line.startswith("| as good | +0 points")]
+    assert len(rows) == 2 and not any("*" in row for row in rows)
+    assert "each figure corrected for 3 arms (Holm)." in page
+
+
+def test_many_arms_on_few_prompts_cannot_have_a_star_and_the_page_says_so() -> None:
+    arms = {"default": many(0.2, 6)} | {f"arm {n}": many(0.5, 6) for n in range(23)}
+    page = markdown(compare(arms), "Sweep", {}, 6)
+    assert "corrected for 23 arms (Holm); with so few prompts p cannot be below 0.72" in page
+    assert "]*" not in page and "+30 points [+30, +30]" in page
+
+
+def test_the_page_names_the_makers_of_its_records_and_not_its_printer() -> None:
+    options = argparse.Namespace(preset="draft", seeds=1, match=[])
+    same = {"SDS": many(0.2), "VP3D": many(0.3)}
+    facts = ablation.facts_of(options, same, 2)
+    assert facts["commit"] == "a" * 10 and facts["date"] == "2026-01-01"
+    assert facts["machine"] == "Linux, 2 cores" and "by arm" not in facts
+    mixed = {"SDS": many(0.2, commit="b" * 40, date="2025-12-30"), "VP3D": many(0.3)}
+    facts = ablation.facts_of(options, mixed, 3)
+    assert facts["commit"] == f"{'b' * 10}, {'a' * 10} (2 versions in one table)"
+    assert facts["date"] == "2025-12-30 to 2026-01-01"
+    assert facts["by arm"] == f"SDS: {'b' * 10}; VP3D: {'a' * 10}"
+    assert facts["arms"] == "2 of 3 (SDS; VP3D)"
+    old = {"SDS": records(("a", 0.5))}
+    facts = ablation.facts_of(options, old, 1)
+    assert (facts["commit"], facts["date"], facts["machine"]) == ("none", *["not recorded"] * 2)
 
 
 @pytest.mark.parametrize("arms", [ARMS, SWEEP])

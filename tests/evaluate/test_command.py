@@ -313,7 +313,14 @@ def test_statistics_are_over_prompts() -> None:
         and found["count"] == 2
         and found["mean"] == found["median"] == pytest.approx(0.6)
     )
-    assert found["low"] == pytest.approx(0.3) and found["high"] == pytest.approx(0.9)
+    half = 12.7062 * 0.3  # Student's t with one degree of freedom
+    assert (found["low"], found["high"]) == pytest.approx((0.6 - half, 0.6 + half), rel=1e-4)
+    inside = statistics(records()[:3], "iou", share=True)
+    assert inside is not None and (inside["low"], inside["high"]) == (0.0, 1.0)
+    one = statistics(records()[:2], "iou")
+    assert (
+        one is not None and one["low"] is None is one["high"] and one["mean"] == pytest.approx(0.3)
+    )
     assert statistics(records(), "janus") is None
 
 
@@ -331,7 +338,7 @@ def test_summary_and_table() -> None:
     assert (
         header == ["figure", "s", "t", ALL_SETS]
         and len(rows) == 1
-        and rows[0][1] == "0.60 [0.30, 0.90] 0.60"
+        and rows[0][1:3] == ["0.60 [-3.21, 4.41] 0.60", "0.000 [–] 0.000"]
     )
     assert (
         cell({"mean": 0.5, "low": 0.25, "high": 1.0, "median": 0.5}, Figure("x"))
@@ -350,9 +357,9 @@ def test_the_janus_rate_is_told_with_the_assets_it_is_counted_over() -> None:
     )
     assert rows_of(summary, figures)[1][0] == [
         "Janus rate",
-        "50 % [50, 50] 50 (2 of 3)",
+        "50 % [–] 50 (2 of 3)",
         "–",
-        "50 % [50, 50] 50 (2 of 4)",
+        "50 % [–] 50 (2 of 4)",
     ]
     assert "Janus rate: (over how many of the assets)" in legend(figures, summary[ALL_SETS], "95 %")
     assert legend(figures, summary["t"], "95 %") == "mean [95 %] median"
@@ -416,7 +423,8 @@ def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:
         "preset draft, seeds 2, config configs/sds.yaml, own.yaml, "
         "settings optim.steps=3, date 2026-01-02 to 2026-01-03"
     )
-    assert f"Toybench: {head}, commit aaaaaaaaaa, bbbbbbbbbb, machine" in out
+    commits = "commit aaaaaaaaaa, bbbbbbbbbb (2 versions in one table), machine not recorded"
+    assert f"Toybench: {head}, {commits}" in out
     text = (tmp_path / "index.html").read_text()
     assert "<b>configs/sds.yaml, own.yaml</b>" in text and "seeds <b>2</b>" in text
     assert json.loads((tmp_path / "summary.json").read_text())["facts"]["seeds"] == "2"

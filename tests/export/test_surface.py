@@ -9,7 +9,7 @@ import pytest
 import torch
 import trimesh
 
-from vp3d.errors import EmptyFieldError
+from vp3d.errors import EmptyFieldError, UserError
 from vp3d.export import marching_cubes, repair, surface, threshold
 from vp3d.types import Camera, Mesh
 
@@ -207,3 +207,31 @@ def test_a_rough_decimated_surface_is_still_closed(balls: type, cameras: Camera)
     made = surface.extract_surface(grid, cameras, scene.opacity(cameras, 64), faces=900)
     assert repair.is_watertight(made.mesh) and edge_uses(made.mesh) == [2]
     assert len(made.mesh.faces) <= 900 and made.iou > 0.85
+
+
+def torus(x: torch.Tensor) -> torch.Tensor:
+    """Density 10 inside a ring of radius 0.5 and thickness 0.12 around z."""
+    around = (x[:, :2].norm(dim=1) - 0.5).square() + x[:, 2].square()
+    return 10.0 * (around < 0.12**2).float()
+
+
+@pytest.mark.parametrize("faces", [1, 2, 3, 4, 6, 8, 10])
+def test_a_face_budget_that_is_too_small_is_named_and_not_an_empty_field(
+    faces: int, cameras: Camera
+) -> None:
+    """Where so few triangles enclose anything they are a mesh, else the setting is named."""
+    grid = marching_cubes.density_grid(torus, 40)
+    mesh = surface.extract_surface(grid, cameras, opacity_of(grid, cameras), 0).mesh
+    try:
+        found = surface.extract_surface(grid, cameras, opacity_of(grid, cameras), faces).mesh
+    except UserError as error:
+        assert f"export.faces={faces} is too few" in str(error)
+        assert f"{len(mesh.faces):,} triangles" in str(error)
+    else:
+        assert 4 <= len(found.faces) <= faces and repair.is_watertight(found)
+
+
+def opacity_of(grid: np.ndarray, cameras: Camera) -> torch.Tensor:
+    """The silhouettes of the surface of a grid, as the opacity of its field."""
+    mesh = marching_cubes.marching_cubes(grid, 5.0)
+    return (threshold.rasterize(mesh, cameras, 48, 48).face_index >= 0).float()

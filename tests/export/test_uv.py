@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ import trimesh
 from vp3d.export import uv
 from vp3d.export.uv import Unwrap, is_atlas, unwrap, unwrap_cells, unwrap_xatlas
 from vp3d.types import Mesh
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def ball(subdivisions: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -122,3 +127,78 @@ def test_inset_is_a_shrinking_about_the_middle() -> None:
     corners = np.float32([[0, 0], [1, 1], [0.5, 0.5]])
     found = uv.inset(Unwrap(np.arange(3), np.array([[0, 1, 2]]), corners, "cells"), 50)
     np.testing.assert_allclose(found.uv, [[0.01, 0.01], [0.99, 0.99], [0.5, 0.5]], atol=1e-6)
+
+
+TRAPS = (
+    *("xatlas", "numpy", "signal", "tempfile", "dataclasses", "vp3d", "json", "sitecustomize"),
+    *("usercustomize", "encodings", "os", "subprocess", "pathlib", "multiprocessing", "pickle"),
+)
+
+
+@pytest.fixture
+def trapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with modules that shadow others; the file that they would write."""
+    ran = tmp_path / "elsewhere" / "ran"
+    ran.parent.mkdir()
+    (tmp_path / "here").mkdir()
+    for name in TRAPS:
+        code = f"open({str(ran)!r}, 'w').close()\nraise SystemExit(3)\n"
+        (tmp_path / "here" / f"{name}.py").write_text(code)
+    monkeypatch.chdir(tmp_path / "here")
+    return ran
+
+
+@pytest.mark.parametrize("path", [None, "", ":", ".", "../here", "{root}:", ":{root}", ".:{root}"])
+def test_the_child_imports_nothing_from_the_current_folder(
+    path: str | None, trapped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if path is not None:
+        monkeypatch.setenv("PYTHONPATH", path.format(root=ROOT))
+    vertices, faces = ball(1)
+    assert unwrap(vertices, faces, 64, 60.0).method == "xatlas"
+    assert not trapped.exists()
+
+
+def test_an_absolute_entry_of_pythonpath_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"a:{ROOT}::./b")
+    assert uv.child_environment()["PYTHONPATH"] == str(ROOT)
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert "PYTHONPATH" not in uv.child_environment()
+
+
+def test_the_trap_catches_a_child_that_looks_there(trapped: Path) -> None:
+    subprocess.run([sys.executable, "-c", "import xatlas"], capture_output=True)
+    assert trapped.exists()
+
+
+def test_processes_of_a_suite_import_nothing_from_the_current_folder(
+    trapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They start as `python -c`, with the current folder in front of the standard library."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from vp3d.evaluate.runner import _in_processes\n"
+        "from pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        "    print(sorted(_in_processes(abs, [1, -2], Path('../logs'), 2)))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run(
+        [sys.executable, "-P", str(program)], capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout == "[1, 2]\n", done.stderr[-2000:]
+    assert not trapped.exists()
+
+
+def test_the_child_does_not_look_beside_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without -P the modules of vp3d/export would come before those of the environment."""
+    commands: list[list[str]] = []
+
+    def note(command: list[str], **_: object) -> None:
+        commands.append(command)
+        raise OSError
+
+    monkeypatch.setattr(uv.subprocess, "run", note)
+    assert unwrap_xatlas(*ball(0), 64, 60.0) is None
+    assert commands[0][:2] == [sys.executable, "-P"]

@@ -77,7 +77,7 @@ def test_what_is_marked_gpu_is_skipped_only_where_there_is_none(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     items = [Item("gpu"), Item(), Item("slow", "gpu"), Item("slow")]
-    conftest.pytest_collection_modifyitems(items)  # type: ignore[arg-type]
+    conftest.skip_without_gpu(items)  # type: ignore[arg-type]
     reason = "" if has_gpu else "needs a CUDA device"
     assert [item.skipped_for for item in items] == [reason, "", reason, ""]
 

@@ -178,7 +178,8 @@ def test_rewards_stand_beside_another_guidance(
         ):
             return {"loss_sds": self.cfg.scale * rgb.mean(), "grad_norm": kwargs["fovy"].sum()}
 
-    own = {**settings, "prior": {"path": "/nowhere", "manifest": settings["prior"]["manifest"]}}
+    own = {key: settings[key] for key in ("rewards", "image", "seed", "output_dir")}
+    own["prior"] = {"manifest": settings["prior"]["manifest"]}
     cfg = {"base_type": "other", "base": {"scale": 3.0}, "vp3d": own, "max_steps": 10}
     guidance = threestudio.find("vp3d-rewards")(cfg)
     guidance.do_update_step(0, 5)
@@ -297,3 +298,53 @@ def test_in_the_real_threestudio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     guidance.do_update_step(0, 25)
     assert prompts.prompt == "a red mushroom" and guidance.progress == 0.25
     assert guidance.settings.guidance.normalize == "sum" and guidance.settings.prior.path == "sd15"
+
+
+def set_key(key: str, value: object) -> dict[str, object]:
+    """`{"a": {"b": value}}` of "a.b"."""
+    tree: object = value
+    for name in reversed(key.split(".")):
+        tree = {name: tree}
+    assert isinstance(tree, dict)
+    return tree
+
+
+UNUSED = {"guidance.estimate_every": 7, "guidance.weight": 99, "optim": {"steps": 3}, "field": {}}
+UNUSED_BY_REWARDS = {
+    "guidance.guidance_scale": 5,
+    "guidance.lam": 0,
+    "guidance.estimate_every": 7,
+    "prior.path": "sd15",
+    "prior.dtype": "float16",
+    "prior.vae": "taesd",
+    "visual_prompt.candidates": 3,
+    "visual_prompt.steps": 5,
+    "visual_prompt.prior.path": "sdxl",
+    "negative_prompt": "blurry",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("vp3d-guidance", *item) for item in UNUSED.items()]
+    + [("vp3d-rewards", *item) for item in UNUSED_BY_REWARDS.items()],
+)
+def test_settings_of_no_effect_are_refused(
+    threestudio: ModuleType, name: str, key: str, value: object
+) -> None:
+    threestudio.register("nothing")(type("Nothing", (), {"__init__": lambda self, cfg: None}))
+    base = {"base_type": "nothing"} if name == "vp3d-rewards" else {}
+    group = key if isinstance(value, dict) else key.split(".")[0]
+    with pytest.raises(UserError, match=rf"vp3d\.{group}.* changes nothing in threestudio"):
+        threestudio.find(name)({"vp3d": set_key(key, value), **base})
+
+
+def test_keys_of_a_recipe_and_keys_at_their_values_are_no_mistake(threestudio: ModuleType) -> None:
+    """A recipe is for VP3D's own runs too; a whole group may be given as it is."""
+    guidance = threestudio.find("vp3d-guidance")
+    whole = dataclasses.asdict(Config().guidance)
+    assert guidance({"vp3d": {"guidance": whole}}).settings == guidance({}).settings
+    sds = guidance({"vp3d_file": "configs/sds.yaml"}).settings
+    assert sds.guidance.estimate_every == 1
+    again = guidance({"vp3d_file": "configs/sds.yaml", "vp3d": {"guidance": {"estimate_every": 1}}})
+    assert again.settings == sds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -426,3 +427,29 @@ def test_bad_settings_are_one_clear_line() -> None:
     config.samples = 0
     with pytest.raises(UserError, match="samples >= 1"):
         render_rays(Formula(1.0), mixed_rays(), config)
+
+
+@pytest.mark.parametrize("occupied", [False, True])
+def test_evaluated_samples_are_counted_where_the_field_was_asked(occupied: bool) -> None:
+    """Not the samples on all rays: empty cells, rays that miss, and what is behind do not count."""
+    rays = mixed_rays()
+    occupancy = None
+    thin = rough_field(level=-6.0)  # no ray ends early
+    if occupied:
+        occupancy = OccupancyGrid(CONFIG)
+        occupancy.mask[:] = False
+        occupancy.mask.reshape(-1)[::3] = True
+    start, step = ray_bins(rays, SAMPLES, None)
+    expected = len(occupied_samples(rays, start, step, SAMPLES, occupancy))
+    assert 0 < expected < len(rays) * SAMPLES
+    for chunk in (1024, 1_048_576):
+        config = dataclasses.replace(CONFIG, chunk=chunk)
+        found = render_rays_torch(thin, rays, start, step, config, occupancy)
+        assert found.evaluated == expected
+    assert render_grid(thin, rays, start, step, SAMPLES, occupancy, False).evaluated == expected
+    assert render_rays(thin, rays, CONFIG, occupancy).evaluated == expected
+    lit = dataclasses.replace(CONFIG, shading="lambert")
+    assert render_rays(thin, rays, lit, occupancy).evaluated == expected
+    dense = render_grid(rough_field(level=60.0), rays, start, step, SAMPLES, occupancy, False)
+    hit = int((dense.opacity > 0.999).sum())
+    assert 0 < dense.evaluated < expected and dense.evaluated >= hit

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -17,11 +20,18 @@ from vp3d.config.loader import load_config
 from vp3d.export.glb import write_glb
 from vp3d.report.pictures import ring_frames
 from vp3d.report.plots import curves, grouped, plot_svgs, write_plots
-from vp3d.report.report import progress, time_spent, view_guesses, write_report
+from vp3d.report.report import (
+    files,
+    progress,
+    time_spent,
+    view_guesses,
+    visual_prompt,
+    write_report,
+)
 from vp3d.report.video import write_turntable
 from vp3d.report.viewer import DISTANCE, first_view, viewer_page
 from vp3d.runs.folder import RunFolder
-from vp3d.system.files import write_json
+from vp3d.system.files import write_json, write_text
 from vp3d.types import Asset, Mesh
 
 PROMPT = 'a <b>red</b> & "blue" cube'
@@ -92,6 +102,20 @@ def report(make_run: Callable[[], RunFolder]) -> Path:
     write_turntable(ring_frames(mesh, 4, 32, run.config().camera), run.path / "turntable.mp4")
     figures = {"glb_iou": 0.987, "glb_psnr": 31.26, "stl_iou": 0.99}
     return write_report(run, Asset(PROMPT, mesh, run.path, figures))
+
+
+def test_a_report_that_is_passed_on_names_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "secret place" / "runs"
+    words = [f"output_dir={folder}", f"image={folder}/mug.png", f"prior.path={folder}/sd"]
+    run = RunFolder.create(load_config(None, [], [f"prompt={PROMPT}", *words]))
+    log_steps(run)
+    run.event("warning", message=f"{folder}/x.png is odd, see {run.path}/events.jsonl")
+    asset = Asset(PROMPT, pyramid(), run.path, {})
+    write_glb(asset, run.path / "model.glb")
+    text = write_report(run, asset).read_text(encoding="utf-8")
+    for personal in (str(folder), "secret place", str(tmp_path), str(Path.home()) + "/"):
+        assert personal not in text
+    assert "mug.png" in text and "x.png is odd" in text and "path: sd" in text
 
 
 def test_everything_is_inside_and_nothing_is_fetched(report: Path) -> None:
@@ -198,7 +222,8 @@ def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
     assert progress(400, events)["steps"] == "5 of 400"
     stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
     assert progress(400, stopped)["steps"] == "8 of 400" and not view_guesses(stopped)
-    judged = [*stopped, {"kind": "views", "janus": 0.5}, {"kind": "start"}]
+    judged = [*stopped, {"kind": "views", "janus": 0.5, "view_agreement": 1, "named": []}]
+    judged.append({"kind": "start"})
     assert view_guesses(judged)["janus"] == 0.5
     assert not view_guesses([*judged, {"kind": "export"}]), "re-exported: another mesh"
 
@@ -209,3 +234,67 @@ def test_time_leaves_pauses_out() -> None:
         for t, k in ((10, "start"), (15, "step"), (1000, "start"), (1002, "step"), (1003, "done"))
     ]
     assert time_spent(events) == 8.0
+
+
+NAMES = (
+    b"note\xff.txt",
+    b"\xfe\xff",
+    b"caf\xe9.png",
+    b"a b&c<d>.txt",
+    b"100%.txt",
+    b"#?.txt",
+    b"\xc3(.txt",
+)
+
+
+def test_names_of_files_are_bytes(tmp_path: Path) -> None:
+    """Each link leads back to the bytes of the name, whatever they are."""
+    for name in NAMES:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+    page = files(tmp_path)
+    write_text(tmp_path / "page.html", page)
+    links = re.findall('href="([^"]*)"', page)
+    assert {unquote_to_bytes(link) for link in links} == set(NAMES)
+    assert "note\\xff.txt" in page and "a b&amp;c&lt;d&gt;.txt" in page
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"janus": "x", "view_agreement": 1.0, "named": []},
+        {"janus": 0.5, "view_agreement": None, "named": []},
+        {"janus": 0.5, "view_agreement": 0.5, "named": "01234567"},
+        {"janus": 0.5, "view_agreement": 0.5, "named": [8]},
+        {"janus": 0.5, "view_agreement": 0.5, "named": [-1]},
+        {"janus": 0.5, "view_agreement": 0.5, "named": [0.0]},
+        {"janus": 0.5, "view_agreement": 0.5, "named": [0] * 9},
+    ],
+)
+def test_a_damaged_guess_of_views_counts_as_none(event: dict[str, Any]) -> None:
+    assert not view_guesses([{"kind": "views", "time": 1.0, **event}])
+
+
+def test_an_event_without_its_step_is_left_out() -> None:
+    events = [{"kind": "step", "step": 3, "time": 1.0}, {"kind": "stopped", "time": 2.0}]
+    assert progress(9, events)["steps"] == "3 of 9"
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", '{"scores": 1, "chosen": 0}', "\xff"])
+def test_damaged_scores_leave_the_visual_prompt_out(text: str, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.visual_prompt.mkdir()
+    (run.visual_prompt / "scores.json").write_text(text, encoding="latin-1")
+    assert visual_prompt(run) == ""
+
+
+def test_time_begins_with_the_process_or_the_call_and_not_when_the_models_are_loaded() -> None:
+    steps = [{"time": 15, "kind": "step"}, {"time": 19, "kind": "done"}]
+    called = {"time": 10, "kind": "start", "called": 7.5, "process_started": None}
+    assert time_spent([called, *steps]) == 11.5
+    assert time_spent([called | {"process_started": 4.0}, *steps]) == 15.0
+    resumed = {"time": 1000, "kind": "start", "called": 999, "process_started": 996}
+    again = [*steps, resumed, {"time": 1002, "kind": "done"}]
+    assert time_spent([called | {"process_started": 4.0}, *again]) == 21.0
+    ahead = called | {"process_started": 12.0}  # a clock that was set back
+    assert time_spent([ahead, *steps]) == 9.0

@@ -293,9 +293,13 @@ def test_another_vocabulary_is_refused(data: bytes, folder: Path, tmp_path: Path
     assert "is not ImageReward" in refusal(tmp_path / "copy")
 
 
-def test_a_prompt_that_would_lose_its_view_words_is_refused(model: ImageReward) -> None:
-    with pytest.raises(UserError, match="ImageReward reads 35"):
-        model.target(["a red " * 20 + "cube, back view"])
+def test_a_prompt_that_is_too_long_loses_words_before_its_view_words(model: ImageReward) -> None:
+    prompt = "a red " * 20 + "cube, back view"
+    kept, cut = model.fit(prompt)
+    assert kept.endswith(", back view") and cut.endswith("cube") and kept.startswith("a red a red")
+    assert torch.equal(model.target([prompt]), model.target([kept]))
+    assert not torch.equal(model.target([prompt]), model.target([prompt], cut=True))
+    assert model.fit("a red cube, back view") == ("a red cube, back view", "")
 
 
 def test_a_name_that_is_not_fetched_gives_the_command(

@@ -23,7 +23,7 @@ from vp3d.checks import changed_weights
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
-from vp3d.errors import ResourceError, RunInUseError, UserError
+from vp3d.errors import DamagedFileError, ResourceError, RunInUseError, UserError
 from vp3d.runs.folder import RunFolder, slug
 from vp3d.runs.provenance import git_state
 from vp3d.system.files import atomic_write, check_output, plain, sha256_file, write_json, write_text
@@ -345,3 +345,41 @@ def test_git_state(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf8_is_written_escaped(tmp_path: Path) -> None:
     write_text(tmp_path / "page.html", "caf\udce9.png")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == "caf\\udce9.png"
+
+
+def test_a_hub_id_is_compared_by_its_commit(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    config.guidance.debias = "owner/name"
+    old = RunFolder.create(config)  # as in version 0.1.0: no commit is known
+    assert old.recorded_weights()["owner/name"] == "not a local folder"
+    refs = tmp_path / "hub" / "models--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("1" * 40)
+    run = RunFolder.create(config)
+    assert run.recorded_weights()["owner/name"] == f"commit {'1' * 40}"
+    assert changed_weights(run, config) == changed_weights(old, config) == ""
+    (refs / "main").write_text("2" * 40)
+    assert changed_weights(run, config) == "owner/name"
+    assert changed_weights(old, config) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "[]", '{"weights": 1}', '{"weights": {}, "weights": {}}']
+)
+def test_a_damaged_record_of_weights_is_one_line(text: str, config: Config) -> None:
+    run = RunFolder.create(config)
+    (run.path / "provenance.json").write_text(text)
+    with pytest.raises(DamagedFileError, match="missing or damaged") as caught:
+        run.recorded_weights()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_deep_line_of_the_log_costs_only_itself(config: Config) -> None:
+    run = RunFolder.create(config)
+    run.event("a")
+    with run.events_file.open("a") as stream:
+        stream.write("[" * 200_000 + "\n" + '{"kind": "x", "time": 1, "v": ' + "[" * 999 + "\n")
+    run.event("b")
+    assert [event["kind"] for event in run.events()] == ["a", "b"]

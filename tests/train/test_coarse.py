@@ -120,7 +120,8 @@ def test_step_has_named_terms_and_the_loss_is_their_weighted_sum(tmp_path: Path)
     assert terms["loss"].item() == pytest.approx(
         sum(weights[name] * terms[name].item() for name in weights), rel=1e-5
     )
-    assert 0.0 < terms["opacity"].item() < 1.0 and terms["samples"].item() == 2 * 16 * 16 * 12
+    assert 0.0 < terms["opacity"].item() < 1.0
+    assert 0 < terms["samples"].item() < 2 * 16 * 16 * 12, "empty cells are not evaluated"
     terms["loss"].backward()
     assert all(
         p.grad is not None and torch.isfinite(p.grad).all() for p in stage.field.parameters()

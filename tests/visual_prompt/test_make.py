@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tests.helpers.tiny_clip import write_tiny_clip
 from tests.helpers.tiny_models import tiny_prior_config
+from vp3d.checks import check_request
+from vp3d.config.loader import load_config
 from vp3d.config.schema import Config, PriorConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.prior import Prior
@@ -95,6 +97,7 @@ def request_of(config: Config) -> VisualPromptRequest:
         config.image,
         config.prior.resolution,
         config.visual_prompt,
+        config.mask,
     )
 
 
@@ -362,3 +365,47 @@ def test_files_that_are_no_pictures_are_refused(clip: ClipText, tmp_path: Path) 
     (tmp_path / "text.png").write_text("no picture")
     assert "not a picture" in image_refusal(tmp_path / "text.png", clip, tmp_path)
     assert "does not exist" in image_refusal(tmp_path / "none.png", clip, tmp_path)
+
+
+def test_a_doubtful_cut_out_is_reported_with_its_mask(clip: ClipText, tmp_path: Path) -> None:
+    y, x = np.mgrid[:128, :128] / 128
+    bust = ((x - 0.5) / 0.25) ** 2 + ((y - 0.45) / 0.25) ** 2 < 1
+    values = np.where((bust | (y > 0.4))[..., None], [30, 60, 160], 255).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "bust.png")
+    config, folder = run(tmp_path, image=str(tmp_path / "bust.png"))
+    found = make(DiscPrior(), clip, config, folder)
+    assert len(found.warnings) == 1 and "--mask FILE" in found.warnings[0]
+    cutout = folder.visual_prompt / "cutout.png"
+    assert str(cutout) in found.warnings[0] and cutout.is_file()
+    assert (folder.visual_prompt / "mask.png").is_file()
+    notes = json.loads((folder.visual_prompt / "scores.json").read_text())
+    assert notes["warnings"] == list(found.warnings) and notes["mask"] == ""
+
+
+def test_a_mask_of_the_users(clip: ClipText, tmp_path: Path) -> None:
+    image = picture(tmp_path / "style.png", alpha=False)
+    mask = np.zeros((120, 160), dtype=np.uint8)
+    mask[20:50, 10:40] = 255  # not where the disc is
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    config, folder = run(tmp_path, image=str(image))
+    config.mask = str(tmp_path / "mask.png")
+    found = make(DiscPrior(), clip, config, folder)
+    assert float((found.mask > 0.5).float().mean()) == pytest.approx(0.8**2, abs=0.06)
+    assert found.warnings == ()
+    notes = json.loads((folder.visual_prompt / "scores.json").read_text())
+    assert notes["mask"] == config.mask
+
+
+def test_an_animation_says_which_frame_is_used(clip: ClipText, tmp_path: Path) -> None:
+    first = Image.new("RGB", (64, 64), "white")
+    second = first.copy()
+    second.paste((200, 30, 30), (16, 16, 48, 48))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    config, folder = run(tmp_path, image=str(tmp_path / "a.gif"))
+    assert "frame 2" in make(DiscPrior(), clip, config, folder).notes[0]
+
+
+def test_a_mask_without_a_picture_is_refused() -> None:
+    config = load_config("draft", prompt=PROMPT, mask="mask.png")
+    with pytest.raises(UserError, match="give the picture with --image"):
+        check_request(config, new=True)

@@ -88,7 +88,7 @@ def test_nothing_else_reads_a_pickle_or_runs_code_that_was_fetched() -> None:
         assert not re.search(
             r"pickle\.loads?\(|allow_pickle=True|weights_only=False|\.hub\.load", text
         ), file
-        assert text.count("trust_remote_code") == text.count('"trust_remote_code": False'), file
+        assert not re.search(r"trust_remote_code[\"']?\s*[:=](?!\s*False)", text), file
         loads = re.findall(r"torch\.load\(.*", text)
         assert bool(loads) == (file.name == "convert_pickle.py") and all(
             "weights_only=True" in line for line in loads

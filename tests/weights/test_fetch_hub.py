@@ -24,7 +24,10 @@ from tests.helpers.fetching import (
 )
 from tests.helpers.loopback import COMMIT, Server
 from vp3d.weights import download, fetch, sources
+from vp3d.weights.catalogue import MODELS, is_pinned
 from vp3d.weights.download import Unavailable
+from vp3d.weights.locate import read_receipt
+from vp3d.weights.verify import listing
 
 
 @pytest.fixture(autouse=True)
@@ -269,3 +272,50 @@ def test_a_hub_repository_with_a_pickle_only(online: None, monkeypatch: pytest.M
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         add(monkeypatch, "hf:owner/name@main")
         assert "it has pytorch_model.bin, a pickle" in refused("tiny")
+
+
+def test_the_commit_that_a_branch_led_to_is_recorded(
+    online: None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(hub_files("owner/name")) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        add(monkeypatch, "hf:owner/name@main", known=False)
+        check_whole(fetch.fetch("tiny", []))
+    receipt = read_receipt(home / "tiny")
+    assert {path: receipt[path].get("revision") for path in receipt} == {
+        **dict.fromkeys(BODY, COMMIT),
+        "note.txt": None,
+    }
+
+
+def test_files_of_two_commits_are_not_mixed(
+    online: None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(hub_files("owner/name")) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        add(monkeypatch, "hf:owner/name@main", known=False)
+        real, commits = download.download_hub, iter(["1" * 40, "2" * 40])
+
+        def moved(repository: str, revision: str, path: str, target: Path) -> download.Received:
+            received = real(repository, revision, path, target)
+            return download.Received(received.sha256, next(commits))
+
+        monkeypatch.setattr(sources, "download_hub", moved)
+        assert "its main moved to another commit" in refused("tiny")
+    assert not (home / "tiny").exists()
+
+
+def test_sources_that_follow_a_branch_are_marked() -> None:
+    loose = {
+        source
+        for model in MODELS.values()
+        for part in model.parts
+        for source in part.sources
+        if not is_pinned(source)
+    }
+    assert all(source.endswith("@main") or "/resolve/master" in source for source in loose)
+    shown = listing(["taesd", "sd15"])
+    assert "from hf:madebyollin/taesd@main (a branch: no commit of it is known here)" in shown
+    assert shown.count("(a branch:") == 2 and f"{MODELS['sd15'].parts[0].sources[0]}\n" in shown
+    assert is_pinned(f"https://host/x/resolve/{COMMIT}") and is_pinned(f"hf:a/b@{COMMIT}")
+    assert not is_pinned("hf:a/b") and not is_pinned(f"https://host/{COMMIT}/resolve/main")

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vp3d.cli.assignments import check_assignments
+from vp3d.config.addresses import check_address, check_places
 from vp3d.config.loader import PRESETS, build_config
 from vp3d.config.paths import locate
 from vp3d.config.rules import unread_settings
@@ -21,6 +23,7 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")  # how a key=value word begins
 EXIT_USER = 2  # exit code of a mistake that the user can correct
 OPTION_KEYS = {  # option -> the config key that it sets
     "image": "image",
+    "mask": "mask",
     "seed": "seed",
     "negative": "negative_prompt",
     "faces": "export.faces",
@@ -90,6 +93,7 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """Split positional words into plain words and `key=value` overrides, each in their order."""
+    check_assignments(words)
     overrides = [word for word in words if OVERRIDE.match(word)]
     return [word for word in words if not OVERRIDE.match(word)], overrides
 
@@ -128,6 +132,7 @@ def read_config(preset: str | None, files: list[Path], overrides: list[str]) -> 
     """
     found = read_layers(files, overrides)
     config = build_config(preset, found.layers)
+    check_places(config)
     for note in [*found.notes, *unread_settings(config)]:
         sys.stderr.write(f"vp3d: {note}\n")
     return config
@@ -135,4 +140,6 @@ def read_config(preset: str | None, files: list[Path], overrides: list[str]) -> 
 
 def config_files(arguments: argparse.Namespace) -> list[Path]:
     """The files of `--config`, each looked up in the current folder and then in VP3D's own."""
+    for file in arguments.config:
+        check_address(file, "--config")
     return [locate(file) for file in arguments.config]

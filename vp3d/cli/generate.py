@@ -25,7 +25,6 @@ from vp3d.errors import UserError
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import JUDGE_LOCATIONS, PRIOR_LOCATIONS
 
-PROMPT_LENGTH = 200  # characters
 EPILOG = f"""\
 examples:
   {program()} "a red mushroom with a white stem"
@@ -58,6 +57,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="use this picture as the visual prompt instead of a drawn one",
     )
     parser.add_argument(
+        "--mask", metavar="FILE", help="a picture that is white on the object of --image"
+    )
+    parser.add_argument(
         "--seed",
         metavar="N",
         help="another seed gives another variant, the same seed the same bytes (0)",
@@ -73,8 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     from vp3d import pipeline
     from vp3d.runs.terminal import TerminalDisplay
+    from vp3d.system.process import process_start
 
-    with TerminalDisplay() as display:
+    with TerminalDisplay(process_start()) as display:
         asset = pipeline.generate(config, watch=display.watch)
     sys.stdout.write(f"{asset.run_dir}\n")
     return 0
@@ -100,6 +103,10 @@ def config_of(arguments: argparse.Namespace) -> Config:
     check_text(config.negative_prompt, "negative prompt")
     if arguments.image is not None and not config.image.strip():
         raise UserError("--image is empty: give a picture, or omit the option")
+    if arguments.mask is not None and not config.mask.strip():
+        raise UserError("--mask is empty: give a picture, or omit the option")
+    if config.mask:
+        config.mask = str(expand(config.mask).absolute())
     if config.image:  # absolute, so that the run can be resumed from any folder
         config.image = str(expand(config.image).absolute())
     pin_locations(config)
@@ -130,7 +137,7 @@ def pin_locations(config: Config) -> None:
 
 
 def check_text(text: str, name: str) -> None:
-    """Refuse text that is too long or has control characters.
+    """Refuse text that has control characters. Its length is checked with the words.
 
     Args:
         text: the prompt; may be empty.
@@ -139,10 +146,6 @@ def check_text(text: str, name: str) -> None:
     Raises:
         UserError: when the text is refused.
     """
-    if len(text) > PROMPT_LENGTH:
-        raise UserError(
-            f"the {name} has {len(text)} characters; {PROMPT_LENGTH} is the limit, so shorten it"
-        )
     refused = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, line and paragraph separators
     bad = next((letter for letter in text if unicodedata.category(letter) in refused), None)
     if bad is not None:

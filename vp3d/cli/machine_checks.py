@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -26,6 +25,7 @@ import psutil
 from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, PriorConfig
 from vp3d.errors import VP3DError
+from vp3d.system.files import read_json_object
 from vp3d.weights.locate import weight_locations
 
 GIB = 2**30
@@ -227,7 +227,7 @@ def _check_manifests(names: list[str]) -> tuple[list[str], list[str]]:
         verify_files(manifest, manifest.parent)
         count = len(read_entries(manifest))
         details.append(f"{count} files under {manifest.parent} match {manifest.name}")
-        licence = json.loads(manifest.read_text(encoding="utf-8")).get("licence", "not declared")
+        licence = read_json_object(manifest).get("licence", "not declared")
         licences.append(str(licence))
     return details, licences
 

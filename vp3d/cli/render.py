@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from vp3d.cli.arguments import Subparsers, add_words, read_overrides
+from vp3d.config.addresses import check_address
 from vp3d.config.loader import load_config
 from vp3d.errors import UserError
 
@@ -40,6 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the turntable; print its path."""
     overrides = read_overrides(arguments, READ_KEYS)
+    check_address(str(arguments.path), "render")
     if not arguments.path.exists():
         raise UserError(f"{arguments.path} does not exist; give a mesh file or a run folder")
     from vp3d.runs.folder import RunFolder

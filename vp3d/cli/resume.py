@@ -25,8 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     RunFolder.open(arguments.run).config()  # a mistake is answered before torch is loaded
     from vp3d import pipeline
     from vp3d.runs.terminal import TerminalDisplay
+    from vp3d.system.process import process_start
 
-    with TerminalDisplay() as display:
+    with TerminalDisplay(process_start()) as display:
         asset = pipeline.resume(arguments.run, watch=display.watch)
     sys.stdout.write(f"{asset.run_dir}\n")
     return 0

@@ -16,8 +16,8 @@ from vp3d.config.schema import Config
 
 STAGE_SETTINGS = {  # stage -> the keys of `Config` that its result depends on
     "coarse": (
-        *("prompt", "negative_prompt", "image", "seed", "prior", "visual_prompt", "guidance"),
-        *("rewards", "field", "camera", "render", "loss", "optim"),
+        *("prompt", "negative_prompt", "image", "mask", "seed", "prior", "visual_prompt"),
+        *("guidance", "rewards", "field", "camera", "render", "loss", "optim"),
     ),
 }
 NOT_HASHED_IN_VERSION_1 = ("export", "output_dir", "preset", "backend", "cuda")

@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from vp3d.config.addresses import check_address
 from vp3d.config.paths import locate
 from vp3d.config.reader import convert, merge
 from vp3d.config.rules import check_rules
@@ -71,6 +72,8 @@ def load_config(
         >>> config.optim.steps, config.optim.views
         (60, 3)
     """
+    for file in files:
+        check_address(str(file), "config file")
     layers = read_layers([locate(str(file)) for file in files], list(overrides)).layers
     return build_config(preset, [*layers, settings])
 

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -23,6 +24,8 @@ from vp3d.config.schema import Range
 from vp3d.errors import UserError
 
 SHOWN = 80  # characters of a value that a message quotes
+MAX_NODES = 20_000  # values of a YAML text once its aliases are written out
+MAX_YAML_SIZE = 200_000  # characters of a config file
 LIKENESS = 0.6  # of a key to a known key, from which the known key is suggested; 1 is equal
 LAST_PART_LIKENESS = 0.98  # factor for the likeness of the last parts alone
 YAML_ERRORS = (  # ValueError: not UTF-8, or a date or number that does not exist
@@ -30,6 +33,9 @@ YAML_ERRORS = (  # ValueError: not UTF-8, or a date or number that does not exis
     ValueError,
     RecursionError,
 )
+LARGEST_EXACT = 2**53  # up to here a float holds every whole number
+LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x85\u2028\u2029]\s*")
+SENTENCES = ("prompt", "negative_prompt", "words", "view", "debias_words")  # last parts of keys
 KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -43,14 +49,23 @@ class _Loader(yaml.SafeLoader):
     YAML 1.1 requires 1.0e-3.
     """
 
+    def get_single_node(self) -> yaml.Node | None:
+        """The tree of a text; an error if its aliases, written out, make it very large."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None and _count_nodes(root, {}) > MAX_NODES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"it has more than {MAX_NODES:,} values", root.start_mark
+            )
+        return root
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node, built depth first: an anchor that contains itself is an error."""
         return super().construct_object(node, True)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = next((name for name, count in counts.items() if count > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {twice!r} occurs twice", node.start_mark
@@ -58,19 +73,42 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values below a node, each as often as an alias repeats it.
+
+    Args:
+        node: the node.
+        known: the counts of nodes that were counted before, by identity; an alias of a node that
+            contains it counts as nothing here, and is refused when it is built.
+    """
+    if id(node) not in known:
+        known[id(node)] = 0
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            below = node.value
+        elif isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count_nodes(part, known) for part in below)
+    return known[id(node)]
+
+
 class Dumper(yaml.SafeDumper):
     """SafeDumper that quotes the text "1e-3", so that `_Loader` reads it as text again."""
 
 
-_EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 for _kind in (_Loader, Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_YAML_SIZE + 1)
+        if len(text) > MAX_YAML_SIZE:
+            raise UserError(f"config file {path} has more than {MAX_YAML_SIZE:,} characters")
+        tree = yaml.load(text, _Loader)
     except OSError as error:
         raise UserError(
             f"cannot read config file {path}: {error.strerror}; configs/ has examples"
@@ -130,7 +168,8 @@ def merge(root: Any, layer: Mapping[str, Any]) -> None:
     try:
         _merge(root, layer, "", None)
     except _UnknownKey as error:
-        raise UserError(f"unknown config key '{error}'{_suggestion(str(error), root)}") from None
+        key = str(error)
+        raise UserError(f"unknown config key '{key[:SHOWN]}'{_suggestion(key, root)}") from None
 
 
 class _UnknownKey(Exception):
@@ -167,6 +206,8 @@ def _suggestion(key: str, root: object) -> str:
         last = difflib.SequenceMatcher(None, end, known_end).ratio()
         return max(full, LAST_PART_LIKENESS * last), full
 
+    if len(key) > SHOWN:
+        return ""
     best = max(keys(root), key=likeness)
     if likeness(best)[0] >= LIKENESS:
         return f"; did you mean '{best}'?"
@@ -193,16 +234,34 @@ def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
         kind, limits = get_args(kind)
     is_text = kind is str and isinstance(value, _Typed)
     value = str(value) if is_text else parse_typed(value, key)
+    if kind is str and isinstance(value, str) and not is_text:
+        value = unfold(value, key)
     if get_origin(kind) is Literal:
         return _check_choice(value, get_args(kind), key)
     if get_origin(kind) is list:
         items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
         if not isinstance(items, list) or not items:
-            raise UserError(f"config key '{key}': {value!r} is not a list of at least one item")
+            raise UserError(
+                f"config key '{key}': {quoted(value)} is not a list of at least one item"
+            )
         return [convert(item, get_args(kind)[0], key) for item in items]
     if dataclasses.is_dataclass(kind):
         return _convert_group(value, kind, key, current, limits)
     return _convert_scalar(value, kind, key, limits)
+
+
+def unfold(text: str, key: str) -> str:
+    """A text of a file without the line breaks of YAML's `>` and `|`.
+
+    A break at the end is dropped. In a sentence, such as a prompt, one inside becomes a blank.
+
+    Args:
+        text: the value.
+        key: the dotted key.
+    """
+    text = text.rstrip("\r\n")
+    is_sentence = key.rsplit(".", 1)[-1] in SENTENCES and LINE_BREAK.search(text)
+    return LINE_BREAK.sub(" ", text).strip() if is_sentence else text
 
 
 def parse_typed(value: Any, key: str) -> Any:
@@ -216,10 +275,18 @@ def parse_typed(value: Any, key: str) -> Any:
         raise UserError(f"config key '{key}': cannot read the value {shown!r} as YAML") from error
 
 
+def quoted(value: Any) -> str:
+    """`value` as a message quotes it: at most `SHOWN` characters."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def _check_choice(value: Any, choices: tuple[Any, ...], key: str) -> Any:
     if value not in choices:
         allowed = ", ".join(map(str, choices))
-        raise UserError(f"config key '{key}': {value!r} is not allowed; choose one of {allowed}")
+        raise UserError(
+            f"config key '{key}': {quoted(value)} is not allowed; choose one of {allowed}"
+        )
     return value
 
 
@@ -230,7 +297,7 @@ def _convert_group(value: Any, kind: Any, key: str, current: Any, limits: Range 
     if not isinstance(value, Mapping):
         names = ", ".join(item.name for item in dataclasses.fields(kind))
         raise UserError(
-            f"config key '{key}': {value!r} is not a group of keys; it may contain {names}"
+            f"config key '{key}': {quoted(value)} is not a group of keys; it may contain {names}"
         )
     node = copy.deepcopy(current)
     _merge(node, value, f"{key}.", limits)
@@ -240,8 +307,14 @@ def _convert_group(value: Any, kind: Any, key: str, current: Any, limits: Range 
 def _convert_scalar(value: Any, kind: Any, key: str, limits: Range | None) -> Any:
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 1 << 1023 else math.inf
+    if kind is int and type(value) is float and value.is_integer():  # 1e4
+        if abs(value) > LARGEST_EXACT:
+            raise UserError(f"config key '{key}': {value!r} is rounded; write all its digits")
+        value = int(value)
     fault = ""
-    if type(value) is not kind:
+    if value is None:
+        fault = f"is no value; give {KIND_NAMES[kind]} as {key}=..., without blanks"
+    elif type(value) is not kind:
         fault = f"is not {KIND_NAMES[kind]}"
     elif kind is str and "\0" in value:
         fault = "contains a NUL character"
@@ -252,5 +325,5 @@ def _convert_scalar(value: Any, kind: Any, key: str, limits: Range | None) -> An
         allowed = f"{low} to {high}" if high < math.inf else f"at least {low}"
         fault = f"is out of range; allowed is {allowed}"
     if fault:
-        raise UserError(f"config key '{key}': {value!r} {fault}")
+        raise UserError(f"config key '{key}': {quoted(value)} {fault}")
     return value

@@ -330,6 +330,7 @@ class Config:
     prompt: str = ""  # what to make
     negative_prompt: str = ""  # what the pictures should not show
     image: str = ""  # reference picture to use as the visual prompt; "" draws one
+    mask: str = ""  # picture that is white on the object of `image`; "" finds the object
     # another seed gives another variant; the same seed gives the same bytes
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     preset: Literal["draft", "standard", "high"] = "standard"  # how much work to put in

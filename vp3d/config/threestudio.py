@@ -1,9 +1,9 @@
 """Settings from a YAML file of threestudio, such as `dreamfusion-sd` or `magic3d-coarse-sd`.
 
 `read_layers` recognises such a file by its key `system` or `system_type`, so that `--config FILE`
-needs no flag. Of threestudio's defaults, only those of its guidance are used (one step, the error
-in latents, `sigma2`, its range of t). Every key that is not understood is named, in one line for
-its group. Written for threestudio 0.2.3.
+needs no flag. A key that such a file leaves out has threestudio's default (`DEFAULTS`), not that
+of VP3D. Every key that is not understood, and every default that is used, is named in one line for
+its group. Written for threestudio 0.2.3, defaults after commit 28d9d80 of its repository.
 
 These settings differ and are converted:
 
@@ -53,6 +53,34 @@ REWARDS = {  # key of system.loss -> key of rewards
 NOISE_LEVELS = {  # key of system.guidance -> (key of guidance, threestudio's default)
     "min_step_percent": ("t_min", 0.02),
     "max_step_percent": ("t_max", 0.98),
+}
+# The defaults of threestudio for keys that are translated, by the key and value of the file that
+# chooses the class they belong to. Keys of system.loss and trainer.max_steps have none: threestudio
+# stops without them, and a run without steps has VP3D's number.
+DEFAULTS: dict[tuple[str, str], Layer] = {
+    ("system.guidance_type", "stable-diffusion-guidance"): {
+        "system.guidance.guidance_scale": 100.0,
+        "system.guidance.min_step_percent": 0.02,
+        "system.guidance.max_step_percent": 0.98,
+        "system.guidance.weighting_strategy": "sds",
+    },
+    ("system.guidance_type", "deep-floyd-guidance"): {
+        "system.guidance.guidance_scale": 20.0,
+        "system.guidance.min_step_percent": 0.02,
+        "system.guidance.max_step_percent": 0.98,
+        "system.guidance.weighting_strategy": "sds",
+    },
+    ("data_type", "random-camera-datamodule"): {
+        "data.width": 64,
+        "data.height": 64,
+        "data.batch_size": 1,
+        "data.elevation_range": [-10, 90],
+        "data.camera_distance_range": [1, 1.5],
+        "data.fovy_range": [40, 70],
+    },
+    ("system.geometry_type", "implicit-volume"): {"system.geometry.isosurface_resolution": 128},
+    ("system.geometry_type", "volume-grid"): {"system.geometry.isosurface_resolution": 128},
+    ("system.geometry_type", "implicit-sdf"): {"system.geometry.isosurface_resolution": 128},
 }
 OVERRIDE_GROUPS = ("data", "system", "trainer")  # groups whose keys may be given as key=value
 BERT = {"bert-base-uncased": "bert-base", "google-bert/bert-base-uncased": "bert-base"}
@@ -127,6 +155,7 @@ def translate(tree: Layer, name: str) -> tuple[list[Layer], list[str]]:
             f"{name} refines a mesh (system.refinement), which VP3D does not do; "
             "give the file of the coarse stage"
         )
+    _add_defaults(source)
     layers = _own_settings(source)
     layer: Layer = {}
     steps = source.take("trainer.max_steps", int)
@@ -143,6 +172,20 @@ def translate(tree: Layer, name: str) -> tuple[list[Layer], list[str]]:
     _read_cameras(source, layer)
     _read_views(source, layer)
     return [*layers, layer], source.lines()
+
+
+def _add_defaults(source: ThreestudioFile) -> None:
+    """Set the keys that the file leaves out to threestudio's defaults; a note says which.
+
+    Both systems take their cameras from `random-camera-datamodule`, so a file with a group `data`
+    needs no `data_type`.
+    """
+    chosen = {key: source.find(key) for key, _ in DEFAULTS}
+    if chosen["data_type"] is None and source.find("data"):
+        chosen["data_type"] = "random-camera-datamodule"
+    for (key, value), defaults in DEFAULTS.items():
+        if chosen[key] == value:
+            source.add_defaults(defaults)
 
 
 def _own_settings(source: ThreestudioFile) -> list[Layer]:

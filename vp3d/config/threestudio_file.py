@@ -92,6 +92,22 @@ class ThreestudioFile:
         self.reasons[key] = "a schedule, but a number in VP3D"
         return None
 
+    def add_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Set dotted keys that the file does not have; notes name them with their values."""
+        added: dict[str, list[str]] = {}
+        for key, value in defaults.items():
+            if self._at(key) not in (None, MISSING):
+                continue
+            *groups, name = key.split(".")
+            node = self.tree
+            for group in groups:
+                node[group] = dict(node[group]) if node.get(group) is not None else {}
+                node = node[group]
+            node[name] = value
+            added.setdefault(group_of(key), []).append(f"{name} {value}")
+        for group, values in added.items():
+            self.note(group, f"threestudio's defaults: {', '.join(values)}")
+
     def note(self, group: str, text: str) -> None:
         """Add `text` to the line of a group."""
         self.notes.setdefault(group, []).append(text)

@@ -24,6 +24,7 @@ from vp3d.errors import UserError
 from vp3d.prompts import all_views, normalize_prompt, strip_view
 from vp3d.system import torch_compat  # noqa: F401  (before transformers, which imports torchvision)
 from vp3d.weights.locate import find_weights, read_whole
+from vp3d.weights.model_settings import offline
 from vp3d.weights.readable import readable
 
 import transformers  # isort: skip
@@ -31,6 +32,8 @@ import transformers  # isort: skip
 DIRECTIONS = ("side", "front", "back", "overhead")
 SENTENCE = "This image is depicting a {mask} view of {prompt}"
 THRESHOLD = 0.95
+# The model types of config.json that are loaded; all have their code in transformers
+MODEL_TYPES = ("bert", "distilbert", "roberta", "albert", "electra", "mpnet", "modernbert")
 
 
 def debiased_prompts(prompt: str, model_path: str, allowed: str = "") -> dict[str, str]:
@@ -102,7 +105,12 @@ def _load(model_path: str) -> tuple[Any, Any]:
     source, local = find_weights(model_path, "guidance.debias")
     # The folder may hold code: do not run it, and do not ask the user about it.
     options = {"local_files_only": local, "trust_remote_code": False}
-    with readable(f"the language model {model_path}", "guidance.debias"):
+    with readable(f"the language model {model_path}", "guidance.debias"), offline(local):
+        about, _ = transformers.PretrainedConfig.get_config_dict(source, local_files_only=local)
+        if about.get("model_type") not in MODEL_TYPES:
+            raise ValueError(
+                f"it is a {about.get('model_type')}, not one of {', '.join(MODEL_TYPES)}"
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         model = read_whole(transformers.AutoModelForMaskedLM, source, **options)
     ids = tokenizer.convert_tokens_to_ids(list(DIRECTIONS))

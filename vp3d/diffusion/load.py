@@ -2,11 +2,14 @@
 
 Weights are read from safetensors only, after they are checked against the manifest. Only this
 module and `embedded/architectures.py` import diffusers.
+
+The files of a pipeline name classes. Such a name is only compared with the lists below: the class
+that is called is the one of the list, and code in the folder is neither run nor asked about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from vp3d.errors import UserError
 from vp3d.system import torch_compat  # before transformers, which imports torchvision
 from vp3d.weights.locate import find_weights, read_whole
 from vp3d.weights.manifest import verify_files
+from vp3d.weights.model_settings import check_model_settings, offline
 
 import diffusers  # isort: skip
 import transformers  # isort: skip
@@ -41,6 +45,48 @@ from vp3d.weights.readable import readable
 ADDITION_EMBED_TYPES = {
     "StableDiffusionPipeline": (None, "text"),
     "StableDiffusionXLPipeline": ("text_time",),
+}
+# The classes that a part of a pipeline may name in model_index.json
+SCHEDULERS = (
+    *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"),
+    *("DEISMultistepScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("LCMScheduler", "TCDScheduler", "EDMEulerScheduler"),
+)
+TEXT_ENCODERS = {
+    "CLIPTextModel": transformers.CLIPTextModel,
+    "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection,
+}
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+AUTOENCODERS = {
+    "AutoencoderKL": diffusers.AutoencoderKL,
+    "AutoencoderTiny": diffusers.AutoencoderTiny,
+}
+PIPELINES = {
+    "StableDiffusionPipeline": diffusers.StableDiffusionPipeline,
+    "StableDiffusionXLPipeline": diffusers.StableDiffusionXLPipeline,
+}
+IMAGE_PROCESSORS = (
+    *("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"),
+    "CLIPImageProcessorPil",
+)
+PART_CLASSES: dict[str, tuple[str, ...]] = {
+    "scheduler": SCHEDULERS,
+    "unet": ("UNet2DConditionModel",),
+    "vae": tuple(AUTOENCODERS),
+    "text_encoder": tuple(TEXT_ENCODERS),
+    "text_encoder_2": tuple(TEXT_ENCODERS),
+    "tokenizer": TOKENIZERS,
+    "tokenizer_2": TOKENIZERS,
+    "feature_extractor": IMAGE_PROCESSORS,
+    "image_encoder": ("CLIPVisionModelWithProjection",),
+    "safety_checker": ("StableDiffusionSafetyChecker",),  # named by SD 1.5, never loaded
+}
+LIBRARIES = {"safety_checker": "stable_diffusion"} | {
+    part: "diffusers" if part in ("scheduler", "unet", "vae") else "transformers"
+    for part in PART_CLASSES
+    if part != "safety_checker"
 }
 PUBLISHED_ENCODERS = {  # (pooled embedding, its width): folder of h94/IP-Adapter
     (True, 1024): "models/image_encoder",
@@ -98,44 +144,92 @@ def load_prior(
 
 def _load_pipeline(config: PriorConfig) -> Any:
     source, local = find_weights(config.path, "prior.path")
-    with readable(f"the pipeline {config.path}", "prior.path"):
+    with readable(f"the pipeline {config.path}", "prior.path"), offline(local):
         index = diffusers.DiffusionPipeline.load_config(source, local_files_only=local)
-        kind = index.get("_class_name")
-    if kind not in ADDITION_EMBED_TYPES:
-        supported = " or a ".join(ADDITION_EMBED_TYPES)
-        raise UserError(f"prior.path {config.path} contains a {kind}: use a {supported}")
+        if not isinstance(index, Mapping):
+            raise ValueError("its model_index.json is not an object")
+    kind = check_classes(index, config.path)
     parts: dict[str, Any] = {"add_watermarker": False}
     if kind == "StableDiffusionPipeline":
         parts = {"safety_checker": None, "requires_safety_checker": False}
     if config.vae:
         parts["vae"] = _load_autoencoder(config)
     dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-    options = {"local_files_only": local, "dtype": dtype, "variant": config.variant or None}
-    with readable(f"the pipeline {config.path}", "prior.path and prior.variant"):
-        for part in ("text_encoder", "text_encoder_2"):
-            name = (index.get(part) or [None, None])[1]
-            if name:
-                parts[part] = read_whole(
-                    getattr(transformers, name), source, subfolder=part, **options
+    remote = {"local_files_only": local, "trust_remote_code": False}
+    options = {**remote, "dtype": dtype, "variant": config.variant or None}
+    with readable(f"the pipeline {config.path}", "prior.path and prior.variant"), offline(local):
+        for part in ("unet", "vae", "scheduler"):
+            if part in parts or not _named(index, part):
+                continue
+            kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
+            check_model_settings(
+                kinds.get(part, diffusers.DDIMScheduler).load_config(
+                    source, subfolder=part, local_files_only=local
                 )
-        pipe = getattr(diffusers, kind).from_pretrained(
-            source, use_safetensors=True, **options, **parts
-        )
+            )
+        for part in ("text_encoder", "text_encoder_2"):
+            name = _named(index, part)
+            if name:
+                encoder = TEXT_ENCODERS[name]
+                parts[part] = read_whole(encoder, source, subfolder=part, **options)
+        for part in ("tokenizer", "tokenizer_2"):
+            if _named(index, part):
+                parts[part] = transformers.CLIPTokenizer.from_pretrained(
+                    source, subfolder=part, **remote
+                )
+        pipe = PIPELINES[kind].from_pretrained(source, use_safetensors=True, **options, **parts)
         _check_complete(pipe.unet)
         _check_complete(pipe.vae)
         return pipe
 
 
+def check_classes(index: Any, name: str) -> str:
+    """The class of a pipeline, after every class that its `model_index.json` names is checked.
+
+    Args:
+        index: The content of the file.
+        name: The location of the pipeline, for messages.
+
+    Raises:
+        UserError: The pipeline or a part of it is of a class that is not in the lists above, so
+            that loading it could run code that VP3D does not know.
+    """
+    kind = index.get("_class_name") if isinstance(index, Mapping) else None
+    if not isinstance(kind, str) or kind not in ADDITION_EMBED_TYPES:
+        supported = " or a ".join(ADDITION_EMBED_TYPES)
+        raise UserError(f"prior.path {name} contains a {kind}: use a {supported}")
+    for part, value in index.items():
+        if part.startswith("_") or not isinstance(value, list | tuple):
+            continue
+        library, chosen = value if len(value) == 2 else (None, "?")
+        if chosen is None and library is None:
+            continue
+        allowed = PART_CLASSES.get(part, ())
+        if not isinstance(chosen, str) or chosen not in allowed or library != LIBRARIES[part]:
+            use = f"use one of {', '.join(allowed)}" if allowed else "remove it"
+            raise UserError(
+                f"prior.path {name}: {part} in its model_index.json is {library}.{chosen}, which "
+                f"VP3D does not load: {use}"
+            )
+    return kind
+
+
+def _named(index: Any, part: str) -> str | None:
+    """The class that a checked `model_index.json` names for a part; None without the part."""
+    name: str | None = (index.get(part) or [None, None])[1]
+    return name
+
+
 def _load_autoencoder(config: PriorConfig) -> Any:
     """The autoencoder of `prior.vae`: an AutoencoderTiny or an AutoencoderKL."""
     source, local = find_weights(config.vae, "prior.vae")
-    with readable(f"the autoencoder {config.vae}", "prior.vae"):
-        kind = diffusers.AutoencoderTiny.load_config(source, local_files_only=local).get(
-            "_class_name"
-        )
-        if kind not in ("AutoencoderTiny", "AutoencoderKL"):
+    with readable(f"the autoencoder {config.vae}", "prior.vae"), offline(local):
+        settings = diffusers.AutoencoderTiny.load_config(source, local_files_only=local)
+        check_model_settings(settings)
+        kind = settings.get("_class_name")
+        if not isinstance(kind, str) or kind not in AUTOENCODERS:
             raise ValueError(f"it contains a {kind}, not an AutoencoderTiny or AutoencoderKL")
-        vae = getattr(diffusers, kind).from_pretrained(
+        vae = AUTOENCODERS[kind].from_pretrained(
             source, local_files_only=local, use_safetensors=True
         )
         _check_complete(vae)
@@ -205,9 +299,12 @@ def _load_adapter(pipe: Any, config: PriorConfig) -> ImageEncoder:
             kind, source, subfolder=folder, local_files_only=local, dtype=pipe.unet.dtype
         )
     pipe.register_modules(image_encoder=tower)
-    with readable(
-        f"the IP-Adapter {config.ip_adapter}",
-        "prior.ip_adapter_weight, and that it was made for this pipeline",
+    with (
+        readable(
+            f"the IP-Adapter {config.ip_adapter}",
+            "prior.ip_adapter_weight, and that it was made for this pipeline",
+        ),
+        offline(local),
     ):
         pipe.load_ip_adapter(
             source,

@@ -97,7 +97,7 @@ class Prior:
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> TextEmbedding:
-        """The embeddings of B prompts; UserError for one that is too long."""
+        """The embeddings of B prompts; one that is too long is cut."""
         with self._on_device(self._text_towers):
             return self.text_encoders.encode(prompts)
 

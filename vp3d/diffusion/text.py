@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vp3d.errors import UserError
+from vp3d.prompt_length import fit_prompt
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ class TextEncoders:
     def encode(self, prompts: list[str]) -> TextEmbedding:
         """The embeddings of prompts, padded to the encoders' length.
 
-        Raises:
-            UserError: if a prompt has more tokens than an encoder reads.
+        A prompt that is too long is cut (`fit`).
         """
+        prompts = [self.fit(prompt)[0] for prompt in prompts]
         outputs = [self._run(tokenizer, model, prompts) for tokenizer, model in self.towers]
         if len(outputs) == 1:
             return TextEmbedding(outputs[0][0].float())
@@ -98,15 +99,17 @@ class TextEncoders:
         pooled = None if encoded.pooled is None else torch.zeros_like(encoded.pooled)
         return TextEmbedding(torch.zeros_like(encoded.tokens), pooled)
 
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that every encoder reads, with its view words, and the rest."""
+        lost = []
+        for tokenizer, model in self.towers:
+            count = partial(_count, tokenizer)
+            prompt, cut = fit_prompt(prompt, _limit(tokenizer, model), count)
+            lost.append(cut)
+        return prompt, " ".join(filter(None, reversed(lost)))
+
     def _run(self, tokenizer: Any, model: Any, prompts: list[str]) -> Any:
-        length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-        for prompt in prompts:
-            count = len(tokenizer(prompt).input_ids)
-            if count > length:
-                raise UserError(
-                    f'the prompt "{prompt}" has {count} tokens, the text encoder reads {length}:'
-                    " shorten it"
-                )
+        length = _limit(tokenizer, model)
         device = next(model.parameters()).device
         tokens = tokenizer(
             prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -118,3 +121,13 @@ class TextEncoders:
             attention_mask=mask,
             output_hidden_states=len(self.towers) > 1,
         )
+
+
+def _limit(tokenizer: Any, model: Any) -> int:
+    """Tokens that a text encoder reads."""
+    return int(min(tokenizer.model_max_length, model.config.max_position_embeddings))
+
+
+def _count(tokenizer: Any, text: str) -> int:
+    """Tokens of a text, with those of its start and end."""
+    return len(tokenizer(text).input_ids)

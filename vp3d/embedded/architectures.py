@@ -82,7 +82,7 @@ def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
 def load_tokenizer(folder: Path, words: Iterable[str]) -> CLIPTokenizer:
     """The tokenizer in `folder`, which the weights in it were trained with, else a new one."""
     if (folder / "tokenizer.json").exists():
-        return CLIPTokenizer.from_pretrained(folder)
+        return CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
     return new_tokenizer(words)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 
 from vp3d.diffusion.image_prompt import POOLED
 from vp3d.embedded import architectures
-from vp3d.system.files import atomic_write, write_json
+from vp3d.system.files import atomic_write, read_json_object, write_json
 from vp3d.weights.manifest import WEIGHT_SUFFIXES, file_entry
 
 ADAPTER_FILE = "ip-adapter_toybox.safetensors"
@@ -144,7 +143,7 @@ def save_manifest(folder: Path, figures: dict[str, Any] | None = None) -> None:
     `figures` replace those of the same name that the manifest has; other figures stay.
     """
     path = folder / "MANIFEST.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json_object(path) if path.exists() else {}
     listed = sorted(
         p
         for p in folder.rglob("*")

@@ -5,9 +5,10 @@ ablation are those of the VP3D paper (arXiv 2403.17001: visual prompt and reward
 DreamFusion's plain SDS, and several denoising steps on the text alone. The sweep changes one
 setting of the default run at a time.
 
-The table has each figure's mean with its 95 % bootstrap interval over prompts. A second table has
-the difference from the first arm, paired by prompt, with its own interval: an arm helps if that
-interval is above 0.
+The table has each figure's mean with its 95 % interval over prompts. A second table has the
+difference from the first arm, paired by prompt, with its own interval. A difference with a star is
+more than chance: a paired sign-flip test, corrected for the number of arms (Holm 1979), has p below
+0.05. An arm without a star neither helps nor harms by this many prompts.
 
 --arms runs only the named arms; the first of them is the one that the others are compared with.
 --match runs only some prompts. (Prompts that are right in every arm can only show harm.) Each arm
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,17 @@ from vp3d.config.loader import PRESETS
 from vp3d.config.paths import INSTALLED, ROOT
 from vp3d.errors import UserError
 from vp3d.evaluate import toybench
+from vp3d.evaluate.intervals import holm, sign_flip_p
 from vp3d.evaluate.runner import Record, Settings, Task, find_mesh, lock_to_settings, run_tasks
-from vp3d.evaluate.statistics import bootstrap_interval, cell, circumstances, legend, statistics
+from vp3d.evaluate.statistics import (
+    cell,
+    circumstances,
+    commit_of,
+    interval_of,
+    legend,
+    provenance_of,
+    statistics,
+)
 from vp3d.render.camera import orbit
 from vp3d.render.raster import render_mesh
 from vp3d.report.pictures import (
@@ -105,6 +115,7 @@ SWEEP: dict[str, tuple[str, ...]] = {
     "text reward 0.2": ("rewards.text_image.weight=0.2",),
     "rewards from the start": ("rewards.text_image.begin=0", "rewards.image_image.begin=0"),
 }
+SIGNIFICANT = 0.05  # p-value below which a difference has a star
 SIDES = (40.0, 220.0)  # azimuths in degrees of the two views in the picture grid
 TILE = 112  # pixels of a side of a view there
 FIGURES = (
@@ -174,7 +185,7 @@ def run_arm(
     return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
 
 
-def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict[str, float] | None:
+def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict[str, Any] | None:
     """Mean over prompts of arm minus base.
 
     Args:
@@ -183,8 +194,8 @@ def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict
         name: the figure.
 
     Returns:
-        "mean", "low" and "high" (its interval) and "count" (prompts); None if no asset has the
-        figure in both arms.
+        "mean", "low" and "high" (its interval; None for one prompt), "p" (two-sided, of the
+        sign-flip test) and "count" (prompts); None if no asset has the figure in both arms.
     """
     values: dict[str, list[float]] = {}
     for one, other in zip(arm, base, strict=True):
@@ -194,8 +205,9 @@ def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict
     if not values:
         return None
     means = torch.tensor([float(np.mean(v)) for v in values.values()], dtype=torch.float64)
-    low, high = bootstrap_interval(means, torch.Generator().manual_seed(0))
-    return {"mean": float(means.mean()), "low": low, "high": high, "count": len(means)}
+    low, high = interval_of(means, (-1.0, 1.0) if toybench.FIGURES[name].share else None)
+    p = sign_flip_p(means, torch.Generator().manual_seed(0))
+    return {"mean": float(means.mean()), "low": low, "high": high, "p": p, "count": len(means)}
 
 
 def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
@@ -203,13 +215,17 @@ def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
 
     Returns:
         For each arm: "figures" (statistics), "against_first" (difference from the first arm),
-        "by_set" (that of the figure "all" by prompt set) and "failures" (their number).
+        "by_set" (that of the figure "all" by prompt set) and "failures" (their number). The
+        differences of all arms but the first have a "p_holm", corrected for the number of arms.
     """
     base = next(iter(records.values()))
     sets = list(dict.fromkeys(record["set"] for record in base))
-    return {
+    comparison: dict[str, dict[str, Any]] = {
         arm: {
-            "figures": {name: statistics(found, name) for name in FIGURES},
+            "figures": {
+                name: statistics(found, name, share=toybench.FIGURES[name].share)
+                for name in FIGURES
+            },
             "against_first": {name: difference(found, base, name) for name in FIGURES},
             "by_set": {
                 name: difference(of_set(found, name), of_set(base, name), "all") for name in sets
@@ -218,6 +234,18 @@ def compare(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
         }
         for arm, found in records.items()
     }
+    others = list(comparison.values())[1:]
+    for part in ("against_first", "by_set"):
+        for name in comparison[next(iter(records))][part]:
+            correct_for_arms([arm[part][name] for arm in others])
+    return comparison
+
+
+def correct_for_arms(differences: Sequence[dict[str, Any] | None]) -> None:
+    """Adds "p_holm" to the differences of all arms in one figure; None is left out."""
+    found = [difference for difference in differences if difference is not None]
+    for difference, p in zip(found, holm([one["p"] for one in found]), strict=True):
+        difference["p_holm"] = p
 
 
 def of_set(records: Sequence[Record], name: str) -> list[Record]:
@@ -245,7 +273,8 @@ def markdown(
     lines = [f"# {title}", "", line, ""]
     means = f"{legend(toybench.FIGURES, dict.fromkeys(shown), '95 % interval over prompts')}."
     first = next(iter(comparison))
-    pairs = f"Difference from {first}, prompt by prompt, with its 95 % interval."
+    pairs = f"Difference from {first}, prompt by prompt, with its 95 % interval. "
+    pairs += star_line(comparison)
     for part, explained in (("figures", means), ("against_first", pairs)):
         rows = {
             arm: [*(_cell(found[part][name], name, part) for name in shown), str(found["failures"])]
@@ -261,19 +290,40 @@ def markdown(
     return "\n".join([*lines, ""])
 
 
+def star_line(comparison: Mapping[str, Any]) -> str:
+    """What a star means in a comparison, and the smallest p-value that its prompts allow."""
+    arms = list(comparison.values())
+    others = len(arms) - 1
+    counts = [one["count"] for one in arms[0]["against_first"].values() if one]
+    least = min(max(others, 1) * 2.0 ** (1 - max(counts, default=1)), 1.0)
+    line = (
+        f"* p < {SIGNIFICANT:g} in a paired sign-flip test, each figure corrected for "
+        f"{others} arm{'s' if others != 1 else ''} (Holm)"
+    )
+    if least >= SIGNIFICANT:
+        line += f"; with so few prompts p cannot be below {least:.2g}, so no arm can have a star"
+    return f"{line}."
+
+
 def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
     """The lines of a Markdown table with a row for each arm."""
     lines = [f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     return lines + [f"| {arm} | {' | '.join(cells)} |" for arm, cells in rows.items()]
 
 
-def _cell(found: Mapping[str, float] | None, name: str, part: str) -> str:
+def _cell(found: Mapping[str, Any] | None, name: str, part: str) -> str:
     figure = toybench.FIGURES[name]
     if found is None or part == "figures":
         return cell(found, figure)
     scale, digits, unit = (100.0, 0, " points") if figure.share else (1.0, 2, "")
-    mean, low, high = (scale * found[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+    def signed(value: float) -> str:
+        return f"{round(scale * value, digits) + 0.0:+.{digits}f}"  # never "-0"
+
+    ends = [found["low"], found["high"]]
+    inside = "–" if None in ends else ", ".join(map(signed, ends))
+    star = "*" if found.get("p_holm", 1.0) < SIGNIFICANT else ""
+    return f"{signed(found['mean'])}{unit} [{inside}]{star}"
 
 
 def write_grid(records: Mapping[str, Sequence[Record]], path: Path) -> None:
@@ -350,14 +400,14 @@ def main(argv: list[str] | None = None) -> None:
     options.work = options.work or (Path() if INSTALLED else ROOT) / "outputs" / name
     tasks = suite_of(options)
     records = {arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()}
-    comparison, about = compare(records), circumstances()
+    comparison = compare(records)
     title = f"{name.capitalize()} on toybench, {options.subset}"
     prompts = len({task.prompt for task in tasks})
-    page = markdown(comparison, title, facts_of(options, arms, len(every_arm), about), prompts)
+    facts = facts_of(options, records, len(every_arm))
+    page = markdown(comparison, title, facts, prompts)
     settings = {arm: list(overrides) for arm, overrides in arms.items()}
-    write_json(
-        options.work / f"{name}.json", {"about": about, "arms": settings, "comparison": comparison}
-    )
+    head = {"facts": facts, "about": circumstances(), "arms": settings}
+    write_json(options.work / f"{name}.json", head | {"comparison": comparison})
     write_text(options.write or options.work / f"{name}.md", page)
     if options.grid:
         write_grid({arm: records[arm] for arm in (list(arms)[0], list(arms)[-1])}, options.grid)
@@ -371,21 +421,24 @@ def suite_of(options: argparse.Namespace) -> Sequence[Task]:
 
 
 def facts_of(
-    options: argparse.Namespace, arms: Collection[str], arm_count: int, about: Mapping[str, Any]
+    options: argparse.Namespace, records: Mapping[str, Sequence[Record]], arm_count: int
 ) -> dict[str, Any]:
-    """The facts below the heading, by name.
+    """The facts below the heading, by name; date, commit and machine are those of the records.
 
     Args:
         options: the command line.
-        arms: the names of the arms that were run.
+        records: arm -> its records, of the arms that were run.
         arm_count: the number of all arms.
-        about: what `circumstances` returned.
     """
     facts = {"preset": options.preset, "seeds": options.seeds}
-    facts |= {"date": about["date"], "machine": about["machine"]}
-    facts["commit"] = str((about["git"] or {}).get("commit", "none"))[:10]
-    if len(arms) < arm_count:
-        facts["arms"] = f"{len(arms)} of {arm_count} ({'; '.join(arms)})"
+    facts |= provenance_of([record for found in records.values() for record in found])
+    commits = {
+        arm: ", ".join(dict.fromkeys(map(commit_of, found))) for arm, found in records.items()
+    }
+    if len(set(commits.values())) > 1:
+        facts["by arm"] = "; ".join(f"{arm}: {commit}" for arm, commit in commits.items())
+    if len(records) < arm_count:
+        facts["arms"] = f"{len(records)} of {arm_count} ({'; '.join(records)})"
     if options.match:
         facts["prompts with"] = " or ".join(options.match)
     return facts

@@ -14,6 +14,7 @@ from typing import Any
 from vp3d.errors import UserError
 from vp3d.evaluate import gallery, stylised, t3bench, toybench
 from vp3d.evaluate.html import PARTS, write_page
+from vp3d.evaluate.prompt_tasks import adopt_former
 from vp3d.evaluate.results_folder import relative_to_repository
 from vp3d.evaluate.runner import Record, Settings, Task, lock_to_settings, run_tasks
 from vp3d.evaluate.statistics import (
@@ -22,6 +23,7 @@ from vp3d.evaluate.statistics import (
     circumstances,
     failures_line,
     legend,
+    provenance_of,
     rows_of,
     summarise,
     text_table,
@@ -126,6 +128,7 @@ def evaluate_t3bench(
     config = settings.config()
     judges = t3bench.weight_sources(protocol, config.rewards, config.prior.manifest)
     lock_to_settings(settings, suite, judges)
+    adopt_former(settings, tasks)
     records = run_tasks(tasks, settings, t3bench.judge_with(protocol), jobs)
     title = f"T3Bench's protocol, {protocol.scorer}"
     return finish(title, tasks, records, settings, t3bench.FIGURES, ("figures",))
@@ -151,6 +154,7 @@ def evaluate_gallery(
     """
     tasks = gallery.suite_tasks(prompts, every, seeds)
     lock_to_settings(settings, {"suite": "gallery"}, gallery.JUDGES)
+    adopt_former(settings, tasks)
     records = run_tasks(tasks, settings, gallery.judge_asset, jobs)
     gallery.write_csv(records, settings.folder / "gallery.csv")
     names = ", ".join(dict.fromkeys(task.group for task in tasks))
@@ -216,9 +220,8 @@ def finish(
         The tables as text.
     """
     summary: dict[str, Any] = summarise(records, figures, parts)
-    about = circumstances()
-    facts = facts_of(tasks, records, settings, about)
-    head = {"title": title, "facts": facts, "about": about}
+    facts = facts_of(tasks, records, settings)
+    head = {"title": title, "facts": facts, "about": circumstances()}
     write_json(settings.folder / "summary.json", head | summary)
     page = settings.folder / "index.html"
     assets = list(zip(tasks, records, strict=True))
@@ -234,7 +237,7 @@ def finish(
 
 
 def facts_of(
-    tasks: Sequence[Task], records: Sequence[Record], settings: Settings, about: Mapping[str, Any]
+    tasks: Sequence[Task], records: Sequence[Record], settings: Settings
 ) -> dict[str, str]:
     """The facts above the tables, by name.
 
@@ -242,7 +245,6 @@ def facts_of(
         tasks: the tasks of the suite.
         records: their records.
         settings: how assets were generated; not stated if they were read from a folder.
-        about: what `circumstances` returned.
     """
     facts = {}
     if any(not task.source for task in tasks):
@@ -252,14 +254,4 @@ def facts_of(
         facts["config"] = ", ".join(map(relative_to_repository, settings.files))
     if settings.overrides:
         facts["settings"] = " ".join(settings.overrides)
-    dates = sorted(record["date"] for record in records)
-    commits = dict.fromkeys(_commit(record["git"] or {}) for record in records)
-    return facts | {
-        "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))),
-        "commit": ", ".join(commits),
-        "machine": str(about["machine"]),
-    }
-
-
-def _commit(git: Mapping[str, Any]) -> str:
-    return f"{str(git.get('commit', 'none'))[:10]}{' with changes' if git.get('dirty') else ''}"
+    return facts | provenance_of(records)

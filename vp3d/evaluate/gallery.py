@@ -25,7 +25,8 @@ from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.evaluate.html import write_asset_turntable
 from vp3d.evaluate.prompt_file import SuitePrompt, read_suite
-from vp3d.evaluate.runner import FoundAsset, Record, Settings, Task, find_mesh, key_of
+from vp3d.evaluate.prompt_tasks import file_tasks, set_names
+from vp3d.evaluate.runner import FoundAsset, Record, Settings, Task, find_mesh
 from vp3d.evaluate.statistics import Figure, text_table
 from vp3d.evaluate.toybench import visual_prompt
 from vp3d.metrics.attribute_judge import Judge, load_judge
@@ -102,14 +103,13 @@ def suite_tasks(files: Sequence[Path], every: int, seeds: int) -> list[Task]:
     Returns:
         The tasks, file by file.
     """
-    found = []
-    for file in [locate(str(file)) for file in files] or [PROMPTS]:
-        entries = list(enumerate(read_captions(file), 1))[::every]
-        for number, (entry, _) in entries:
-            for seed in range(entry.seed, entry.seed + seeds):
-                key = f"{file.stem}-{key_of(number, entry.prompt, seed)}"
-                found.append(Task(file.stem, entry.prompt, seed, key))
-    return found
+    located = [locate(str(file)) for file in files] or [PROMPTS]
+    set_names(located)  # refuses a file that is given twice
+    prompts = {}
+    for file in located:
+        numbered = list(enumerate(read_captions(file), 1))[::every]
+        prompts[file] = [(number, entry) for number, (entry, _) in numbered]
+    return file_tasks(prompts, seeds)
 
 
 def judge_asset(settings: Settings, task: Task) -> Record:

@@ -65,7 +65,7 @@ def write_page(
     ]
     plots = "".join(f'<div class="card">{svg}</div>' for svg in suite_plots(summary, figures))
     cards = "".join(asset_card(task, record, settings, figures) for task, record in assets)
-    interval = "95 % bootstrap interval of the mean over prompts"
+    interval = "95 % interval of the mean over prompts"
     explained = legend(figures, summary["figures"][ALL_SETS], interval)
     note = f"<p>{escape(explained)}. {escape(failures_line(summary))}</p>"
     pictures = [
@@ -172,8 +172,10 @@ def draw_shares(
                 continue
             at, mean = j + (i - (len(groups) - 1) / 2) * 0.26, 100 * found["mean"]
             label = group if j == 0 else "_"
-            reach = [[mean - 100 * found["low"]], [100 * found["high"] - mean]]
             axes.barh(at, mean, 0.24, color=PALETTE[i % len(PALETTE)], label=label)
+            if found["low"] is None:
+                continue
+            reach = [[mean - 100 * found["low"]], [100 * found["high"] - mean]]
             axes.errorbar(mean, at, xerr=np.maximum(reach, 0.0), color="#888888", linewidth=1)
     axes.set_yticks(range(len(names)), [figures[name].label for name in names], fontsize=8)
     axes.invert_yaxis()

@@ -3,12 +3,11 @@
 `suite.json` in the folder records them. Its entry "weights" maps each file that the results depend
 on to its SHA-256. Files that a manifest covers are recorded with the manifest's hash, because the
 loaders check them against it. Of all other folders every .safetensors file is hashed. A hub id is
-recorded by its name.
+recorded by its commit, where that is known.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 from vp3d.config.paths import ROOT, locate
 from vp3d.config.schema import PriorConfig
 from vp3d.errors import DamagedFileError, UserError
-from vp3d.system.files import check_output, plain, write_json
+from vp3d.system.files import JsonError, check_output, plain, read_json_object, write_json
 from vp3d.weights.catalogue import MODELS
-from vp3d.weights.hashes import weight_hashes
+from vp3d.weights.hashes import is_other, weight_hashes
 from vp3d.weights.manifest import read_entries
 
 SUITE_FILE = "suite.json"
@@ -100,7 +99,9 @@ def lock_folder(folder: Path, request: Mapping[str, Any]) -> None:
             )
         changes = list_changes(recorded, request)
         if changes:
-            kind = "weights" if recorded["weights"] != request["weights"] else "settings"
+            old, new = recorded["weights"], request["weights"]
+            same = not any(is_other(old.get(name), new.get(name)) for name in {*old, *new})
+            kind = "settings" if same else "weights"
             hidden = len(changes) - MAX_NAMED_CHANGES
             more = f" and {hidden} more" if hidden > 0 else ""
             named = ", ".join(changes[:MAX_NAMED_CHANGES])
@@ -110,13 +111,13 @@ def lock_folder(folder: Path, request: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}); {REMEDY}") from error
-    if not isinstance(recorded, dict):
-        raise DamagedFileError(f"{path} is damaged (it is not a JSON object); {REMEDY}")
+        recorded = read_json_object(path, unique_keys=True)
+    except JsonError as error:
+        if error.missing:
+            return {}
+        raise DamagedFileError(f"{path} is damaged ({error.reason}); {REMEDY}") from error
+    if not isinstance(recorded.get("weights", {}), dict):
+        raise DamagedFileError(f"{path} is damaged (its weights are no object); {REMEDY}")
     return recorded
 
 
@@ -127,7 +128,7 @@ def list_changes(recorded: Mapping[str, Any], request: Mapping[str, Any]) -> lis
         ["judge.safetensors changed", "optim.steps was 600 and is 300 now"]
     """
     old, new = recorded["weights"], request["weights"]
-    files = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    files = [name for name in dict.fromkeys([*old, *new]) if is_other(old.get(name), new.get(name))]
     found = []
     for name in files:
         change = (

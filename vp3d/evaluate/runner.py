@@ -13,7 +13,6 @@ machine's cores.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -46,10 +45,10 @@ from vp3d.finish import exported
 from vp3d.jobs.make_once import failure_of, make
 from vp3d.report.report import time_spent
 from vp3d.runs.folder import RunFolder, slug
-from vp3d.runs.provenance import git_state
+from vp3d.runs.provenance import git_state, machine_name
 from vp3d.runs.terminal import TerminalDisplay
 from vp3d.system.console import clock, say
-from vp3d.system.files import plain, sha256_file, write_json
+from vp3d.system.files import JsonError, plain, read_json_object, sha256_file, write_json
 from vp3d.types import Mesh
 from vp3d.weights.locate import weight_locations
 
@@ -67,6 +66,7 @@ class Task:
         key: the name of its files in the folder of results.
         source: the mesh file or run folder to read; "" to generate the asset.
         image: the reference picture of the run; "" for none, None to keep that of the settings.
+        former_key: the key that older versions gave it; "" for the same one.
     """
 
     group: str
@@ -75,6 +75,7 @@ class Task:
     key: str
     source: str = ""
     image: str | None = None
+    former_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,12 @@ class Settings:
     def result(self, task: Task) -> Path:
         """The path of the task's record."""
         return self.folder / "results" / f"{task.key}.json"
+
+    def runs(self, task: Task) -> Path:
+        """The folder of the task's runs; that of an older version if there is one."""
+        former = self.folder / "runs" / task.former_key
+        own = self.folder / "runs" / task.key
+        return former if task.former_key and former.is_dir() and not own.exists() else own
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ def find_mesh(settings: Settings, task: Task) -> FoundAsset:
     Raises:
         ResourceError: memory or disk space ran out.
     """
-    work = settings.folder / "runs" / task.key
+    work = settings.runs(task)
     try:
         if not task.source:
             with TerminalDisplay() as display:
@@ -254,10 +261,10 @@ def read_record(settings: Settings, task: Task) -> Record | None:
         None if there is no record, it is damaged, or it is that of another prompt or seed.
     """
     try:
-        record = json.loads(settings.result(task).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json_object(settings.result(task))
+    except JsonError:
         return None
-    if not isinstance(record, dict) or "figures" not in record:
+    if not isinstance(record.get("figures"), dict):
         return None
     same = (record.get("prompt"), record.get("seed")) == (task.prompt, task.seed)
     return record if same else None
@@ -279,7 +286,9 @@ def run_tasks(
 
     Raises:
         UserError: a request is refused, or weights are missing; nothing has been generated then.
+            Or two tasks have one key.
     """
+    check_keys(tasks)
     records: dict[str, Record | None] = {task.key: read_record(settings, task) for task in tasks}
     missing = [task for task in tasks if records[task.key] is None]
     generated = [task for task in missing if not task.source]
@@ -303,6 +312,22 @@ def run_tasks(
     return [kept for task in tasks if (kept := records[task.key]) is not None]
 
 
+def check_keys(tasks: Sequence[Task]) -> None:
+    """Refuses tasks that would share a record.
+
+    Raises:
+        UserError: two tasks have one key; the message names them.
+    """
+    owner: dict[str, Task] = {}
+    for task in tasks:
+        first = owner.setdefault(task.key, task)
+        if first is not task:
+            raise UserError(
+                f"{task.group}: {task.prompt!r} and {first.group}: {first.prompt!r} would share "
+                f"the result {task.key}; rename a prompt file or leave one prompt out"
+            )
+
+
 def _check_models(settings: Settings) -> None:
     """Loads the models once: missing weights must end the suite, not fail every asset."""
     with TerminalDisplay() as display:
@@ -313,7 +338,8 @@ def _check_models(settings: Settings) -> None:
 def _run_task(
     settings: Settings, judge: Judge, git: dict[str, Any] | None, task: Task
 ) -> tuple[str, Record]:
-    record = plain(judge(settings, task) | {"date": time.strftime("%Y-%m-%d"), "git": git})
+    made = {"date": time.strftime("%Y-%m-%d"), "git": git, "machine": machine_name()}
+    record = plain(judge(settings, task) | made)
     write_json(settings.result(task), record)
     return task.key, record
 
@@ -328,6 +354,9 @@ def _in_processes(
     """
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Each process starts as `python -c`, which would import from the current folder.
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
     pool = ProcessPoolExecutor(
         min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads)
     )
@@ -342,9 +371,14 @@ def _in_processes(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        del os.environ["PYTHONSAFEPATH"]  # this process may start others
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _start_process(logs: str, threads: int) -> None:
-    sys.stderr = (Path(logs) / f"{os.getpid()}.txt").open("a", encoding="utf-8", buffering=1)
+    sys.stderr = (Path(logs) / f"{os.getpid()}.txt").open(
+        "a", encoding="utf-8", errors="backslashreplace", buffering=1
+    )
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

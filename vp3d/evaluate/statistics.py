@@ -1,16 +1,15 @@
-"""Figures of a suite: mean, median and a bootstrap interval for each prompt set and figure.
+"""Figures of a suite: mean, median and a 95 % interval for each prompt set and figure.
 
 The figures of an asset are numbers, or None if a figure does not apply or could not be measured.
 The seeds of one prompt are averaged first, because they are not independent assets. Mean, median
-and the percentile bootstrap (2000 samples, 95 %, seed 0; Efron & Tibshirani 1993) are then taken
-over prompts. A `Figure.share` is in [0, 1] and is printed in per cent.
+and the interval of the mean (`intervals.mean_interval`, seed 0) are then taken over prompts; one
+prompt has no interval. A `Figure.share` is in [0, 1], like its interval, and is printed in per
+cent.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,9 @@ from torch import Tensor
 
 from vp3d import __version__
 from vp3d.config.paths import ROOT
+from vp3d.evaluate.intervals import mean_interval
 from vp3d.evaluate.runner import Record
-from vp3d.runs.provenance import git_state
+from vp3d.runs.provenance import git_state, machine_name
 
 ALL_SETS = "all"  # the name of all prompt sets together
 JANUS_NOTE = "as only a mesh whose true front and back differ can have two faces"
@@ -48,13 +48,20 @@ class Figure:
 
 
 def statistics(
-    records: Sequence[Record], name: str, part: str = "figures"
-) -> dict[str, float | int] | None:
+    records: Sequence[Record], name: str, part: str = "figures", share: bool = False
+) -> dict[str, Any] | None:
     """Statistics of the figure `name` in `part` of the records.
 
+    Args:
+        records: the records.
+        name: the figure.
+        part: the part of the records that has it.
+        share: whether the figure, and so its interval, is in [0, 1].
+
     Returns:
-        "mean", "median", "low" and "high" (the interval of the mean), "count" (prompts), "assets"
-        (assets that have the figure) and "of" (all assets); None if no asset has it.
+        "mean", "median", "low" and "high" (the interval of the mean; None for one prompt), "count"
+        (prompts), "assets" (assets that have the figure) and "of" (all assets); None if no asset
+        has it.
     """
     by_prompt: dict[str, list[float]] = {}
     for record in records:
@@ -65,10 +72,20 @@ def statistics(
         return None
     means = [float(np.mean(of_seeds)) for of_seeds in by_prompt.values()]
     values = torch.tensor(means, dtype=torch.float64)
-    low, high = bootstrap_interval(values, torch.Generator().manual_seed(0))
+    low, high = interval_of(values, (0.0, 1.0) if share else None)
     middle = float(np.median(values.numpy()))
     counts = {"count": len(values), "assets": sum(map(len, by_prompt.values())), "of": len(records)}
     return {"mean": float(values.mean()), "median": middle, "low": low, "high": high, **counts}
+
+
+def interval_of(
+    values: Tensor, limits: tuple[float, float] | None = None
+) -> tuple[float | None, float | None]:
+    """The 95 % interval of the mean of values `[N]`, inside `limits` if given; None for N = 1."""
+    if len(values) < 2:
+        return None, None
+    low, high = mean_interval(values, torch.Generator().manual_seed(0))
+    return (low, high) if limits is None else (max(low, limits[0]), min(high, limits[1]))
 
 
 def summarise(
@@ -92,7 +109,10 @@ def summarise(
     for part in parts:
         by_part[part] = {}
         for group, of_group in sets.items():
-            found = {name: statistics(of_group, name, part) for name in figures}
+            found = {
+                name: statistics(of_group, name, part, figure.share)
+                for name, figure in figures.items()
+            }
             by_part[part][group] = {name: s for name, s in found.items() if s is not None}
     failures = Counter(record["failure"] for record in records if record["failure"])
     shown = ("set", "prompt", "seed", "failure", "reason", *parts)
@@ -105,28 +125,59 @@ def summarise(
 
 
 def circumstances() -> dict[str, Any]:
-    """Date, version, commit, machine, torch and GPU, as every published table states them."""
+    """Date, version, commit, machine, torch and GPU of this process, which prints the results.
+
+    The assets may be older: `provenance_of` has the dates and commits that made them.
+    """
     return {
         "date": time.strftime("%Y-%m-%d"),
         "version": __version__,
         "git": git_state(ROOT),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine_name(),
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
-def cell(found: Mapping[str, float] | None, figure: Figure) -> str:
-    """One table cell: mean, interval, median, and the number of assets if the figure is counted."""
+def provenance_of(records: Sequence[Record]) -> dict[str, str]:
+    """When, by which commits and on which machines the assets of records were judged.
+
+    Returns:
+        "date", or the first and the last one; "commit", all of them in their order, with a note if
+        there are several; and "machine".
+    """
+    dates = sorted({str(record["date"]) for record in records if record.get("date")})
+    commits = list(dict.fromkeys(commit_of(record) for record in records))
+    machines = dict.fromkeys(str(record.get("machine", "not recorded")) for record in records)
+    several = f" ({len(commits)} versions in one table)" if len(commits) > 1 else ""
+    return {
+        "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "not recorded",
+        "commit": ", ".join(commits) + several,
+        "machine": "; ".join(machines),
+    }
+
+
+def commit_of(record: Record) -> str:
+    """The commit that judged an asset, ten letters; "with changes" if it was not clean."""
+    git = record.get("git") or {}
+    return f"{str(git.get('commit', 'none'))[:10]}{' with changes' if git.get('dirty') else ''}"
+
+
+def cell(found: Mapping[str, Any] | None, figure: Figure) -> str:
+    """One table cell: mean, interval, median, and the number of assets if the figure is counted.
+
+    One prompt has no interval: "50 % [–] 50".
+    """
     if found is None:
         return "–"
     counted = f" ({found['assets']} of {found['of']})" if figure.counted else ""
     scale = 100.0 if figure.share else 1.0
-    mean, low, high, middle = (scale * found[key] for key in ("mean", "low", "high", "median"))
-    if figure.share:
-        return f"{mean:.0f} % [{low:.0f}, {high:.0f}] {middle:.0f}{counted}"
-    digits = 3 if abs(mean) < 0.1 else 2 if abs(mean) < 2.0 else 1
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] {middle:.{digits}f}{counted}"
+    mean, middle = scale * found["mean"], scale * found["median"]
+    digits = 0 if figure.share else 3 if abs(mean) < 0.1 else 2 if abs(mean) < 2.0 else 1
+    unit = " %" if figure.share else ""
+    ends = [found["low"], found["high"]]
+    inside = "–" if None in ends else ", ".join(f"{scale * end:.{digits}f}" for end in ends)
+    return f"{mean:.{digits}f}{unit} [{inside}] {middle:.{digits}f}{counted}"
 
 
 def rows_of(
@@ -184,30 +235,3 @@ def failures_line(summary: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in failures.items() if kind != "count")
     text = f"failures: {failures['count']} of {summary['assets']}"
     return f"{text} ({kinds})" if kinds else text
-
-
-def bootstrap_interval(
-    values: Tensor, generator: torch.Generator, confidence: float = 0.95, samples: int = 2000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean (Efron & Tibshirani 1993).
-
-    Args:
-        values: `[N]`, any range, N >= 1; booleans count as 0 and 1.
-        generator: draws the samples.
-        confidence: the share of the means that are inside the interval.
-        samples: how many means are drawn.
-
-    Returns:
-        The lower and the upper end.
-
-    Raises:
-        ValueError: `values` is empty or has more than one dimension.
-    """
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"the bootstrap needs values [N] with N >= 1, got {tuple(values.shape)}")
-    drawn = torch.randint(len(values), (samples, len(values)), generator=generator)
-    means = values.double()[drawn].mean(1)
-    tail = (1.0 - confidence) / 2.0
-    ends = torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
-    low, high = torch.quantile(means, ends).tolist()
-    return low, high

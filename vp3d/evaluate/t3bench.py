@@ -2,7 +2,7 @@
 
 The assets are generated here or read from a folder. The prompts are the user's own copy: text files
 with one prompt a line (T3Bench's `data/prompt_single.txt` and so on). A set has the name of its
-file. The protocol itself is in `vp3d/metrics/t3bench.py`.
+file, with its folder if two files have one name. `vp3d/metrics/t3bench.py` has the protocol.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from vp3d.config.schema import CameraConfig, RewardsConfig
 from vp3d.errors import UserError
 from vp3d.evaluate.html import write_asset_turntable
 from vp3d.evaluate.prompt_file import read_suite
+from vp3d.evaluate.prompt_tasks import file_tasks, set_names
 from vp3d.evaluate.results_folder import WeightSource
-from vp3d.evaluate.runner import Record, Settings, Task, asset_task, find_assets, find_mesh, key_of
+from vp3d.evaluate.runner import Record, Settings, Task, asset_task, find_assets, find_mesh
 from vp3d.evaluate.statistics import Figure
 from vp3d.metrics.attribute_judge import load_judge
 from vp3d.metrics.scorers import (
@@ -132,13 +133,9 @@ def prompt_tasks(files: Sequence[Path], seeds: int) -> list[Task]:
             "--suite t3bench needs --prompts FILE (your own copy, one prompt a line) "
             "or --assets DIR; give one of them"
         )
-    found = []
-    for file in files:
-        for number, entry in enumerate(read_suite(locate(str(file))), 1):
-            for seed in range(entry.seed, entry.seed + seeds):
-                key = f"{file.stem}-{key_of(number, entry.prompt, seed)}"
-                found.append(Task(file.stem, entry.prompt, seed, key))
-    return found
+    located = [locate(str(file)) for file in files]
+    set_names(located)  # refuses a file that is given twice
+    return file_tasks({file: list(enumerate(read_suite(file), 1)) for file in located}, seeds)
 
 
 def folder_tasks(folder: Path) -> list[Task]:

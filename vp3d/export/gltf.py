@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from PIL import Image
+
+from vp3d.system.files import JsonError, parse_json
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 MAX_BYTES = 2**30  # of the file, of each file next to it and of each data URI
@@ -207,8 +208,8 @@ def open_gltf(path: Path) -> GltfFile:
     data = read_limited(path)
     text, binary = split_chunks(data) if data[:4] == b"glTF" else (data, b"")
     try:
-        tree = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        tree = parse_json(text.decode("utf-8-sig"), allow_nan=True)
+    except (JsonError, ValueError) as error:
         raise GltfError("its text is not JSON") from error
     tree = as_dict(tree, "the file")
     version = str(as_dict(tree.get("asset"), "asset").get("version"))

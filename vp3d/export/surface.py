@@ -13,6 +13,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from torch import Tensor
 
+from vp3d.errors import UserError
 from vp3d.export.mesh_data import computed_normals
 from vp3d.export.repair import clean, drop_floaters
 from vp3d.export.threshold import Surface, choose_threshold, empty_field_error, silhouette_iou
@@ -41,11 +42,19 @@ def extract_surface(
 
     Raises:
         EmptyFieldError: The grid has no visible surface.
+        UserError: There is a surface, but it cannot be drawn with so few `faces`.
     """
     raw = choose_threshold(grid, cameras, opacity)
-    mesh = drop_floaters(simplify(smooth(clean(raw.mesh), smoothing), faces))
+    full = smooth(clean(raw.mesh), smoothing)
+    mesh = drop_floaters(simplify(full, faces))
     if not len(mesh.faces):
-        raise empty_field_error(grid)
+        left = len(drop_floaters(full).faces)
+        if not left:
+            raise empty_field_error(grid)
+        raise UserError(
+            f"export.faces={faces} is too few: nothing remains of a surface of {left:,} "
+            "triangles; give more, or 0 to keep all"
+        )
     mesh = vertex_normals(mesh)
     return Surface(mesh, raw.threshold, silhouette_iou(mesh, cameras, opacity))
 

@@ -1,10 +1,11 @@
 """Texture coordinates: xatlas in a child process with a deadline, or our own atlas.
 
 xatlas can run for hours on unusual meshes and cannot be interrupted from within, so it runs as a
-child: `python -m vp3d.export.uv IN.npz OUT.npz`. If it is late or fails, our own atlas is used. It
-gives each pair of triangles a square cell, one half each with a gutter between them: not compact,
-but always valid. This module imports numpy only, so that the child starts fast. Arrays are passed
-as .npz without pickle.
+child, which gets this file as its program. If it is late or fails, our own atlas is used. It gives
+each pair of triangles a square cell, one half each with a gutter between them: not compact, but
+always valid. This module imports numpy only, so that the child starts fast. Arrays are passed as
+.npz without pickle. The child finds its modules where Python is installed and in PYTHONPATH, never
+in the folder where the user happens to be.
 
 Conventions: the UV origin is at the lower left, v points up, the range is [0, 1]. Vertices are
 split at seams; `mapping` holds the old vertex of each new one.
@@ -76,8 +77,6 @@ def unwrap_xatlas(
     """
     if deadline_s <= 0:
         return None
-    root = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     with tempfile.TemporaryDirectory(prefix="vp3d-uv-") as folder:
         source, result = Path(folder, "in.npz"), Path(folder, "out.npz")
         np.savez(
@@ -86,11 +85,15 @@ def unwrap_xatlas(
             faces=faces.astype(np.uint32),
             size=np.int64(texture_size),
         )
-        command = [sys.executable, "-m", "vp3d.export.uv", str(source), str(result)]
-        environment = {**os.environ, "PYTHONPATH": paths}
+        command = [sys.executable, "-P", str(Path(__file__).resolve()), str(source), str(result)]
         try:
             subprocess.run(
-                command, timeout=deadline_s, check=True, capture_output=True, env=environment
+                command,
+                timeout=deadline_s,
+                check=True,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                env=child_environment(),
             )
             with np.load(result, allow_pickle=False) as data:
                 mapping, triangles = (
@@ -101,6 +104,18 @@ def unwrap_xatlas(
         except (subprocess.SubprocessError, OSError, ValueError, KeyError):
             return None
     return atlas if is_atlas(atlas, faces) else None
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a Python child that must not import from the current folder.
+
+    -P leaves that folder out of `sys.path`; an empty or relative entry of PYTHONPATH would put it
+    back, so only absolute ones are kept.
+    """
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [entry for entry in entries if Path(entry).is_absolute()]
+    rest = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return rest | ({"PYTHONPATH": os.pathsep.join(kept)} if kept else {})
 
 
 def is_atlas(atlas: Unwrap, faces: np.ndarray) -> bool:

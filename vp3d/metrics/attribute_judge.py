@@ -15,7 +15,6 @@ the heads and the order of their values are those of `judge.json`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vp3d.errors import DamagedFileError, MissingWeightsError
-from vp3d.system.files import atomic_write, write_json
+from vp3d.system.files import JsonError, atomic_write, read_json_object, write_json
 from vp3d.weights.manifest import verify_files
 
 SIZE = 64  # pixels of a side of the network's input
 WIDTHS = (24, 48, 96, 192)  # 55 MFLOP a picture
 WEIGHTS, SPEC = "judge.safetensors", "judge.json"
+# Limits of a `judge.json`: each stage halves the side of 64 pixels.
+MAX_LAYERS, MAX_WIDTH = 7, 1024
 
 
 class Block(nn.Module):
@@ -181,23 +182,30 @@ def read_spec(path: Path) -> dict[str, Any]:
         DamagedFileError: it is damaged, or does not describe a judge.
     """
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingWeightsError(
-            f"{path} is missing; restore it from the repository or retrain it"
-        ) from error
-    except (ValueError, OSError) as error:
+        spec = read_json_object(path)
+    except JsonError as error:
+        if error.missing:
+            raise MissingWeightsError(
+                f"{path} is missing; restore it from the repository or retrain it"
+            ) from error
         raise DamagedFileError(
-            f"{path} cannot be read ({error}); restore it from the repository"
+            f"{path} cannot be read ({error.reason}); restore it from the repository"
         ) from error
-    fields = spec if isinstance(spec, dict) else {}
-    heads, widths = fields.get("heads"), fields.get("widths")
+    heads, widths = spec.get("heads"), spec.get("widths")
     has_heads = (
         isinstance(heads, dict)
         and len(heads) > 0
-        and all(isinstance(values, list) and values for values in heads.values())
+        and all(
+            isinstance(values, list) and values and all(isinstance(name, str) for name in values)
+            for values in heads.values()
+        )
     )
-    if not has_heads or not isinstance(widths, list) or len(widths) < 2:
+    has_widths = (
+        isinstance(widths, list)
+        and 2 <= len(widths) <= MAX_LAYERS
+        and all(type(width) is int and 0 < width <= MAX_WIDTH for width in widths)
+    )
+    if not has_heads or not has_widths:
         raise DamagedFileError(
             f"{path} does not describe a judge: it needs `widths` and `heads`; "
             "restore it from the repository"

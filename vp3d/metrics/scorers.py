@@ -18,7 +18,6 @@ import io
 import json
 import os
 import re
-import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -34,10 +33,16 @@ from vp3d.prompts import strip_view
 from vp3d.rewards.encoders import ClipEncoder
 from vp3d.rewards.imagereward import ImageReward
 from vp3d.rewards.text_image import text_image, text_target
+from vp3d.system.files import JsonError, parse_json
+from vp3d.system.web import open_url
 from vp3d.types import to_uint8
 
 KEY_VARIABLE = "VP3D_ENDPOINT_KEY"  # environment variable with the endpoint's key, if it needs one
 STOP_WORDS = frozenset({"a", "an", "the", "with", "of", "and"})  # not counted by `WordGrader`
+GRADES = ("1", "2", "3", "4", "5")
+AROUND_A_GRADE = "*_`\"'“”‘’«»()[]{}<>.,;:!#= \t\r\n"  # may surround the digit of a grade
+GRADE_ATTEMPTS = 3  # questions for one grade
+ONE_DIGIT = "Your last answer was not one digit. Write one of 1, 2, 3, 4, 5 and nothing else."
 
 # What a request raises if the server cannot be reached or its answer has another form.
 BAD_ANSWER = (
@@ -47,7 +52,9 @@ BAD_ANSWER = (
     KeyError,
     IndexError,
     TypeError,
+    JsonError,
 )
+MAX_ANSWER_BYTES = 10_000_000
 
 
 class ClipScorer:
@@ -128,6 +135,20 @@ def _words(text: str) -> list[str]:
     return [word for word in re.findall(r"[a-z0-9]+", text.lower()) if word not in STOP_WORDS]
 
 
+def parse_grade(reply: str) -> int | None:
+    """The grade if the reply is one digit from 1 to 5, apart from punctuation around it.
+
+    Any other text may contain digits that are no grade ("2 of the 3 features"), so it is None, and
+    so are signs, fractions and decimals.
+
+    Example:
+        >>> parse_grade("**4**."), parse_grade("on a scale from 1 to 5: 4"), parse_grade("4/5")
+        (4, None, None)
+    """
+    digit = reply.strip().strip(AROUND_A_GRADE)
+    return int(digit) if digit in GRADES else None
+
+
 class ChatEndpoint:
     """A captioner and grader behind a server with OpenAI's chat completions, temperature 0.
 
@@ -154,7 +175,7 @@ class ChatEndpoint:
         """The model's answer to a text, with a picture if one is given.
 
         Raises:
-            UserError: the server gives no answer.
+            UserError: the server gives no answer, or one without text.
         """
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if picture is not None:
@@ -170,18 +191,21 @@ class ChatEndpoint:
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {os.environ[KEY_VARIABLE]}"
-        request = urllib.request.Request(
-            f"{self.url}/chat/completions", json.dumps(body).encode(), headers
-        )
+        address, data = f"{self.url}/chat/completions", json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
-                reply = json.loads(answer.read())["choices"][0]["message"]["content"]
+            with open_url(address, self.timeout_s, headers, data) as answer:
+                content_of: Any = parse_json(answer.read(MAX_ANSWER_BYTES))
+            reply = content_of["choices"][0]["message"]["content"]
         except BAD_ANSWER as error:
             raise UserError(
                 f"the endpoint {self.url} gave no answer ({error}); "
                 f"check --endpoint, --endpoint-model and {KEY_VARIABLE}"
             ) from error
-        return str(reply).strip()
+        if not isinstance(reply, str) or not reply.strip():
+            raise UserError(
+                f"the endpoint {self.url} answered without text; use another --endpoint-model"
+            )
+        return reply.strip()
 
     def caption(self, rgb: Tensor) -> list[str]:
         """One caption for each picture of rgb [B, 3, H, H] in [0, 1]."""
@@ -198,7 +222,7 @@ class ChatEndpoint:
             1 to 5.
 
         Raises:
-            UserError: the answer contains no grade.
+            UserError: the answer is not one number from 1 to 5, also when asked again.
         """
         listed = "\n".join(f"- {caption}" for caption in captions)
         merged = self.ask(
@@ -206,16 +230,21 @@ class ChatEndpoint:
             "caption of the object, leaving out background, surface and posture. "
             f"Answer with the caption alone.\n{listed}"
         )
-        reply = self.ask(
+        question = (
             f"A 3D object was asked for as: {prompt}\nIt looks like: {merged}\n"
             "Grade from 1 (nothing) to 5 (everything) how much of what was asked for is there. "
             "Things beyond it do not count against it; right colours and features count for it. "
             "Answer with the number alone."
         )
-        found = re.search(r"[1-5]", reply)
-        if found is None:
+        reply = self.ask(question)
+        for _ in range(GRADE_ATTEMPTS - 1):
+            if parse_grade(reply) is not None:
+                break
+            reply = self.ask(f"{question}\n{ONE_DIGIT}")
+        grade = parse_grade(reply)
+        if grade is None:
             raise UserError(
-                f"the endpoint graded with {reply[:40]!r} and not from 1 to 5; "
-                "use another --endpoint-model"
+                f"the endpoint graded with {reply[:40]!r} and not with one number from 1 to 5, "
+                f"{GRADE_ATTEMPTS} times; use another --endpoint-model"
             )
-        return int(found[0])
+        return grade

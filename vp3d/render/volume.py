@@ -28,7 +28,7 @@ samples each. If there is more than one chunk, each is evaluated again in the ba
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -254,7 +254,7 @@ def render_rays_torch(
             continue
         parts.append(part)
         first, done = last, end
-    return _concatenate(parts, want_normal)
+    return replace(_concatenate(parts, want_normal), evaluated=len(flat))
 
 
 def render_rays_reference(

@@ -145,13 +145,14 @@ def _forward(
     first: int,
     last: int,
     out: Array,
-) -> None:
-    """Write rows first to last - 1 of out `[N, 8]`.
+) -> int:
+    """Write rows first to last - 1 of out `[N, 8]`; returns the number of evaluated samples.
 
     rays `[N, 8]` hold origin, direction, start and step. Without rows in slopes there are no
     normals.
     """
     weight, row = np.empty(8, np.float32), np.empty(8, np.uint64)
+    evaluated = 0
     for r in range(first, last):
         ox, oy, oz, dx, dy, dz, start, step = rays[r]
         transmittance = ONE
@@ -162,6 +163,7 @@ def _forward(
                 continue
             _corners(x, y, z, side, weight, row)
             raw, red, green, blue = _gather(nodes, weight, row)
+            evaluated += 1
             behind = transmittance * math.exp(-_softplus(raw) * step)
             w = transmittance - behind
             out[r, 0] += w * _sigmoid(red)
@@ -178,6 +180,7 @@ def _forward(
             transmittance = behind
             if transmittance < MIN_TRANSMITTANCE:
                 break
+    return evaluated
 
 
 @_compile
@@ -257,8 +260,8 @@ class _MarchGrid(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, nodes: Tensor, slopes: Tensor, side: int, mask: Tensor, rays: Tensor, samples: int
-    ) -> Tensor:
-        """Rows `[N, 8]`.
+    ) -> tuple[Tensor, Tensor]:
+        """Rows `[N, 8]`, and the number of evaluated samples in each block `[BLOCKS]` int64.
 
         Args:
             ctx: Context of torch.autograd.
@@ -273,9 +276,14 @@ class _MarchGrid(torch.autograd.Function):
         ctx.save_for_backward(nodes, slopes, mask, rays, out)
         ctx.sizes = (side, samples)
         tables = _kernel_inputs(nodes, slopes, side, mask, rays, samples)
-        rows = out.numpy()
-        _run_blocks(len(rays), lambda block, first, last: _forward(*tables, first, last, rows))
-        return out
+        rows, evaluated = out.numpy(), torch.zeros(BLOCKS, dtype=torch.int64)
+
+        def work(block: int, first: int, last: int) -> None:
+            evaluated[block] = _forward(*tables, first, last, rows)
+
+        _run_blocks(len(rays), work)
+        ctx.mark_non_differentiable(evaluated)
+        return out, evaluated
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -355,5 +363,6 @@ def render_grid(
     mask = torch.zeros(0, dtype=torch.bool) if occupancy is None else occupancy.mask.reshape(-1)
     parts = [rays.origins, rays.directions, start[:, None], step[:, None]]
     packed = torch.cat(parts, dim=1).detach().contiguous()
-    out = _MarchGrid.apply(nodes, slopes, field.resolution, mask, packed, samples)
-    return Render(out[:, :3], out[:, 3], out[:, 4], out[:, 5:] if want_normal else None)
+    out, evaluated = _MarchGrid.apply(nodes, slopes, field.resolution, mask, packed, samples)
+    normal = out[:, 5:] if want_normal else None
+    return Render(out[:, :3], out[:, 3], out[:, 4], normal, int(evaluated.sum()))

@@ -8,7 +8,7 @@ visual prompt, no video, no steps) is left out. Figures of exported files are na
 from __future__ import annotations
 
 import io
-import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -27,9 +27,10 @@ from vp3d.prompts import SECTORS, view_words
 from vp3d.report import html
 from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG, VIEWS, ring_frames
 from vp3d.report.plots import curves, plot_svgs, write_plots
+from vp3d.report.privacy import personal_folders, public_events, public_settings
 from vp3d.report.viewer import viewer_page
 from vp3d.runs.folder import RunFolder
-from vp3d.system.files import write_text
+from vp3d.system.files import JsonError, printable, read_json_object, write_text
 from vp3d.types import Asset
 from vp3d.visual_prompt.make import CUTOUT_FILE, SCORES_FILE, candidate_file
 
@@ -54,10 +55,12 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
     Returns:
         The path of `report.html`.
     """
-    config, events = run.config(), run.events()
+    config = run.config()
+    personal = personal_folders(run.path, config.image, config.output_dir)
+    events = public_events(run.events(), personal)
     write_plots(events, run.path / "plots.png")
     plots = "".join(f'<div class="card">{svg}</div>' for svg in plot_svgs(events).values())
-    settings = (run.path / "config.yaml").read_text(encoding="utf-8")
+    settings = public_settings(run.stored_config())
     sections = [
         html.section("Visual prompt", visual_prompt(run)),
         html.section("Eight views", eight_views(asset, config.camera, events)),
@@ -81,7 +84,12 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
 def progress(planned_steps: int, events: Events) -> dict[str, str]:
     """How far a run came, by name: "steps" of `planned_steps`, and "time" if any was spent."""
     steps = next(
-        (int(event["step"]) for event in reversed(events) if event.get("kind") in STEP_EVENTS), 0
+        (
+            int(event["step"])
+            for event in reversed(events)
+            if event.get("kind") in STEP_EVENTS and "step" in event
+        ),
+        0,
     )
     found = {"steps": f"{steps} of {planned_steps}"}
     seconds = time_spent(events)
@@ -91,14 +99,19 @@ def progress(planned_steps: int, events: Events) -> dict[str, str]:
 
 
 def time_spent(events: Events) -> float:
-    """Seconds that a run took, without pauses.
+    """Seconds that a run took with loading its models, without pauses.
 
-    The time from each "start" event to the last event before the next "start".
+    For each "start" event the time to the last event before the next "start". It begins when the
+    process started ("process_started"), else when `generate` was called ("called"); in runs of
+    older versions, which noted neither, at the event itself, when the models were loaded.
     """
     total, previous = 0.0, None
     for event in events:
         now = float(event.get("time", 0.0))
-        if previous is not None and event["kind"] != "start":
+        if event["kind"] == "start":
+            began = float(event.get("process_started") or event.get("called") or now)
+            previous = min(began, now)  # a clock may have been set back
+        if previous is not None:
             total += max(now - previous, 0.0)
         previous = now
     return total
@@ -132,12 +145,20 @@ def video(folder: Path) -> str:
 def view_guesses(events: Events) -> Mapping[str, Any]:
     """The "views" event of the last export: from where the prior sees each view of the mesh.
 
-    Empty if the prior did not judge the views after the last export.
+    Empty if the prior did not judge the views after the last export, or the event is damaged.
     """
     last: Mapping[str, Any] = next(
         (event for event in reversed(events) if event.get("kind") in ("views", "export")), {}
     )
-    return last if last.get("kind") == "views" else {}
+    figures, named = [last.get(key) for key in ("view_agreement", "janus")], last.get("named")
+    is_whole = (
+        last.get("kind") == "views"
+        and all(isinstance(figure, int | float) for figure in figures)
+        and isinstance(named, list)
+        and all(type(sector) is int and 0 <= sector < len(SECTORS) for sector in named)
+        and len(named) <= VIEWS
+    )
+    return last if is_whole else {}
 
 
 def main_figures(asset: Asset, events: Events) -> dict[str, str]:
@@ -184,14 +205,14 @@ def visual_prompt(run: RunFolder) -> str:
     "" if the run has no visual prompt or its `scores.json` is damaged.
     """
     try:
-        stored = json.loads((run.visual_prompt / SCORES_FILE).read_text(encoding="utf-8"))
-        scores, chosen = list(stored["scores"]), int(stored["chosen"])
-        unstable = list(stored.get("ragged", []))
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = read_json_object(run.visual_prompt / SCORES_FILE)
+        scores = [None if score is None else float(score) for score in stored["scores"]]
+        chosen, unstable = int(stored["chosen"]), list(stored.get("ragged", []))
+    except (JsonError, ValueError, KeyError, TypeError):
         return ""
     cards = []
     for n, score in enumerate(scores):
-        label = "could not be cut out" if score is None else f"reward {float(score):.3f}"
+        label = "could not be cut out" if score is None else f"reward {score:.3f}"
         label = f"{label} · unstable cut-out" if n in unstable else label
         framed = n == chosen and len(scores) > 1
         label = f"{label} · chosen" if framed else label
@@ -256,6 +277,7 @@ def files(folder: Path) -> str:
     rows = []
     for path in found:
         size = max(1, path.stat().st_size // 1024)
-        link = f'<a href="{quote(path.name)}">{escape(path.name)}</a>'
+        shown = escape(printable(path.name))
+        link = f'<a href="{quote(os.fsencode(path.name))}">{shown}</a>'
         rows.append(f"<li>{link} {size:,} KiB</li>")
     return f"<ul>{''.join(rows)}</ul>" if rows else ""

@@ -21,6 +21,7 @@ length.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vp3d.errors import UserError
 
@@ -33,12 +34,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vp3d.config.paths import locate
+from vp3d.prompt_length import fit_prompt
 from vp3d.rewards.resize import channels, resize_normalize
+from vp3d.system.files import read_json_object
 from vp3d.weights.locate import local_weights
 from vp3d.weights.manifest import verify_files
-from vp3d.weights.readable import LOAD_ERRORS
+from vp3d.weights.model_settings import check_model_settings, offline
 
-WEIGHTS_FILE = "open_clip_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+CODE_KEYS = frozenset(  # settings of open_clip that name code of other packages or of a folder
+    ("hf_model_name", "timm_model_name", "tokenizer_kwargs", "tokenizer_mode", "norm_kwargs")
+)
 
 
 def load_clip(
@@ -61,7 +67,7 @@ def load_clip(
     folder = local_weights(clip, key)
     if manifest:
         verify_files(locate(manifest), folder)
-    for name in ("open_clip_config.json", WEIGHTS_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder / name} is missing: "
@@ -70,20 +76,57 @@ def load_clip(
     return ClipEncoder(folder, device)
 
 
+def check_model_config(path: Path) -> bool:
+    """Refuse the config of an open_clip folder that chooses code.
+
+    open_clip would build a tower of timm or transformers that the config names, and would pass its
+    `tokenizer_kwargs` on, among them "trust_remote_code".
+
+    Returns:
+        Whether the tokenizer is that of the folder, and not open_clip's own.
+
+    Raises:
+        ValueError: The config names other code. JsonError: It cannot be read.
+    """
+    model = read_json_object(path).get("model_cfg")
+    if not isinstance(model, dict):
+        raise ValueError(f"{path.name} has no model_cfg")
+    for key in ("custom_text", "multimodal_cfg"):
+        if model.get(key):
+            raise ValueError(f"{path.name} sets {key}, which is not supported")
+    text, vision = (model.get(key) for key in ("text_cfg", "vision_cfg"))
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        raise ValueError(f"{path.name} has no text_cfg or vision_cfg")
+    named = [f"text_cfg.{key}" for key in sorted(text.keys() & CODE_KEYS) if text[key]]
+    named += [f"vision_cfg.{key}" for key in sorted(vision.keys() & CODE_KEYS) if vision[key]]
+    check_model_settings(model)
+    if named:
+        raise ValueError(f"{path.name} sets {', '.join(named)}, which could run other code")
+    return bool(text.get("hf_tokenizer_name"))
+
+
 class ClipEncoder:
     """A frozen open_clip model: in eval mode, its parameters without gradient."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         name = f"local-dir:{folder}"
         try:
-            model = open_clip.create_model(name, device=device, require_pretrained=True)
-            self.tokenizer = open_clip.get_tokenizer(name)
-        except LOAD_ERRORS as error:
+            own_tokenizer = check_model_config(folder / CONFIG_FILE)
+            # open_clip hands these to transformers, over those of the folder
+            options = {"trust_remote_code": False} if own_tokenizer else {}
+            with offline():
+                model = open_clip.create_model(name, device=device, require_pretrained=True)
+                self.tokenizer = open_clip.get_tokenizer(name, **options)
+            self._read_preprocessing(model, device)
+        except Exception as error:  # open_clip raises many types for a damaged file
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"{folder} is not a usable open_clip folder: {reason}") from error
         self.folder = folder
         self.model = freeze(model)
         self.device = torch.device(device)
+
+    def _read_preprocessing(self, model: Any, device: torch.device | str) -> None:
+        """Take the size, the interpolation and the colours of the model's pictures."""
         preprocess = model.visual.preprocess_cfg
         size = preprocess["size"]
         self.size: int = size if isinstance(size, int) else size[0]
@@ -119,4 +162,16 @@ class ClipEncoder:
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
         """Unit features `[B, D]` of prompts, in the space of `image`; without gradient."""
-        return self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
+        tokens = self.tokenizer([self.fit(prompt)[0] for prompt in prompts])
+        return self.model.encode_text(tokens.to(self.device), normalize=True)
+
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that the text tower reads, with its view words, and the rest."""
+        return fit_prompt(prompt, self.tokenizer.context_length, self._count)
+
+    def _count(self, text: str) -> int:
+        """Tokens of a text, with those of its start and end."""
+        inner = getattr(self.tokenizer, "tokenizer", None)  # of a Hugging Face tokenizer
+        if inner is not None:
+            return len(inner(text).input_ids)
+        return len(self.tokenizer.encode(text)) + 2

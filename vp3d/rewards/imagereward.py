@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
 from vp3d.errors import UserError
+from vp3d.prompt_length import fit_prompt
 from vp3d.rewards.blip import Blip, BlipSizes
 from vp3d.rewards.resize import channels, resize_normalize
 from vp3d.weights.locate import local_weights
@@ -87,27 +88,23 @@ class ImageReward:
 
         Args:
             prompts: B prompts with their view words.
-            cut: Cut a prompt that is too long, as the published package does. It would lose its
-                view words, so the default is an error.
+            cut: Cut a prompt that is too long at its end, as the published package does. It loses
+                its view words; by default it loses words before them (`fit`).
 
         Returns:
             `[B, 35]` int64.
-
-        Raises:
-            UserError: A prompt is too long and `cut` is False.
         """
+        if not cut:
+            prompts = [self.fit(prompt)[0] for prompt in prompts]
         rows = [self.tokenizer.encode(prompt).ids for prompt in prompts]
-        if cut:
-            last = MAX_TOKENS - 1
-            rows = [ids if len(ids) <= MAX_TOKENS else ids[:last] + ids[-1:] for ids in rows]
-        for prompt, ids in zip(prompts, rows, strict=True):
-            if len(ids) > MAX_TOKENS:
-                raise UserError(
-                    f'the prompt "{prompt}" has {len(ids)} tokens, ImageReward reads {MAX_TOKENS}: '
-                    "shorten it or set rewards.text_model to another model"
-                )
+        last = MAX_TOKENS - 1
+        rows = [ids if len(ids) <= MAX_TOKENS else ids[:last] + ids[-1:] for ids in rows]
         padded = [ids + [0] * (MAX_TOKENS - len(ids)) for ids in rows]
         return torch.tensor(padded, device=self.device)
+
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that the model reads, with its view words, and the rest."""
+        return fit_prompt(prompt, MAX_TOKENS, lambda text: len(self.tokenizer.encode(text).ids))
 
     def score(self, rgb: Tensor, target: Tensor) -> Tensor:
         """Rewards `[B]` of pictures `rgb [B, 3, H, H]` in [0, 1]; differentiable in rgb.

@@ -30,6 +30,9 @@ class TextImage(Protocol):
     def target(self, prompts: list[str]) -> Tensor:
         """The encoded prompts (with their view words) for `score`, `[B, D]`; without gradient."""
 
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that the model reads, with its view words, and the rest."""
+
     def score(self, rgb: Tensor, target: Tensor) -> Tensor:
         """Rewards `[B]` of pictures for targets.
 
@@ -53,6 +56,9 @@ class Encoder(Protocol):
     def text(self, prompts: list[str]) -> Tensor:
         """Unit features `[B, D]` of prompts."""
 
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that the model reads, with its view words, and the rest."""
+
 
 class ClipText:
     """A `TextImage`: cosine similarity in the feature space of a CLIP model, times `scale`."""
@@ -63,6 +69,10 @@ class ClipText:
     def target(self, prompts: list[str]) -> Tensor:
         """Unit features `[B, D]` of prompts."""
         return text_target(prompts, self.encoder)
+
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that the model reads, with its view words, and the rest."""
+        return self.encoder.fit(prompt)
 
     def score(self, rgb: Tensor, target: Tensor) -> Tensor:
         """Rewards `[B]` in [-scale, scale] of pictures `rgb [B, 3, H, H]` in [0, 1]."""

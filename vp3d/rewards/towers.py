@@ -9,7 +9,6 @@ view. Features have unit length.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
+from vp3d.prompt_length import fit_prompt
 from vp3d.rewards.resize import channels, resize_normalize
+from vp3d.system.files import read_json_object
 from vp3d.weights.locate import local_weights, read_whole
+from vp3d.weights.model_settings import offline
 from vp3d.weights.readable import readable
 
 import transformers  # isort: skip
@@ -36,7 +38,7 @@ class Tower:
     def __init__(self, model: Any, folder: Path, size: int, device: torch.device | str) -> None:
         self.model = freeze(model).to(device)
         self.folder, self.device = folder, torch.device(device)
-        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        settings = read_json_object(folder / "preprocessor_config.json")
         crop = settings.get("crop_size", size)
         self.size: int = crop["height"] if isinstance(crop, dict) else crop
         self.mean = channels(settings.get("image_mean", CLIP_MEAN), device)
@@ -71,14 +73,31 @@ class ClipTower(Tower):
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
         """Unit features `[B, D]` of prompts, in the space of `image`; without gradient."""
-        if self.tokenizer is None:
-            raise ValueError("this tower has no tokenizer: load it with text=True")
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        fitted = [self.fit(prompt)[0] for prompt in prompts]
+        tokens = self._tokenizer()(
+            fitted,
+            padding="max_length",
+            max_length=self._text_length,
+            truncation=True,
+            return_tensors="pt",
         )
         pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+    def fit(self, prompt: str) -> tuple[str, str]:
+        """The part of a prompt that the text tower reads, with its view words, and the rest."""
+        tokenizer = self._tokenizer()
+        return fit_prompt(prompt, self._text_length, lambda text: len(tokenizer(text).input_ids))
+
+    @property
+    def _text_length(self) -> int:
+        """Tokens that the text tower reads."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ValueError("this tower has no tokenizer: load it with text=True")
+        return self.tokenizer
 
 
 class DinoTower(Tower):
@@ -132,7 +151,7 @@ def load_dino(location: str, device: torch.device | str = "cpu") -> DinoTower:
 
 def _load(location: str, key: str, build: Callable[[Path], T]) -> T:
     folder = local_weights(location, key)
-    with readable(str(folder), key):
+    with readable(str(folder), key), offline():
         transformers.utils.logging.disable_progress_bar()
         # transformers warns about tensors that a file lacks; `read_whole` raises an error instead.
         transformers.utils.logging.set_verbosity_error()

@@ -119,3 +119,6 @@ class Watch:
 
     on_event: Listener = ignore  # called with each event
     stop: StopRequest = field(default_factory=threading.Event)  # asked before each step
+    # when the process that makes this one run started, seconds since 1970; None for a process with
+    # other work, where a run takes from the call of `generate` on
+    process_started: float | None = None

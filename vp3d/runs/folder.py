@@ -34,9 +34,12 @@ from vp3d.runs.provenance import describe_run
 from vp3d.system.files import (
     OUTPUT_OPTION,
     TEMPORARY,
+    JsonError,
     another_folder,
     disk_errors,
+    parse_json,
     plain,
+    read_json_object,
     write_json,
     write_text,
 )
@@ -171,8 +174,8 @@ class RunFolder:
         """The weight files the run began with and their hashes; DamagedFileError if unreadable."""
         path = provenance_file(self.path)
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["weights"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return dict(read_json_object(path, unique_keys=True)["weights"])
+        except (JsonError, ValueError, KeyError, TypeError) as error:
             raise DamagedFileError(
                 f"{path} is missing or damaged ({type(error).__name__}): it records which weights "
                 "this run began with; restore it, start a new run, or export what there is: "
@@ -232,11 +235,13 @@ class RunFolder:
 
 def _parse_event(line: str) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except json.JSONDecodeError:
+        event: Any = parse_json(line)
+    except JsonError:
         return None
     whole = (
-        isinstance(event, dict) and "kind" in event and isinstance(event.get("time"), int | float)
+        isinstance(event, dict)
+        and isinstance(event.get("kind"), str)
+        and isinstance(event.get("time"), int | float)
     )
     return event if whole and isinstance(event.get("step", 0), int) else None
 

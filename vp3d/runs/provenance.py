@@ -50,6 +50,11 @@ def describe_run(config: Config) -> dict[str, Any]:
     }
 
 
+def machine_name() -> str:
+    """The machine in a few words, as tables of results state it: "Linux x86_64, 8 cores"."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
     """The commit and whether there are uncommitted changes.
 

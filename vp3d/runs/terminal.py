@@ -16,11 +16,14 @@ class TerminalDisplay:
 
     While a stage is optimised, one Ctrl-C stops it after the current step and what there is gets
     exported; a second one, or one at any other time, ends the program at once.
+
+    Args:
+        process_started: as in `Watch`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, process_started: float | None = None) -> None:
         self.stop = StopFlag()
-        self.watch = Watch(self.show, self.stop)
+        self.watch = Watch(self.show, self.stop, process_started)
         self.progress: Progress | None = None
 
     def __enter__(self) -> TerminalDisplay:

@@ -28,11 +28,14 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from vp3d.errors import DamagedFileError
-from vp3d.system.files import atomic_write
+from vp3d.system.files import MAX_JSON_BYTES, JsonError, atomic_write, parse_json
 
 KEEP = 2
 FORMAT = 3  # 2, of version 0.1.0, held a hash of the whole config instead of the stage's settings
 READABLE_FORMATS = (2, 3)
+HEADER_ERRORS = (  # what a header raises that is cut short or was changed
+    *(JsonError, struct.error, KeyError, TypeError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,11 @@ def load(path: Path) -> Checkpoint:
     data = path.read_bytes()
     try:
         (length,) = struct.unpack("<Q", data[:8])
-        meta = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["vp3d"])
+        meta = _parse_header(data[8 : 8 + length])
         tensors = load_bytes(data)
-    except (struct.error, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (*HEADER_ERRORS, SafetensorError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") not in READABLE_FORMATS:
+    if meta.get("format") not in READABLE_FORMATS:
         raise ValueError("written by another version")
     if content_digest(tensors, meta) != meta.get("sha256"):
         raise ValueError("checksum does not match")
@@ -103,17 +106,15 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            meta = json.loads(json.loads(stream.read(length))["__metadata__"]["vp3d"])
-    except (
-        struct.error,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+            return _parse_header(stream.read(min(length, MAX_JSON_BYTES)))
+    except (*HEADER_ERRORS, OSError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _parse_header(header: bytes) -> dict[str, Any]:
+    """The JSON part in the header of a safetensors file; one of `HEADER_ERRORS` without one."""
+    outer: Any = parse_json(header, unique_keys=True)
+    meta = parse_json(outer["__metadata__"]["vp3d"], unique_keys=True)
     if not isinstance(meta, dict):
         raise ValueError("its header is not a mapping")
     return meta

@@ -128,7 +128,8 @@ class Coarse:
         """Scalars of step `i`.
 
         They are "loss" (with graph), each unweighted loss by name, each reward's mean as
-        "reward_<name>", "opacity" in [0, 1] and "samples", the samples on all rays.
+        "reward_<name>", "opacity" in [0, 1] and "samples", at which the field was
+        evaluated.
         """
         config, size = self.config, self.config.render.resolution
         progress = i / config.optim.steps
@@ -147,7 +148,7 @@ class Coarse:
         guided = self._guide(rgb, camera, grey, progress)
         terms = {**guided, **rewards, **self._regularisers(render, rays, background, weights)}
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        samples = torch.full_like(loss, float(len(rays) * config.render.samples))
+        samples = torch.full_like(loss, float(render.evaluated))
         return {
             "loss": loss,
             **terms,

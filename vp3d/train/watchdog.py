@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from vp3d.errors import DivergedError
 
 ROLLBACK_RATE = 0.5  # factor on all learning rates after a roll-back ...
-MIN_RATE_SCALE = 1.0 / 16.0  # ... but the product never falls below this
+MIN_RATE_SCALE = 1.0 / 16.0  # ... but the product with RESTART_RATE never falls below this
 EMPTY_OPACITY = 0.01  # mean opacity over the pixels of a step below which the field is empty
 SOLID_OPACITY = 0.95  # mean opacity above which it fills the image
 COLLAPSE_SHARE = 0.04  # share of all steps that a collapse must last before it counts ...
@@ -62,7 +62,7 @@ class Watchdog:
         """
         self.bad_in_row += 1
         self.bad_total += 1
-        self.rate_scale = max(self.rate_scale * ROLLBACK_RATE, MIN_RATE_SCALE)
+        self._lower_rates(ROLLBACK_RATE)
         if self.bad_in_row >= limit:
             raise DivergedError(
                 f"stopped: {self.bad_in_row} steps in a row were not finite ({what}), even after "
@@ -95,7 +95,14 @@ class Watchdog:
         """Record the restart; a run has at most one."""
         self.restarts += 1
         self.collapsed_for = 0
-        self.rate_scale *= RESTART_RATE
+        self._lower_rates(RESTART_RATE)
+
+    def _lower_rates(self, factor: float) -> None:
+        """Multiply the rates by `factor`, down to the floor; they never rise.
+
+        A checkpoint of an older version may be below the floor, and stays there.
+        """
+        self.rate_scale = min(self.rate_scale, max(self.rate_scale * factor, MIN_RATE_SCALE))
 
     @property
     def regulariser_scale(self) -> float:

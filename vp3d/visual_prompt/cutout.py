@@ -1,4 +1,4 @@
-"""Read a user's picture safely, and cut its object out.
+"""Cut the object out of a drawn picture, and put it into a square one.
 
 Conventions: one picture is `[3, H, W]` in [0, 1] sRGB. A mask is `[1, H, W]` in [0, 1], 1 on the
 object, soft over one pixel. Colour distance is the root mean square over the channels, so it is in
@@ -11,25 +11,14 @@ mean colour is almost exactly the background's: a white stem is not a hole.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
-from vp3d.errors import UserError
-
-# A user's file.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_BYTES = 50_000_000
-MAX_PIXELS = 64_000_000
-MIN_SIDE = 16  # pixels
-WORK_SIDE = 512  # a larger picture is first shrunk to this many pixels on its longer side
 OBJECT_SHARE = 0.8  # share of the side of the square picture that the object takes up
 
 
@@ -72,44 +61,6 @@ class CutoutLimits:
 LIMITS = CutoutLimits()
 
 
-def read_picture(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read a user's picture. EXIF orientation is applied.
-
-    Args:
-        path: The file, in one of `FORMATS`.
-
-    Returns:
-        rgb `[3, H, W]` in [0, 1], at most `WORK_SIDE` pixels on a side, and alpha `[1, H, W]` in
-        [0, 1]; None instead of alpha if the file has none or is opaque everywhere.
-
-    Raises:
-        UserError: The file is missing, empty, too large, too small, damaged or not a picture.
-    """
-    _check_file(path)
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about large pictures. The limit here is lower and raises an error.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as picture:
-                _check_size(path, picture.size)
-                picture.load()
-                return _decode(picture)
-    except Image.UnidentifiedImageError as error:
-        raise UserError(
-            f"--image {path} is not a picture in a supported format ({', '.join(FORMATS)})"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise UserError(_too_large(path)) from error
-    except PermissionError as error:
-        raise UserError(f"--image {path} cannot be read: check its permissions") from error
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types for a damaged file
-        raise UserError(
-            f"--image {path} is damaged ({type(error).__name__}): save it again as PNG or JPEG"
-        ) from error
-
-
 def border_flood(rgb: Tensor, tolerance: float, limits: CutoutLimits = LIMITS) -> Tensor:
     """The mask of the object in a picture, by a flood fill from the border.
 
@@ -126,7 +77,7 @@ def border_flood(rgb: Tensor, tolerance: float, limits: CutoutLimits = LIMITS) -
         `[1, H, W]` in [0, 1], 1 on the object.
     """
     mask, distance = _flood(rgb, tolerance, 1.0, limits)
-    return torch.from_numpy(_soften(mask, distance))[None].to(rgb.dtype)
+    return torch.from_numpy(soften(mask, distance))[None].to(rgb.dtype)
 
 
 def steadiness(rgb: Tensor, tolerance: float, limits: CutoutLimits = LIMITS) -> float:
@@ -195,7 +146,7 @@ def _flood(
     """
     values = rgb.permute(1, 2, 0).double().numpy()
     ring = _ring(values.shape[:2])
-    distance = _distance(values, np.median(values[ring], axis=0))
+    distance = color_distance(values, np.median(values[ring], axis=0))
     noise = limits.noise_factor * float(np.quantile(distance[ring], 0.95))
     tight_tolerance = min(max(noise, limits.min_tolerance), tolerance)
     wide, tight = (
@@ -206,55 +157,10 @@ def _flood(
     fringe = np.ones((limits.fringe_side, limits.fringe_side))
     leak = ndimage.binary_opening(tight & ~wide, fringe)
     mask = wide if leak.sum() <= limits.max_leak * tight.sum() else tight
-    return _without_small_pieces(mask, limits.min_piece), distance
+    return without_small_pieces(mask, limits.min_piece), distance
 
 
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise UserError(f"--image {path} does not exist: check the path")
-    if not path.is_file():
-        raise UserError(f"--image {path} is not a file: give the path of a picture")
-    if path.stat().st_size == 0:
-        raise UserError(f"--image {path} is an empty file: give a picture")
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError(_too_large(path))
-
-
-def _check_size(path: Path, size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise UserError(_too_large(path))
-    if min(size) < MIN_SIDE:
-        raise UserError(
-            f"--image {path} has only {size[0]} x {size[1]} pixels: "
-            f"give a picture with at least {MIN_SIDE} pixels on each side"
-        )
-
-
-def _too_large(path: Path) -> str:
-    megabytes, megapixels = MAX_BYTES // 10**6, MAX_PIXELS // 10**6
-    return (
-        f"--image {path} is too large: shrink it to at most {megabytes} MB "
-        f"and {megapixels} million pixels"
-    )
-
-
-def _decode(picture: Image.Image) -> tuple[Tensor, Tensor | None]:
-    """rgb and alpha of an opened picture, as `read_picture` returns them."""
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        # 16 bits or more per channel: scale to 8 bits, because Pillow's conversion would clip.
-        wide = np.nan_to_num(np.asarray(upright, dtype=np.float64), posinf=0.0, neginf=0.0)
-        upright = Image.fromarray(
-            (wide * (255.0 / max(wide.max(), 1.0))).clip(0, 255).astype(np.uint8)
-        )
-    layers = upright.convert("RGBA")
-    layers.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.LANCZOS)
-    values = torch.from_numpy(np.array(layers)).permute(2, 0, 1).float() / 255.0
-    alpha = values[3:]
-    return values[:3], None if bool((alpha > 0.99).all()) else alpha
-
-
-def _distance(values: np.ndarray, color: np.ndarray) -> np.ndarray:
+def color_distance(values: np.ndarray, color: np.ndarray) -> np.ndarray:
     """Colour distance `[...]` in [0, 1] of `values [..., 3]` in [0, 1] to one colour `[3]`."""
     return np.sqrt(((values - color) ** 2).mean(axis=-1))
 
@@ -275,7 +181,7 @@ def _background(
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     for piece in 1 + np.flatnonzero(sizes[1:] >= limits.min_hole * pieces.size):
         inside = pieces == piece
-        if _distance(values[inside].mean(axis=0), color) < limits.hole_distance:
+        if color_distance(values[inside].mean(axis=0), color) < limits.hole_distance:
             background |= inside
     return background
 
@@ -288,7 +194,7 @@ def _ring(shape: tuple[int, ...]) -> np.ndarray:
     return ring
 
 
-def _without_small_pieces(mask: np.ndarray, min_share: float) -> np.ndarray:
+def without_small_pieces(mask: np.ndarray, min_share: float) -> np.ndarray:
     """The boolean mask without pieces smaller than `min_share` of its largest piece."""
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3)))
     if count == 0:
@@ -297,7 +203,7 @@ def _without_small_pieces(mask: np.ndarray, min_share: float) -> np.ndarray:
     return np.isin(pieces, 1 + np.flatnonzero(sizes >= min_share * sizes.max()))
 
 
-def _soften(mask: np.ndarray, distance: np.ndarray) -> np.ndarray:
+def soften(mask: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """The boolean mask `[H, W]` as values in [0, 1], with partial cover in its outermost pixels.
 
     The object's share of a border pixel is estimated by its `distance [H, W]` to the background's

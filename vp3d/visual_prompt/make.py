@@ -11,8 +11,7 @@ numbers back.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -27,17 +26,17 @@ from vp3d.errors import UserError
 from vp3d.prompts import phrases, strip_view, with_view
 from vp3d.rewards.text_image import TextImage
 from vp3d.runs.folder import RunFolder
-from vp3d.system.files import atomic_write, write_json
+from vp3d.system.files import JsonError, atomic_write, read_json_object, write_json
 from vp3d.types import to_uint8
 from vp3d.visual_prompt.contact_sheet import contact_sheet
 from vp3d.visual_prompt.cutout import (
     border_flood,
     is_usable,
     over_grey,
-    read_picture,
     square_up,
     steadiness,
 )
+from vp3d.visual_prompt.reference import ADVICE, Cutout, cut_out
 
 # Files in the folder `visual_prompt` of a run.
 CHOSEN_FILE = "chosen.png"  # the chosen candidate, as drawn
@@ -50,7 +49,6 @@ SCORES_FILE = "scores.json"  # rewards, steadiness and choice; written last, so 
 PHRASE_PENALTY = 0.25
 # A candidate is rejected if its steadiness is lower than the best one's by more than this.
 STEADINESS_MARGIN = 0.03
-IMAGE_ADVICE = "give a picture of one object with a transparent or plain background"
 
 
 def candidate_file(n: int) -> str:
@@ -91,10 +89,10 @@ class VisualPromptRequest:
         prompt: The prompt of the run.
         negative_prompt: Its negative prompt, used to draw.
         image: Path of the user's picture; "" draws candidates instead.
-        resolution: Side in pixels of the square visual prompt that `image` is fitted into. It
-            is the
-            resolution of the prior.
+        resolution: Side in pixels of the square visual prompt that `image` is fitted into: the
+            prior's resolution.
         settings: How to draw, cut out and choose.
+        mask: Path of the mask of `image`; "" finds the object in the picture.
     """
 
     prompt: str
@@ -102,6 +100,7 @@ class VisualPromptRequest:
     image: str
     resolution: int
     settings: VisualPromptConfig
+    mask: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,8 @@ class VisualPrompt:
         candidates: `[N, 3, H, W]` in [0, 1], as drawn, or the user's one picture, squared.
         scores: N text-image rewards of the cut-outs; None for a candidate without a usable mask.
         chosen: Index of the chosen candidate (see `make_visual_prompt`).
+        notes: What was noticed while the user's picture was read, one sentence each.
+        warnings: Why the cut-out of the user's picture may be wrong, one sentence each.
     """
 
     rgb: Tensor
@@ -121,6 +122,8 @@ class VisualPrompt:
     candidates: Tensor
     scores: list[float | None]
     chosen: int
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,10 @@ def make_visual_prompt(
         UserError: The picture cannot be used, or no candidate has a clean cut-out.
     """
     settings = request.settings
+    reference = None
     if request.image:
-        candidates, masks = read_reference(request.image, settings, request.resolution)
+        reference = read_reference(request.image, request.mask, settings, request.resolution)
+        candidates, masks = reference.rgb[None], reference.mask[None]
     else:
         candidates, masks = _draw(prior, request, generator)
     candidates, masks = _as_stored(candidates), _as_stored(masks)
@@ -194,6 +199,9 @@ def make_visual_prompt(
     chosen = max(choice.clean, key=lambda n: values[n])
     rgb = _as_stored(cutouts[chosen : chosen + 1])
     visual_prompt = VisualPrompt(rgb, masks[chosen : chosen + 1], candidates, scores, chosen)
+    if reference is not None:
+        warnings = _doubts(reference, request.image, run_folder)
+        visual_prompt = replace(visual_prompt, notes=reference.notes, warnings=warnings)
     _write_pictures(visual_prompt, cutouts, choice, run_folder)
     _write_scores(visual_prompt, choice, phrase_scores, request, run_folder)
     return visual_prompt
@@ -207,13 +215,15 @@ def load_visual_prompt(run_folder: RunFolder) -> VisualPrompt:
     """
     folder = run_folder.visual_prompt
     try:
-        notes = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
+        notes = read_json_object(folder / SCORES_FILE)
         names = [candidate_file(n) for n in range(len(notes["scores"]))]
         candidates = torch.cat([_read_png(folder / name) for name in names])
         rgb, mask = _read_png(folder / CUTOUT_FILE), _read_png(folder / MASK_FILE)
         return VisualPrompt(rgb, mask, candidates, notes["scores"], int(notes["chosen"]))
     # Pillow raises SyntaxError for a damaged PNG.
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (
+        *(JsonError, OSError, SyntaxError, ValueError, KeyError, TypeError, RuntimeError),
+    ) as error:
         raise UserError(
             f"the visual prompt in {folder} is damaged ({type(error).__name__}): start a new run"
         ) from error
@@ -224,33 +234,27 @@ def drawing_prompt(prompt: str, settings: VisualPromptConfig) -> str:
     return ", ".join(filter(None, (with_view(prompt, settings.view), settings.words)))
 
 
-def read_reference(
-    image: str, settings: VisualPromptConfig, resolution: int
-) -> tuple[Tensor, Tensor]:
-    """Read the user's picture and cut its object out, by its alpha if it has one.
+def read_reference(image: str, mask: str, settings: VisualPromptConfig, resolution: int) -> Cutout:
+    """Read the user's picture and cut its object out: by `mask`, its alpha or its background.
 
     Args:
         image: Path of the picture; `~` is expanded.
+        mask: Path of a picture that is white on the object; "" for none.
         settings: `cutout_tolerance` is used.
         resolution: Side R of the result in pixels.
 
     Returns:
-        The object in a square picture `[1, 3, R, R]` in [0, 1], and its mask `[1, 1, R, R]`.
+        The object in a square picture `[3, R, R]` in [0, 1] with its mask `[1, R, R]`.
 
     Raises:
-        UserError: The file is not a usable picture, or no object can be cut out of it.
+        UserError: A file is not a usable picture, or no object can be cut out of it.
     """
     path = expand(image)
-    rgb, alpha = read_picture(path)
-    mask = border_flood(rgb, settings.cutout_tolerance) if alpha is None else alpha
-    if not is_usable(mask):
-        raise UserError(f"--image {path}: {_unusable_reason(mask)}; {IMAGE_ADVICE}")
-    rgb, mask = square_up(rgb, mask, resolution)
-    if not is_usable(_as_stored(mask)):
-        raise UserError(
-            f"--image {path}: the object disappears at {resolution} pixels; {IMAGE_ADVICE}"
-        )
-    return rgb[None], mask[None]
+    found = cut_out(path, settings.cutout_tolerance, expand(mask) if mask else None)
+    rgb, layer = square_up(found.rgb, found.mask, resolution)
+    if not is_usable(_as_stored(layer)):
+        raise UserError(f"--image {path}: the object disappears at {resolution} pixels; {ADVICE}")
+    return replace(found, rgb=rgb, mask=layer)
 
 
 def _draw(
@@ -269,10 +273,15 @@ def _draw(
     return drawn, torch.stack([border_flood(rgb, settings.cutout_tolerance) for rgb in drawn])
 
 
-def _unusable_reason(mask: Tensor) -> str:
-    if float(mask.mean()) > 0.5:
-        return "the object cannot be separated from its background (it fills the whole picture)"
-    return "no object stands out from the background"
+def _doubts(reference: Cutout, image: str, run_folder: RunFolder) -> tuple[str, ...]:
+    """What the user should check in the cut-out of `image`, before the run spends its time."""
+    if not reference.doubts:
+        return ()
+    return (
+        f"the cut-out of {image} may be wrong: {'; '.join(reference.doubts)}. Look at "
+        f"{run_folder.visual_prompt / CUTOUT_FILE} and {MASK_FILE} next to it; if they are wrong, "
+        "stop and give the object's mask with --mask FILE",
+    )
 
 
 @torch.no_grad()
@@ -365,6 +374,8 @@ def _write_scores(
         "scores": visual_prompt.scores,
         "chosen": visual_prompt.chosen,
     }
+    if request.image:
+        notes |= {"mask": request.mask, "warnings": list(visual_prompt.warnings)}
     write_json(run_folder.visual_prompt / SCORES_FILE, notes)
     run_folder.event(
         "visual_prompt", source=source, scores=visual_prompt.scores, chosen=visual_prompt.chosen

@@ -10,14 +10,21 @@ which the path of a file is appended. Sources are tried in their order. Hashes a
 one is not known here, the hub's own is checked. Sizes are for progress and free disk space: they
 are approximate for files without a hash. Only safetensors, JSON and text are fetched; `pickle`
 names the file of a publisher who offers nothing but a pickle.
+
+A source of which we know a commit is pinned to it. The others (`is_pinned` says which) follow a
+branch: @main of the hub, `resolve/master` of ModelScope. What a branch gives tomorrow may be
+another file, so SOURCE.json records the SHA-256 of each file and, for the hub, the commit that the
+branch led to; `models list NAME` marks these sources.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 GB = 1.0e9
+PINNED = re.compile(r"@[0-9a-f]{40}$|/resolve/[0-9a-f]{40}(/|$)")
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,16 @@ class Model:
     def size(self) -> int:
         """Bytes to fetch, without small files."""
         return sum(file.size for file in self.files)
+
+
+def is_pinned(source: str) -> bool:
+    """Whether a source of the catalogue names a commit, and not a branch that may move.
+
+    Example:
+        >>> is_pinned("hf:madebyollin/taesd@main")
+        False
+    """
+    return PINNED.search(source) is not None
 
 
 def _plain(*paths: str) -> tuple[File, ...]:

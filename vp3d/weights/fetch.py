@@ -14,7 +14,6 @@ no fetch wrote are never replaced. After any interruption the same command resum
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -28,9 +27,9 @@ from safetensors import SafetensorError, safe_open
 from vp3d.config.paths import program
 from vp3d.errors import UserError, VP3DError
 from vp3d.system.console import say
-from vp3d.system.files import sha256_file, write_json, write_text
+from vp3d.system.files import JsonError, read_json, sha256_file, write_json, write_text
 from vp3d.weights.catalogue import GB, MODELS, File, Part
-from vp3d.weights.download import Unavailable, copy_file
+from vp3d.weights.download import Received, Unavailable, copy_file
 from vp3d.weights.locate import FETCH, RECEIPT, find_model, models_folder, read_receipt
 from vp3d.weights.sources import Origin, origins_of, pickle_in_its_place
 from vp3d.weights.verify import damage
@@ -177,7 +176,7 @@ def _clear(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def record(folder: Path, path: str, source: str, digest: str) -> None:
+def record(folder: Path, path: str, source: str, digest: str, revision: str = "") -> None:
     """Add a file to the receipt of `folder`.
 
     Args:
@@ -185,8 +184,10 @@ def record(folder: Path, path: str, source: str, digest: str) -> None:
         path: the path of the file in the folder.
         source: where it came from, in words.
         digest: its SHA-256.
+        revision: the commit of the source that it is of; "" if that is not known.
     """
     entry = {"source": source, "size": (folder / path).stat().st_size, "sha256": digest}
+    entry |= {"revision": revision} if revision else {}
     _write_receipt(folder, read_receipt(folder) | {path: entry})
 
 
@@ -213,15 +214,16 @@ def _fetch_part(name: str, part: Part, sources: list[str], staging: Path, ready:
     for source in sources:
         downloads = staging / hashlib.sha256(source.encode()).hexdigest()[:12]
         try:
-            digests = _try_source(name, part, source, downloads, reasons)
+            received = _try_source(name, part, source, downloads, reasons)
         except OSError as error:
             raise _write_error(downloads, error) from error
-        if digests is None:
+        if received is None:
             continue
         for file in part.files:
             (ready / file.path).parent.mkdir(parents=True, exist_ok=True)
             (downloads / file.path).replace(ready / file.path)
-            record(ready, file.path, source, digests[file.path])
+            found = received[file.path]
+            record(ready, file.path, source, found.sha256, found.revision)
         return
     raise UserError(
         f"cannot fetch {name}: {'; '.join(reasons) or 'it has no source'}. {_advice(name, part)}"
@@ -230,7 +232,7 @@ def _fetch_part(name: str, part: Part, sources: list[str], staging: Path, ready:
 
 def _try_source(
     name: str, part: Part, source: str, downloads: Path, reasons: list[str]
-) -> dict[str, str] | None:
+) -> dict[str, Received] | None:
     """Get the files of `part` from one source.
 
     Args:
@@ -241,7 +243,7 @@ def _try_source(
         reasons: gets a line for each origin in the source that fails.
 
     Returns:
-        The SHA-256 of each path; None if the source does not have them all.
+        The SHA-256 and the commit of each path; None if the source does not have them all.
 
     Raises:
         UserError: if the source was interrupted: resuming it later needs less than another source.
@@ -270,21 +272,22 @@ def _advice(name: str, part: Part) -> str:
     )
 
 
-def _take(part: Part, origin: Origin, folder: Path, probe: str) -> dict[str, str]:
+def _take(part: Part, origin: Origin, folder: Path, probe: str) -> dict[str, Received]:
     """Get the files of `part` from `origin` into `folder` and check each (see `_fault`).
 
     Returns:
-        The SHA-256 of each path.
+        The SHA-256 and the commit of each path.
 
     Raises:
         Unavailable: with the reason, when one of them cannot be had.
     """
-    digests: dict[str, str] = {}
+    taken: dict[str, Received] = {}
     for file in part.files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            promised = "" if _link_same(file, target, folder.parent) else origin.get(file, target)
+            is_linked = _link_same(file, target, folder.parent)
+            received = Received() if is_linked else origin.get(file, target)
         except Unavailable as error:
             twin = pickle_in_its_place(origin, file.at_source) if error.absent else None
             if twin is not None:
@@ -292,12 +295,13 @@ def _take(part: Part, origin: Origin, folder: Path, probe: str) -> dict[str, str
                     f"it has {twin}, a pickle, and no {file.at_source}; pickles are never loaded"
                 ) from error
             raise
-        digests[file.path] = sha256_file(target)
-        fault = _fault(file, target, promised, digests[file.path], probe)
+        digest = sha256_file(target)
+        taken[file.path] = Received(digest, received.revision)
+        fault = _fault(file, target, received.sha256, digest, probe)
         if fault:
             target.unlink()
             raise Unavailable(fault)
-    return digests
+    return taken
 
 
 def _fault(file: File, target: Path, promised: str, digest: str, probe: str) -> str:
@@ -324,9 +328,9 @@ def _fault(file: File, target: Path, promised: str, digest: str, probe: str) -> 
             return f"{file.at_source} is of another model: it has no tensor {probe}"
     if file.path.endswith(".json"):
         try:
-            json.loads(target.read_text(encoding="utf-8"))
-        except ValueError:
-            return f"{file.at_source} is no JSON file"
+            read_json(target, allow_nan=True)
+        except JsonError as error:
+            return f"{file.at_source} is no JSON file ({error.reason})"
     return ""
 
 

@@ -6,7 +6,6 @@ A location is a name of the catalogue, a folder, or a hub id such as `owner/name
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -16,7 +15,9 @@ from typing import Any
 from vp3d.config.paths import data_home, expand, locate, program
 from vp3d.config.schema import Config, RewardsConfig
 from vp3d.errors import MissingWeightsError, UserError
+from vp3d.system.files import JsonError, is_inside, read_json_object
 from vp3d.weights.catalogue import MODELS, Model
+from vp3d.weights.model_settings import check_model_settings, offline
 
 PRIOR_LOCATIONS = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
 JUDGE_LOCATIONS = (  # fields of RewardsConfig that name weights
@@ -28,6 +29,7 @@ JUDGE_LOCATIONS = (  # fields of RewardsConfig that name weights
     "aesthetic_model",
 )
 RECEIPT = "SOURCE.json"
+CONFIG_OPTIONS = ("subfolder", "local_files_only", "trust_remote_code")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 REMOVED = re.compile(r"runwayml/.*|stabilityai/stable-diffusion-2.*")  # by their owners
 FETCH = f"{program()} models fetch"
@@ -111,6 +113,11 @@ def find_weights(location: str, key: str) -> tuple[str, bool]:
             f"{key}: {location} was removed from the hub; use another model, for example "
             f"{key}=sd15 ({FETCH} sd15)"
         )
+    if folder.is_file():
+        raise UserError(
+            f"{key}: {location} is a single file, and folders are read; convert it: "
+            "docs/how_to/use_stable_diffusion.md, Use your own weights"
+        )
     if HUB_ID.fullmatch(location):
         return location, False
     raise UserError(
@@ -170,11 +177,14 @@ def read_whole(kind: Any, folder: str | Path, **options: Any) -> Any:
         ValueError: for a tensor that is missing or has another shape.
     """
     options |= {
+        "trust_remote_code": False,
         "use_safetensors": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
-    model, info = kind.from_pretrained(folder, **options)
+    with offline(bool(options.get("local_files_only"))):
+        _check_settings(folder, {name: options[name] for name in CONFIG_OPTIONS if name in options})
+        model, info = kind.from_pretrained(folder, **options)
     mismatched = (name for name, *_ in info["mismatched_keys"])
     wrong = sorted([*info["missing_keys"], *mismatched])  # both are sets
     if wrong:
@@ -182,6 +192,14 @@ def read_whole(kind: Any, folder: str | Path, **options: Any) -> Any:
             f"its weights are those of another model: {wrong[0]} is missing or has another shape"
         )
     return model
+
+
+def _check_settings(folder: str | Path, options: dict[str, Any]) -> None:
+    """ValueError for a `config.json` that no published model has."""
+    from transformers import PretrainedConfig
+
+    settings, _ = PretrainedConfig.get_config_dict(folder, **options)
+    check_model_settings(settings)
 
 
 def missing_files(name: str, folder: Path) -> list[str]:
@@ -197,8 +215,16 @@ def read_receipt(folder: Path) -> dict[str, dict[str, Any]]:
     Empty if there is no receipt or it is damaged.
     """
     try:
-        files = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"]
-        complete = all({"source", "size", "sha256"} <= entry.keys() for entry in files.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = read_json_object(folder / RECEIPT, unique_keys=True).get("files")
+    except JsonError:
         return {}
-    return files if complete else {}
+    if not isinstance(files, dict) or not all(map(is_inside, files)):
+        return {}
+    return files if all(map(_is_entry, files.values())) else {}
+
+
+def _is_entry(entry: object) -> bool:
+    kinds = {"source": str, "size": int, "sha256": str}
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), kind) for key, kind in kinds.items()
+    )

@@ -6,12 +6,11 @@ n}}}` with forward slashes, and other keys that are not read here. Only listed f
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vp3d.config.paths import restore_advice
 from vp3d.errors import DamagedFileError, UserError
-from vp3d.system.files import sha256_file
+from vp3d.system.files import JsonError, is_inside, read_json_object, sha256_file
 
 WEIGHT_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".msgpack", ".h5", ".onnx"}
@@ -59,17 +58,17 @@ def verify_files(manifest: Path, folder: Path) -> None:
 def read_entries(manifest: Path) -> dict[str, dict[str, str | int]]:
     """The `files` of a manifest; DamagedFileError if it is missing or not of that form."""
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        complete = all(
-            isinstance(e["sha256"], str) and isinstance(e["bytes"], int) for e in files.values()
-        )
-    except FileNotFoundError as error:
-        raise DamagedFileError(f"{manifest} is missing: {_restore(manifest)}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(
-            f"{manifest} is damaged ({type(error).__name__}): {_restore(manifest)}"
-        ) from error
-    if not complete or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        files = read_json_object(manifest, unique_keys=True).get("files")
+    except JsonError as error:
+        fault = "is missing" if error.missing else f"is damaged ({error.reason})"
+        raise DamagedFileError(f"{manifest} {fault}: {_restore(manifest)}") from error
+    if not isinstance(files, dict) or not all(
+        is_inside(name)
+        and isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("bytes"), int)
+        for name, entry in files.items()
+    ):
         raise DamagedFileError(f"{manifest} is damaged: {_restore(manifest)}")
     return files
 

@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from safetensors import SafetensorError
-
-from vp3d.errors import UserError
-
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SafetensorError,
-)
+from vp3d.errors import UserError, VP3DError
+from vp3d.system.files import JsonError
 
 
 @contextmanager
@@ -34,7 +23,9 @@ def readable(what: str, key: str) -> Iterator[None]:
     """
     try:
         yield
-    except LOAD_ERRORS as error:
+    except Exception as error:  # the loaders of other packages raise many types for a damaged file
+        if isinstance(error, VP3DError) and not isinstance(error, JsonError):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot load {what} ({type(error).__name__}: {reason}); check {key}"

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from vp3d.config.paths import expand
 from vp3d.weights.catalogue import MODELS, File
 from vp3d.weights.download import (
+    Received,
     Unavailable,
     copy_file,
     download_http,
@@ -26,8 +27,7 @@ class Origin:
     """One folder, address or repository that may have the files of a part."""
 
     name: str  # as the user reads it
-    # (file, target) -> the SHA-256 that the source promises, "" for none
-    get: Callable[[File, Path], str]
+    get: Callable[[File, Path], Received]  # writes a file to a target
     has: Callable[[str], bool]  # whether it has a path
 
 
@@ -86,33 +86,44 @@ def _catalogue_sources() -> set[str]:
 
 
 def _hub_origin(repository: str, revision: str) -> Origin:
-    def get(file: File, target: Path) -> str:
-        return download_hub(repository, revision, file.at_source, target)
+    """A hub repository.
+
+    All files of a branch must be of one commit: it may move while they are fetched.
+    """
+    commits: set[str] = set()
+
+    def get(file: File, target: Path) -> Received:
+        received = download_hub(repository, revision, file.at_source, target)
+        commits.update(filter(None, [received.revision]))
+        if len(commits) > 1:
+            target.unlink(missing_ok=True)
+            raise Unavailable(f"its {revision} moved to another commit meanwhile; fetch it again")
+        return received
 
     return Origin(f"hub {repository}", get, lambda path: exists_hub(repository, revision, path))
 
 
 def _http_origin(base: str, paths: Callable[[File], list[str]]) -> Origin:
-    def get(file: File, target: Path) -> str:
+    def get(file: File, target: Path) -> Received:
         *others, last = paths(file)
         for path in others:
             try:
-                return download_http(f"{base}/{path}", target)
+                return Received(download_http(f"{base}/{path}", target))
             except Unavailable as error:
                 if not error.absent:
                     raise
-        return download_http(f"{base}/{last}", target)
+        return Received(download_http(f"{base}/{last}", target))
 
     return Origin(base, get, lambda path: exists_http(f"{base}/{path}"))
 
 
 def _folder_origin(base: Path, paths: Callable[[File], list[str]]) -> Origin:
-    def get(file: File, target: Path) -> str:
+    def get(file: File, target: Path) -> Received:
         found = next((base / path for path in paths(file) if (base / path).is_file()), None)
         if found is None:
             reason = f"it has no {file.path}" if base.is_dir() else "there is no such folder"
             raise Unavailable(reason, absent=True)
         copy_file(found, target)
-        return ""
+        return Received()
 
     return Origin(str(base), get, lambda path: (base / path).is_file())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vp3d.errors import UserError
 from vp3d.system.files import sha256_file
-from vp3d.weights.catalogue import GB, MODELS, Part
+from vp3d.weights.catalogue import GB, MODELS, Part, is_pinned
 from vp3d.weights.locate import FETCH, LIST, find_model, missing_files, models_folder, read_receipt
 
 
@@ -109,6 +109,7 @@ def _part_lines(part: Part) -> Iterator[str]:
     for file in part.files:
         yield f"    {file.path}  {file.sha256 or 'hash not known'}"
     for source in part.sources:
-        yield f"    from {source}"
+        note = "" if is_pinned(source) else " (a branch: no commit of it is known here)"
+        yield f"    from {source}{note}"
     if part.pickle:
         yield f"    publisher's pickle, for `models convert`: {part.pickle}"

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from vp3d.prompts import view_words
-from vp3d.system.files import atomic_write
+from vp3d.system.files import atomic_write, read_json
 from vp3d.worlds.toybox.images import GROUNDS, render_scenes, view_vectors
 from vp3d.worlds.toybox.scenes import (
     COLORS,
@@ -173,7 +174,8 @@ def _write_chunk(path: Path, index: int) -> None:
 
 def _read_chunk(path: Path) -> Pictures:
     arrays = load_file(path)
-    specs = [Spec(**row) for row in json.loads(path.with_suffix(".json").read_text())]
+    rows: Any = read_json(path.with_suffix(".json"))
+    specs = [Spec(**row) for row in rows]
     scene_of = np.repeat(np.arange(len(specs)), len(arrays["images"]) // len(specs))
     return Pictures(
         arrays["images"],

@@ -1,0 +1,89 @@
+"""The mutator by hand: what is changed, and what is left alone."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.mutation.mutate import mutants
+from tests.mutation.run import GROUPS, key_of, read_reasons
+from vp3d.config.paths import ROOT
+
+
+def changes(source: str) -> set[str]:
+    return {mutant.apply(source) for mutant in mutants(source)}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a < b", {"a <= b"}),
+        ("a is not b", {"a is b"}),
+        ("a not in (b)", {"a in (b)"}),
+        ("(a + b) * c", {"(a - b) * c", "(a + b) / c"}),
+        ("a ** b", {"a * b"}),
+        ("x = a and b or c", {"x = a or b or c", "x = a and b and c"}),
+        ("x = 3", {"x = 4"}),
+        ("x = 2.0", {"x = 3.0"}),
+        ("x = 0.0", {"x = 1.0"}),
+        ("x = True", {"x = False"}),
+        ("x = -y", {"x = y"}),
+        ("x = not y", {"x = y"}),
+        ("x = min(a, b)", {"x = max(a, b)"}),
+        ("x = a.detach()", {"x = (a)"}),
+        ("x = (a - b).clamp(c, d)", {"x = (a + b).clamp(c, d)", "x = (a - b)"}),
+        ("x += y", {"x -= y"}),
+        ("if f(x):\n    y()", {"if not f(x):\n    y()"}),
+        ("x = [\n    a\n    + b\n]", {"x = [\n    a\n    - b\n]"}),
+        ('x = "é" if a < b else c', {'x = "é" if a <= b else c'}),
+    ],
+)
+def test_each_kind_of_change(source: str, expected: set[str]) -> None:
+    found = changes(source)
+    assert {text.replace("((a - b))", "(a - b)") for text in found} == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""3 < 4"""',
+        "import a",
+        "def f(x: A[3]) -> B[4]: ...",
+        "raise E(3)",
+        "x = f'{a + 1}'",
+        "x = 'text'",
+        "@f(3)\ndef g(): ...",
+        "zip(a, b, strict=True)",
+    ],
+)
+def test_what_is_left_alone(source: str) -> None:
+    assert changes(source) == set()
+
+
+@pytest.mark.parametrize("path", ["vp3d/train/loop.py", "vp3d/guidance/vp_sds.py"])
+def test_every_mutant_of_a_module_is_python_and_differs(path: str) -> None:
+    source = (ROOT / path).read_text(encoding="utf-8")
+    found = mutants(source)
+    assert len(found) > 30 and len({m.apply(source) for m in found}) == len(found)
+    tree = ast.dump(ast.parse(source))
+    for mutant in found:
+        assert ast.dump(ast.parse(mutant.apply(source))) != tree
+        assert source.encode()[mutant.start : mutant.end].decode() == mutant.before
+
+
+def test_every_group_has_its_sources_and_tests() -> None:
+    for group in GROUPS.values():
+        assert group.files() and all((ROOT / path).exists() for path in group.tests)
+
+
+def test_every_reason_is_of_a_mutant_that_exists() -> None:
+    """A reason of a line that has changed must be looked at again."""
+    known = {
+        key_of(path, source, mutant)
+        for group in GROUPS.values()
+        for path in group.files()
+        for source in [(ROOT / path).read_text(encoding="utf-8")]
+        for mutant in mutants(source)
+    }
+    assert set(read_reasons()) <= known
