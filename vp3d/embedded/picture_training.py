@@ -41,6 +41,7 @@ from vp3d.worlds.toybox.scenes import NOUNS, caption, words
 
 VISION_TOWER = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
 MEASURING_SEED = 7000  # of the CLIP that measures; that of the rewards has 0
+JUDGE_SEED, TOWER_SEED = 4242, 8000  # of the initial weights
 LATENTS = "latents.safetensors"
 
 
@@ -187,11 +188,35 @@ def _equal_captions(texts: list[str], device: str) -> Tensor:
 
 
 def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
-    """Train the judge on the exact attributes of pictures blurred, noised and tinted at random."""
-    torch.manual_seed(4242 + plan.seed)
+    """Train the judge, which measures and never optimises."""
+    _train_judge("judge", pictures, plan, work, device, JUDGE_SEED)
+
+
+def train_feature_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Train a network of the judge's kind from another seed.
+
+    Its features are the local part of the hallucination score, which may be a reward.
+    """
+    _train_judge("feature_tower", pictures, plan, work, device, TOWER_SEED)
+
+
+def _train_judge(
+    name: str, pictures: Pictures, plan: Plan, work: Path, device: str, first_seed: int
+) -> None:
+    """Train on the exact attributes of pictures blurred, noised and tinted at random.
+
+    Args:
+        name: folder in ASSETS and name of the checkpoint.
+        pictures: the training pictures.
+        plan: the plan; with a seed other than 0 it continues from the committed weights.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        first_seed: added to the seed of the plan.
+    """
+    torch.manual_seed(first_seed + plan.seed)
     judge = Judge(HEADS).to(device).train()
     if plan.seed:
-        judge.load_state_dict(load_file(ASSETS / "judge" / "judge.safetensors"))
+        judge.load_state_dict(load_file(ASSETS / name / "judge.safetensors"))
     answers = torch.from_numpy(attribute_targets(pictures))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
@@ -209,10 +234,11 @@ def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
         all_right = torch.stack(right).all(0).float().mean()
         return {"loss": torch.stack(losses).sum(), "all_right": all_right}
 
-    use_ema(judge, fit("judge", judge, losses, replace(plan, seed=plan.seed + 900), work))
+    batches = 900 if first_seed == JUDGE_SEED else first_seed
+    use_ema(judge, fit(name, judge, losses, replace(plan, seed=plan.seed + batches), work))
     _recompute_batch_norm(judge, pictures, judge, device)
     if not process_rank():
-        save_judge(judge.eval().cpu(), ASSETS / "judge")
+        save_judge(judge.eval().cpu(), ASSETS / name)
 
 
 def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:

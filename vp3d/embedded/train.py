@@ -1,13 +1,13 @@
 """Train the embedded models: `python -m vp3d.embedded.train [PART ...]`.
 
-Parts, in order: `autoencoder`, `clip`, `judge`, `measuring_clip`, `vision_tower` (of the
-IP-Adapter), `prior` (denoiser, text encoder and adapter together), `adapter` (adapter and vision
-tower alone, trained from scratch), `align` (all of them on their own drawings, against the true
-pictures). Without parts, all are trained. If the training is interrupted, run the same command
-again to resume it from the last checkpoint under `data/toybox/`; `--more STEPS` continues from the
-committed weights with a new schedule. It runs on the GPU if there is one. On a CPU, one process for
-each core is faster than one process with many threads: `torchrun --nproc-per-node 2 -m
-vp3d.embedded.train prior --threads 1`.
+Parts, in order: `autoencoder`, `clip`, `judge`, `measuring_clip`, `feature_tower` (of the
+hallucination score), `vision_tower` (of the IP-Adapter), `prior` (denoiser, text encoder and
+adapter together), `adapter` (adapter and vision tower alone, trained from scratch), `align` (all of
+them on their own drawings, against the true pictures). Without parts, all are trained. If the
+training is interrupted, run the same command again to resume it from the last checkpoint under
+`data/toybox/`; `--more STEPS` continues from the committed weights with a new schedule. It runs on
+the GPU if there is one. On a CPU, one process for each core is faster than one process with many
+threads: `torchrun --nproc-per-node 2 -m vp3d.embedded.train prior --threads 1`.
 
 `python -m vp3d.embedded.measure` prints the figures of the result and writes them to MANIFEST.json.
 Frames, backgrounds and cameras of the pictures: `vp3d.worlds.toybox.data`.
@@ -28,6 +28,7 @@ from vp3d.embedded.fit import Plan, first_process_first, process_rank
 from vp3d.embedded.picture_training import (
     train_autoencoder,
     train_clip,
+    train_feature_tower,
     train_judge,
     train_measuring_clip,
     train_vision_tower,
@@ -51,6 +52,7 @@ PLANS = {
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
     "judge": Plan(steps=6000, lr=2e-3, weight_decay=0.05),
     "measuring_clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
+    "feature_tower": Plan(steps=3000, lr=2e-3, weight_decay=0.05),
     "vision_tower": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300, muon=INNER),
     "prior": Plan(steps=6000, lr=1e-3, batch=32, warmup=300, muon=INNER),
     "adapter": Plan(steps=1500, lr=2e-3, batch=32, warmup=30, muon=INNER),
@@ -63,6 +65,7 @@ TRAINERS = {
     "clip": train_clip,
     "judge": train_judge,
     "measuring_clip": train_measuring_clip,
+    "feature_tower": train_feature_tower,
     "vision_tower": train_vision_tower,
     "prior": train_prior,
     "adapter": train_adapter,

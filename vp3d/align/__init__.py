@@ -1,0 +1,1 @@
+"""Alignment of the 2D models: pure functions of pictures, without files and console."""
