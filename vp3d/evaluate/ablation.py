@@ -72,6 +72,10 @@ ONE_STEP = ("guidance.denoise_steps=1", "guidance.estimate_every=1", *IN_LATENTS
 ARMS: dict[str, tuple[str, ...]] = {
     "SDS": ("guidance.lam=0", "guidance.guidance_scale=10", *ONE_STEP, *NO_REWARDS),
     "SDS, twice the CFG": ("guidance.lam=0", "guidance.guidance_scale=20", *ONE_STEP, *NO_REWARDS),
+    "SDS, tuned": (  # the best of --tune: one step, error in pixels
+        *("guidance.lam=0", "guidance.guidance_scale=4", "guidance.denoise_steps=1"),
+        *("guidance.estimate_every=1", *ALL_NOISE, *NO_REWARDS),
+    ),
     "text, several steps": ("guidance.lam=0", *NO_REWARDS),
     "VP-SDS": NO_REWARDS,
     "VP-SDS + image": ("rewards.text_image.weight=0",),

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
@@ -30,6 +31,7 @@ from vp3d.align.towers import GRADES, embedded_features
 from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.evaluate.statistics import circumstances
 from vp3d.metrics.attribute_judge import Judge, load_judge
+from vp3d.rewards.encoders import ClipEncoder
 from vp3d.system.console import Parser, run_program
 from vp3d.system.files import write_json, write_text
 from vp3d.worlds.toybox.data import to_tensor
@@ -68,17 +70,30 @@ def ssim(pairs: Sequence[Pair]) -> np.ndarray:
     )
 
 
-def perceptual(pairs: Sequence[Pair], features: Features) -> np.ndarray:
-    """Mean over positions and stages of the squared feature distance, as LPIPS without weights."""
+def perceptual(pairs: Sequence[Pair], stages: Callable[[Tensor], list[Tensor]]) -> np.ndarray:
+    """Mean over positions and stages of the squared feature distance, as LPIPS without weights.
+
+    Args:
+        pairs: the pairs.
+        stages: features `[B, C, h, w]` of each stage, unit length at each position.
+    """
     return _batched(
         pairs,
         lambda a, b: torch.stack(
             [
                 (x - y).square().sum(1).mean((1, 2))
-                for x, y in zip(features.stages(a), features.stages(b), strict=True)
+                for x, y in zip(stages(a), stages(b), strict=True)
             ]
         ).mean(0),
     )
+
+
+def clip_stages(clip: ClipEncoder, rgb: Tensor) -> list[Tensor]:
+    """Unit features of every stage of CLIP's network, of pictures at their full size."""
+    found = clip.model.visual.forward_intermediates(
+        (rgb - clip.mean) / clip.std, intermediates_only=True
+    )
+    return [F.normalize(stage, dim=1) for stage in found["image_intermediates"]]
 
 
 def proxies(pairs: Sequence[Pair], features: Features) -> dict[str, np.ndarray]:
@@ -231,7 +246,8 @@ def measure(
     return {
         "-PSNR": psnr(pairs),
         "1 - SSIM": ssim(pairs),
-        "LPIPS-like, mean of features": perceptual(pairs, held_out),
+        "LPIPS-like, CLIP": perceptual(pairs, lambda rgb: clip_stages(features.clip, rgb)),
+        "LPIPS-like, the judge": perceptual(pairs, held_out.stages),
         "global alone": found["global"],
         "local alone": found["local"],
         "proxy": found["proxy"],
@@ -266,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     about = circumstances()
     harmful = sum(pair.harmful for pair in pairs)
     facts = (
-        f"{options.scenes} scenes not used for calibration or training, {options.size} pixels, "
+        f"{options.scenes} scenes not used for calibration or training, {options.size} pixels,\n"
         f"{harmful} harmful and {len(pairs) - harmful} benign pairs; commit "
         f"{str(about['git'].get('commit', 'none'))[:10]}, {about['date']}."
     )
