@@ -69,7 +69,7 @@ def test_transparent_parts_are_grey(files: tuple[Path, Path, Path]) -> None:
         (["--image", "none.png", "--reference", "{b}"], "none.png"),
         (["--image", "{b}", "--reference", "{text}"], "text.png"),
         (["--image", "{b}"], "--reference"),
-        (["--image", "https://x.org/a.png", "--reference", "{b}"], "https://x.org/a.png"),
+        (["--image", "https://x.org/a.png", "--reference", "{b}"], "is an address"),
         (["--image", "{b}", "--reference", "{b}", "--endpoint", "http://127.0.0.1:9"], "model"),
         (["--image", "{b}", "--reference", "{b}", "--heat-map", "{b}/x/y.png"], "--heat-map"),
     ],
