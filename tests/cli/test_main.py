@@ -597,7 +597,7 @@ def test_ci_is_executable_and_runs_all_three() -> None:
         "make lint",
         "make types",
         "make docs",
-        "make test",
+        "make test ARGS=--shuffle",
     ]
     assert "set -euo pipefail" in lines
 
