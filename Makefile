@@ -3,6 +3,7 @@
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PROMPT ?= a red mushroom with a white stem
 ARGS ?=
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 VENV := .venv
 RUN := $(VENV)/bin/python
 TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
@@ -16,8 +17,8 @@ export PROMPT
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
 	$(RUN) launch.py "$$PROMPT" $(ARGS)
 
-test: $(VENV)/.installed-dev  ## run the tests, without the slow ones; ARGS=--shuffle in random order
-	$(RUN) -m pytest $(ARGS)
+test: $(VENV)/.installed-dev  ## run the tests but the slow ones; ARGS="--shuffle -n 0": random order, one process
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 fuzz: $(VENV)/.installed-dev  ## read thousands of damaged files; a few minutes
 	$(RUN) -m pytest -m "" tests/fuzz
