@@ -124,6 +124,9 @@ def test_sign_flips_by_hand() -> None:
         "ties are left out"
     )
     assert sign_flip_p(torch.zeros(9), seeded()) == 1.0 == sign_flip_p(torch.ones(1), seeded())
+    assert sign_flip_p(torch.ones(16), seeded()) == 2 / 2**16, "the last that is counted"
+    assert sign_flip_p(torch.ones(17), seeded()) == pytest.approx(1 / 20_001, rel=3.0)
+    assert sign_flip_p(torch.ones(17), seeded()) != 2 / 2**17, "the first that is drawn"
     assert sign_flip_p(torch.ones(60), seeded()) == pytest.approx(1 / 20_001)
 
 
