@@ -146,5 +146,9 @@ def test_chance_alone_is_called_more_than_chance_in_one_of_twenty() -> None:
 
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.02]) == [0.02] and holm([]) == []
+    assert (
+        holm([0.5, 0.9]) == [1.0, 1.0] == holm([0.7, 0.9])
+        and holm([0.02]) == [0.02]
+        and holm([]) == []
+    )
     assert holm([0.04, 0.01]) == pytest.approx([0.04, 0.02])
