@@ -435,7 +435,9 @@ def test_doctor_names_what_a_configuration_lacks(
 
 
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code = main.main(["doctor", f"prior.manifest={tmp_path / 'none.json'}"])
+    code = main.main(
+        ["doctor", f"prior.manifest={tmp_path / 'none.json'}", f"output_dir={tmp_path}"]
+    )
     out = capsys.readouterr().out
     assert code == 1 and re.search(r"^weights +BROKEN .*none\.json", out, re.M)
     names = "python torch cuda nerfacc tinycudann triton ffmpeg xatlas models memory disk"
