@@ -257,7 +257,7 @@ def measure(
 def new_parser() -> Parser:
     """The parser of the command line."""
     parser = Parser(prog="python -m vp3d.evaluate.planted", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--scenes", type=int, default=48, metavar="N", help="of each half (48)")
+    parser.add_argument("--scenes", type=int, default=24, metavar="N", help="of each half (24)")
     parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="of a side (128)")
     parser.add_argument("--calibrate", action="store_true", help="write the table of grades")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here as well")
