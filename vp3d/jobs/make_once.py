@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from vp3d import finish, pipeline
+from vp3d import build, finish, pipeline
 from vp3d.checks import changed_weights
 from vp3d.config.schema import Config
 from vp3d.errors import EmptyFieldError, VP3DError
@@ -29,7 +29,8 @@ class Made:
 def make(config: Config, work: Path, watch: Watch | None = None) -> Made:
     """The one run of `config` below the folder `work`: finished, else resumed, else new.
 
-    Runs of other settings in `work` are left alone, and unfinished ones of other weights too.
+    Runs of other settings in `work` are left alone, and unfinished ones of other weights too. The
+    folder may have been moved since.
 
     Args:
         config: the request; its `output_dir` is replaced by `work`.
@@ -44,18 +45,40 @@ def make(config: Config, work: Path, watch: Watch | None = None) -> Made:
         VP3DError: what `generate` raises.
     """
     watch = watch or Watch()
-    config = dataclasses.replace(config, output_dir=str(work))
-    mine = [run for run in found_runs(work, watch) if run.config() == config]
-    done = next((run for run in mine if is_finished(run)), None)
-    if done is None:
-        started = [run for run in mine if not changed_weights(run, config)]
-        newest = started[-1].path if started else None
-        asset = pipeline.generate(config, watch=watch, resume_from=newest)
-        done = RunFolder.open(asset.run_dir)
-        if not is_finished(done):
-            watch.on_event(Note(f"stopped in {done.path}; run the same command again to resume it"))
-            raise KeyboardInterrupt
+    done = make_or_stop(config, work, watch)
+    if not is_finished(done):
+        watch.on_event(Note(f"stopped in {done.path}; run the same command again to resume it"))
+        raise KeyboardInterrupt
     return Made(done.path, read_mesh(finish.exported(done)), time_spent(done.events()))
+
+
+def make_or_stop(
+    config: Config, work: Path, watch: Watch, models: build.Models | None = None
+) -> RunFolder:
+    """`make` for a caller that may stop the run: the run's folder, finished or stopped early.
+
+    Args:
+        config: as in `make`.
+        work: as in `make`.
+        watch: hears the events of `generate`, and stops it.
+        models: from `load_models`, to be kept between calls.
+
+    Returns:
+        The run's folder; `is_finished` says whether the run came to its end.
+    """
+    config = dataclasses.replace(config, output_dir=str(work))
+    mine = [
+        run
+        for run in found_runs(work, watch)
+        if dataclasses.replace(run.config(), output_dir=str(work)) == config
+    ]
+    done = next((run for run in mine if is_finished(run)), None)
+    if done is not None:
+        return done
+    started = [run for run in mine if not changed_weights(run, config)]
+    newest = started[-1].path if started else None
+    asset = pipeline.generate(config, models, watch, resume_from=newest)
+    return RunFolder.open(asset.run_dir)
 
 
 def found_runs(work: Path, watch: Watch | None = None) -> list[RunFolder]:
