@@ -12,7 +12,7 @@ import io
 import sys
 
 from vp3d import __version__
-from vp3d.cli import doctor, evaluate, export, generate, models, render, resume
+from vp3d.cli import doctor, evaluate, export, generate, models, render, resume, serve
 from vp3d.cli.arguments import EXIT_USER, VerbParser
 from vp3d.config.paths import program
 from vp3d.errors import VP3DError
@@ -25,6 +25,7 @@ VERBS = {  # in the order of the help
     "render": render,
     "models": models,
     "evaluate": evaluate,
+    "serve": serve,
     "doctor": doctor,
 }
 GLOBAL_OPTIONS = ("-h", "--help", "--version")
