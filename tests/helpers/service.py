@@ -78,9 +78,7 @@ class RunningService:
         assert self.process is not None
         path = Path(f"/proc/{self.process.pid}/task")
         found = [
-            int(pid)
-            for task in path.iterdir()
-            for pid in (task / "children").read_text().split()
+            int(pid) for task in path.iterdir() for pid in (task / "children").read_text().split()
         ]
         return [pid for pid in found if b"vp3d.jobs.worker" in command_line(pid)]
 

@@ -22,12 +22,10 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.service import TINY, RunningService, command_line
-from vp3d.client import LOST, Client
+from tests.helpers.service import TINY, RunningService
 
 PROMPTS = ("a red mushroom with a white stem", "a blue mug", "a green cone on a yellow cube")
 DRAFT = {  # a draft with fewer steps: every stage, and several checkpoints
@@ -220,14 +218,38 @@ def fuzz(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
 
 
 WORDS = (
-    *("..", "../" * 6 + "etc/passwd", "%2e%2e%2f", "model.glb", "\0", "%00", "ü", "\u202e", "a" * 300),
+    *(
+        "..",
+        "../" * 6 + "etc/passwd",
+        "%2e%2e%2f",
+        "model.glb",
+        "\0",
+        "%00",
+        "ü",
+        "\u202e",
+        "a" * 300,
+    ),
     *("preview.png", "config.yaml", "../../outside/secret.txt", "-1", "0", "1e999", "NaN", "'; --"),
     *("%ff%fe", "%ed%a0%80", "run_", "job_", "*", "//", "\\..\\", "{}", "[]", "null", "true"),
 )
 VALUES = (
     *(None, True, 0, -1, 2**63, 2**70, 1e308, "", "a red cube", "\ud800", "\0", "x" * 5000, [], {}),
-    *(["glb"], [[]], {"a": 1}, {"optim.steps": 10**9}, {"prior.path": "/etc"}, {"optim.steps": "x"}),
-    *({"export.formats": ["../x"]}, "../../outside/secret.txt", "/etc/passwd", 0.5, "draft", "auto"),
+    *(
+        ["glb"],
+        [[]],
+        {"a": 1},
+        {"optim.steps": 10**9},
+        {"prior.path": "/etc"},
+        {"optim.steps": "x"},
+    ),
+    *(
+        {"export.formats": ["../x"]},
+        "../../outside/secret.txt",
+        "/etc/passwd",
+        0.5,
+        "draft",
+        "auto",
+    ),
 )
 FIELDS = (
     *("prompt", "negative_prompt", "profile", "preset", "seed", "image", "choose", "formats"),

@@ -75,7 +75,9 @@ def append(folder: Path, event: str, data: dict[str, Any]) -> None:
         _write(descriptor, {"time": round(time.time(), 3), "event": event, "data": data})
 
 
-def sync_state(folder: Path, revision: int, state: Callable[[], tuple[str, dict[str, Any]]]) -> bool:
+def sync_state(
+    folder: Path, revision: int, state: Callable[[], tuple[str, dict[str, Any]]]
+) -> bool:
     """Append a job's state unless this revision or a later one is in its log.
 
     Args:

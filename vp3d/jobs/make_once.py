@@ -24,9 +24,16 @@ class Made:
     folder: Path
     mesh: Mesh
     seconds: float
+    finished: bool = True  # False for a run that was stopped early
 
 
-def make(config: Config, work: Path, watch: Watch | None = None) -> Made:
+def make(
+    config: Config,
+    work: Path,
+    watch: Watch | None = None,
+    models: build.Models | None = None,
+    may_stop: bool = False,
+) -> Made:
     """The one run of `config` below the folder `work`: finished, else resumed, else new.
 
     Runs of other settings in `work` are left alone, and unfinished ones of other weights too. The
@@ -36,36 +43,17 @@ def make(config: Config, work: Path, watch: Watch | None = None) -> Made:
         config: the request; its `output_dir` is replaced by `work`.
         work: the folder of runs.
         watch: hears the events of `generate`.
+        models: from `load_models`, to be kept between calls; None loads them now.
+        may_stop: return a run that was stopped early too, `finished` False.
 
     Returns:
-        The finished run.
+        The run.
 
     Raises:
         KeyboardInterrupt: the run was stopped early; it is resumed next time.
         VP3DError: what `generate` raises.
     """
     watch = watch or Watch()
-    done = make_or_stop(config, work, watch)
-    if not is_finished(done):
-        watch.on_event(Note(f"stopped in {done.path}; run the same command again to resume it"))
-        raise KeyboardInterrupt
-    return Made(done.path, read_mesh(finish.exported(done)), time_spent(done.events()))
-
-
-def make_or_stop(
-    config: Config, work: Path, watch: Watch, models: build.Models | None = None
-) -> RunFolder:
-    """`make` for a caller that may stop the run: the run's folder, finished or stopped early.
-
-    Args:
-        config: as in `make`.
-        work: as in `make`.
-        watch: hears the events of `generate`, and stops it.
-        models: from `load_models`, to be kept between calls.
-
-    Returns:
-        The run's folder; `is_finished` says whether the run came to its end.
-    """
     config = dataclasses.replace(config, output_dir=str(work))
     mine = [
         run
@@ -73,12 +61,17 @@ def make_or_stop(
         if dataclasses.replace(run.config(), output_dir=str(work)) == config
     ]
     done = next((run for run in mine if is_finished(run)), None)
-    if done is not None:
-        return done
-    started = [run for run in mine if not changed_weights(run, config)]
-    newest = started[-1].path if started else None
-    asset = pipeline.generate(config, models, watch, resume_from=newest)
-    return RunFolder.open(asset.run_dir)
+    if done is None:
+        started = [run for run in mine if not changed_weights(run, config)]
+        newest = started[-1].path if started else None
+        asset = pipeline.generate(config, models, watch, resume_from=newest)
+        done = RunFolder.open(asset.run_dir)
+    finished = is_finished(done)
+    if not finished and not may_stop:
+        watch.on_event(Note(f"stopped in {done.path}; run the same command again to resume it"))
+        raise KeyboardInterrupt
+    mesh, seconds = read_mesh(finish.exported(done)), time_spent(done.events())
+    return Made(done.path, mesh, seconds, finished)
 
 
 def found_runs(work: Path, watch: Watch | None = None) -> list[RunFolder]:

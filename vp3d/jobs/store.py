@@ -228,7 +228,7 @@ class Store:
         found = self.connection().execute("SELECT 1 FROM deleted WHERE id = ?", (job_id,))
         return found.fetchone() is not None
 
-    def list(
+    def jobs(
         self,
         status: str = "",
         words: str = "",

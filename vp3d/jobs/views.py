@@ -158,6 +158,8 @@ def _candidates(base: str, log: Summary) -> dict[str, Any] | None:
     return {**log.candidates, "pictures": pictures}
 
 
-def log_state(job: Job, log: Summary, queue_position: int | None = None) -> tuple[str, dict[str, Any]]:
+def log_state(
+    job: Job, log: Summary, queue_position: int | None = None
+) -> tuple[str, dict[str, Any]]:
     """The event that shows a job's state in its log: "end" for the last one."""
     return ("end" if job.status in FINAL else "status"), job_view(job, log, queue_position)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 import shutil
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,12 @@ LEAVE_S = 10.0  # a worker that was asked to leave ends after this, whatever it 
 JOBS_A_PROCESS = 20  # then a fresh process takes over
 MEMORY_GROWTH_BYTES = 6 << 30  # above what was used after the first job; then likewise
 EXIT_LEFT_LATE = 76
+UNEXPECTED = {  # the error of a job that met a bug
+    "code": "internal",
+    "title": "Internal error",
+    "status": 500,
+    "detail": "an unexpected error; the log of the worker has the details",
+}
 
 
 class Worker:
@@ -88,7 +94,8 @@ class Worker:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         listener = Listener(self.store, claim, self.leave, device)
         listener.begin()
-        status, values = "running", {}
+        status: str = "running"
+        values: dict[str, Any] = {}
         try:
             status, values = self.make(claim, listener)
             listener.estimate.finish()
@@ -98,8 +105,11 @@ class Worker:
             status, values = "running", {}
         except Cancelled:
             status, values = "cancelled", {}
-        except Exception as error:
+        except VP3DError as error:
             status, values = "failed", {"error": problem_of(error)}
+        except Exception:
+            logging.exception("the job %s failed", claim.job.id)
+            status, values = "failed", {"error": UNEXPECTED}
         finally:
             listener.end()
             self.models = self.models if status != "failed" else None
@@ -122,7 +132,8 @@ class Worker:
     def generate(self, claim: Claim, listener: Listener) -> dict[str, Any]:
         """Make, continue or find the job's one run."""
         from vp3d.checks import read_prompts
-        from vp3d.jobs.make_once import is_finished, make_or_stop
+        from vp3d.jobs.make_once import make
+        from vp3d.runs.folder import RunFolder
         from vp3d.visual_prompt.choose import choose_candidate
 
         job, folder = claim.job, self.store.folder(claim.job.id)
@@ -139,9 +150,9 @@ class Worker:
             if job.choice is not None and job.choice >= 0 and not drawn.has_steps():
                 choose_candidate(drawn.run, config.visual_prompt, job.choice)
         watch = listener.watch()
-        run = make_or_stop(config, folder, watch, self.models_for(config, watch))
-        figures = listener.figures or figures_of(run)
-        return {"figures": figures, "stopped": not is_finished(run), "run": run.path.name}
+        made = make(config, folder, watch, self.models_for(config, watch), may_stop=True)
+        figures = listener.figures or figures_of(RunFolder.open(made.folder))
+        return {"figures": figures, "stopped": not made.finished, "run": made.folder.name}
 
     def models_for(self, config: Any, watch: Any) -> Any:
         """The models of the last job if this one needs the same, else new ones."""
@@ -242,12 +253,8 @@ def copy_run(source: Path, folder: Path) -> Path:
     return target
 
 
-def problem_of(error: Exception) -> dict[str, Any]:
-    """An exception as the job's error; one that is a bug goes to the worker's log in full."""
-    if not isinstance(error, VP3DError):
-        traceback.print_exception(error, file=sys.stderr)
-        detail = "an unexpected error; the log of the worker has the details"
-        return {"code": "internal", "title": "Internal error", "status": 500, "detail": detail}
+def problem_of(error: VP3DError) -> dict[str, Any]:
+    """One of our own errors as the job's error."""
     status = 422
     if isinstance(error, MissingWeightsError | OutOfMemoryError):
         status = 503

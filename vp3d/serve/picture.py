@@ -8,10 +8,12 @@ what it writes has been decoded. It prints width and height, or one line that sa
 
 from __future__ import annotations
 
+import io
 import resource
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 MEMORY = 2 << 30  # bytes of address space
 SECONDS = 20  # of processor time
@@ -24,7 +26,7 @@ def rewrite(source: Path, target: Path) -> tuple[int, int]:
 
     Raises ValueError with the reason if it is no picture that is taken.
     """
-    from PIL import Image, ImageCms, ImageOps
+    from PIL import Image, ImageOps
 
     warnings.simplefilter("ignore")
     try:
@@ -39,7 +41,7 @@ def rewrite(source: Path, target: Path) -> tuple[int, int]:
             profile = turned.info.get("icc_profile")
             plain = turned.convert(mode)
             if profile and turned.mode in ("RGB", "RGBA"):
-                plain = _to_srgb(plain, profile, ImageCms)
+                plain = _to_srgb(plain, profile)
             clean = Image.frombytes(mode, plain.size, plain.tobytes())
             clean.save(target, format="PNG")
             return clean.size
@@ -49,10 +51,8 @@ def rewrite(source: Path, target: Path) -> tuple[int, int]:
         raise ValueError(f"it cannot be read ({type(error).__name__})") from error
 
 
-def _to_srgb(picture: object, profile: bytes, cms: object) -> object:
+def _to_srgb(picture: Any, profile: bytes) -> Any:
     """The picture in sRGB; unchanged if its profile cannot be used."""
-    import io
-
     from PIL import ImageCms
 
     try:

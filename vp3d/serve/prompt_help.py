@@ -7,7 +7,6 @@ from typing import Any
 
 from vp3d.config.loader import build_config
 from vp3d.config.paths import locate
-from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.jobs.request import Limits, check_text, profile_layers
 from vp3d.prompt_reading import read_prompt
@@ -29,15 +28,16 @@ def _load(path: str) -> Vocabulary:
     return load_vocabulary(locate(path))
 
 
-def vocabularies(config: Config) -> list[Vocabulary]:
-    """The vocabularies of the priors of a config."""
+def vocabularies(profile: str) -> list[Vocabulary]:
+    """The vocabularies of the priors of a profile."""
+    config = build_config(None, profile_layers(profile))
     paths = [config.prior.vocabulary, config.visual_prompt.prior.vocabulary]
     return [_load(path) for path in dict.fromkeys(paths) if path]
 
 
 def describe(profile: str) -> dict[str, Any]:
     """Words, grammar and examples of a profile; `open` is true if every word is known."""
-    found = vocabularies(build_config(None, profile_layers(profile)))
+    found = vocabularies(profile)
     if not found:
         return {"profile": profile, "open": True, "words": [], "examples": []}
     words = found[0]
@@ -67,7 +67,7 @@ def check(prompt: str, profile: str, limits: Limits) -> dict[str, Any]:
 
     Raises UserError for an unknown profile.
     """
-    found = vocabularies(build_config(None, profile_layers(profile)))
+    found = vocabularies(profile)
     answer: dict[str, Any] = {"ok": False, "in_grammar": True, "unknown": [], "read_as": prompt}
     try:
         check_text(prompt, "prompt", limits.prompt)

@@ -70,16 +70,17 @@ def serve(
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         pool.start()
-        show(f"serving {settings.data} at {link}" + (f"#token={settings.token}" if tell_token else ""))
+        secret = f"#token={settings.token}" if tell_token else ""
+        show(f"serving {settings.data} at {link}{secret}")
         await serving
 
     original = server.handle_exit
 
     def stop(number: int, frame: object) -> None:
         app.state.service.streams.draining = True
-        original(number, frame)  # type: ignore[arg-type]
+        original(number, frame)
 
-    server.handle_exit = stop  # type: ignore[method-assign]
+    server.handle_exit = stop
     try:
         with suppress(KeyboardInterrupt):
             asyncio.run(run())

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
@@ -32,10 +33,8 @@ async def read_upload(request: Request, most: int) -> bytes:
 
     try:
         form = await Request(request.scope, receive).form(max_files=1, max_fields=4)
-    except (MultiPartException, ValueError, AssertionError) as error:
+    except (MultiPartException, HTTPException, ValueError, AssertionError, KeyError) as error:
         raise Problem(400, "invalid", "the form cannot be read") from error
-    except Exception as error:  # starlette turns faults of the form into an HTTPException
-        raise Problem(400, "invalid", f"the form cannot be read ({type(error).__name__})") from error
     for value in form.values():
         if not isinstance(value, str):
             data = await value.read()

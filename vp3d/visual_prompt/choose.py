@@ -40,9 +40,7 @@ def choose_candidate(run_folder: RunFolder, settings: VisualPromptConfig, chosen
     if chosen == found.chosen:
         return
     # Masks are 8-bit in files; those of the candidates are found again from their pictures.
-    masks = torch.stack(
-        [border_flood(rgb, settings.cutout_tolerance) for rgb in found.candidates]
-    )
+    masks = torch.stack([border_flood(rgb, settings.cutout_tolerance) for rgb in found.candidates])
     masks = (masks.clamp(0.0, 1.0) * 255.0).round() / 255.0
     if not is_usable(masks[chosen]):
         raise UserError(f"candidate {chosen} cannot be cut out; choose another")
