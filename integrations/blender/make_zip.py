@@ -1,4 +1,7 @@
-"""Write vp3d_blender.zip, which Blender installs: python integrations/blender/make_zip.py [FILE]."""
+"""Write vp3d_blender.zip, which Blender installs.
+
+python integrations/blender/make_zip.py [FILE]
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ print("RESULT", json.dumps({
 
 def test_the_add_on_imports_the_asset_of_a_prompt(tmp_path):
     archive = tmp_path / "vp3d_blender.zip"
-    subprocess.run([sys.executable, "integrations/blender/make_zip.py", archive], check=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "integrations/blender/make_zip.py", archive], check=True, cwd=ROOT
+    )
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     token = "a token of the tests"
