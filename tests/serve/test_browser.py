@@ -215,9 +215,7 @@ def test_a_killed_server_does_not_end_the_view(tab, working):
     job = submit(working, settings={"optim.steps": 300})
     tab.open(f"#/job/{job.id}")
     tab.page.wait_for_selector(".stages .now", timeout=LONG_S)
-    tab.expected = re.compile(
-        "ERR_CONNECTION_REFUSED|ERR_INCOMPLETE|ERR_EMPTY|ERR_CONNECTION_RESET"
-    )
+    tab.expected = re.compile("ERR_(CONNECTION_RE|INCOMPLETE|EMPTY)")
     working.kill()
     working.start()
     tab.page.wait_for_selector("#export", timeout=LONG_S)
