@@ -12,7 +12,7 @@ TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo test fuzz test-all mutants lint format types docs reference wheel train doctor clean help
+.PHONY: demo serve soak test fuzz test-all mutants lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
@@ -20,6 +20,15 @@ demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draf
 
 test: $(VENV)/.installed-dev  ## run the tests but the slow ones; ARGS=--shuffle in random order
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+serve: $(VENV)/.installed-serve  ## start the web page and the REST service; ARGS="--port 9000"
+	$(RUN) launch.py serve $(ARGS)
+
+soak: $(VENV)/.installed-dev $(VENV)/.installed-serve  ## kill the service at random, and more; an hour
+	$(RUN) -m tests.serve.soak kills --full
+	$(RUN) -m tests.serve.soak submits
+	$(RUN) -m tests.serve.soak streams
+	$(RUN) -m tests.serve.soak fuzz
 
 fuzz: $(VENV)/.installed-dev  ## read thousands of damaged files; a few minutes
 	$(RUN) -m pytest -m "" tests/fuzz
@@ -77,6 +86,10 @@ $(VENV)/.installed: requirements.txt | $(RUN)
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-serve: requirements-serve.txt $(VENV)/.installed
+	$(RUN) -m pip install --quiet -r requirements-serve.txt
 	touch $@
 
 $(VENV)/.installed-docs: requirements-docs.txt | $(RUN)

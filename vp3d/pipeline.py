@@ -86,7 +86,8 @@ def generate(
         steps = config.optim.steps
         preview = f"{stage.name}: live preview in {run.preview_file}"
         journal.show(Stage(stage.name, preview, steps))
-        outcome = loop.run(stage, config.optim, config.camera, journal)
+        live = finish.LiveMesh(journal, device, config.render) if watch.live_mesh else None
+        outcome = loop.run(stage, config.optim, config.camera, journal, live or loop.show_nothing)
         settings = build.finish_settings(config)
         asset = finish.export_field(outcome.result, settings, journal, device)
         try:

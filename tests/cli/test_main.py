@@ -524,10 +524,11 @@ def test_everything_imported_is_required_pinned_and_ranged() -> None:
         imported - set(sys.stdlib_module_names) - {"vp3d", "", "nerfacc", "tinycudann", "triton"}
     )
     needed = {owners.get(name, [name])[0].lower().replace("_", "-") for name in third_party}
-    pinned = pins(ROOT / "requirements.txt")
+    pinned = pins(ROOT / "requirements.txt") | pins(ROOT / "requirements-serve.txt")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ranged = {
-        re.split(r"[<>=!~]", line)[0].lower().replace("_", "-") for line in project["dependencies"]
+        re.split(r"[<>=!~]", line)[0].lower().replace("_", "-")
+        for line in project["dependencies"] + project["optional-dependencies"]["serve"]
     }
     assert needed <= set(pinned), f"not pinned: {sorted(needed - set(pinned))}"
     assert needed - ranged <= {"tokenizers", "huggingface-hub"}, (

@@ -12,7 +12,17 @@ import io
 import sys
 
 from vp3d import __version__
-from vp3d.cli import doctor, evaluate, export, generate, hallucination, models, render, resume
+from vp3d.cli import (
+    doctor,
+    evaluate,
+    export,
+    generate,
+    hallucination,
+    models,
+    render,
+    resume,
+    serve,
+)
 from vp3d.cli.arguments import EXIT_USER, VerbParser
 from vp3d.config.paths import program
 from vp3d.errors import VP3DError
@@ -26,6 +36,7 @@ VERBS = {  # in the order of the help
     "models": models,
     "evaluate": evaluate,
     "hallucination": hallucination,
+    "serve": serve,
     "doctor": doctor,
 }
 GLOBAL_OPTIONS = ("-h", "--help", "--version")

@@ -202,7 +202,8 @@ def make_visual_prompt(
     if reference is not None:
         warnings = _doubts(reference, request.image, run_folder)
         visual_prompt = replace(visual_prompt, notes=reference.notes, warnings=warnings)
-    _write_pictures(visual_prompt, cutouts, choice, run_folder)
+    labels = candidate_labels(scores, choice.unsteady)
+    write_pictures(visual_prompt, cutouts, labels, run_folder)
     _write_scores(visual_prompt, choice, phrase_scores, request, run_folder)
     return visual_prompt
 
@@ -336,10 +337,23 @@ def _refuse(
     )
 
 
-def _write_pictures(
-    visual_prompt: VisualPrompt, cutouts: Tensor, choice: _Choice, run_folder: RunFolder
+def candidate_labels(scores: list[float | None], unsteady: list[int]) -> list[str]:
+    """What the contact sheet says below each candidate."""
+    labels = ["no cut-out" if score is None else f"{score:.3f}" for score in scores]
+    return [f"{label} unsteady" if n in unsteady else label for n, label in enumerate(labels)]
+
+
+def write_pictures(
+    visual_prompt: VisualPrompt, cutouts: Tensor, labels: list[str], run_folder: RunFolder
 ) -> None:
-    """Write the candidates, the chosen one, its cut-out and mask, and the contact sheet."""
+    """Write the candidates, the chosen one, its cut-out and mask, and the contact sheet.
+
+    Args:
+        visual_prompt: The pictures.
+        cutouts: The cut-out of every candidate, `[N, 3, H, W]` in [0, 1].
+        labels: What the contact sheet says below each candidate.
+        run_folder: Where the files are written.
+    """
     folder = run_folder.visual_prompt
     pictures = {candidate_file(n): rgb for n, rgb in enumerate(visual_prompt.candidates)}
     pictures[CHOSEN_FILE] = visual_prompt.candidates[visual_prompt.chosen]
@@ -347,9 +361,6 @@ def _write_pictures(
     pictures[MASK_FILE] = visual_prompt.mask[0]
     for name, picture in pictures.items():
         _write_png(_to_pil(picture), folder / name)
-    labels = ["no cut-out" if score is None else f"{score:.3f}" for score in visual_prompt.scores]
-    for n in choice.unsteady:
-        labels[n] += " unsteady"
     sheet = contact_sheet(visual_prompt.candidates, cutouts, labels, visual_prompt.chosen)
     _write_png(sheet, folder / SHEET_FILE)
 
