@@ -537,7 +537,7 @@ def test_everything_imported_is_required_pinned_and_ranged() -> None:
 
 
 def test_the_tests_run_on_the_pinned_set() -> None:
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-serve.txt"):
         for name, version in pins(ROOT / file).items():
             assert metadata.version(name).partition("+")[0] == version, name
 

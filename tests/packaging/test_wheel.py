@@ -120,7 +120,7 @@ def test_tested_versions_are_in_the_ranges_of_the_metadata(metadata: Message) ->
     from packaging.requirements import Requirement
 
     pinned = {}
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-serve.txt"):
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
         for package, version in re.findall(r"^([\w-]+)==(\S+)$", "\n".join(lines), re.MULTILINE):
             pinned[package.lower()] = version

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 import pytest
 
 from tests.helpers.service import RunningService
 
-pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install 'vp3d[serve]'")
-pytest.importorskip("uvicorn", reason="needs the extra `serve`: pip install 'vp3d[serve]'")
+if not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "multipart")):
+    collect_ignore_glob = ["test_*.py"]  # they need the extra `serve`
 
 
 @pytest.fixture(scope="session")
