@@ -110,6 +110,8 @@ class PriorConfig:
     channels_last: bool = False
     # torch.compile for denoiser and encoder: slow first steps, then faster; needs a compiler
     compile: bool = False
+    # LoRA files or folders, comma-separated, each with a scale: a.safetensors:0.5,b; "" for none
+    loras: str = ""
 
 
 @dataclass

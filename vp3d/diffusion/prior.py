@@ -87,6 +87,12 @@ class Prior:
             # [1, T, C]
             self.null_image = None if image_encoder is None else image_encoder.null_tokens()
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that a LoRA can change, by their names in its file (lora.py)."""
+        names = ("text_encoder", "text_encoder_2")
+        return {"unet": self.unet, **dict(zip(names, self._text_towers, strict=False))}
+
     def compile(self) -> None:
         """Compile the denoiser and the autoencoder's encoder (torch.compile) at their first call.
 
