@@ -16,6 +16,8 @@ NAMES = (
     "alignprop-k",
     "alignprop-mix",
     "alignprop-product",
+    "svdd",
+    "strings",
 )
 
 
@@ -41,6 +43,14 @@ def find_claim(name: str) -> Claim:
         from vp3d.evaluate.claims import alignprop_product
 
         return alignprop_product.CLAIM
+    if name == "svdd":
+        from vp3d.evaluate.claims import svdd
+
+        return svdd.CLAIM
+    if name == "strings":
+        from vp3d.evaluate.claims import strings
+
+        return strings.CLAIM
     raise UserError(f"there is no claim {name!r}: use one of {', '.join(NAMES)}")
 
 
