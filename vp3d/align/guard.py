@@ -98,7 +98,10 @@ class Guard:
         if last.step < WARN_AFTER or len(self.checks) < 2:
             return ""
         if all(check.total < self.checks[0].total for check in self.checks[1:]):
-            return "the reward is below the base's since the start: try --k fixed:1 and a lower align.lr"
+            return (
+                "the reward is below the base's since the start: try --k fixed:1 and a lower "
+                "align.lr"
+            )
         return ""
 
     def record(self) -> dict[str, Any]:
