@@ -198,7 +198,7 @@ class SteeredSampler:
         prior: The model that draws.
         reward_of: The reward of a list of prompts.
         steering: Proposals, temperature and steps.
-        value_of: The value of a state, from the reward; `posterior_mean` by default.
+        value: The value of a state; None for the posterior mean of the reward.
         choices: The choices of the last draw.
         frames: Some of its steps as pictures.
     """
@@ -206,7 +206,7 @@ class SteeredSampler:
     prior: Prior
     reward_of: Callable[[Sequence[str]], PictureReward]
     steering: Steering = field(default_factory=Steering)
-    value_of: Callable[[PictureReward], Value[Latents]] = posterior_mean
+    value: Value[Latents] | None = None
     choices: list[Choice] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
 
@@ -234,13 +234,13 @@ class SteeredSampler:
         self.choices, self.frames = [], []
         drawing = self.prior.drawing(prompts, negative, steps, guidance_scale)
         state = Latents(drawing, self.prior.noise(len(prompts), generator))
-        value = self._recorded(self.value_of(self.reward_of(prompts)), steps)
+        value = self.value or posterior_mean(self.reward_of(prompts))
         plan = self.steering
         state = svdd(
             state,
             steps - 1,
             propose_latents(plan.eta),
-            value,
+            self._recorded(value, steps),
             plan.m,
             plan.alpha,
             generator,

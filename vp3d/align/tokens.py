@@ -61,8 +61,15 @@ class TokenModel(nn.Module):
 class Conditional(Protocol):
     """Anything that gives logits of masked letters: a `TokenModel`, or an exact law."""
 
-    letters: int
-    length: int
+    @property
+    def letters(self) -> int:
+        """K."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """L."""
+        ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [R, L, K] of `x` [R, L] int64 in [0, K]."""

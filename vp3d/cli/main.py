@@ -12,7 +12,7 @@ import io
 import sys
 
 from vp3d import __version__
-from vp3d.cli import doctor, evaluate, export, generate, models, render, resume
+from vp3d.cli import doctor, draw, evaluate, export, generate, models, render, resume
 from vp3d.cli.arguments import EXIT_USER, VerbParser
 from vp3d.config.paths import program
 from vp3d.errors import VP3DError
@@ -20,6 +20,7 @@ from vp3d.system.console import Parser
 
 VERBS = {  # in the order of the help
     "generate": generate,
+    "draw": draw,
     "resume": resume,
     "export": export,
     "render": render,

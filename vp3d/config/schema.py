@@ -115,6 +115,23 @@ class PriorConfig:
 
 
 @dataclass
+class SvddConfig:
+    """Steering of the drawing: several proposals at each denoising step, one kept by a reward."""
+
+    # proposals for each picture and denoising step; 1 is plain drawing with noise
+    m: Annotated[int, Range(1, 256)] = 8
+    # temperature of the choice, in standard deviations of the reward; 0 keeps the best proposal
+    alpha: Weight = 0.0
+    # pm: the reward of the picture expected in the end; mc: a network fitted to plain drawings
+    value: Literal["pm", "mc"] = "pm"
+    # NAME[:WEIGHT],...: text (the model of rewards.text_model), whole, centred, filled, steady,
+    # plain, single, jpeg, compress, framing, colorful
+    reward: str = "text:1,steady:0.5,whole:0.5"
+    begin: Share = 0.0  # share of the denoising steps from which there are proposals
+    finish: Share = 1.0  # share of the denoising steps after which there are none
+
+
+@dataclass
 class VisualPromptConfig:
     """How the visual prompt is drawn, selected and cut out."""
 
@@ -131,6 +148,9 @@ class VisualPromptConfig:
     # lowest IoU of cut-outs by tighter and wider thresholds; below it a candidate is rejected as a
     # scene
     steadiness: Share = 0.8
+    # ddim: deterministic steps; svdd: steps with noise, steered by a reward without gradient
+    sampler: Literal["ddim", "svdd"] = "ddim"
+    svdd: SvddConfig = field(default_factory=SvddConfig)  # read only if sampler is svdd
     # another model that only draws the candidates; path "" uses `prior`
     prior: PriorConfig = field(
         default_factory=lambda: PriorConfig("", "", manifest="", vocabulary="")

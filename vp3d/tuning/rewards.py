@@ -9,9 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vp3d.align import framing
-from vp3d.align.compress import jpeg_size, rate
 from vp3d.align.objectives import Objective, PictureScore, parse_rewards
+from vp3d.align.scores import WITH_GRADIENT, WITHOUT_GRADIENT
 from vp3d.config.schema import RewardsConfig
 from vp3d.errors import UserError
 from vp3d.rewards.aesthetic import load_aesthetic
@@ -21,20 +20,6 @@ from vp3d.rewards.text_image import ClipText, TextImage
 from vp3d.rewards.towers import load_clip_tower
 
 TEXT_REWARDS = ("clip", "imagereward", "pickscore", "hpsv2")
-WITH_GRADIENT: dict[str, PictureScore] = {
-    "compress": lambda rgb, prompts: -rate(rgb),
-    "framing": lambda rgb, prompts: framing.soft_framing(rgb),
-    "colorful": lambda rgb, prompts: rgb.std(dim=1, unbiased=False).mean((1, 2)),
-}
-WITHOUT_GRADIENT: dict[str, PictureScore] = {
-    "jpeg": lambda rgb, prompts: -jpeg_size(rgb),
-    "whole": lambda rgb, prompts: framing.whole(rgb),
-    "centred": lambda rgb, prompts: framing.centred(rgb),
-    "filled": lambda rgb, prompts: framing.filled(rgb),
-    "steady": lambda rgb, prompts: framing.steady(rgb),
-    "plain": lambda rgb, prompts: framing.plain(rgb),
-    "single": lambda rgb, prompts: -(framing.objects(rgb) - 1.0).abs(),
-}
 NAMES = (*TEXT_REWARDS, "aesthetic", *WITH_GRADIENT, *WITHOUT_GRADIENT)
 
 

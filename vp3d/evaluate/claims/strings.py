@@ -113,7 +113,12 @@ def measure(bench: Bench) -> Finding:
             tables.append(Tables.of(trained(SHORT, SHORT_UPDATES, 0)))
         return tables[0]
 
-    settings = {"length": SHORT, "updates": SHORT_UPDATES, "alpha": ALPHA, "draws": DRAWS}
+    settings: dict[str, Any] = {
+        "length": SHORT,
+        "updates": SHORT_UPDATES,
+        "alpha": ALPHA,
+        "draws": DRAWS,
+    }
     short = {
         motif: bench.once(
             f"exact-{motif}",

@@ -31,6 +31,7 @@ from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.prior import Prior
 from vp3d.evaluate.claims.frame import (
     Bench,
+    Cell,
     Claim,
     Finding,
     Table,
@@ -122,9 +123,7 @@ def steer(
 ) -> Tensor:
     """`count` pictures of one caption [count, 3, H, W], by SVDD with M proposals; 1 is plain."""
     prompts = [with_view(caption(spec), "front view")] * count
-    sampler = SteeredSampler(rig.prior, lambda prompts: smaller, Steering(m, shown=0))
-    if value is not None:
-        sampler.value_of = lambda reward: value
+    sampler = SteeredSampler(rig.prior, lambda prompts: smaller, Steering(m, shown=0), value)
     return sampler.sample(prompts, "", STEPS, 1.0, make_generator(seed, f"{m} {prompts[0]}"))
 
 
