@@ -68,6 +68,8 @@ def test_roll_outs_are_plain_draws(tmp_path: Path):
 
 
 def test_rewards_that_are_not_finite_are_refused():
-    rollouts = Rollouts(torch.zeros(2, 1, 4, 4), torch.ones(2).long(), torch.tensor([1.0, torch.nan]))
+    rollouts = Rollouts(
+        torch.zeros(2, 1, 4, 4), torch.ones(2).long(), torch.tensor([1.0, torch.nan])
+    )
     with pytest.raises(ValueError, match="not finite"):
         fit_value(rollouts, 1, torch.Generator())

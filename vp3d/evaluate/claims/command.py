@@ -17,6 +17,8 @@ NAMES = (
     "alignprop-mix",
     "alignprop-product",
     "svdd",
+    "svdd-framing",
+    "svdd-assets",
     "strings",
 )
 
@@ -47,6 +49,14 @@ def find_claim(name: str) -> Claim:
         from vp3d.evaluate.claims import svdd
 
         return svdd.CLAIM
+    if name == "svdd-framing":
+        from vp3d.evaluate.claims import svdd_framing
+
+        return svdd_framing.CLAIM
+    if name == "svdd-assets":
+        from vp3d.evaluate.claims import svdd_assets
+
+        return svdd_assets.CLAIM
     if name == "strings":
         from vp3d.evaluate.claims import strings
 
