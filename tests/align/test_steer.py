@@ -145,3 +145,20 @@ def test_dps_follows_the_gradient_and_scale_zero_is_plain_sampling(prior: Prior)
     with torch.no_grad():
         gain = brightness(prior.decode(moved), owner) - brightness(prior.decode(plain), owner)
     assert (gain > 0).all()
+
+
+def test_a_picture_that_is_not_finite_is_never_kept(prior: Prior, monkeypatch: pytest.MonkeyPatch):
+    """Half precision can overflow; a cut-out of such a picture may still look whole."""
+    decode = Prior.decode
+
+    def overflows(self: Prior, latents: Tensor) -> Tensor:
+        rgb = decode(self, latents).detach()
+        rgb[::3] = torch.nan
+        return rgb
+
+    monkeypatch.setattr(Prior, "decode", overflows)
+    state = Latents(prior.drawing(["a"], "", STEPS, 1.0), prior.noise(1, seeded()))
+    choices: list[Choice] = []
+    value = posterior_mean(lambda rgb, owner: torch.ones(len(rgb)))
+    svdd(state, 3, propose_latents(), value, 3, 0.0, seeded(), on_step=choices.append)
+    assert all(int(choice.chosen) != 0 and choice.unusable == 1 for choice in choices)

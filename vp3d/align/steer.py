@@ -105,10 +105,16 @@ def propose_latents(eta: float = 1.0) -> Propose[Latents]:
 
 
 def posterior_mean(reward: PictureReward) -> Value[Latents]:
-    """The value by the posterior mean: the reward of the picture that is expected in the end."""
+    """The value by the posterior mean: the reward of the picture that is expected in the end.
+
+    A picture that is not finite has the value NaN, whatever a reward says of it.
+    """
 
     def value(state: Latents, i: int) -> Tensor:
-        return reward(state.drawing.prior.decode(state.x0()), state.owner)
+        rgb = state.drawing.prior.decode(state.x0())
+        finite = rgb.isfinite().flatten(1).all(1)
+        found = reward(torch.nan_to_num(rgb), state.owner)
+        return torch.where(finite, found, torch.nan)
 
     return value
 
