@@ -1,1 +1,1 @@
-"""Alignment of the 2D models: pure functions of pictures, without files and console."""
+"""Align the 2D model to a reward, or steer it by one: pure methods, without files or console."""

@@ -14,6 +14,7 @@ import sys
 from vp3d import __version__
 from vp3d.cli import (
     doctor,
+    draw,
     evaluate,
     export,
     generate,
@@ -30,6 +31,7 @@ from vp3d.system.console import Parser
 
 VERBS = {  # in the order of the help
     "generate": generate,
+    "draw": draw,
     "resume": resume,
     "export": export,
     "render": render,

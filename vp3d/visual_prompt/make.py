@@ -11,6 +11,7 @@ numbers back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -28,7 +29,7 @@ from vp3d.rewards.text_image import TextImage
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import JsonError, atomic_write, read_json_object, write_json
 from vp3d.types import to_uint8
-from vp3d.visual_prompt.contact_sheet import contact_sheet
+from vp3d.visual_prompt.contact_sheet import contact_sheet, steering_sheet
 from vp3d.visual_prompt.cutout import (
     border_flood,
     is_usable,
@@ -43,6 +44,7 @@ CHOSEN_FILE = "chosen.png"  # the chosen candidate, as drawn
 CUTOUT_FILE = "cutout.png"  # its object over the neutral grey: the picture that the run uses
 MASK_FILE = "mask.png"  # the mask of the object
 SHEET_FILE = "sheet.png"  # the contact sheet of all candidates
+STEERING_FILE = "steering.png"  # proposals and choices of the first candidate, if it was steered
 SCORES_FILE = "scores.json"  # rewards, steadiness and choice; written last, so it marks completion
 
 # Share of the mean reward for the prompt's phrases that is subtracted from a candidate's reward.
@@ -391,6 +393,17 @@ def _write_scores(
     run_folder.event(
         "visual_prompt", source=source, scores=visual_prompt.scores, chosen=visual_prompt.chosen
     )
+
+
+def write_steering_sheet(
+    pictures: Sequence[Tensor],
+    values: Sequence[Sequence[float]],
+    chosen: Sequence[int],
+    steps: Sequence[int],
+    folder: Path,
+) -> None:
+    """Write `steering.png` into the folder of a visual prompt; arguments of `steering_sheet`."""
+    _write_png(steering_sheet(pictures, values, chosen, steps), folder / STEERING_FILE)
 
 
 def _as_stored(picture: Tensor) -> Tensor:
