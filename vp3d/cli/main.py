@@ -12,7 +12,7 @@ import io
 import sys
 
 from vp3d import __version__
-from vp3d.cli import doctor, evaluate, export, generate, models, render, resume
+from vp3d.cli import align, doctor, evaluate, export, generate, models, render, resume
 from vp3d.cli.arguments import EXIT_USER, VerbParser
 from vp3d.config.paths import program
 from vp3d.errors import VP3DError
@@ -24,6 +24,7 @@ VERBS = {  # in the order of the help
     "export": export,
     "render": render,
     "models": models,
+    "align": align,
     "evaluate": evaluate,
     "doctor": doctor,
 }
