@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.helpers.tiny_models import tiny_prior_config
 
+from tests.helpers.tiny_models import tiny_prior_config
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.lora import adapters_off, attach, load_loras, save_lora, set_scales
@@ -137,8 +137,17 @@ def test_kohya_layout_is_read(config: PriorConfig, kind: str, tmp_path: Path) ->
     up = torch.randn(size[0], 2, generator=generator(1))
     name = "lora_unet_" + layer.replace(".", "_")
     tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    tensors |= {
+        f"{text}.lora_down.weight": torch.ones(4, 32),
+        f"{text}.lora_up.weight": torch.ones(32, 4),
+        f"{text}.alpha": torch.tensor(2.0),
+    }
     save_file(tensors | {f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "k.safetensors")
-    found = with_loras(config, f"{tmp_path}/k.safetensors").unet.get_submodule(layer)
+    prior = with_loras(config, f"{tmp_path}/k.safetensors")
+    query = prior.networks["text_encoder"].get_submodule("encoder.layers.0.self_attn.q_proj")
+    assert query.scaling["lora0"] == 0.5
+    found = prior.unet.get_submodule(layer)
     assert torch.equal(found.lora_A["lora0"].weight, down)
     assert torch.equal(found.lora_B["lora0"].weight, up)
     assert found.scaling["lora0"] == 0.5
