@@ -324,15 +324,22 @@ def _to_peft(
 
 def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of diffusers' older layouts in that of peft; values are kept."""
-    from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
     denoiser = {key: value for key, value in state.items() if key.startswith("unet.")}
-    text = {key: value for key, value in state.items() if not key.startswith("unet.")}
     found = convert_unet_state_dict_to_peft(denoiser) if denoiser else {}
-    if text:
-        found = found | convert_state_dict_to_peft(convert_state_dict_to_diffusers(text))
-    return dict(found)
+    text = {_text_key(key): v for key, v in state.items() if not key.startswith("unet.")}
+    return {**found, **text}
+
+
+def _text_key(key: str) -> str:
+    """A key of a text encoder's older layouts in that of peft."""
+    layer = re.sub(r"\.to_([qkv])_lora\.", r".\1_proj.lora.", key)
+    layer = layer.replace(".to_out_lora.", ".out_proj.lora.").replace(
+        ".lora_linear_layer.", ".lora."
+    )
+    down = layer.replace(".lora.down.weight", ".lora_A.weight")
+    return down.replace(".lora.up.weight", ".lora_B.weight")
 
 
 def _stem(key: str) -> str:

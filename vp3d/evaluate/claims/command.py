@@ -10,13 +10,7 @@ from vp3d.errors import UserError
 from vp3d.evaluate.claims.frame import Bench, Claim, as_text, write_claim
 from vp3d.system.console import say
 
-NAMES = (
-    "alignprop",
-    "alignprop-few-steps",
-    "alignprop-k",
-    "alignprop-mix",
-    "alignprop-product",
-)
+NAMES = ("alignprop", "alignprop-few-steps", "alignprop-mix")
 
 
 def find_claim(name: str) -> Claim:
@@ -29,18 +23,10 @@ def find_claim(name: str) -> Claim:
         from vp3d.evaluate.claims import alignprop_few_steps
 
         return alignprop_few_steps.CLAIM
-    if name == "alignprop-k":
-        from vp3d.evaluate.claims import alignprop_k
-
-        return alignprop_k.CLAIM
     if name == "alignprop-mix":
         from vp3d.evaluate.claims import alignprop_mix
 
         return alignprop_mix.CLAIM
-    if name == "alignprop-product":
-        from vp3d.evaluate.claims import alignprop_product
-
-        return alignprop_product.CLAIM
     raise UserError(f"there is no claim {name!r}: use one of {', '.join(NAMES)}")
 
 
