@@ -70,7 +70,10 @@ def split_prompts(prompts: Sequence[str], view: str) -> Prompts:
 
 def check_request(config: Config) -> None:
     """Refuse settings that contradict each other, before a model is loaded."""
-    parse_rewards(config.align.reward)
+    optimised = [name for name, _ in parse_rewards(config.align.reward)]
+    if config.align.guard in optimised:
+        name = config.align.guard
+        raise UserError(f"--guard {name} is optimised itself, so it guards nothing: use another")
     parse_law(config.align.k)
     if config.align.method == "ddpo" and config.align.steps < 2:
         raise UserError("--method ddpo needs align.steps=2 or more: the last step has no density")
@@ -150,8 +153,6 @@ def _held_out(
 ) -> tuple[str, HeldOut | None]:
     """The score that is not optimised: as asked, or the first that is not among the rewards."""
     asked, rewards, manifest = config.align.guard, config.rewards, config.prior.manifest
-    if asked in optimised:
-        raise UserError(f"--guard {asked} is optimised itself, so it guards nothing: use another")
     if asked == "auto":
         asked = "clip" if "clip" not in optimised else "none"
         fetched = Path(rewards.dinov2).is_dir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ QUERY_RATIO = SECONDS_RATIO = 5.0
 JUDGE_LOSS = 0.03
 
 
-def config_of(method: str, lr: float, reward: str = REWARD) -> AlignConfig:
+def config_of(method: Any, lr: float, reward: str = REWARD) -> AlignConfig:
     """The settings of a method; all but the method's own are shared."""
     plan = PLANS[method]
     group = 4 if method == "ddpo" else 1
@@ -43,7 +44,7 @@ def measure(bench: Bench) -> Finding:
             lr: bench.once(
                 f"trial-{method}-{lr:g}",
                 {"config": config_of(method, lr), "queries": TRIAL},
-                lambda method=method, lr=lr: curve(config_of(method, lr), 7, (TRIAL,)),
+                partial(curve, config_of(method, lr), 7, (TRIAL,)),
             )
             for lr in plan["rates"]
         }
@@ -53,7 +54,7 @@ def measure(bench: Bench) -> Finding:
             curves[method, seed] = bench.once(
                 f"curve-{method}-{seed}",
                 {"config": config, "marks": plan["marks"]},
-                lambda config=config, seed=seed, plan=plan: curve(config, seed, plan["marks"]),
+                partial(curve, config, seed, plan["marks"]),
             )
     alone = config_of("alignprop", 5e-3, "compress:1")
     collapse = bench.once("collapse", {"config": alone}, lambda: curve(alone, 0, (40, 80, 160)))

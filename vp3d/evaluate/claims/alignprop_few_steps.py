@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from vp3d.config.schema import AlignConfig
@@ -40,7 +41,7 @@ def train(seed: int) -> dict[str, Any]:
 def measure(bench: Bench) -> Finding:
     """Measure the claim."""
     runs = [
-        bench.once(f"seed-{seed}", {"config": CONFIG, "queries": QUERIES}, lambda s=seed: train(s))
+        bench.once(f"seed-{seed}", {"config": CONFIG, "queries": QUERIES}, partial(train, seed))
         for seed in SEEDS
     ]
     arms = [f"{name} {steps}" for steps in (FEW, MANY) for name in ("base", "aligned")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -75,7 +76,7 @@ def measure(bench: Bench) -> Finding:
         bench.once(
             f"lora-{i}",
             {"config": config_of(reward), "queries": QUERIES},
-            lambda reward=reward: train(reward),
+            partial(train, reward),
         )
         for i, reward in enumerate(REWARDS)
     ]
