@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.align.hallucination import distance, grade
-from vp3d.align.towers import embedded_features, grades
+from vp3d.metrics.hallucination_towers import embedded_features, grades
 from vp3d.types import to_uint8
 from vp3d.visual_prompt.read import read_picture
 

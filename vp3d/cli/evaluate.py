@@ -40,9 +40,8 @@ suites:
              162 positions x 5 focal lengths, regional means.
 
 claims NAME measures a claim about alignment instead of a suite: alignprop, alignprop-few-steps,
-alignprop-k, alignprop-mix, alignprop-product, svdd, svdd-framing, svdd-assets, strings. Each
-takes up to 30 minutes on two cores and
-continues where it was interrupted; --pages DIR is where its page is written (--work).
+alignprop-mix, svdd, svdd-framing, svdd-assets, strings. Each takes up to 30 minutes on two cores
+and continues where it was interrupted; --pages DIR is where its page is written (--work).
 
 --assets DIR measures meshes that exist, made by VP3D or not: run folders (the prompt is in their
 config.yaml), and .glb, .gltf, .obj, .ply and .stl files named by their prompt, such as

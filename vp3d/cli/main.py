@@ -13,6 +13,7 @@ import sys
 
 from vp3d import __version__
 from vp3d.cli import (
+    align,
     doctor,
     draw,
     evaluate,
@@ -36,6 +37,7 @@ VERBS = {  # in the order of the help
     "export": export,
     "render": render,
     "models": models,
+    "align": align,
     "evaluate": evaluate,
     "hallucination": hallucination,
     "serve": serve,

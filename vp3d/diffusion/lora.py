@@ -306,7 +306,6 @@ def _to_peft(
     if all(".lora_A." in key or ".lora_B." in key for key in tensors):
         return tensors, {}
     from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
     strange = next((key for key in tensors if "lora" not in key and "alpha" not in key), None)
     if strange is not None or any("dora_scale" in key for key in tensors):
@@ -316,19 +315,36 @@ def _to_peft(
         state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
             dict(tensors), unet_config=config
         )
-        state = convert_unet_state_dict_to_peft(state)
+        found = {key.removesuffix(".alpha"): value for key, value in (alphas or {}).items()}
+        scales = _renamed(found).items()
+        return _renamed(state), {_stem(key): float(value) for key, value in scales}
     except Exception as error:  # the converters raise many types for unknown layouts
         raise UserError(f"{path} has an unknown layout ({error}): save it by diffusers") from error
-    found = {
-        key.removesuffix(".alpha"): float(value)
-        for key, value in (alphas or {}).items()
-        if key.endswith(".alpha")
-    }
-    renamed = {
-        re.sub(r"\.(processor\.)?(to_\w+?)_lora\.", r".\2.", key): value
-        for key, value in state.items()
-    }
-    return renamed, found
+
+
+def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of diffusers' older layouts in that of peft; values are kept."""
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    denoiser = {key: value for key, value in state.items() if key.startswith("unet.")}
+    found = convert_unet_state_dict_to_peft(denoiser) if denoiser else {}
+    text = {_text_key(key): v for key, v in state.items() if not key.startswith("unet.")}
+    return {**found, **text}
+
+
+def _text_key(key: str) -> str:
+    """A key of a text encoder's older layouts in that of peft."""
+    layer = re.sub(r"\.to_([qkv])_lora\.", r".\1_proj.lora.", key)
+    layer = layer.replace(".to_out_lora.", ".out_proj.lora.").replace(
+        ".lora_linear_layer.", ".lora."
+    )
+    down = layer.replace(".lora.down.weight", ".lora_A.weight")
+    return down.replace(".lora.up.weight", ".lora_B.weight")
+
+
+def _stem(key: str) -> str:
+    """The path of the layer in a key of peft."""
+    return re.sub(r"\.lora_[AB]\.weight$", "", key)
 
 
 def _alpha(metadata: Mapping[str, Any], part: str, layer: str, rank: int) -> float:

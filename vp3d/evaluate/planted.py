@@ -25,12 +25,12 @@ from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from vp3d.align.features import EmbeddedFeatures
 from vp3d.align.hallucination import Distance, Features, distance
-from vp3d.align.towers import GRADES, embedded_features
 from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.evaluate.statistics import circumstances
 from vp3d.metrics.attribute_judge import Judge, load_judge
+from vp3d.metrics.hallucination_features import EmbeddedFeatures
+from vp3d.metrics.hallucination_towers import GRADES, embedded_features
 from vp3d.rewards.encoders import ClipEncoder
 from vp3d.system.console import Parser, run_program
 from vp3d.system.files import write_json, write_text

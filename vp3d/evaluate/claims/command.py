@@ -13,9 +13,7 @@ from vp3d.system.console import say
 NAMES = (
     "alignprop",
     "alignprop-few-steps",
-    "alignprop-k",
     "alignprop-mix",
-    "alignprop-product",
     "svdd",
     "svdd-framing",
     "svdd-assets",
@@ -33,18 +31,10 @@ def find_claim(name: str) -> Claim:
         from vp3d.evaluate.claims import alignprop_few_steps
 
         return alignprop_few_steps.CLAIM
-    if name == "alignprop-k":
-        from vp3d.evaluate.claims import alignprop_k
-
-        return alignprop_k.CLAIM
     if name == "alignprop-mix":
         from vp3d.evaluate.claims import alignprop_mix
 
         return alignprop_mix.CLAIM
-    if name == "alignprop-product":
-        from vp3d.evaluate.claims import alignprop_product
-
-        return alignprop_product.CLAIM
     if name == "svdd":
         from vp3d.evaluate.claims import svdd
 

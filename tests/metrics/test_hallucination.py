@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vp3d.align.features import EmbeddedFeatures
 from vp3d.align.hallucination import EPSILON, distance, grade, local_map, top_mean
-from vp3d.align.towers import embedded_features, grades
+from vp3d.metrics.hallucination_features import EmbeddedFeatures
+from vp3d.metrics.hallucination_towers import embedded_features, grades
 from vp3d.worlds.toybox.data import to_tensor
 from vp3d.worlds.toybox.images import view_vectors
 from vp3d.worlds.toybox.planted import plant

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from vp3d.align.features import EmbeddedFeatures
 from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.errors import DamagedFileError
 from vp3d.metrics.attribute_judge import load_judge
+from vp3d.metrics.hallucination_features import EmbeddedFeatures
 from vp3d.rewards.encoders import load_clip
 from vp3d.system.files import JsonError, read_json
 
