@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
 ]
 OPTIONS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
-LONG_S = 120_000  # of a wait for something that a worker does, milliseconds
+LONG_S = 240_000  # of a wait for something that a worker does, milliseconds
 SLOW = {**TINY, "optim.steps": 3000}
 
 
