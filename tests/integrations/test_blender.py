@@ -28,7 +28,7 @@ settings = bpy.context.scene.vp3d
 settings.prompt, settings.url, settings.token_file = "a red cube", url, token_file
 before = set(bpy.data.objects)
 print("SUBMIT", bpy.ops.vp3d.submit(extra=extra))
-end = time.monotonic() + 120
+end = time.monotonic() + 240
 while vp3d_blender.look() is not None and time.monotonic() < end:
     time.sleep(0.1)
 added = [one for one in set(bpy.data.objects) - before if one.type == "MESH"]

@@ -54,7 +54,8 @@ def make_all(data: Path, jobs: int, kills: int, rng: random.Random, full: bool) 
         states = [client.job(job_id).status for job_id in wanted]
         if all(state in ("succeeded", "failed", "cancelled") for state in states):
             break
-        if sum(killed.values()) < kills and time.monotonic() > next_kill:
+        at_work = "running" in states  # a kill while nothing runs proves nothing
+        if sum(killed.values()) < kills and at_work and time.monotonic() > next_kill:
             pids = service.worker_pids()
             if rng.random() < 0.4 or not pids:
                 service.kill()

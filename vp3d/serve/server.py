@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -60,7 +62,7 @@ def serve(
         h11_max_incomplete_event_size=32 << 10,
     )
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
-    server = uvicorn.Server(config)
+    server = Server(config, app)
     shown = f"http://{'[' + settings.host + ']' if ':' in settings.host else settings.host}"
     link = f"{shown}:{settings.port}/"
 
@@ -74,13 +76,6 @@ def serve(
         show(f"serving {settings.data} at {link}{secret}")
         await serving
 
-    original = server.handle_exit
-
-    def stop(number: int, frame: object) -> None:
-        app.state.service.streams.draining = True
-        original(number, frame)
-
-    server.handle_exit = stop
     try:
         with suppress(KeyboardInterrupt):
             asyncio.run(run())
@@ -91,6 +86,19 @@ def serve(
             pool.stop()
         own.release()
     return 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; a signal to end also ends the streams of events."""
+
+    def __init__(self, config: uvicorn.Config, app: Any) -> None:
+        super().__init__(config)
+        self.app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Let the streams drain, then stop."""
+        self.app.state.service.streams.draining = True
+        super().handle_exit(sig, frame)
 
 
 def check_address(host: str, token: str) -> None:

@@ -137,6 +137,7 @@ export class Viewer {
       if (!part.isMesh) return;
       part.userData.own = part.userData.own || part.material;
       const own = part.userData.own;
+      if (!own.map) { own.metalness = 0; own.roughness = 1; }  // glTF without a material is a metal
       if (mode === "textured") part.material = own;
       if (mode === "clay") part.material = new T.MeshStandardMaterial({ color: 0xc9c2b8, roughness: 1 });
       if (mode === "normals") part.material = new T.MeshNormalMaterial();
