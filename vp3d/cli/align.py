@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     prompts = read_prompts(arguments.prompts, config)
     from vp3d.runs.terminal import TerminalDisplay
-    from vp3d.tuning.run import align, check_request, split_prompts, start_run
+    from vp3d.tuning.build import check_request, split_prompts, start_run
+    from vp3d.tuning.run import align
 
     check_request(config)
     split = split_prompts(prompts, config.visual_prompt.view)

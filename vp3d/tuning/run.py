@@ -9,93 +9,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vp3d.align.guard import Check
-from vp3d.align.learner import parse_law
-from vp3d.align.objectives import parse_rewards
-from vp3d.build import resolve_device
 from vp3d.checks import check_same_weights
-from vp3d.config.schema import Config
-from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.lora import save_lora
-from vp3d.errors import DamagedFileError, UserError
-from vp3d.prompts import with_view
+from vp3d.errors import DamagedFileError
 from vp3d.report.pictures import labelled, resized, save_image, sheet
 from vp3d.report.plots import write_plots
-from vp3d.rewards.image_image import image_image
-from vp3d.rewards.towers import load_dino
 from vp3d.runs.events import Artifact, Stage, Step, Watch
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal
 from vp3d.system.console import clock
-from vp3d.system.files import read_json_object, write_json, write_text
+from vp3d.system.files import read_json_object, write_text
 from vp3d.train import checkpoint
-from vp3d.tuning.rewards import TEXT_REWARDS, build_objective, build_objectives
-from vp3d.tuning.session import HeldOut, Prompts, Training
+from vp3d.tuning.build import check_request, load_training
+from vp3d.tuning.session import Prompts, Training
 from vp3d.types import to_uint8
 from vp3d.weights.lora_files import FILE_NAME
 
 STAGE = "align"
-VALIDATION_SHARE = 0.25  # of the prompts, which the guard keeps for itself
-LEAST_PROMPTS = 4
 SHEET_PICTURES = 6
 TILE = 128  # pixels of a drawing on a sheet
-
-
-def split_prompts(prompts: Sequence[str], view: str) -> Prompts:
-    """Prompts to train on and, every fourth one, to validate with; view words are added.
-
-    UserError for fewer than four different ones.
-    """
-    found = list(dict.fromkeys(filter(None, (prompt.strip() for prompt in prompts))))
-    if len(found) < LEAST_PROMPTS:
-        raise UserError(
-            f"align needs {LEAST_PROMPTS} different prompts or more, got {len(found)}: the guard "
-            "keeps every fourth; add lines to --prompts"
-        )
-    words = [with_view(prompt, view) if view else prompt for prompt in found]
-    every = round(1.0 / VALIDATION_SHARE)
-    return Prompts(
-        tuple(word for i, word in enumerate(words) if i % every != every - 1),
-        tuple(words[every - 1 :: every]),
-    )
-
-
-def check_request(config: Config) -> None:
-    """Refuse settings that contradict each other, before a model is loaded."""
-    optimised = [name for name, _ in parse_rewards(config.align.reward)]
-    if config.align.guard in optimised:
-        name = config.align.guard
-        raise UserError(f"--guard {name} is optimised itself, so it guards nothing: use another")
-    parse_law(config.align.k)
-    if config.align.method == "ddpo" and config.align.steps < 2:
-        raise UserError("--method ddpo needs align.steps=2 or more: the last step has no density")
-    if config.prior.compile:
-        raise UserError("prior.compile and align exclude each other: set prior.compile=false")
-    if config.prior.loras:
-        raise UserError("align trains one LoRA: give --from FILE instead of prior.loras")
-
-
-def start_run(config: Config, prompts: Prompts) -> RunFolder:
-    """A new run folder with its settings and prompts."""
-    name = f"align {config.align.reward}"
-    run = RunFolder.create(replace(config, prompt=name))
-    write_json(run.path / "prompts.json", prompts)
-    return run
 
 
 def align(run: RunFolder, watch: Watch | None = None) -> Path:
     """Train, or continue, the run of a folder.
 
     Args:
-        run: Made by `start_run`.
+        run: Made by `tuning.build.start_run`.
         watch: Hears of the steps, and may stop between two.
 
     Returns:
@@ -111,72 +55,10 @@ def align(run: RunFolder, watch: Watch | None = None) -> Path:
         check_request(config)
         check_same_weights(run, config)
         watch.on_event(Stage("load", "loading models"))
-        training = _load(config, _read_prompts(run), journal)
+        training = load_training(config, _read_prompts(run), journal)
         _resume(training, run, journal)
-        _train(training, config, run, journal)
+        _train(training, config.prior.path, run, journal)
         return run.path / "lora"
-
-
-def _load(config: Config, prompts: Prompts, journal: Journal) -> Training:
-    device = resolve_device(config.backend)
-    asked = config.prior
-    if asked.dtype == "auto":  # a LoRA is trained next to exact weights where that is affordable
-        asked = replace(asked, dtype="float32")
-    prior = load_prior(asked, device, partial(_report_fewer, journal))
-    hinge = config.align.hinge or None
-    rewards, manifest = config.rewards, config.prior.manifest
-    objectives = build_objectives(config.align.reward, rewards, manifest, device, hinge)
-    name, held_out = _held_out(config, [one.name for one in objectives], device)
-    training = Training(
-        prior,
-        config.align,
-        objectives,
-        prompts,
-        (name, held_out),
-        config.negative_prompt,
-        config.seed,
-    )
-    if name == "none":
-        journal.warn(
-            "no score is held out, so only the spread of the drawings is guarded: "
-            "set --guard clip or --guard aesthetic"
-        )
-    return training
-
-
-def _report_fewer(journal: Journal, count: int, network: str) -> None:
-    journal.warn(f"out of memory: continuing with {count} images in one call of the {network}")
-
-
-def _held_out(
-    config: Config, optimised: Sequence[str], device: torch.device
-) -> tuple[str, HeldOut | None]:
-    """The score that is not optimised: as asked, or the first that is not among the rewards."""
-    asked, rewards, manifest = config.align.guard, config.rewards, config.prior.manifest
-    if asked == "auto":
-        asked = "clip" if "clip" not in optimised else "none"
-        fetched = Path(rewards.dinov2).is_dir()
-        if asked == "none" and fetched:
-            asked = "dino"
-    if asked in (*TEXT_REWARDS, "aesthetic"):
-        return asked, build_objective(asked, 1.0, rewards, manifest, device).score
-    if asked == "dino":
-        return "dino", _dino_score(rewards.dinov2, device)
-    return "none", None
-
-
-def _dino_score(location: str, device: torch.device) -> HeldOut:
-    """Similarity to the first drawings that it is called with, those of the base model."""
-    tower = load_dino(location, device)
-    base: list[torch.Tensor] = []
-
-    def score(rgb: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        del prompts
-        if not base:
-            base.append(tower.image(rgb).detach())
-        return image_image(rgb, base[0], tower)
-
-    return score
 
 
 def _read_prompts(run: RunFolder) -> Prompts:
@@ -201,8 +83,8 @@ def _resume(training: Training, run: RunFolder, journal: Journal) -> None:
         journal.note(f"continuing at step {training.step_number}")
 
 
-def _train(training: Training, config: Config, run: RunFolder, journal: Journal) -> None:
-    settings, watch = config.align, journal.watch
+def _train(training: Training, base: str, run: RunFolder, journal: Journal) -> None:
+    settings, watch = training.config, journal.watch
     watch.on_event(Stage(STAGE, f"aligning to {settings.reward}", settings.updates))
     stopped = "" if training.guard.checks else _check(training, run, journal)
     stopped = stopped or str(_verdict(run))
@@ -228,7 +110,7 @@ def _train(training: Training, config: Config, run: RunFolder, journal: Journal)
     else:
         if training.guard.checks[-1].step != training.step_number and not stopped:
             stopped = _check(training, run, journal)
-    _finish(training, config, run, journal, stopped)
+    _finish(training, base, run, journal, stopped)
 
 
 def _check(training: Training, run: RunFolder, journal: Journal) -> str:
@@ -274,15 +156,13 @@ def _write_sheet(training: Training, path: Path) -> None:
     save_image(sheet(rows, "base above, aligned below"), path)
 
 
-def _finish(
-    training: Training, config: Config, run: RunFolder, journal: Journal, stopped: str
-) -> None:
+def _finish(training: Training, base: str, run: RunFolder, journal: Journal, stopped: str) -> None:
     best = training.guard.best()
     notes: dict[str, Any] = {
-        "base": config.prior.path,
+        "base": base,
         "weights": run.recorded_weights(),
-        "reward": config.align.reward,
-        "method": config.align.method,
+        "reward": training.config.reward,
+        "method": training.config.method,
         "step": best.step,
         "queries": training.queries,
     }
@@ -296,14 +176,14 @@ def _finish(
         journal.watch.on_event(Artifact(folder, path))
     events = [event | {"kind": "step"} for event in run.events("step")]
     write_plots(events, run.path / "curves.png")
-    write_text(run.path / "report.html", _report(training, config, run, stopped))
+    write_text(run.path / "report.html", _report(training, run, stopped))
     journal.note(
         f"the LoRA of step {best.step} was kept: "
         + ", ".join(f"{name} {value:.4g}" for name, value in best.rewards.items())
     )
 
 
-def _report(training: Training, config: Config, run: RunFolder, stopped: str) -> str:
+def _report(training: Training, run: RunFolder, stopped: str) -> str:
     """The page of the run; it opens offline from its folder."""
     checks = training.guard.checks
     names = list(checks[0].rewards)
@@ -318,7 +198,7 @@ def _report(training: Training, config: Config, run: RunFolder, stopped: str) ->
     rows = "".join(_row(check, names, training.guard.best()) for check in checks)
     sheets = sorted((run.path / "sheets").glob("*.png"))[-1:]
     pictures = "".join(f'<img src="sheets/{path.name}" alt="samples">' for path in sheets)
-    title = escape(f"align {config.align.reward}")
+    title = escape(f"align {training.config.reward}")
     line = f"<p>{escape(stopped)}</p>" if stopped else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
