@@ -67,15 +67,24 @@ class Guard:
         """Take a check; returns why to stop, or ""."""
         self.checks.append(check)
         base = self.checks[0]
+        numbers = {"reward": check.total, self.held_name: check.held, "spread": check.spread}
+        broken = [name for name, value in numbers.items() if value is not None and value != value]
+        if broken:
+            return (
+                f"stopped at step {check.step}: {' and '.join(broken)} is not a number; lower "
+                "align.lr, or check the reward"
+            )
         if check.held is not None:
             best = max((c for c in self.checks if c.held is not None), key=lambda c: c.held or 0.0)
             limit = (best.held or 0.0) - ERRORS * max(check.error, best.error)
             self.below = self.below + 1 if check.held < limit else 0
             if self.below >= PATIENCE:
-                rose = " and ".join(self.rewards)
+                now, then = check.rewards, base.rewards
+                rose = " and ".join(name for name in self.rewards if now[name] > then[name])
+                while_rose = f" while {rose} rose" if rose else ""
                 return (
                     f"stopped at step {check.step}: {self.held_name} fell from {best.held:.3f} to "
-                    f"{check.held:.3f} while {rose} rose; lower align.lr, add a second reward "
+                    f"{check.held:.3f}{while_rose}; lower align.lr, add a second reward "
                     f"(such as clip:1) to --reward, or set align.anchor"
                 )
         if len(self.checks) > 1 and check.spread < LEAST_SPREAD * base.spread:

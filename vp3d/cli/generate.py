@@ -137,8 +137,8 @@ def use_loras(config: Config, loras: list[str], use: str | None) -> None:
         if use is not None:
             raise UserError("--lora-for changes nothing without --lora; omit it")
         return
-    value = ",".join(loras)
-    for path, _ in parse_loras(value):
+    value = ",".join(filter(None, [config.prior.loras, *loras]))
+    for path, _ in parse_loras(",".join(loras)):
         lora_file(expand(path))
     shared = not config.visual_prompt.prior.path
     if shared and use in ("draw", "distil"):

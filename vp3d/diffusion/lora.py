@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -291,7 +291,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = parse_json(header.get(METADATA, "{}"))
-    except (JsonError, OSError, Exception) as error:
+    except (JsonError, OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a readable LoRA ({error}): fetch it again") from error
     bad = next((key for key, value in tensors.items() if not bool(value.isfinite().all())), None)
     if bad is not None:
