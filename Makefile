@@ -12,7 +12,7 @@ TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo serve soak test fuzz test-all mutants lint format types docs reference wheel train doctor clean help
+.PHONY: demo test serve soak fuzz test-all mutants lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it

@@ -191,7 +191,7 @@ def test_some_arms_alone(
     page = capsys.readouterr().out
     assert (
         made == ["VP3D", "VP-SDS"]
-        and "arms 2 of 7 (VP3D; VP-SDS)" in page
+        and "arms 2 of 8 (VP3D; VP-SDS)" in page
         and "Difference from VP3D" in page
     )
     assert "(1 of 3)" in page and "Janus rate: (over how many of the assets)" in page

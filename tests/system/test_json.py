@@ -97,7 +97,9 @@ def test_nothing_else_parses_json() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if ast.unparse(node) in ("json.load", "json.loads", "json.JSONDecoder"):
                 found.append(path.relative_to(ROOT).as_posix())
-    assert found == ["vp3d/system/files.py"]
+    # the client and the add-on need nothing else, to be copied into other programs
+    alone = ["integrations/blender/__init__.py", "vp3d/client.py"]
+    assert sorted(set(found)) == [*alone, "vp3d/system/files.py"]
 
 
 def test_names_of_files_are_bytes() -> None:

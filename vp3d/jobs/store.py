@@ -23,7 +23,7 @@ from typing import Any
 from vp3d.errors import VP3DError
 from vp3d.jobs.locks import Lock, try_lock
 from vp3d.jobs.schema import SCHEMA
-from vp3d.system.files import disk_errors
+from vp3d.system.files import disk_errors, parse_json
 
 STORE_FILE = "jobs.sqlite"
 ACTIVE = ("queued", "running", "awaiting_choice", "cancelling")
@@ -85,7 +85,7 @@ class Job:
         """The job of a row."""
         values = dict(row)
         for name in ("request", "error", "result"):
-            values[name] = json.loads(values[name]) if values[name] else None
+            values[name] = parse_json(values[name]) if values[name] else None
         return cls(**{**values, "result": values["result"] or {}})
 
 

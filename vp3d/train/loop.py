@@ -134,7 +134,9 @@ class Loop:
     state: LoopState
     snapshot: dict[str, Tensor]
     pace: Pace
-    live: Callable[[Stage[Any]], None]  # called after each step, to show the stage in 3D
+    live: Callable[[Stage[Any]], None] = lambda _: (
+        None
+    )  # called after each step, to show the stage in 3D
 
 
 @dataclass(frozen=True)
