@@ -609,3 +609,10 @@ def test_user_error_is_one_class_everywhere() -> None:
     import vp3d.types
 
     assert vp3d.types.UserError is UserError
+
+
+def test_a_lora_with_a_comma_in_its_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The setting `prior.loras` separates files by commas."""
+    assert main.main(["generate", "a red cube", "--lora", "a,b.safetensors"]) == 2
+    err = capsys.readouterr().err
+    assert "a,b.safetensors: a path may have no comma" in err and err.count("\n") == 1

@@ -138,6 +138,9 @@ def use_loras(config: Config, loras: list[str], use: str | None) -> None:
             raise UserError("--lora-for changes nothing without --lora; omit it")
         return
     value = ",".join(filter(None, [config.prior.loras, *loras]))
+    comma = next((item for item in loras if "," in item), None)
+    if comma is not None:
+        raise UserError(f"--lora {comma}: a path may have no comma; rename the file")
     for path, _ in parse_loras(",".join(loras)):
         lora_file(expand(path))
     shared = not config.visual_prompt.prior.path

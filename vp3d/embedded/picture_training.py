@@ -41,7 +41,7 @@ from vp3d.worlds.toybox.scenes import NOUNS, caption, words
 
 VISION_TOWER = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
 MEASURING_SEED = 7000  # of the CLIP that measures; that of the rewards has 0
-JUDGE_SEED, TOWER_SEED = 4242, 8000  # of the initial weights
+JUDGE_SEEDS, TOWER_SEEDS = (4242, 900), (8000, 8000)  # of the initial weights, of the batches
 LATENTS = "latents.safetensors"
 
 
@@ -189,7 +189,7 @@ def _equal_captions(texts: list[str], device: str) -> Tensor:
 
 def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
     """Train the judge, which measures and never optimises."""
-    _train_judge("judge", pictures, plan, work, device, JUDGE_SEED)
+    _train_judge("judge", pictures, plan, work, device, JUDGE_SEEDS)
 
 
 def train_feature_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
@@ -197,11 +197,16 @@ def train_feature_tower(pictures: Pictures, plan: Plan, work: Path, device: str)
 
     Its features are the local part of the hallucination score, which may be a reward.
     """
-    _train_judge("feature_tower", pictures, plan, work, device, TOWER_SEED)
+    _train_judge("feature_tower", pictures, plan, work, device, TOWER_SEEDS)
 
 
 def _train_judge(
-    name: str, pictures: Pictures, plan: Plan, work: Path, device: str, first_seed: int
+    name: str,
+    pictures: Pictures,
+    plan: Plan,
+    work: Path,
+    device: str,
+    first_seeds: tuple[int, int],
 ) -> None:
     """Train on the exact attributes of pictures blurred, noised and tinted at random.
 
@@ -211,9 +216,10 @@ def _train_judge(
         plan: the plan; with a seed other than 0 it continues from the committed weights.
         work: folder of the checkpoint.
         device: where it is trained.
-        first_seed: added to the seed of the plan.
+        first_seeds: added to the seed of the plan, for the initial weights and for the batches.
     """
-    torch.manual_seed(first_seed + plan.seed)
+    of_weights, of_batches = first_seeds
+    torch.manual_seed(of_weights + plan.seed)
     judge = Judge(HEADS).to(device).train()
     if plan.seed:
         judge.load_state_dict(load_file(ASSETS / name / "judge.safetensors"))
@@ -234,8 +240,7 @@ def _train_judge(
         all_right = torch.stack(right).all(0).float().mean()
         return {"loss": torch.stack(losses).sum(), "all_right": all_right}
 
-    batches = 900 if first_seed == JUDGE_SEED else first_seed
-    use_ema(judge, fit(name, judge, losses, replace(plan, seed=plan.seed + batches), work))
+    use_ema(judge, fit(name, judge, losses, replace(plan, seed=plan.seed + of_batches), work))
     _recompute_batch_norm(judge, pictures, judge, device)
     if not process_rank():
         save_judge(judge.eval().cpu(), ASSETS / name)

@@ -2,10 +2,10 @@
 
 Every arm generates the same toybench prompts with the same seeds, steps and views. The arms of the
 ablation are those of the VP3D paper (arXiv 2403.17001: visual prompt and rewards). Before them come
-DreamFusion's plain SDS, SDS with the best settings of --tune, and several denoising steps on the
-text alone. The sweep changes one setting of the default run at a time. --tune gives SDS on the text
-alone every combination of guidance scale, denoising steps, space of the error and noise levels; it
-has prompts of its own (assets/prompts/tuning.txt), which are not part of toybench.
+DreamFusion's plain SDS, SDS with the best settings found by --tune, and several denoising steps on
+the text alone. The sweep changes one setting of the default run at a time. --tune gives SDS on the
+text alone every combination of guidance scale, denoising steps, space of the error and noise
+levels; it has prompts of its own (assets/prompts/tuning.txt), which are not part of toybench.
 
 The table has each figure's mean with its 95 % interval over prompts. A second table has the
 difference from the first arm, paired by prompt, with its own interval. A difference with a star is
@@ -72,7 +72,7 @@ ONE_STEP = ("guidance.denoise_steps=1", "guidance.estimate_every=1", *IN_LATENTS
 ARMS: dict[str, tuple[str, ...]] = {
     "SDS": ("guidance.lam=0", "guidance.guidance_scale=10", *ONE_STEP, *NO_REWARDS),
     "SDS, twice the CFG": ("guidance.lam=0", "guidance.guidance_scale=20", *ONE_STEP, *NO_REWARDS),
-    "SDS, tuned": (  # the best of --tune: one step, error in pixels
+    "SDS, tuned": (  # one step, error in pixels: the best of ten settings of --tune
         *("guidance.lam=0", "guidance.guidance_scale=4", "guidance.denoise_steps=1"),
         *("guidance.estimate_every=1", *ALL_NOISE, *NO_REWARDS),
     ),

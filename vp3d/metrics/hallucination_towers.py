@@ -15,8 +15,9 @@ TOWER = ASSETS / "feature_tower"
 GRADES = TOWER / "grades.json"  # rows of (proxy, grade), written by vp3d.evaluate.planted
 
 
+@lru_cache(maxsize=1)
 def embedded_features() -> EmbeddedFeatures:
-    """The embedded feature tower and CLIP, frozen."""
+    """The embedded feature tower and CLIP, frozen; loaded once a process."""
     return EmbeddedFeatures(
         load_judge(TOWER, MANIFEST), load_clip(str(ASSETS / "clip"), str(MANIFEST))
     )

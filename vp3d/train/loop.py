@@ -123,6 +123,10 @@ class Pace:
         }
 
 
+def show_nothing(stage: Stage[Any]) -> None:
+    """No live view in 3D."""
+
+
 @dataclass
 class Loop:
     """A run in progress: its stage, its journal, and the last good copy of its tensors."""
@@ -134,9 +138,7 @@ class Loop:
     state: LoopState
     snapshot: dict[str, Tensor]
     pace: Pace
-    live: Callable[[Stage[Any]], None] = lambda _: (
-        None
-    )  # called after each step, to show the stage in 3D
+    live: Callable[[Stage[Any]], None] = show_nothing  # called after each step, for a 3D view
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,6 @@ class Outcome(Generic[Result_co]):
     result: Result_co
     steps: int
     stopped: bool
-
-
-def show_nothing(stage: Stage[Any]) -> None:
-    """No live view in 3D."""
 
 
 def run(

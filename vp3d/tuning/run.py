@@ -140,7 +140,7 @@ def _save(training: Training, run: RunFolder) -> None:
 
 
 def _write_sheet(training: Training, path: Path) -> None:
-    """Base above, aligned below: training prompts left, those of the guard right."""
+    """Drawings of the guard's prompts: the base model above, the aligned one below."""
     with training.averaged():
         rgb = training.draw_validation()
     stride = max(1, len(rgb) // SHEET_PICTURES)
