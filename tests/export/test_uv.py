@@ -181,7 +181,7 @@ def test_processes_of_a_suite_import_nothing_from_the_current_folder(
         "from vp3d.evaluate.runner import _in_processes\n"
         "from pathlib import Path\n"
         "if __name__ == '__main__':\n"
-        "    print(sorted(_in_processes(abs, [1, -2], Path('../logs'), 2)))\n"
+        "    print(sorted(_in_processes(abs, [1, -2], Path('../logs'), 1)))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = subprocess.run([sys.executable, "-P", str(program)], capture_output=True, text=True)
