@@ -22,6 +22,7 @@ from vp3d.guidance.reward_term import Reward
 from vp3d.runs import events
 from vp3d.runs.events import Watch
 from vp3d.runs.folder import RunFolder
+from vp3d.types import Asset
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,14 @@ def one_thread() -> None:
 
 def quick(folder: Path) -> Config:
     config = tiny_config(folder)
+    config.export.formats, config.export.turntable = ["glb"], "gif"
+    return config
+
+
+def again(finished_run: Asset, folder: Path) -> Config:
+    """The settings of `finished_run`, for a run in another folder that writes a GLB only."""
+    config = RunFolder.open(finished_run.run_dir).config()
+    config.output_dir = str(folder)
     config.export.formats, config.export.turntable = ["glb"], "gif"
     return config
 
@@ -105,10 +114,11 @@ def test_events_come_in_order_and_nothing_is_printed(
     assert last.steps == last.total_steps == config.optim.steps and last.figures == asset.figures
 
 
-def test_a_run_is_stopped_from_another_thread_and_resumed(tmp_path: Path) -> None:
+def test_a_run_is_stopped_from_another_thread_and_resumed(
+    tmp_path: Path, finished_run: Asset
+) -> None:
     """In a thread that is not the main one, as a server works."""
-    config = quick(tmp_path)
-    straight = generate(config).path("glb").read_bytes()
+    config = again(finished_run, tmp_path)
     listener, stop = Listener(), threading.Event()
 
     def listen(event: events.Event) -> None:
@@ -121,31 +131,34 @@ def test_a_run_is_stopped_from_another_thread_and_resumed(tmp_path: Path) -> Non
         target=lambda: assets.append(generate(config, watch=Watch(listen, stop)))
     )
     worker.start()
-    worker.join(120)
+    worker.join()
     last = listener.events[-1]
     assert isinstance(last, events.Done) and last.stopped and last.steps == 3
     assert assets[0].path("glb").is_file()
+    straight = finished_run.path("glb").read_bytes()
     assert resume(assets[0].run_dir).path("glb").read_bytes() == straight
 
 
 def test_models_are_kept_between_calls_and_give_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished_run: Asset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = quick(tmp_path)
+    config = again(finished_run, tmp_path)
     models = load_models(config)
     monkeypatch.setattr(build, "load_prior", lambda *_: pytest.fail("the models were read again"))
-    first, second = (generate(config, models).path("glb").read_bytes() for _ in range(2))
-    assert first == second
+    shorter = dataclasses.replace(config, optim=dataclasses.replace(config.optim, steps=2))
+    straight = finished_run.path("glb").read_bytes()
+    assert generate(shorter, models).path("glb").read_bytes() != straight
+    assert generate(config, models).path("glb").read_bytes() == straight
     other = dataclasses.replace(config, prior=dataclasses.replace(config.prior, max_batch=3))
     with pytest.raises(UserError, match=r"other settings \(prior.max_batch\)"):
         generate(other, models)
 
 
-def test_a_reward_of_ones_own_acts_and_is_needed_on_resume(tmp_path: Path) -> None:
-    config = quick(tmp_path)
-    config.optim.steps = 4
+def test_a_reward_of_ones_own_acts_and_is_needed_on_resume(
+    tmp_path: Path, finished_run: Asset
+) -> None:
+    config = again(finished_run, tmp_path)
     models = load_models(config)
-    plain = generate(config, models)
     redness = Reward(
         lambda rgb, target: rgb[:, 0].mean((1, 2)),
         lambda camera: torch.zeros(1, 1),
@@ -154,7 +167,7 @@ def test_a_reward_of_ones_own_acts_and_is_needed_on_resume(tmp_path: Path) -> No
     mine = dataclasses.replace(models, extra_rewards={"redness": redness})
     asset = generate(config, mine)
     assert RunFolder.open(asset.run_dir).events("step")[-1]["reward_redness"] > 0
-    assert asset.path("glb").read_bytes() != plain.path("glb").read_bytes()
+    assert asset.path("glb").read_bytes() != finished_run.path("glb").read_bytes()
     with pytest.raises(UserError, match="made with: extra_rewards"):
         pipeline.resume(asset.run_dir, models)
     assert pipeline.resume(asset.run_dir, mine).path("glb").is_file()

@@ -119,7 +119,9 @@ class Submit(bpy.types.Operator):
         token = ""
         if settings.token_file:
             try:
-                token = Path(bpy.path.abspath(settings.token_file)).read_text().strip()
+                token = (
+                    Path(bpy.path.abspath(settings.token_file)).read_text(encoding="utf-8").strip()
+                )
             except OSError as error:
                 self.report({"ERROR"}, f"the token file cannot be read: {error}")
                 return {"CANCELLED"}

@@ -429,14 +429,14 @@ def test_sds_step_runs_the_guidance_and_its_calls_alone(
     assert "denoiser" in heads and f"{share:.0f}" in first
     sds_step.main(
         [
-            *"--tiny --batch 2 --render 8 16".split(),
+            *"--tiny --batch 1 --render 8 16".split(),
             *common,
             "guidance.perp_neg=1",
-            "prior.max_batch=4",
+            "prior.max_batch=2",
         ]
     )
     sizes = read(path)["results"]["sizes"]
-    assert [(s["render"], s["calls"], s["images"]) for s in sizes] == [(8, 2, 8), (16, 2, 8)]
+    assert [(s["render"], s["calls"], s["images"]) for s in sizes] == [(8, 2, 4), (16, 2, 4)]
     assert "this was" not in capsys.readouterr().out
 
 

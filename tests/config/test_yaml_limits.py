@@ -38,10 +38,10 @@ BOMBS = {
 def test_yaml_that_grows_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError) as caught:
         load_config(files=[path])
-    assert time.monotonic() - start < 10.0
+    assert time.process_time() - start < 10.0
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 

@@ -73,8 +73,10 @@ import torch
 from torch import nn
 from safetensors.torch import save_file
 from vp3d.embedded.fit import Plan, first_process_first, fit, process_rank
-torch.distributed.init_process_group("gloo")
 folder, model = Path(sys.argv[1]), nn.Linear(3, 1, bias=False)
+torch.distributed.init_process_group(
+    "gloo", init_method=(folder / "meeting").as_uri(), rank=int(sys.argv[2]), world_size=2
+)
 first_process_first(lambda: (folder / "order.txt").open("a").write(str(process_rank())))
 nn.init.constant_(model.weight, float(process_rank()))  # the weights of process 0 count
 seen = []
@@ -90,19 +92,16 @@ save_file(told, folder / f"rank{process_rank()}.safetensors")
 def test_processes_draw_their_own_batches_and_step_on_the_mean_gradient(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    processes = [
+        subprocess.Popen([sys.executable, script, tmp_path, rank], env=environment)
+        for rank in ("0", "1")
     ]
-    root = str(Path(__file__).resolve().parents[2])
-    subprocess.run(
-        [*command, str(tmp_path)], check=True, timeout=180, env={**os.environ, "PYTHONPATH": root}
-    )
+    try:
+        assert [process.wait() for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     one, two = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
     assert not torch.equal(one["seen"], two["seen"])
     mean = (one["seen"].sum(0) + two["seen"].sum(0)) / 2

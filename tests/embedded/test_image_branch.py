@@ -77,6 +77,7 @@ def test_teaching_brings_the_tokens_near_the_captions_and_leaves_text_and_denois
     model: nn.ModuleDict, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_branch, "WARMUP", 1)
+    monkeypatch.setattr(image_branch, "BATCH", 16)
     nn.init.normal_(
         model.get_parameter("projection.latents")
     )  # forget what the committed tokens contain

@@ -7,14 +7,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers import separate_run
 from tests.helpers.listening import journal_of
 from vp3d import pipeline
 from vp3d.config.schema import Config
@@ -24,16 +25,11 @@ from vp3d.train import loop
 from vp3d.train.checkpoint import list_checkpoints, load
 from vp3d.types import Asset
 
-RUN = """
-import sys, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from vp3d import pipeline
-from vp3d.config.loader import load_config
-from vp3d.runs.terminal import TerminalDisplay
-with TerminalDisplay() as display:
-    pipeline.generate(load_config(None, [Path(sys.argv[1])], []), watch=display.watch)
-"""
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ForkServerContext]:
+    with separate_run.process_context() as context:
+        yield context
 
 
 @pytest.fixture
@@ -54,25 +50,22 @@ def quick_config(straight: Path, place: Path) -> Config:
     return config
 
 
-def start(straight: Path, root: Path, steps: int = 12) -> subprocess.Popen[bytes]:
+def start(
+    processes: ForkServerContext, straight: Path, root: Path, steps: int = 12
+) -> ForkServerProcess:
     """The same run in a process of its own, in `root / "runs"`."""
     config = quick_config(straight, root / "runs")
     config.optim.steps = steps
     save_config(config, root / "run.yaml")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-    }
-    command = [sys.executable, "-c", RUN, str(root / "run.yaml")]
-    with (root / "stderr").open("w") as told:
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=told)
+    return separate_run.start(processes, root / "run.yaml", root / "stderr")
 
 
-def wait_for(pattern: str, folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until `count` files match, or the process has ended."""
-    while len(list(folder.glob(pattern))) < count and process.poll() is None:
+def wait_for(pattern: str, folder: Path, process: ForkServerProcess) -> int:
+    """Wait until a file matches, or the process has ended: the process's number."""
+    while not any(folder.glob(pattern)) and process.exitcode is None:
         time.sleep(0.005)
+    assert process.pid is not None
+    return process.pid
 
 
 def assert_equal_runs(a: Path, b: Path) -> None:
@@ -85,11 +78,13 @@ def assert_equal_runs(a: Path, b: Path) -> None:
 @pytest.mark.parametrize(
     "kill_after", ["*/visual_prompt/scores.json", "*/checkpoints/coarse/0*.safetensors"]
 )
-def test_kill_and_resume_is_bit_for_bit(tmp_path: Path, straight: Path, kill_after: str) -> None:
-    process = start(straight, tmp_path)
-    wait_for(kill_after, tmp_path / "runs", 1, process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def test_kill_and_resume_is_bit_for_bit(
+    tmp_path: Path, processes: ForkServerContext, straight: Path, kill_after: str
+) -> None:
+    process = start(processes, straight, tmp_path)
+    os.kill(wait_for(kill_after, tmp_path / "runs", process), signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert not (run_dir / "model.glb").exists()
     config = RunFolder.open(run_dir).config()
@@ -110,11 +105,14 @@ def test_resume_of_a_finished_run_exports_the_same_again(straight: Path, tmp_pat
     assert not list((folder / "checkpoints" / "coarse").glob(".*"))
 
 
-def test_ctrl_c_stops_and_exports_what_there_is(straight: Path, tmp_path: Path) -> None:
-    process = start(straight, tmp_path, steps=2000)
-    wait_for("*/checkpoints/coarse/0*.safetensors", tmp_path / "runs", 1, process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 0
+def test_ctrl_c_stops_and_exports_what_there_is(
+    processes: ForkServerContext, straight: Path, tmp_path: Path
+) -> None:
+    process = start(processes, straight, tmp_path, steps=2000)
+    first = "*/checkpoints/coarse/0*.safetensors"
+    os.kill(wait_for(first, tmp_path / "runs", process), signal.SIGINT)
+    process.join()
+    assert process.exitcode == 0
     (run_dir,) = (tmp_path / "runs").iterdir()
     run = RunFolder.open(run_dir)
     done = run.events("done")[-1]

@@ -32,10 +32,23 @@ STEPS = 4
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for the runs of examples whose `load_config` gives tiny settings."""
+    return make_tiny(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def own_field(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The globals of `own_field.py` after a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(tmp_path_factory.mktemp("own_field"), patch)
+        return run_example("own_field.py", patch)
+
+
+def make_tiny(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let `load_config` give tiny settings, and work in `folder`: the folder of the runs."""
     import torch
 
     torch.set_num_threads(1)
-    small = tiny_config(tmp_path)
+    small = tiny_config(folder)
     small.optim.steps = STEPS
     load: Callable[..., Config] = vp3d.load_config
 
@@ -47,8 +60,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return config
 
     monkeypatch.setattr(vp3d, "load_config", load_tiny)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "outputs"
+    monkeypatch.chdir(folder)
+    return folder / "outputs"
 
 
 def run_example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
@@ -114,26 +127,23 @@ def test_own_reward_is_optimised(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all("colourfulness" in step for step in steps)
 
 
-def test_own_field_is_symmetric(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_field_is_symmetric(own_field: dict[str, Any]) -> None:
     import torch
 
-    names = run_example("own_field.py", monkeypatch)
-    field = names["MirrorField"](Config().field, torch.Generator().manual_seed(0))
+    field = own_field["MirrorField"](Config().field, torch.Generator().manual_seed(0))
     x = 2.0 * torch.rand(50, 3, generator=torch.Generator().manual_seed(1)) - 1.0
     mirrored = x * torch.tensor([1.0, -1.0, 1.0])
     for value, other in zip(field(x), field(mirrored), strict=True):
         assert torch.equal(value, other)
-    vertices = names["asset"].mesh.vertices
+    vertices = own_field["asset"].mesh.vertices
     low, high = vertices[:, 1].min(), vertices[:, 1].max()
     assert high == pytest.approx(-low, abs=0.1)
 
 
-def test_run_of_own_field_is_not_exported_as_another(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_of_own_field_is_not_exported_as_another(own_field: dict[str, Any]) -> None:
     from vp3d.pipeline import export_run
 
-    run = run_example("own_field.py", monkeypatch)["asset"].run_dir
+    run = own_field["asset"].run_dir
     with pytest.raises(UserError, match="holds another field"):
         export_run(run, RunFolder.open(run).config())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from vp3d.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
+START_S = 600.0
 TINY = {  # settings of a job that is short but has every stage
     "visual_prompt.candidates": 2,
     "visual_prompt.steps": 4,

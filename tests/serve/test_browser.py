@@ -61,7 +61,7 @@ class Tab:
             self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
         if axe:
             # CSP forbids added scripts; evaluate runs outside of it
-            self.page.evaluate(Path(axe).read_text())
+            self.page.evaluate(Path(axe).read_text(encoding="utf-8"))
             found = self.page.evaluate("async () => (await axe.run()).violations")
             bad = [
                 f"{one['id']}: {one['nodes'][0]['html'][:120]}"

@@ -19,7 +19,7 @@ def submit(working, prompt="a red cube", **request):
     return working.client().submit(prompt, preset="draft", settings=settings, **request)
 
 
-def until(condition, seconds=150.0):
+def until(condition, seconds=900.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()

@@ -57,7 +57,7 @@ def test_the_server_never_loads_torch(tmp_path):
 
 
 def test_an_idle_server_is_small(service):
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    status = Path(f"/proc/{service.process.pid}/status").read_text(encoding="utf-8")
     assert int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) < 80 * 1024
 
 
@@ -208,7 +208,7 @@ def test_what_is_no_picture_is_415(service, data):
 
 def test_a_host_that_others_reach_needs_a_token(tmp_path):
     command = [sys.executable, "launch.py", "serve", "--host", "0.0.0.0", "--data", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "--token-file" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
