@@ -235,7 +235,6 @@ def test_files_elsewhere_are_refused_in_one_line(uri: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("extension", "words"),
     [
-        ("KHR_draco_mesh_compression", "Draco compression"),
         ("EXT_meshopt_compression", "meshopt compression"),
         ("KHR_texture_basisu", "Basis Universal"),
         ("ACME_secret", "ACME_secret"),

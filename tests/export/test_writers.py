@@ -36,8 +36,8 @@ def glb_json(path: Path) -> tuple[dict, bytes]:
 def accessor(tree: dict, blob: bytes, index: int) -> np.ndarray:
     entry = tree["accessors"][index]
     view = tree["bufferViews"][entry["bufferView"]]
-    width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}[entry["type"]]
-    kind = {5126: np.float32, 5125: np.uint32}[entry["componentType"]]
+    width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}[entry["type"]]
+    kind = {5126: np.float32, 5125: np.uint32, 5123: np.uint16}[entry["componentType"]]
     flat = np.frombuffer(
         blob, kind, entry["count"] * width, view.get("byteOffset", 0) + entry.get("byteOffset", 0)
     )
@@ -90,7 +90,7 @@ def test_glb_as_the_gltf_standard_wants_it(sided: Mesh, tmp_path: Path) -> None:
     assert len(tree["buffers"]) == 1 and "uri" not in tree["buffers"][0]
     assert all("uri" not in image and image["mimeType"] == "image/png" for image in tree["images"])
     material = tree["materials"][part["material"]]["pbrMetallicRoughness"]
-    assert material["metallicFactor"] == 0.0 and material["roughnessFactor"] == 1.0
+    assert material["metallicFactor"] == 0.0 and material["roughnessFactor"] == 0.9
     assert material.get("baseColorFactor", [1, 1, 1, 1]) == [1, 1, 1, 1]
     assert set(part["attributes"]) == {"POSITION", "NORMAL", "TEXCOORD_0"}
     position, normal, uv = (
