@@ -321,8 +321,9 @@ class ExportConfig:
     # slice cut off below, for a flat base, millimetres
     print_base_mm: Annotated[float, Range(0, 1000)] = 0.3
     colors: Annotated[int, Range(1, 16)] = 4  # most colours of a 3MF file
-    # levels of detail as extra GLB files, each a share of the triangles of the mesh
-    lods: list[Annotated[float, Range(0.001, 1)]] = field(default_factory=list)
+    # levels of detail as extra GLB files, each a share of the triangles of the mesh; 1 is the mesh
+    # itself, which needs no extra file
+    lods: list[Annotated[float, Range(0.001, 1)]] = field(default_factory=lambda: [1.0])
     # numbers in the GLB; draco needs the package DracoPy, and a reader that knows it
     compress: Literal["none", "quantize", "draco"] = "none"
     image: Literal["png", "webp"] = "png"  # pictures in the GLB

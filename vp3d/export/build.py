@@ -101,7 +101,7 @@ def export_mesh(
     within: Callable[[Tensor], Tensor] | None = None,
 ) -> Mesh:
     """The first mesh of `export_levels`, with its arguments."""
-    only = replace(config, lods=[])
+    only = replace(config, lods=[1.0])
     return export_levels(field, only, cameras, reference_opacity, device, event, within)[0]
 
 
@@ -182,7 +182,7 @@ def textured(
 
 
 def levels_of_detail(source: Source, faces: int, config: ExportConfig) -> list[Mesh]:
-    """A mesh for each share of `config.lods`, each with an atlas and a texture of its own.
+    """A mesh for each share of `config.lods` below 1, each with an atlas and a texture of its own.
 
     Args:
         source: Where they come from.
@@ -190,7 +190,7 @@ def levels_of_detail(source: Source, faces: int, config: ExportConfig) -> list[M
         config: As for `textured`.
     """
     found = []
-    for share in config.lods:
+    for share in (share for share in config.lods if share < 1.0):
         mesh = source.simplified(max(round(share * faces), 4))
         if len(mesh.faces):
             found.append(textured(source, mesh, config)[0])

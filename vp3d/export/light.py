@@ -3,10 +3,11 @@
 A field optimised from pictures shows the lamp of those pictures in its colours, and a viewer adds
 its own lamp. The light is fitted as one distant lamp on displayed (sRGB-encoded) colours:
 
-    colour = albedo(group) * exp(g . n - |g|)
+    colour = albedo(group) * exp(g . n - max(|g|, LEVEL))
 
-n is the outward unit normal and g `[3]` points towards the lamp; the brightest side keeps its
-colour, and the side away from the lamp has exp(-2 |g|) of it. Points of similar colour are a group
+n is the outward unit normal and g `[3]` points towards the lamp. How bright the lamp is cannot be
+fitted, because a darker lamp on a lighter surface gives the same colours: a face across the light
+gets exp(-LEVEL) = 0.78 of it, or less where no side may get more than 1. Points of similar colour are a group
 with one unknown albedo each. Groups and g are found in turns: g by weighted least squares on the
 logarithm of the luminance, with an offset a group; groups by the colours without that light
 (the chromaticity decides first, because light does not change it).
@@ -31,9 +32,11 @@ ROUNDS = 6  # turns of fitting the light and the groups
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of encoded R, G, B (ITU-R BT.601)
 DARKEST = 0.06  # luminance below which a point says nothing about the light
 CHROMA_WEIGHT, LUMINANCE_WEIGHT = 3.0, 0.35  # of the features that form the groups
+SAME_FEATURE = 1e-6  # squared distance of features below which colours are one group
 HUBER = 0.15  # residual of the log luminance from which points count less
 STRONGEST = 0.55  # largest |g| used: the far side then has a third of the light
 WEAKEST = 0.02  # smallest |g| that is a light: 4 % between both sides
+LEVEL = 0.25  # log of the light that a face across it does not get; 0.255 in the embedded world
 LEAST_EXPLAINED = 0.08  # share of the variance inside the groups that the light must explain
 
 
@@ -59,11 +62,17 @@ class Light:
     @property
     def darkest(self) -> float:
         """Factor of the side away from the lamp, in (0, 1]."""
-        return float(np.exp(-2.0 * np.linalg.norm(self.gradient)))
+        return float(np.exp(-np.linalg.norm(self.gradient) - self.level))
+
+    @property
+    def level(self) -> float:
+        """The log of the light that a face across it does not get, >= 0; 0 without a light."""
+        strength = float(np.linalg.norm(self.gradient))
+        return max(strength, LEVEL) if strength > 0.0 else 0.0
 
     def shade(self, normals: np.ndarray) -> np.ndarray:
         """The factor `[N]` in (0, 1] of the light for unit normals `[N, 3]`."""
-        return np.asarray(np.exp(normals @ self.gradient - np.linalg.norm(self.gradient)))
+        return np.asarray(np.exp(normals @ self.gradient - self.level))
 
     def figures(self) -> dict[str, object]:
         """What events and reports show: direction, darkest factor, share explained, doubt."""
@@ -125,7 +134,11 @@ def color_groups(albedo: np.ndarray) -> np.ndarray:
     start = [features[((features - features.mean(0)) ** 2).sum(1).argmin()]]
     for _ in range(GROUPS - 1):
         apart = np.min([((features - one) ** 2).sum(1) for one in start], 0)
+        if apart.max() < SAME_FEATURE:
+            break
         start.append(features[apart.argmax()])
+    if len(start) == 1:
+        return np.zeros(len(features), np.int64)
     labels = kmeans2(features, np.stack(start), minit="matrix", iter=20, missing="warn")[1]
     return np.asarray(labels)
 
