@@ -15,16 +15,15 @@ from scipy.spatial import cKDTree
 from vp3d.config.schema import ExportConfig
 from vp3d.export.bake import surface_texels
 from vp3d.export.build import Event, levels_of_detail, textured
-from vp3d.export.maps import Detail, occlusion, with_maps
+from vp3d.export.maps import Detail, occlusion_spread, with_maps
 from vp3d.export.mesh_data import vertex_normals_of
 from vp3d.export.ply import weld
 from vp3d.export.surface import decimate, vertex_normals
 from vp3d.render.raster import base_color, interpolate
 from vp3d.types import Mesh
 
-FEWEST_POINTS, MOST_POINTS = 200_000, 1_500_000  # spread over the surface
+FEWEST_POINTS, MOST_POINTS = 60_000, 1_500_000  # spread over the surface
 CELLS = 96  # of the grid of solid cells that occlusion is computed with
-MARGIN = 1e-9
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class MeshSource:
         points = self.points
         light = np.ones(len(points.at))
         if self.shaded:
-            light = occlusion(points.at, points.normals, shell(points.at))
+            light = occlusion_spread(points.at, points.normals, shell(points.at))
         return Detail(points.at, points.normals, light)
 
     def simplified(self, faces: int) -> Mesh:

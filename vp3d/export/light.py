@@ -7,10 +7,11 @@ its own lamp. The light is fitted as one distant lamp on displayed (sRGB-encoded
 
 n is the outward unit normal and g `[3]` points towards the lamp. How bright the lamp is cannot be
 fitted, because a darker lamp on a lighter surface gives the same colours: a face across the light
-gets exp(-LEVEL) = 0.78 of it, or less where no side may get more than 1. Points of similar colour are a group
-with one unknown albedo each. Groups and g are found in turns: g by weighted least squares on the
-logarithm of the luminance, with an offset a group; groups by the colours without that light
-(the chromaticity decides first, because light does not change it).
+gets exp(-LEVEL) = 0.78 of it, or less where no side may get more than 1.
+
+Points of similar colour are a group with one unknown albedo each. Groups and g are found in turns:
+g by weighted least squares on the logarithm of the luminance, with an offset a group; groups by the
+colours without that light (the chromaticity decides first, because light does not change it).
 
 The fit is not used where it explains too little or is too strong.
 """
