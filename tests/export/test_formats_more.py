@@ -90,7 +90,9 @@ def test_palette_of_two_colours_by_hand() -> None:
 
 
 def test_quantised_glb_is_smaller_and_the_same_shape(mapped: Mesh, tmp_path: Path) -> None:
-    bare = replace(mapped, texture=np.arange(12, dtype=np.uint8).reshape(2, 2, 3), maps={}, tangents=None)
+    bare = replace(
+        mapped, texture=np.arange(12, dtype=np.uint8).reshape(2, 2, 3), maps={}, tangents=None
+    )
     whole = glb_bytes(asset_of(bare))
     path = tmp_path / "m.glb"
     write_glb(asset_of(bare), path, Style(compress="quantize"))

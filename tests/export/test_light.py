@@ -1,4 +1,4 @@
-"""The light in the colours of a mesh: fitted, taken out, put back, and left where it is doubtful."""
+"""The light in the colours of a mesh: fitted, taken out, put back, and left where doubtful."""
 
 from __future__ import annotations
 

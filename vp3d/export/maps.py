@@ -57,7 +57,9 @@ def detail_of(mesh: Mesh, solid: np.ndarray | None) -> Detail:
         solid: `[R, R, R]` bool over [-1, 1]^3, indexed [x, y, z]; None for no occlusion.
     """
     normals = vertex_normals_of(mesh).astype(np.float64)
-    light = np.ones(len(normals)) if solid is None else occlusion_spread(mesh.vertices, normals, solid)
+    light = np.ones(len(normals))
+    if solid is not None:
+        light = occlusion_spread(mesh.vertices, normals, solid)
     return Detail(mesh.vertices.astype(np.float64), normals, light)
 
 
