@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vp3d.export.draco import encode
-from vp3d.export.mesh_data import TO_GLTF, named, srgb_to_linear, vertex_normals_of
+from vp3d.export.mesh_data import TO_GLTF, color_to_uint8, named, srgb_to_linear, vertex_normals_of
 from vp3d.export.quantize import Attributes, quantized
 from vp3d.export.style import METALLIC, PLAIN, ROUGHNESS, Style
 from vp3d.system.files import plain, write_bytes
@@ -65,6 +65,8 @@ def glb_bytes(asset: Asset, style: Style = PLAIN) -> bytes:
         attributes, placing = quantized(attributes)
         node |= placing
         file.extension("KHR_mesh_quantization", required=True)
+    elif style.compress == "none" and "COLOR_0" in attributes:
+        attributes["COLOR_0"] = color_to_uint8(attributes["COLOR_0"])
     primitive = _primitive(file, attributes, mesh.faces, style.compress == "draco")
     primitive["material"] = 0
     file.tree["materials"] = [material]
@@ -84,7 +86,8 @@ def attributes_of(mesh: Mesh, with_tangents: bool) -> Attributes:
     if mesh.texture is not None and mesh.uv is not None:
         found["TEXCOORD_0"] = np.c_[mesh.uv[:, 0], 1.0 - mesh.uv[:, 1]]
     elif mesh.vertex_colors is not None:
-        found["COLOR_0"] = srgb_to_linear(np.clip(mesh.vertex_colors, 0.0, 1.0))
+        linear = srgb_to_linear(np.clip(mesh.vertex_colors, 0.0, 1.0))
+        found["COLOR_0"] = np.c_[linear, np.ones(len(linear))]  # some readers expect an opacity
     return {key: np.ascontiguousarray(value, np.float32) for key, value in found.items()}
 
 
