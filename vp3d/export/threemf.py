@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
@@ -17,7 +18,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from vp3d.export.archive import deflated, read_members
-from vp3d.export.mesh_data import color_to_uint8, named
+from vp3d.export.mesh_data import color_to_uint8, computed_normals, named
 from vp3d.export.style import PLAIN, Style
 from vp3d.render.raster import base_color
 from vp3d.system.files import plain, write_bytes
@@ -163,7 +164,8 @@ def read_3mf(path: Path) -> list[Mesh]:
         matrix = _transform(item.get("transform"))
         vertices = (mesh.vertices @ matrix[:3] + matrix[3]) * scale
         faces = mesh.faces if np.linalg.det(matrix[:3]) > 0 else mesh.faces[:, ::-1].copy()
-        parts.append(Mesh(vertices.astype(np.float32), faces, vertex_colors=mesh.vertex_colors))
+        placed = Mesh(vertices.astype(np.float32), faces, vertex_colors=mesh.vertex_colors)
+        parts.append(replace(placed, normals=computed_normals(placed)))
     return parts
 
 
