@@ -3,6 +3,8 @@
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PROMPT ?= a red mushroom with a white stem
 ARGS ?=
+# One process a core, up to 8; the tests of a file stay together, so that they share their fixtures.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 VENV := .venv
 RUN := $(VENV)/bin/python
 TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
@@ -10,20 +12,29 @@ TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo test fuzz test-all mutants peers-export lint format types docs reference wheel train doctor clean help
+.PHONY: demo test serve soak fuzz test-all mutants peers-export lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
 	$(RUN) launch.py "$$PROMPT" $(ARGS)
 
-test: $(VENV)/.installed-dev  ## run the tests, without the slow ones; ARGS=--shuffle in random order
-	$(RUN) -m pytest $(ARGS)
+test: $(VENV)/.installed-dev  ## run the tests but the slow ones; ARGS=--shuffle in random order
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+serve: $(VENV)/.installed-serve  ## start the web page and the REST service; ARGS="--port 9000"
+	$(RUN) launch.py serve $(ARGS)
+
+soak: $(VENV)/.installed-dev $(VENV)/.installed-serve  ## kill the service at random, and more; an hour
+	$(RUN) -m tests.serve.soak kills --full
+	$(RUN) -m tests.serve.soak submits
+	$(RUN) -m tests.serve.soak streams
+	$(RUN) -m tests.serve.soak fuzz
 
 fuzz: $(VENV)/.installed-dev  ## read thousands of damaged files; a few minutes
 	$(RUN) -m pytest -m "" tests/fuzz
 
 test-all: $(VENV)/.installed-dev  ## run every test
-	$(RUN) -m pytest -m ""
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "" $(PARALLEL) $(ARGS)
 
 mutants: $(VENV)/.installed-dev  ## change the package line by line and see whether tests notice
 	OMP_NUM_THREADS=1 $(RUN) -m tests.mutation.run $(ARGS)
@@ -78,6 +89,10 @@ $(VENV)/.installed: requirements.txt | $(RUN)
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-serve: requirements-serve.txt $(VENV)/.installed
+	$(RUN) -m pip install --quiet -r requirements-serve.txt
 	touch $@
 
 $(VENV)/.installed-docs: requirements-docs.txt | $(RUN)

@@ -1,7 +1,8 @@
 """Shared by every test: no network, no window, Ctrl-C that works, and any order.
 
 GPU tests run only where there is a GPU. `--shuffle` runs the files, and the tests in each, in a
-random order; the seed is printed, and `--shuffle-seed=SEED` repeats it.
+random order; the seed is printed, and `--shuffle-seed=SEED` repeats it. Without it, the folders
+whose files take longest come first, so that no process of `make test` is left alone with them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import random
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-SEED_VARIABLE = "VP3D_TEST_SEED"  # hands a random seed on to the workers of pytest-xdist
+LONGEST_FIRST = ("end_to_end", "embedded", "test_api.py", "examples", "evaluate", "runs")
 
 # A shell starts background jobs with SIGINT ignored. Python and the programs that the tests start
 # would inherit that, and Ctrl-C would do nothing.
@@ -34,18 +35,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle-seed", type=int, metavar="SEED", help="run in this order")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed, or take that of the process that started this worker of pytest-xdist."""
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is not None:
+        config.option.shuffle_seed = workerinput["shuffle_seed"]
+    elif config.option.shuffle and config.option.shuffle_seed is None:
+        config.option.shuffle_seed = time.time_ns() // 1000 % 1_000_000
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist is there
+        config.option.loadscopereorder = False  # keep the order of this file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Hand the seed on to a worker."""
+    node.workerinput["shuffle_seed"] = node.config.option.shuffle_seed
+
+
 def pytest_report_header(config: pytest.Config) -> str | None:
-    seed = shuffle_seed(config)
+    seed = config.option.shuffle_seed
     return None if seed is None else f"random order: --shuffle-seed={seed}"
-
-
-def shuffle_seed(config: pytest.Config) -> int | None:
-    """The seed of the order; None for the order of the files."""
-    asked: int | None = config.getoption("--shuffle-seed")
-    if asked is None and config.getoption("--shuffle"):
-        drawn = str(time.time_ns() // 1000 % 1_000_000)
-        asked = int(os.environ.setdefault(SEED_VARIABLE, drawn))
-    return asked
 
 
 def shuffle(items: list[pytest.Item], seed: int) -> None:
@@ -59,6 +68,17 @@ def shuffle(items: list[pytest.Item], seed: int) -> None:
     for tests in files:
         order.shuffle(tests)
     items[:] = [item for tests in files for item in tests]
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Sort by the folders of `LONGEST_FIRST`, in place; the rest keeps its order after them."""
+
+    def rank(item: pytest.Item) -> int:
+        parts = item.path.parts
+        ranks = [n for n, name in enumerate(LONGEST_FIRST) if name in parts]
+        return min(ranks, default=len(LONGEST_FIRST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +97,10 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Asset:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    seed = shuffle_seed(config)
-    if seed is not None:
+    seed = config.option.shuffle_seed
+    if seed is None:
+        longest_first(items)
+    else:
         shuffle(items, seed)
     skip_without_gpu(items)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vp3d.build import Models, load_models
     from vp3d.config.loader import load_config
     from vp3d.config.schema import Config
+    from vp3d.picture_check import hallucination_score
     from vp3d.pipeline import generate, resume
     from vp3d.runs.events import Watch
     from vp3d.types import Asset, Mesh
@@ -30,6 +31,7 @@ __all__ = [
     "Models",
     "Watch",
     "generate",
+    "hallucination_score",
     "load_config",
     "load_models",
     "resume",
@@ -42,6 +44,7 @@ _HOME = {
     "Models": "vp3d.build",
     "Watch": "vp3d.runs.events",
     "generate": "vp3d.pipeline",
+    "hallucination_score": "vp3d.picture_check",
     "load_config": "vp3d.config.loader",
     "load_models": "vp3d.build",
     "resume": "vp3d.pipeline",

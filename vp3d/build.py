@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vp3d.align.sampler import describe, steered_sampler
+from vp3d.align.steer import SteeredSampler
+from vp3d.align.svdd import advice
 from vp3d.checks import is_drawn
 from vp3d.config.identity import changed_settings, stage_settings
 from vp3d.config.paths import locate
@@ -29,10 +32,11 @@ from vp3d.guidance.condition import Condition, build_condition
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.vp_sds import Guidance
 from vp3d.prompt_length import cut_lines
-from vp3d.prompts import all_views, view_prompts, with_view
+from vp3d.prompts import all_views, strip_view, view_prompts, with_view
 from vp3d.render.volume import DENSE, March
 from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
+from vp3d.rewards.text_image import TextImage
 from vp3d.runs.events import Candidates, Note, Stage, Warning, Watch
 from vp3d.runs.journal import Journal
 from vp3d.system.files import JsonError, read_json_object
@@ -45,8 +49,10 @@ from vp3d.visual_prompt.make import (
     SHEET_FILE,
     VisualPrompt,
     VisualPromptRequest,
+    drawing_prompt,
     load_visual_prompt,
     make_visual_prompt,
+    write_steering_sheet,
 )
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import JUDGE_LOCATIONS
@@ -216,7 +222,10 @@ def find_visual_prompt(
         settings,
         config.mask,
     )
-    found = make_visual_prompt(prior, models.judges.text, request, run, generator)
+    sampler = steered(config, prior, models.judges.text, journal)
+    found = make_visual_prompt(sampler or prior, models.judges.text, request, run, generator)
+    if sampler is not None:
+        report_steering(sampler, config, journal)
     for note in found.notes:
         journal.note(note)
     for warning in found.warnings:
@@ -224,6 +233,40 @@ def find_visual_prompt(
     sheet = run.visual_prompt / SHEET_FILE
     journal.show(Candidates(sheet, tuple(found.scores), found.chosen))
     return found
+
+
+def steered(
+    config: Config, prior: Prior, judge: TextImage, journal: Journal
+) -> SteeredSampler | None:
+    """The sampler of `visual_prompt.sampler=svdd`; None for the plain one or a given picture."""
+    settings = config.visual_prompt
+    if settings.sampler != "svdd" or config.image:
+        return None
+    journal.note(f"steering the drawing: {describe(settings.svdd)}")
+    return steered_sampler(
+        prior,
+        judge,
+        drawing_prompt(config.prompt, settings),
+        strip_view(config.negative_prompt),
+        settings,
+        make_generator(config.seed, "svdd"),
+    )
+
+
+def report_steering(sampler: SteeredSampler, config: Config, journal: Journal) -> None:
+    """Log every choice of a steered drawing, write its sheet, and warn if alpha does not fit."""
+    for choice in sampler.choices:
+        names = ("step", "mean", "spread", "effective", "unusable")
+        journal.log("svdd", **{name: getattr(choice, name) for name in names})
+    if sampler.frames:
+        pictures = [frame.pictures for frame in sampler.frames]
+        values = [frame.choice.values[0].tolist() for frame in sampler.frames]
+        chosen = [int(frame.choice.chosen[0]) for frame in sampler.frames]
+        steps = [frame.choice.step for frame in sampler.frames]
+        write_steering_sheet(pictures, values, chosen, steps, journal.run.visual_prompt)
+    line = advice(sampler.choices, config.visual_prompt.svdd.alpha)
+    if line:
+        journal.warn(line)
 
 
 @report_out_of_memory("loading the prior that draws", LESS_MEMORY_FOR_MODELS)

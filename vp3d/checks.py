@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from vp3d.align.sampler import check_reward
 from vp3d.config.addresses import check_places
 from vp3d.config.identity import stage_settings
 from vp3d.config.paths import expand, locate, program
@@ -58,6 +59,8 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
         if key.startswith("visual_prompt."):  # loaded late, when there is something to draw
             find_weights(location, key)
     check_video(config.export)
+    if config.visual_prompt.sampler == "svdd" and not drawn:
+        check_reward(config.visual_prompt.svdd.reward)
     if config.mask and not config.image:
         raise UserError("--mask is the mask of a picture: give the picture with --image")
     if config.image and new:

@@ -22,6 +22,8 @@ from vp3d.export.deliver import Delivery, Views, drop_old_levels, level_path, pr
 from vp3d.export.foreign import remade
 from vp3d.export.formats import WRITERS
 from vp3d.export.frame import frame_of
+from vp3d.export.glb import write_glb
+from vp3d.export.live_mesh import rough_mesh
 from vp3d.export.read import read_mesh
 from vp3d.fields.nerf import Field
 from vp3d.render.camera import camera_rays, orbit
@@ -31,11 +33,12 @@ from vp3d.render.volume import render_rays
 from vp3d.report.pictures import VIEWS, ring_frames, write_preview
 from vp3d.report.report import write_report
 from vp3d.report.video import write_turntable
-from vp3d.runs.events import Artifact, Note, Stage, Warning, Watch
+from vp3d.runs.events import Artifact, Note, Preview, Stage, Warning, Watch
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal
 from vp3d.system.files import write_json
 from vp3d.system.out_of_memory import report_out_of_memory
+from vp3d.train.coarse import Coarse
 from vp3d.train.generators import make_generator
 from vp3d.types import Asset, Camera, Mesh, to_images
 
@@ -43,6 +46,8 @@ REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the exp
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
 REFERENCE_BACKGROUND = 1.0  # grey behind them, [0, 1]
 CUBE_SIDE = 1.6  # longest side of a foreign mesh while it is worked on, world units
+LIVE_EVERY_S = 2.0  # shortest time between two live meshes, seconds
+LIVE_COST = 40.0  # a live mesh waits this many times what the last one cost: 2.5 % of the time
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,36 @@ class FinishSettings:
     prior_resolution: int  # pixels of a side
     background: float  # grey behind the views that the prior is asked about, [0, 1]
     licence: str = ""  # of the weights
+
+
+class LiveMesh:
+    """Writes `preview.glb` while a stage is optimised, at most every `LIVE_EVERY_S`.
+
+    Args:
+        journal: the run, and the listener that hears a `Preview` of each mesh.
+        device: where the field is.
+        render: the bounds that the field is rendered with.
+    """
+
+    def __init__(self, journal: Journal, device: torch.device, render: RenderConfig) -> None:
+        self.journal = journal
+        self.device = device
+        self.within = OccupancyGrid(render).to(device).contains
+        self.next_at = time.monotonic() + LIVE_EVERY_S
+
+    def __call__(self, stage: Any) -> None:
+        """Write the mesh of a stage that has a field, if it is time."""
+        began = time.monotonic()
+        if began < self.next_at or not isinstance(stage, Coarse):
+            return
+        mesh = rough_mesh(stage.field, self.within, self.device)
+        path = self.journal.run.live_mesh_file
+        if mesh is not None:
+            write_glb(Asset("", mesh, self.journal.run.path, {}), path)
+        now = time.monotonic()
+        self.next_at = now + max(LIVE_EVERY_S, LIVE_COST * (now - began))
+        if mesh is not None:
+            self.journal.show(Preview(stage.name, path))
 
 
 def exported(run: RunFolder) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vp3d import build, checks, finish
 from vp3d.config.schema import Config, ExportConfig
-from vp3d.errors import ResourceError
+from vp3d.errors import ResourceError, UserError
 from vp3d.export.read import fit_to_cube, read_mesh
 from vp3d.report.pictures import ring_frames
 from vp3d.report.video import write_turntable
@@ -86,7 +86,8 @@ def generate(
         steps = config.optim.steps
         preview = f"{stage.name}: live preview in {run.preview_file}"
         journal.show(Stage(stage.name, preview, steps))
-        outcome = loop.run(stage, config.optim, config.camera, journal)
+        live = finish.LiveMesh(journal, device, config.render) if watch.live_mesh else None
+        outcome = loop.run(stage, config.optim, config.camera, journal, live or loop.show_nothing)
         settings = build.finish_settings(config)
         asset = finish.export_field(outcome.result, settings, journal, device)
         try:
@@ -97,6 +98,40 @@ def generate(
         journal.log("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
     journal.show(Done(run.path, outcome.steps, steps, outcome.stopped, asset.figures))
     return asset
+
+
+def draw(config: Config, models: build.Models | None = None, watch: Watch | None = None) -> Path:
+    """Draw and choose the visual prompt that `config` asks for, and nothing more.
+
+    Args:
+        config: the request, from `load_config`.
+        models: as in `generate`.
+        watch: as in `generate`.
+
+    Returns:
+        The new run folder, which has `visual_prompt/` complete; `resume` makes the asset from it.
+
+    Raises:
+        UserError: as `generate`, and if the request has a picture already.
+    """
+    watch = watch or Watch()
+    if config.image:
+        raise UserError("draw draws a picture, but image= gives one: omit it, or use `generate`")
+    device = build.resolve_device(config.backend)
+    config, readings = checks.read_prompts(config)
+    checks.check_request(config, new=True)
+    fitted = build.fit_to_device(config, device)
+    models = build.use_models(models, config, fitted, watch)
+    run = RunFolder.create(config)
+    journal = Journal(run, watch)
+    with run.lock():
+        journal.log("start", prompt=config.prompt, device=str(device), only="draw")
+        for note in [*readings, *build.cut_notes(config, models)]:
+            journal.warn(note)
+        if checks.is_outside_grammar(config):
+            journal.warn(checks.OUTSIDE_GRAMMAR)
+        build.find_visual_prompt(config, fitted, models, journal)
+    return run.path
 
 
 def resume(run_dir: Path, models: build.Models | None = None, watch: Watch | None = None) -> Asset:

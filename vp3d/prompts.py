@@ -23,13 +23,15 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vp3d.config.paths import restore_advice
 from vp3d.errors import UserError
 from vp3d.synonyms import nearest
 from vp3d.system.files import JsonError, read_json
-from vp3d.types import Camera
+
+if TYPE_CHECKING:  # so that a service can check a prompt without loading torch
+    from vp3d.types import Camera
 
 # One sector for each 45 degrees of azimuth, counter-clockwise from the front.
 SECTORS = (

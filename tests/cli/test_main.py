@@ -435,7 +435,9 @@ def test_doctor_names_what_a_configuration_lacks(
 
 
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code = main.main(["doctor", f"prior.manifest={tmp_path / 'none.json'}"])
+    code = main.main(
+        ["doctor", f"prior.manifest={tmp_path / 'none.json'}", f"output_dir={tmp_path}"]
+    )
     out = capsys.readouterr().out
     assert code == 1 and re.search(r"^weights +BROKEN .*none\.json", out, re.M)
     names = "python torch cuda nerfacc tinycudann triton ffmpeg xatlas models memory disk"
@@ -522,10 +524,11 @@ def test_everything_imported_is_required_pinned_and_ranged() -> None:
         imported - set(sys.stdlib_module_names) - {"vp3d", "", "nerfacc", "tinycudann", "triton"}
     )
     needed = {owners.get(name, [name])[0].lower().replace("_", "-") for name in third_party}
-    pinned = pins(ROOT / "requirements.txt")
+    pinned = pins(ROOT / "requirements.txt") | pins(ROOT / "requirements-serve.txt")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ranged = {
-        re.split(r"[<>=!~]", line)[0].lower().replace("_", "-") for line in project["dependencies"]
+        re.split(r"[<>=!~]", line)[0].lower().replace("_", "-")
+        for line in project["dependencies"] + project["optional-dependencies"]["serve"]
     }
     assert needed <= set(pinned), f"not pinned: {sorted(needed - set(pinned))}"
     assert needed - ranged <= {"tokenizers", "huggingface-hub"}, (
@@ -534,7 +537,7 @@ def test_everything_imported_is_required_pinned_and_ranged() -> None:
 
 
 def test_the_tests_run_on_the_pinned_set() -> None:
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-serve.txt"):
         for name, version in pins(ROOT / file).items():
             assert metadata.version(name).partition("+")[0] == version, name
 
@@ -597,7 +600,7 @@ def test_ci_is_executable_and_runs_all_three() -> None:
         "make lint",
         "make types",
         "make docs",
-        "make test",
+        "make test ARGS=--shuffle",
     ]
     assert "set -euo pipefail" in lines
 
@@ -606,3 +609,10 @@ def test_user_error_is_one_class_everywhere() -> None:
     import vp3d.types
 
     assert vp3d.types.UserError is UserError
+
+
+def test_a_lora_with_a_comma_in_its_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The setting `prior.loras` separates files by commas."""
+    assert main.main(["generate", "a red cube", "--lora", "a,b.safetensors"]) == 2
+    err = capsys.readouterr().err
+    assert "a,b.safetensors: a path may have no comma" in err and err.count("\n") == 1

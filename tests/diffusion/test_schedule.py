@@ -33,6 +33,8 @@ def test_alpha_bar_agrees_with_diffusers(kind: str, zero_snr: bool) -> None:
         ours, theirs.alphas_cumprod.clamp_min(S.ALPHA_BAR_MIN), atol=1e-6, rtol=2e-4
     )
     assert (ours[1:] <= ours[:-1]).all()
+    if zero_snr:
+        assert float(ours[-1]) == pytest.approx(1e-6, rel=1e-3), "x0 needs alpha above 0"
 
 
 def test_trained_betas_are_used() -> None:
@@ -72,6 +74,8 @@ def test_weights() -> None:
         S.sds_weight(torch.tensor([0.25, 1.0]), "sigma2"), torch.tensor([0.75, 0.0])
     )
     assert torch.equal(S.sds_weight(BAR, "uniform"), torch.ones(5))
+    bar, weights = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.005]), [0.0, 1.0, 2.0, 3.0, 10.0]
+    assert S.sds_weight(bar, "x0").tolist() == pytest.approx(weights, rel=1e-5)
     with pytest.raises(UserError, match="sigma2"):
         S.sds_weight(BAR, "sds")
 

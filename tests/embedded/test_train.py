@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             str(folder / "data"),
         ]
         train.main(arguments)
-        train.main(["prior", "clip", "judge", "--more", "1", *arguments[2:]])
+        train.main(["prior", "clip", "measuring_clip", "judge", "--more", "1", *arguments[2:]])
     return folder / "assets"
 
 
@@ -71,6 +71,8 @@ def test_what_was_trained_opens_in_the_real_loaders(trained: Path) -> None:
     drawn = prior.sample(["a red cube"], "", 2, 3.0, torch.Generator().manual_seed(0), image=image)
     assert drawn.shape == (1, 3, 64, 64) and torch.isfinite(drawn).all()
     clip = load_clip(str(trained / "clip"), str(trained / "MANIFEST.json"))
+    measuring = load_clip(str(trained / "measuring_clip"), str(trained / "MANIFEST.json"))
+    assert not torch.equal(measuring.image(drawn), clip.image(drawn))
     assert clip.image(drawn).shape == clip.text(["a red cube"]).shape == (1, 128)
     assert set(load_judge(trained / "judge").values) == set(data.HEADS)
 

@@ -55,7 +55,7 @@ def test_pictures_and_video_open(asset: Asset) -> None:
 
 
 def test_report_stands_alone(asset: Asset) -> None:
-    text = (asset.run_dir / "report.html").read_text()
+    text = (asset.run_dir / "report.html").read_text(encoding="utf-8")
     assert asset.prompt in text and "<html" in text.lower() and 'src="http' not in text
 
 

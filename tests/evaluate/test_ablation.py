@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vp3d.evaluate.ablation import (
     ARMS,
     SWEEP,
     TILE,
+    TUNE,
     compare,
     difference,
     main,
@@ -26,7 +28,8 @@ from vp3d.evaluate.ablation import (
     matching,
     write_grid,
 )
-from vp3d.evaluate.toybench import suite_tasks
+from vp3d.evaluate.prompt_file import read_suite
+from vp3d.evaluate.toybench import suite_tasks, tuning_tasks
 from vp3d.export.glb import write_glb
 from vp3d.report.pictures import GAP
 from vp3d.worlds.toybox.scenes import parse_caption
@@ -130,10 +133,37 @@ def test_the_page_names_the_makers_of_its_records_and_not_its_printer() -> None:
     assert (facts["commit"], facts["date"], facts["machine"]) == ("none", *["not recorded"] * 2)
 
 
-@pytest.mark.parametrize("arms", [ARMS, SWEEP])
+@pytest.mark.parametrize("arms", [ARMS, SWEEP, TUNE])
 def test_arms_are_valid_and_differ(arms: dict[str, tuple[str, ...]]) -> None:
     configs = [load_config("draft", [], list(overrides)) for overrides in arms.values()]
     assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
+
+
+def test_every_setting_of_sds_is_tried_and_none_has_image_or_rewards() -> None:
+    tried = set()
+    for overrides in TUNE.values():
+        config = load_config("draft", [], list(overrides))
+        guidance = config.guidance
+        tried.add(
+            (
+                guidance.guidance_scale,
+                guidance.denoise_steps,
+                guidance.space,
+                guidance.t_min.at(0.5) < 0.1,
+            )
+        )
+        assert guidance.lam.at(0.0) == guidance.lam.at(1.0) == 0.0 and guidance.estimate_every == 1
+        assert config.rewards.text_image.weight == config.rewards.image_image.weight == 0.0
+    spaces, noise = ("latents", "pixels"), (True, False)
+    assert tried == set(itertools.product((2.0, 4.0, 7.0, 10.0), (1, 2), spaces, noise))
+
+
+def test_no_prompt_of_a_table_is_tuned_on() -> None:
+    prompts = {task.prompt for task in tuning_tasks(1)}
+    gallery = {entry.prompt for entry in read_suite(ROOT / "assets" / "prompts" / "gallery.txt")}
+    reported = {task.prompt for task in suite_tasks("all", 1)} | gallery
+    assert len(prompts) == 6 and not prompts & reported
+    assert {task.group for task in tuning_tasks(1)} == {"single", "parts", "relation"}
 
 
 def test_plain_sds_has_neither_image_nor_rewards() -> None:
@@ -161,7 +191,7 @@ def test_some_arms_alone(
     page = capsys.readouterr().out
     assert (
         made == ["VP3D", "VP-SDS"]
-        and "arms 2 of 7 (VP3D; VP-SDS)" in page
+        and "arms 2 of 8 (VP3D; VP-SDS)" in page
         and "Difference from VP3D" in page
     )
     assert "(1 of 3)" in page and "Janus rate: (over how many of the assets)" in page

@@ -124,6 +124,9 @@ def test_sign_flips_by_hand() -> None:
         "ties are left out"
     )
     assert sign_flip_p(torch.zeros(9), seeded()) == 1.0 == sign_flip_p(torch.ones(1), seeded())
+    assert sign_flip_p(torch.ones(16), seeded()) == 2 / 2**16, "the last that is counted"
+    assert sign_flip_p(torch.ones(17), seeded()) == pytest.approx(1 / 20_001, rel=3.0)
+    assert sign_flip_p(torch.ones(17), seeded()) != 2 / 2**17, "the first that is drawn"
     assert sign_flip_p(torch.ones(60), seeded()) == pytest.approx(1 / 20_001)
 
 
@@ -143,5 +146,9 @@ def test_chance_alone_is_called_more_than_chance_in_one_of_twenty() -> None:
 
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.02]) == [0.02] and holm([]) == []
+    assert (
+        holm([0.5, 0.9]) == [1.0, 1.0] == holm([0.7, 0.9])
+        and holm([0.02]) == [0.02]
+        and holm([]) == []
+    )
     assert holm([0.04, 0.01]) == pytest.approx([0.04, 0.02])

@@ -153,3 +153,12 @@ def test_circumstances_are_those_of_this_process() -> None:
     found = circumstances()
     assert set(found) == {"date", "version", "git", "machine", "torch", "cuda"}
     assert "cores" in found["machine"] and len(found["date"]) == 10
+
+
+def test_a_figure_that_only_one_set_has_keeps_its_row() -> None:
+    one, none = {"mean": 0.5, "low": 0.4, "high": 0.6, "median": 0.5, "count": 2}, {}
+    summary = {"single": none, "parts": {"right": one}, "all": {"right": one}}
+    _, rows = rows_of(summary, FIGURES)
+    assert [row[0] for row in rows] == ["views right"] and rows[0][1] == cell(
+        None, FIGURES["right"]
+    )

@@ -263,6 +263,28 @@ def test_texture_coordinates_that_are_no_numbers_are_user_errors(tmp_path: Path)
         read.read_mesh(tmp_path / "m.obj")
 
 
+@pytest.mark.parametrize("end", ["\n", " \r\n"])
+@pytest.mark.parametrize("second", ["vt 0.5", "vt 0.5 0", "vt 0.5 0 0"])
+def test_a_texture_coordinate_of_one_number_has_v_zero(
+    second: str, end: str, tmp_path: Path
+) -> None:
+    """The OBJ specification: "vt u v w", where v and w are 0 if they are left out."""
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / "m.png")
+    (tmp_path / "m.mtl").write_text("newmtl a\nmap_Kd m.png\nnewmtl b\nKd 0 1 0\n")
+    rows = ["mtllib m.mtl", *(f"v {n % 3} {n // 3} {n * n % 5}" for n in range(6))]
+    rows += ["vt 0.25 0.75", second, "vt 1 1"]
+    one, other = ["o a", "usemtl a", "f 1/1 2/2 3/3"], ["o b", "usemtl b", "f 4/1 5/2 6/3"]
+    (tmp_path / "one.obj").write_bytes("".join(row + end for row in [*rows, *one]).encode())
+    mesh = read.read_mesh(tmp_path / "one.obj")
+    np.testing.assert_allclose(mesh.uv, [[0.25, 0.75], [0.5, 0.0], [1.0, 1.0]])
+    text = "".join(row + end for row in [*rows, *one, *other])
+    (tmp_path / "two.obj").write_bytes(text.encode())
+    joined = read.read_mesh(tmp_path / "two.obj")
+    same = [np.flatnonzero((joined.vertices == v).all(1))[0] for v in mesh.vertices]
+    np.testing.assert_allclose(joined.uv[same, 1], [0.75, 0.0, 1.0])
+    assert (joined.texture == [0, 255, 0]).all(-1).any(), "the other part's texel"
+
+
 def test_missing_and_unknown_files_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no mesh file"):
         read.read_mesh(tmp_path / "missing.glb")

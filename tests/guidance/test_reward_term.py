@@ -58,6 +58,13 @@ def test_without_hinge_the_loss_is_the_negative_mean() -> None:
     torch.testing.assert_close(gradient, -torch.tensor([1.0, 0.5, 1.0]) / 3)
 
 
+def test_a_hinge_of_a_million_is_none_and_one_below_it_is_a_hinge() -> None:
+    reward, gate = torch.tensor([0.25, 0.5]), torch.ones(2)
+    for hinge, expected in ((1.0e6, -0.375), (0.9e6, 0.9e6 - 0.375)):
+        loss = reward_loss(reward, RewardConfig(weight=1.0, hinge=hinge), gate, 0.5)
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
 def test_outside_its_window_it_is_exactly_zero() -> None:
     config = RewardConfig(weight=1.0, begin=0.5)
     assert float(reward_loss(torch.tensor([0.3]), config, torch.ones(1), 0.4)) == 0.0
@@ -74,8 +81,9 @@ def test_term_agrees_with_the_loss_over_all_views() -> None:
             torch.autograd.grad(x, rgb, retain_graph=True)[0] for x in (loss, all_views)
         )
         torch.testing.assert_close(ours, theirs)
+        assert loss.requires_grad and value is not None and not value.requires_grad
         open_views = torch.tensor([0.1, 0.2, 0.3, 0.4])[weights > 0]
-        assert value is not None and float(value) == pytest.approx(float(open_views.mean()))
+        assert float(value) == pytest.approx(float(open_views.mean()))
 
 
 def naive_gate(gate: ViewGate, azimuth: float) -> float:

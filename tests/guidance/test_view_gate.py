@@ -28,6 +28,7 @@ def naive(gate: ViewGate, azimuth: float) -> float:
         ViewGate(90, 30, 120, 0.25),
         ViewGate(-170, 0, 180, 0.0),
         ViewGate(10, 60, 60, 0.5),
+        ViewGate(0, 45, 45.5, 0.0),
     ],
 )
 def test_agrees_with_the_naive_version(gate: ViewGate) -> None:

@@ -17,13 +17,20 @@ class Item:
     """What the order reads of a test."""
 
     def __init__(self, path: str, name: str) -> None:
-        self.path, self.name = path, name
+        self.path, self.name = Path(path), name
 
 
-def names(seed: int) -> list[tuple[str, str]]:
+def names(seed: int) -> list[tuple[Path, str]]:
     items = [Item(f"f{n // 5}", f"t{n}") for n in range(30)]
     conftest.shuffle(items, seed)  # type: ignore[arg-type]
     return [(item.path, item.name) for item in items]
+
+
+def test_the_longest_come_first_and_the_rest_keep_their_order() -> None:
+    files = ["tests/a/x.py", "tests/embedded/y.py", "tests/a/z.py", "tests/end_to_end/x.py"]
+    items = [Item(name, "t") for name in files]
+    conftest.longest_first(items)  # type: ignore[arg-type]
+    assert [item.path.as_posix() for item in items] == [files[n] for n in (3, 1, 0, 2)]
 
 
 def test_a_seed_is_an_order_that_keeps_files_together() -> None:
@@ -32,7 +39,7 @@ def test_a_seed_is_an_order_that_keeps_files_together() -> None:
     files = [path for path, _ in names(1)]
     changes = sum(a != b for a, b in zip(files, files[1:], strict=False))
     assert changes == 5, "each file is one block"
-    assert [name for path, name in names(1) if path == "f0"] != [f"t{n}" for n in range(5)]
+    assert [name for path, name in names(1) if path == Path("f0")] != [f"t{n}" for n in range(5)]
 
 
 TESTS = """
@@ -58,13 +65,12 @@ def test_the_suite_may_run_with_ctrl_c_ignored_and_prints_its_seed(tmp_path: Pat
     (tmp_path / "test_n.py").write_text(TESTS)
     command = f"trap '' INT; {sys.executable} -m pytest -p no:cacheprovider -v --rootdir {tmp_path}"
     runs = []
-    for word in ("--shuffle", "--shuffle-seed=7", "--shuffle-seed=7"):
-        environment = {k: v for k, v in os.environ.items() if k != conftest.SEED_VARIABLE}
+    for word in ("--shuffle -n 2 --dist loadfile", "--shuffle-seed=7", "--shuffle-seed=7"):
         runs.append(
             subprocess.run(
                 ["sh", "-c", f"{command} {word} {tmp_path}"],
                 cwd=tmp_path,
-                env=environment | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -72,5 +78,6 @@ def test_the_suite_may_run_with_ctrl_c_ignored_and_prints_its_seed(tmp_path: Pat
         )
     assert [run.returncode for run in runs] == [0, 0, 0], runs[0].stdout[-2000:]
     assert "random order: --shuffle-seed=" in runs[0].stdout
+    assert "7 passed" in runs[0].stdout
     order = [[line for line in run.stdout.splitlines() if "::test" in line] for run in runs]
-    assert order[1] == order[2] and len(order[0]) == 7
+    assert order[1] == order[2] and len(order[1]) == 7

@@ -1,10 +1,11 @@
 """Run the tests against one-line mutants of the package: `python -m tests.mutation.run [GROUP]`.
 
 Each group has source files and the tests that must notice a change of them. The tests of a group
-run once without a change, then once for each mutant, until the first failure. A mutant that no test
-notices survives: kill it with a test, or list it in `survivors.md` with the reason why the change
-means nothing. The sources are changed in a copy of the checkout. Each run is a fork of a process
-that has imported the libraries, so that a mutant takes only the time of its tests.
+run once without a change, then for each mutant, those with the module's name first, until the first
+failure. A mutant that no test notices survives: kill it with a test, or list it in `survivors.md`
+with the reason why the change means nothing. The sources are changed in a copy of the checkout.
+Each run is a fork of a process that has imported the libraries, so that a mutant takes only the
+time of its tests.
 
 Results are kept in `outputs/mutants/results.jsonl`. A killed mutant is not run again until its
 source changes, a survivor also when the tests of its group change. So a run that was stopped, or
@@ -58,6 +59,15 @@ class Group:
             files = [path] if path.is_file() else sorted(path.glob("*.py"))
             found += [file.relative_to(ROOT).as_posix() for file in files]
         return [name for name in found if not name.endswith(("_cuda.py", "_triton.py"))]
+
+    def tests_of(self, source: str) -> list[str]:
+        """The test files with the module's name in theirs; they most often notice a mutant."""
+        stem = Path(source).stem
+        found: list[Path] = []
+        for test in self.tests:
+            path = ROOT / test
+            found += [path] if path.is_file() else sorted(path.rglob("test_*.py"))
+        return [file.relative_to(ROOT).as_posix() for file in found if stem in file.stem]
 
     def test_hash(self) -> str:
         """A hash of the tests."""
@@ -140,7 +150,10 @@ def run_group(name: str, copy: Path, end: float, sample: int | None, seed: int) 
         if time.monotonic() >= end:
             return
         write_source(copy / path, mutant.apply(source))
-        outcome = run_tests(copy, group.tests, timeout_s)
+        outcome = "survived"
+        for tests in (group.tests_of(path), group.tests):
+            if outcome == "survived" and tests:
+                outcome = run_tests(copy, tests, timeout_s)
         write_source(copy / path, source)
         key = key_of(path, source, mutant)
         keep({"key": key, "group": name, "outcome": outcome, "tests": group.test_hash()})

@@ -115,6 +115,17 @@ def test_sampled_cameras_are_stratified_in_range_and_reproducible() -> None:
     assert (camera.distance == config.distance).all() and (camera.fov_deg == config.fov_deg).all()
 
 
+def test_sampled_cameras_by_hand() -> None:
+    """Sector n, its jitter, one offset for all; then the elevations."""
+    config, draws = CameraConfig(elevation_min_deg=-10.0, elevation_max_deg=50.0), seeded(5)
+    offset = float(torch.rand(1, generator=draws))
+    jitter, height = (torch.rand(3, generator=draws).tolist() for _ in range(2))
+    camera = sample_cameras(3, config, seeded(5))
+    azimuth = [(120.0 * (n + jitter[n]) + 360.0 * offset) % 360.0 for n in range(3)]
+    assert camera.azimuth_deg.tolist() == pytest.approx(azimuth, abs=1e-3)
+    assert camera.elevation_deg.tolist() == pytest.approx([60.0 * h - 10.0 for h in height])
+
+
 def test_single_cameras_reach_every_azimuth() -> None:
     generator = seeded()
     azimuth = torch.cat(

@@ -2,6 +2,8 @@
 
 import ast
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,12 +97,22 @@ def test_nothing_else_parses_json() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if ast.unparse(node) in ("json.load", "json.loads", "json.JSONDecoder"):
                 found.append(path.relative_to(ROOT).as_posix())
-    assert found == ["vp3d/system/files.py"]
+    # the client and the add-on need nothing else, to be copied into other programs
+    alone = ["integrations/blender/__init__.py", "vp3d/client.py"]
+    assert sorted(set(found)) == [*alone, "vp3d/system/files.py"]
 
 
 def test_names_of_files_are_bytes() -> None:
     assert printable("plain é.txt") == "plain é.txt"
     assert printable(os.fsdecode(b"a\xff\xfe.txt")) == "a\\xff\\xfe.txt"
+
+
+def test_names_of_files_are_bytes_in_a_locale_without_utf_8() -> None:
+    environment = os.environ | {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    code = "from vp3d.system.files import printable; print(ascii(printable('\\xe9\\udcff')))"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "'\\xe9\\\\xff'\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.json", "./a", "a..b"])

@@ -132,4 +132,5 @@ def test_nothing_else_asks_the_web() -> None:
                 names = [node.module or ""]
             if {"urllib.request", "requests", "httpx", "http.client.HTTPConnection"} & set(names):
                 found.append(path.relative_to(ROOT).as_posix())
-    assert found == ["vp3d/system/web.py"]
+    # the client is one file that needs nothing else, to be copied into other programs
+    assert sorted(set(found)) == ["vp3d/client.py", "vp3d/system/web.py"]

@@ -25,6 +25,7 @@ OPTION_KEYS = {  # option -> the config key that it sets
     "image": "image",
     "mask": "mask",
     "seed": "seed",
+    "sampler": "visual_prompt.sampler",
     "negative": "negative_prompt",
     "faces": "export.faces",
     "texture_size": "export.texture_size",

@@ -39,6 +39,10 @@ suites:
   t3bench    the protocol of T3Bench on your own copy of its prompts, or on any other prompts:
              162 positions x 5 focal lengths, regional means.
 
+claims NAME measures a claim about alignment instead of a suite: alignprop, alignprop-few-steps,
+alignprop-mix, svdd, svdd-framing, svdd-assets, strings. Each takes up to 30 minutes on two cores
+and continues where it was interrupted; --pages DIR is where its page is written (--work).
+
 --assets DIR measures meshes that exist, made by VP3D or not: run folders (the prompt is in their
 config.yaml), and .glb, .gltf, .obj, .ply and .stl files named by their prompt, such as
 a-red-sphere-on-a-blue-cube.glb, or 03-a-red-sphere-s7.obj with a number and a seed. OBJ, PLY and
@@ -53,6 +57,7 @@ examples:
   {program()} evaluate --seeds 3 --jobs 2 --config configs/sds.yaml --work outputs/plain-sds
   {program()} evaluate --suite gallery --preset draft
   {program()} evaluate --assets my_meshes
+  {program()} evaluate claims alignprop-mix
   {program()} evaluate --suite t3bench --prompts prompt_single.txt --scorer imagereward \\
       --config configs/sd15.yaml
 """
@@ -136,7 +141,12 @@ def add_parser(subparsers: Subparsers) -> None:
         epilog=EPILOG,
     )
     add_words(
-        parser, "key=value", "settings of the runs to change, for example guidance.guidance_scale=3"
+        parser,
+        "claims NAME | key=value",
+        "a claim to measure, or settings of the runs to change, as guidance.guidance_scale=3",
+    )
+    parser.add_argument(
+        "--pages", metavar="DIR", type=Path, help="claims: folder of the page and its plot"
     )
     parser.add_argument(
         "--suite", choices=tuple(SUITES), default="toybench", help="what to measure (toybench)"
@@ -192,7 +202,11 @@ def add_t3bench_options(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make and judge a suite of prompts, or judge a folder of meshes; print the tables."""
+    """Make and judge a suite, judge a folder of meshes, or measure a claim; print the tables."""
+    if arguments.words[:1] == ["claims"]:
+        return run_claim(arguments)
+    if arguments.pages is not None:
+        raise UserError("--pages changes nothing without claims NAME; omit it")
     overrides = read_overrides(arguments)
     files = config_files(arguments)
     read_config(arguments.preset, files, overrides)
@@ -203,6 +217,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = Settings(folder, arguments.preset, tuple(files), tuple(overrides))
     sys.stdout.write(SUITES[arguments.suite].run(arguments, settings))
+    return 0
+
+
+def run_claim(arguments: argparse.Namespace) -> int:
+    """Measure the claim that follows the word `claims`; print its answer."""
+    from vp3d.evaluate.claims.command import NAMES, measure_claim
+
+    if len(arguments.words) != 2:
+        raise UserError(f"evaluate claims takes one name: {', '.join(NAMES)}")
+    name = arguments.words[1]
+    sys.stdout.write(
+        measure_claim(name, arguments.work or Path("outputs") / f"claim-{name}", arguments.pages)
+    )
     return 0
 
 

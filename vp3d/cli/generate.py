@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import sys
 import unicodedata
@@ -24,6 +25,7 @@ from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import JUDGE_LOCATIONS, PRIOR_LOCATIONS
+from vp3d.weights.lora_files import lora_file, parse_loras
 
 EPILOG = f"""\
 examples:
@@ -64,6 +66,18 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="another seed gives another variant, the same seed the same bytes (0)",
     )
+    parser.add_argument(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        action="append",
+        default=[],
+        help="a LoRA of the 2D model, by `align` or diffusers, repeatable",
+    )
+    parser.add_argument(
+        "--lora-for",
+        choices=("draw", "distil", "both"),
+        help="which use of the 2D model the LoRA changes (both)",
+    )
     add_preset(parser, None)
     parser.add_argument("--negative", metavar="TEXT", help="what the asset should not show")
     add_config(parser)
@@ -101,6 +115,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
         )
     check_text(config.prompt, "prompt")
     check_text(config.negative_prompt, "negative prompt")
+    use_loras(config, arguments.lora, arguments.lora_for)
     if arguments.image is not None and not config.image.strip():
         raise UserError("--image is empty: give a picture, or omit the option")
     if arguments.mask is not None and not config.mask.strip():
@@ -111,6 +126,30 @@ def config_of(arguments: argparse.Namespace) -> Config:
         config.image = str(expand(config.image).absolute())
     pin_locations(config)
     return config
+
+
+def use_loras(config: Config, loras: list[str], use: str | None) -> None:
+    """Give the LoRAs of the command line to the prior that draws, the one that distils, or both.
+
+    Where one prior does both and only one use is to change, the drawing gets a prior of its own.
+    """
+    if not loras:
+        if use is not None:
+            raise UserError("--lora-for changes nothing without --lora; omit it")
+        return
+    value = ",".join(filter(None, [config.prior.loras, *loras]))
+    comma = next((item for item in loras if "," in item), None)
+    if comma is not None:
+        raise UserError(f"--lora {comma}: a path may have no comma; rename the file")
+    for path, _ in parse_loras(",".join(loras)):
+        lora_file(expand(path))
+    shared = not config.visual_prompt.prior.path
+    if shared and use in ("draw", "distil"):
+        config.visual_prompt.prior = dataclasses.replace(config.prior)
+    if use != "distil" and not (shared and use != "draw"):
+        config.visual_prompt.prior.loras = value
+    if use != "draw":
+        config.prior.loras = value
 
 
 def pin_locations(config: Config) -> None:
@@ -125,6 +164,11 @@ def pin_locations(config: Config) -> None:
         (prior, (*PRIOR_LOCATIONS, "manifest", "vocabulary"))
         for prior in (config.prior, config.visual_prompt.prior)
     ]
+    for prior, _ in priors:
+        prior.loras = ",".join(
+            f"{expand(path).absolute() if expand(path).exists() else path}:{scale:g}"
+            for path, scale in parse_loras(prior.loras)
+        )
     for group, keys in [
         *priors,
         (config.rewards, JUDGE_LOCATIONS),

@@ -12,7 +12,19 @@ import io
 import sys
 
 from vp3d import __version__
-from vp3d.cli import doctor, evaluate, export, generate, models, render, resume
+from vp3d.cli import (
+    align,
+    doctor,
+    draw,
+    evaluate,
+    export,
+    generate,
+    hallucination,
+    models,
+    render,
+    resume,
+    serve,
+)
 from vp3d.cli.arguments import EXIT_USER, VerbParser
 from vp3d.config.paths import program
 from vp3d.errors import VP3DError
@@ -20,11 +32,15 @@ from vp3d.system.console import Parser
 
 VERBS = {  # in the order of the help
     "generate": generate,
+    "draw": draw,
     "resume": resume,
     "export": export,
     "render": render,
     "models": models,
+    "align": align,
     "evaluate": evaluate,
+    "hallucination": hallucination,
+    "serve": serve,
     "doctor": doctor,
 }
 GLOBAL_OPTIONS = ("-h", "--help", "--version")

@@ -22,11 +22,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Continue the run; print its folder."""
     from vp3d.runs.folder import RunFolder
 
-    RunFolder.open(arguments.run).config()  # a mistake is answered before torch is loaded
+    folder = RunFolder.open(arguments.run)
+    aligns = bool(folder.config().align.reward)  # a mistake is answered before torch is loaded
     from vp3d import pipeline
     from vp3d.runs.terminal import TerminalDisplay
     from vp3d.system.process import process_start
 
+    if aligns:
+        from vp3d.tuning.run import align
+
+        with TerminalDisplay(process_start()) as display:
+            lora = align(folder, display.watch)
+        sys.stdout.write(f"{lora}\n")
+        return 0
     with TerminalDisplay(process_start()) as display:
         asset = pipeline.resume(arguments.run, watch=display.watch)
     sys.stdout.write(f"{asset.run_dir}\n")

@@ -12,6 +12,7 @@ from vp3d.config.schema import (
     RenderConfig,
     RewardConfig,
     Schedule,
+    SvddConfig,
     ViewGate,
 )
 from vp3d.errors import UserError
@@ -21,6 +22,7 @@ IN_ORDER = {  # group -> two of its fields, of which the first may not be above 
     CameraConfig: ("elevation_min_deg", "elevation_max_deg"),
     RenderConfig: ("background_min", "background_max"),
     RewardConfig: ("begin", "finish"),
+    SvddConfig: ("begin", "finish"),
     ViewGate: ("full_deg", "zero_deg"),
 }
 SCALES = {  # guidance.mode -> the scales that it reads
@@ -44,6 +46,12 @@ def check_rules(config: Config) -> None:
         raise UserError(
             f"config key 'export.faces': {faces} triangles cannot close a surface; "
             f"take {FEWEST_FACES} or more, or 0"
+        )
+    drawing = config.visual_prompt
+    if drawing.sampler == "svdd" and drawing.steps < 2:
+        raise UserError(
+            "config key 'visual_prompt.steps' is 1, in which svdd has nothing to choose: take 2 or "
+            "more, or visual_prompt.sampler=ddim"
         )
     check_noise_levels(config.guidance.t_min, config.guidance.t_max)
 

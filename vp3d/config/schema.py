@@ -110,6 +110,25 @@ class PriorConfig:
     channels_last: bool = False
     # torch.compile for denoiser and encoder: slow first steps, then faster; needs a compiler
     compile: bool = False
+    # LoRA files or folders, comma-separated, each with a scale: a.safetensors:0.5,b; "" for none
+    loras: str = ""
+
+
+@dataclass
+class SvddConfig:
+    """Steering of the drawing: several proposals at each denoising step, one kept by a reward."""
+
+    # proposals for each picture and denoising step; 1 is plain drawing with noise
+    m: Annotated[int, Range(1, 256)] = 8
+    # temperature of the choice, in standard deviations of the reward; 0 keeps the best proposal
+    alpha: Weight = 0.0
+    # pm: the reward of the picture expected in the end; mc: a network fitted to plain drawings
+    value: Literal["pm", "mc"] = "pm"
+    # NAME[:WEIGHT],...: text (the model of rewards.text_model), whole, centred, filled, steady,
+    # plain, single, jpeg, compress, framing, colorful
+    reward: str = "text:1,steady:0.5,whole:0.5"
+    begin: Share = 0.0  # share of the denoising steps from which there are proposals
+    finish: Share = 1.0  # share of the denoising steps after which there are none
 
 
 @dataclass
@@ -129,6 +148,9 @@ class VisualPromptConfig:
     # lowest IoU of cut-outs by tighter and wider thresholds; below it a candidate is rejected as a
     # scene
     steadiness: Share = 0.8
+    # ddim: deterministic steps; svdd: steps with noise, steered by a reward without gradient
+    sampler: Literal["ddim", "svdd"] = "ddim"
+    svdd: SvddConfig = field(default_factory=SvddConfig)  # read only if sampler is svdd
     # another model that only draws the candidates; path "" uses `prior`
     prior: PriorConfig = field(
         default_factory=lambda: PriorConfig("", "", manifest="", vocabulary="")
@@ -350,6 +372,41 @@ class CudaConfig:
 
 
 @dataclass
+class AlignConfig:
+    """How `align` trains a LoRA of the 2D model on a reward (vp3d/align)."""
+
+    reward: str = ""  # NAME[:WEIGHT],... as clip:1,compress:0.3; "" in every run that is no `align`
+    # alignprop back-propagates through the drawing, refl through one late step, ddpo needs no
+    # gradient of the reward
+    method: Literal["alignprop", "refl", "ddpo"] = "alignprop"
+    updates: Annotated[int, Range(1, 100_000)] = 200  # training steps
+    batch: Annotated[int, Range(1, 1024)] = 8  # drawings a step
+    group: Annotated[int, Range(1, 64)] = (
+        1  # drawings of each prompt among them; 4 or more for ddpo
+    )
+    lr: LearningRate = 1.0e-3  # of AdamW
+    warmup: Annotated[int, Range(0, 1000)] = 5  # steps over which the learning rate rises
+    weight_decay: Annotated[float, Range(0, 10)] = 1.0e-4  # of AdamW
+    rank: Annotated[int, Range(1, 256)] = 4  # of the LoRA; alpha is equal to it
+    start: str = ""  # a LoRA to continue from; "" for a new one
+    steps: Annotated[int, Range(1, 1000)] = 10  # denoising steps of a drawing
+    guidance_scale: Annotated[float, Range(0, 200)] = 1.0  # of the drawing; above 1 costs twice
+    # last steps that the gradient flows through: fixed:K, uniform:K or gaussian
+    k: str = "uniform:5"
+    # stop: the gradient does not flow into the denoiser's input (DRTune)
+    input_gradient: Literal["full", "stop"] = "full"
+    # DRaFT-LV: fresh noises of the last step that are trained on; 0 trains on the whole drawing
+    repeat_last: Annotated[int, Range(0, 64)] = 0
+    anchor: Weight = 0.0  # weight of the drift from the base model
+    # rewards that many standard deviations above the base no longer pull; 0 for no limit
+    hinge: Annotated[float, Range(0, 1000)] = 0.0
+    ema: Annotated[float, Range(0, 0.9999)] = 0.95  # of the weights that are judged and saved
+    # the score that is not optimised and must not fall; none watches the spread alone
+    guard: Literal["auto", "clip", "aesthetic", "dino", "none"] = "auto"
+    guard_every: Annotated[int, Range(1, 10_000)] = 10  # steps between checks and checkpoints
+
+
+@dataclass
 class Config:
     """All settings of one run."""
 
@@ -374,3 +431,4 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     cuda: CudaConfig = dataclasses.field(default_factory=CudaConfig)
+    align: AlignConfig = dataclasses.field(default_factory=AlignConfig)

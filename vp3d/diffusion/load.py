@@ -30,6 +30,7 @@ from vp3d.diffusion.image_prompt import (
 from vp3d.errors import UserError
 from vp3d.system import torch_compat  # before transformers, which imports torchvision
 from vp3d.weights.locate import find_weights, read_whole
+from vp3d.weights.lora_files import parse_loras
 from vp3d.weights.manifest import verify_files
 from vp3d.weights.model_settings import check_model_settings, offline
 
@@ -37,6 +38,7 @@ import diffusers  # isort: skip
 import transformers  # isort: skip
 from diffusers.models.embeddings import ImageProjection  # isort: skip
 
+from vp3d.diffusion.lora import load_loras
 from vp3d.diffusion.prior import Prior
 from vp3d.weights.readable import readable
 
@@ -137,6 +139,9 @@ def load_prior(
     if config.dtype == "auto" and device.type == "cpu" and torch_compat.multiplies_bfloat16(device):
         pipe.unet.to(torch.bfloat16)
     prior = Prior(pipe, encoder, config, device, on_oom)
+    if config.loras:
+        files = [(locate(path), scale) for path, scale in parse_loras(config.loras)]
+        load_loras(prior.networks, files)
     if config.compile:
         prior.compile()
     return prior

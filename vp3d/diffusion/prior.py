@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion import autoencoder
-from vp3d.diffusion.cfg import Branch, branch_weights, combine
+from vp3d.diffusion.cfg import Branch, branch_weights
+from vp3d.diffusion.drawing import Drawing
 from vp3d.diffusion.image_prompt import ImageEncoder
 from vp3d.diffusion.sampling import ddim_timesteps, noise_levels, sample
 from vp3d.diffusion.schedule import alpha_bar_from_config, epsilon_from_output
@@ -85,6 +86,12 @@ class Prior:
         with torch.no_grad(), self._on_device(self._image_towers):
             # [1, T, C]
             self.null_image = None if image_encoder is None else image_encoder.null_tokens()
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that a LoRA can change, by their names in its file (lora.py)."""
+        names = ("text_encoder", "text_encoder_2")
+        return {"unet": self.unet, **dict(zip(names, self._text_towers, strict=False))}
 
     def compile(self) -> None:
         """Compile the denoiser and the autoencoder's encoder (torch.compile) at their first call.
@@ -272,6 +279,21 @@ class Prior:
             prior = load_prior(PriorConfig())
             rgb = prior.sample(["a red cube"], "", 30, 2.0, torch.Generator().manual_seed(0))
         """
+        drawing = self.drawing(prompts, negative, steps, guidance_scale, image, gate)
+        noise = self.noise(len(prompts), generator)
+        return self.decode(sample(drawing, noise, drawing.levels, on_step=on_step))
+
+    @torch.no_grad()
+    def drawing(
+        self,
+        prompts: list[str],
+        negative: str,
+        steps: int,
+        guidance_scale: float,
+        image: Tensor | None = None,
+        gate: float | Tensor = 1.0,
+    ) -> Drawing:
+        """The guided denoiser of B prompts, with the levels of a draw; arguments as in `sample`."""
         text, null = self.encode_text(prompts), self.encode_null(negative)
         weights = branch_weights("joint", guidance_scale, 1.0, 1.0, image is not None)
         texts: dict[Branch, TextEmbedding] = {
@@ -279,18 +301,8 @@ class Prior:
         }
         gates = torch.as_tensor(gate, dtype=torch.float32, device=self.device).expand(len(prompts))
         timesteps = ddim_timesteps(len(self.alpha_bar), steps).to(self.device)
-
-        def denoise(latents: Tensor, step: int) -> Tensor:
-            t = timesteps[step].expand(len(latents))
-            return combine(self.predict_branches(texts, latents, t, image, gates), weights)
-
-        latents = sample(
-            denoise,
-            self.noise(len(prompts), generator),
-            noise_levels(self.alpha_bar, timesteps),
-            on_step=on_step,
-        )
-        return self.decode(latents)
+        levels = noise_levels(self.alpha_bar, timesteps)
+        return Drawing(self, texts, weights, timesteps, levels, gates, image)
 
     def noise(self, batch: int, generator: torch.Generator) -> Tensor:
         """Standard normal latents [batch, 4, h, w] on the prior's device.

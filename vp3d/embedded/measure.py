@@ -63,6 +63,7 @@ class Goal:
 GOALS = {
     "autoencoder": Goal("PSNR of held-out renders, dB", 30.0),
     "clip": Goal("right caption among 64", 0.90),
+    "measuring_clip": Goal("right caption among 64, by the CLIP that only measures", 0.90),
     "judge": Goal("all visible attributes right", 0.97),
     "text_to_image": Goal("objects and colours right", 0.90),
     "held_out_pairs": Goal("objects and colours right, unseen colour-object pairs", 0.80),
@@ -88,14 +89,14 @@ def measure_autoencoder(count: int) -> Figure:
     return {"all": float((-10.0 * torch.log10(error)).mean())}
 
 
-def measure_clip(count: int) -> Figure:
+def measure_clip(count: int, folder: str = "assets/toybox/clip") -> Figure:
     """Share of pictures whose own caption scores highest among 64 captions.
 
     An equal caption of another picture counts as right. "cosine" is the mean score of a picture's
     own caption, from which `rewards.text_image.hinge` is set; "cosine's lower quarter" is the lower
     quartile of that score.
     """
-    pictures, encoder = heldout_pictures(count), load_clip("assets/toybox/clip")
+    pictures, encoder = heldout_pictures(count), load_clip(folder)
     with torch.no_grad():
         image = encoder.image(to_tensor(pictures.images))
     captions = [pictures.caption(i) for i in range(count)]
@@ -264,6 +265,29 @@ def write_sheet(rgb: Tensor, path: Path) -> None:
     ).save(path)
 
 
+def measures_of(sheets: Path | None) -> dict[str, Callable[[int], Figure]]:
+    """The functions that measure the figures of `GOALS`, by name; each takes the count.
+
+    Args:
+        sheets: a folder for pictures of what was drawn; None for no pictures.
+    """
+
+    def drawing(pairs: bool, by_image: bool, name: str) -> Callable[[int], Figure]:
+        return lambda n: measure_drawing(n, pairs, by_image, sheets and sheets / f"{name}.png")
+
+    return {
+        "autoencoder": measure_autoencoder,
+        "clip": measure_clip,
+        "measuring_clip": lambda n: measure_clip(n, "assets/toybox/measuring_clip"),
+        "judge": measure_judge,
+        "text_to_image": drawing(False, False, "text_to_image"),
+        "held_out_pairs": drawing(True, False, "held_out_pairs"),
+        "image_prompt": drawing(False, True, "image_prompt"),
+        "view_words": lambda n: measure_view_words(n, sheets and sheets / "view_words.png"),
+        "views_named": measure_views_named,
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write the figures to MANIFEST.json."""
     parser = Parser(prog="python -m vp3d.embedded.measure", description=__doc__)
@@ -284,23 +308,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.sheets:
         check_output(options.sheets, "--sheets FOLDER")
 
-    def drawing(pairs: bool, by_image: bool, name: str) -> Callable[[int], Figure]:
-        return lambda n: measure_drawing(
-            n, pairs, by_image, options.sheets and options.sheets / f"{name}.png"
-        )
-
-    measures: dict[str, Callable[[int], Figure]] = {
-        "autoencoder": measure_autoencoder,
-        "clip": measure_clip,
-        "judge": measure_judge,
-        "text_to_image": drawing(False, False, "text_to_image"),
-        "held_out_pairs": drawing(True, False, "held_out_pairs"),
-        "image_prompt": drawing(False, True, "image_prompt"),
-        "view_words": lambda n: measure_view_words(
-            n, options.sheets and options.sheets / "view_words.png"
-        ),
-        "views_named": measure_views_named,
-    }
+    measures = measures_of(options.sheets)
     found = {}
     for name in options.figures or GOALS:
         goal = GOALS[name]

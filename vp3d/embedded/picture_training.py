@@ -40,6 +40,8 @@ from vp3d.worlds.toybox.data import (
 from vp3d.worlds.toybox.scenes import NOUNS, caption, words
 
 VISION_TOWER = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
+MEASURING_SEED = 7000  # of the CLIP that measures; that of the rewards has 0
+JUDGE_SEEDS, TOWER_SEEDS = (4242, 900), (8000, 8000)  # of the initial weights, of the batches
 LATENTS = "latents.safetensors"
 
 
@@ -102,14 +104,39 @@ def whiten(model: architectures.AutoencoderTiny, rgb: Tensor, std: float = 0.5) 
 
 
 def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
-    """Train the CLIP of the rewards: contrast pictures with captions and with nearly right ones.
+    """Train the CLIP of the rewards, `clip`."""
+    _train_clip("clip", pictures, plan, work, device)
+
+
+def train_measuring_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Train `measuring_clip`, which measures R-precision and never optimises.
+
+    Its initial weights, batches and augmentations differ from those of `clip`. `train.py` also
+    gives it pictures that no other model is trained on.
+    """
+    _train_clip("measuring_clip", pictures, plan, work, device, MEASURING_SEED)
+
+
+def _train_clip(
+    name: str, pictures: Pictures, plan: Plan, work: Path, device: str, first_seed: int = 0
+) -> None:
+    """Contrast pictures with captions and with nearly right ones; write the model to ASSETS/name.
 
     Nearly right captions are those of `confuse`. Auxiliary heads predict the attributes.
+
+    Args:
+        name: folder in ASSETS and name of the checkpoint.
+        pictures: the training pictures.
+        plan: the plan; with a seed other than 0 it continues from the committed weights.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        first_seed: added to the seed of the plan.
     """
-    tokenizer = architectures.load_tokenizer(ASSETS / "clip", words())
+    tokenizer = architectures.load_tokenizer(ASSETS / name, words())
+    torch.manual_seed(plan.seed + first_seed)
     model = architectures.new_clip(tokenizer)
     if plan.seed:
-        weights = load_file(ASSETS / "clip" / "open_clip_model.safetensors")
+        weights = load_file(ASSETS / name / "open_clip_model.safetensors")
         model.load_state_dict(weights, strict=False)
     heads = nn.ModuleDict({k: architectures.AttributeHeads(128, HEADS) for k in ("image", "text")})
     both = nn.ModuleDict({"clip": model, "aids": heads}).to(device).train()
@@ -137,12 +164,14 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
             "top1": (logits.argmax(1) == right).float().mean(),
         }
 
-    use_ema(both, fit("clip", both, losses, plan, work))
+    plan = replace(plan, seed=plan.seed + first_seed)
+    use_ema(both, fit(name, both, losses, plan, work))
     _recompute_batch_norm(
         model.visual, pictures, lambda rgb: model.encode_image((rgb - 0.5) / 0.25), device
     )
     if not process_rank():
-        save_clip(model.eval().cpu(), tokenizer, ASSETS / "clip")
+        dtype = torch.float16 if first_seed else torch.float32
+        save_clip(model.eval().cpu(), tokenizer, ASSETS / name, dtype)
 
 
 def _equal_captions(texts: list[str], device: str) -> Tensor:
@@ -159,11 +188,41 @@ def _equal_captions(texts: list[str], device: str) -> Tensor:
 
 
 def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
-    """Train the judge on the exact attributes of pictures blurred, noised and tinted at random."""
-    torch.manual_seed(4242 + plan.seed)
+    """Train the judge, which measures and never optimises."""
+    _train_judge("judge", pictures, plan, work, device, JUDGE_SEEDS)
+
+
+def train_feature_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+    """Train a network of the judge's kind from another seed.
+
+    Its features are the local part of the hallucination score, which may be a reward.
+    """
+    _train_judge("feature_tower", pictures, plan, work, device, TOWER_SEEDS)
+
+
+def _train_judge(
+    name: str,
+    pictures: Pictures,
+    plan: Plan,
+    work: Path,
+    device: str,
+    first_seeds: tuple[int, int],
+) -> None:
+    """Train on the exact attributes of pictures blurred, noised and tinted at random.
+
+    Args:
+        name: folder in ASSETS and name of the checkpoint.
+        pictures: the training pictures.
+        plan: the plan; with a seed other than 0 it continues from the committed weights.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        first_seeds: added to the seed of the plan, for the initial weights and for the batches.
+    """
+    of_weights, of_batches = first_seeds
+    torch.manual_seed(of_weights + plan.seed)
     judge = Judge(HEADS).to(device).train()
     if plan.seed:
-        judge.load_state_dict(load_file(ASSETS / "judge" / "judge.safetensors"))
+        judge.load_state_dict(load_file(ASSETS / name / "judge.safetensors"))
     answers = torch.from_numpy(attribute_targets(pictures))
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
@@ -181,10 +240,10 @@ def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
         all_right = torch.stack(right).all(0).float().mean()
         return {"loss": torch.stack(losses).sum(), "all_right": all_right}
 
-    use_ema(judge, fit("judge", judge, losses, replace(plan, seed=plan.seed + 900), work))
+    use_ema(judge, fit(name, judge, losses, replace(plan, seed=plan.seed + of_batches), work))
     _recompute_batch_norm(judge, pictures, judge, device)
     if not process_rank():
-        save_judge(judge.eval().cpu(), ASSETS / "judge")
+        save_judge(judge.eval().cpu(), ASSETS / name)
 
 
 def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:

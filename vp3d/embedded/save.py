@@ -115,8 +115,10 @@ def resampler_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return found
 
 
-def save_clip(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write an open_clip local-dir folder: configuration, weights, tokenizer."""
+def save_clip(
+    model: nn.Module, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write an open_clip local-dir folder: configuration, weights as `dtype`, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {
         "size": architectures.RESOLUTION,
@@ -130,7 +132,9 @@ def save_clip(model: nn.Module, tokenizer: Any, folder: Path) -> None:
         {"model_cfg": architectures.clip_config(tokenizer), "preprocess_cfg": preprocess},
     )
     state = {
-        k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"
+        k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()
+        for k, v in model.state_dict().items()
+        if k != "attn_mask"
     }
     with atomic_write(folder / "open_clip_model.safetensors") as temporary:
         save_file(state, temporary)

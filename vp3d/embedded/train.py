@@ -1,13 +1,13 @@
 """Train the embedded models: `python -m vp3d.embedded.train [PART ...]`.
 
-Parts, in order: `autoencoder`, `clip`, `judge`, `vision_tower` (of the IP-Adapter), `prior`
-(denoiser, text encoder and adapter together), `adapter` (adapter and vision tower alone, trained
-from scratch), `align` (all of them on their own drawings, against the true pictures). Without
-parts, all are trained. If the training is interrupted, run the same command again to resume it
-from the last checkpoint under `data/toybox/`; `--more STEPS` continues from the committed weights
-with a new schedule. It runs on the GPU if there is one. On a CPU, one process for each core is
-faster than one process with many threads:
-`torchrun --nproc-per-node 2 -m vp3d.embedded.train prior --threads 1`.
+Parts, in order: `autoencoder`, `clip`, `judge`, `measuring_clip`, `feature_tower` (of the
+hallucination score), `vision_tower` (of the IP-Adapter), `prior` (denoiser, text encoder and
+adapter together), `adapter` (adapter and vision tower alone, trained from scratch), `align` (all of
+them on their own drawings, against the true pictures). Without parts, all are trained. If the
+training is interrupted, run the same command again to resume it from the last checkpoint under
+`data/toybox/`; `--more STEPS` continues from the committed weights with a new schedule. It runs on
+the GPU if there is one. On a CPU, one process for each core is faster than one process with many
+threads: `torchrun --nproc-per-node 2 -m vp3d.embedded.train prior --threads 1`.
 
 `python -m vp3d.embedded.measure` prints the figures of the result and writes them to MANIFEST.json.
 Frames, backgrounds and cameras of the pictures: `vp3d.worlds.toybox.data`.
@@ -28,7 +28,9 @@ from vp3d.embedded.fit import Plan, first_process_first, process_rank
 from vp3d.embedded.picture_training import (
     train_autoencoder,
     train_clip,
+    train_feature_tower,
     train_judge,
+    train_measuring_clip,
     train_vision_tower,
 )
 from vp3d.embedded.prior_training import (
@@ -40,7 +42,7 @@ from vp3d.embedded.prior_training import (
 from vp3d.embedded.save import save_manifest
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output, write_json
-from vp3d.worlds.toybox.data import training_pictures
+from vp3d.worlds.toybox.data import Pictures, training_pictures
 from vp3d.worlds.toybox.scenes import vocabulary
 
 # Matrices that Muon trains
@@ -49,16 +51,21 @@ PLANS = {
     "autoencoder": Plan(steps=6000, lr=2e-3, batch=32, weight_decay=0.0),
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
     "judge": Plan(steps=6000, lr=2e-3, weight_decay=0.05),
+    "measuring_clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
+    "feature_tower": Plan(steps=3000, lr=2e-3, weight_decay=0.05),
     "vision_tower": Plan(steps=6000, lr=2e-3, weight_decay=0.05, warmup=300, muon=INNER),
     "prior": Plan(steps=6000, lr=1e-3, batch=32, warmup=300, muon=INNER),
     "adapter": Plan(steps=1500, lr=2e-3, batch=32, warmup=30, muon=INNER),
     "align": Plan(steps=800, lr=3e-4, batch=16, warmup=50, muon=INNER),
 }
 PARTS = tuple(PLANS)
+MEASURING = ("measuring_clip",)  # parts trained on chunks of pictures that no other part uses
 TRAINERS = {
     "autoencoder": train_autoencoder,
     "clip": train_clip,
     "judge": train_judge,
+    "measuring_clip": train_measuring_clip,
+    "feature_tower": train_feature_tower,
     "vision_tower": train_vision_tower,
     "prior": train_prior,
     "adapter": train_adapter,
@@ -145,13 +152,16 @@ def main(argv: list[str] | None = None) -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not process_rank():
         write_json(ASSETS / "vocabulary.json", vocabulary())
-    pictures = first_process_first(
-        lambda: training_pictures(options.data / "pictures", options.chunks, say)
-    )
+    read: dict[int, Pictures] = {}  # first chunk -> pictures
     for part in options.parts or PARTS:
+        first = options.chunks if part in MEASURING else 0
+        if first not in read:
+            read[first] = first_process_first(
+                partial(training_pictures, options.data / "pictures", options.chunks, say, first)
+            )
         folder = work / part
         first_process_first(partial(prepare_folder, folder, options.more, options.fresh))
-        TRAINERS[part](pictures, plan_of(part, options), folder, device)
+        TRAINERS[part](read[first], plan_of(part, options), folder, device)
         if torch.distributed.is_initialized():
             # the next part may read what process 0 has just written
             torch.distributed.barrier()

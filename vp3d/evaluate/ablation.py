@@ -1,9 +1,11 @@
-"""The ablation, `python -m vp3d.evaluate.ablation`, and the settings sweep, with `--sweep`.
+"""The ablation, `python -m vp3d.evaluate.ablation`; sweeps of settings with `--sweep`, `--tune`.
 
 Every arm generates the same toybench prompts with the same seeds, steps and views. The arms of the
 ablation are those of the VP3D paper (arXiv 2403.17001: visual prompt and rewards). Before them come
-DreamFusion's plain SDS, and several denoising steps on the text alone. The sweep changes one
-setting of the default run at a time.
+DreamFusion's plain SDS, SDS with the best settings found by --tune, and several denoising steps on
+the text alone. The sweep changes one setting of the default run at a time. --tune gives SDS on the
+text alone every combination of guidance scale, denoising steps, space of the error and noise
+levels; it has prompts of its own (assets/prompts/tuning.txt), which are not part of toybench.
 
 The table has each figure's mean with its 95 % interval over prompts. A second table has the
 difference from the first arm, paired by prompt, with its own interval. A difference with a star is
@@ -63,19 +65,17 @@ from vp3d.worlds.toybox.prompt_check import true_pictures, true_rgb
 from vp3d.worlds.toybox.scenes import parse_caption
 
 NO_REWARDS = ("rewards.text_image.weight=0", "rewards.image_image.weight=0")
+IN_LATENTS = ("guidance.space=latents", "guidance.weight=1", "guidance.weighting=sigma2")
+ALL_NOISE = ("guidance.t_min=0.02", "guidance.t_max={start: 0.98, end: 0.5}")  # DreamFusion's
 # The estimate of DreamFusion, as in configs/sds.yaml.
-ONE_STEP = (
-    "guidance.denoise_steps=1",
-    "guidance.space=latents",
-    "guidance.estimate_every=1",
-    "guidance.weight=1",
-    "guidance.weighting=sigma2",
-    "guidance.t_min=0.02",
-    "guidance.t_max={start: 0.98, end: 0.5}",
-)
+ONE_STEP = ("guidance.denoise_steps=1", "guidance.estimate_every=1", *IN_LATENTS, *ALL_NOISE)
 ARMS: dict[str, tuple[str, ...]] = {
     "SDS": ("guidance.lam=0", "guidance.guidance_scale=10", *ONE_STEP, *NO_REWARDS),
     "SDS, twice the CFG": ("guidance.lam=0", "guidance.guidance_scale=20", *ONE_STEP, *NO_REWARDS),
+    "SDS, tuned": (  # one step, error in pixels: the best of ten settings of --tune
+        *("guidance.lam=0", "guidance.guidance_scale=4", "guidance.denoise_steps=1"),
+        *("guidance.estimate_every=1", *ALL_NOISE, *NO_REWARDS),
+    ),
     "text, several steps": ("guidance.lam=0", *NO_REWARDS),
     "VP-SDS": NO_REWARDS,
     "VP-SDS + image": ("rewards.text_image.weight=0",),
@@ -114,6 +114,21 @@ SWEEP: dict[str, tuple[str, ...]] = {
     "text reward without hinge": ("rewards.text_image.hinge=1e9",),
     "text reward 0.2": ("rewards.text_image.weight=0.2",),
     "rewards from the start": ("rewards.text_image.begin=0", "rewards.image_image.begin=0"),
+}
+TUNE: dict[str, tuple[str, ...]] = {
+    f"CFG {scale}, {steps} {'step' if steps == 1 else 'steps'}, {space}, {noise}": (
+        "guidance.lam=0",
+        f"guidance.guidance_scale={scale}",
+        f"guidance.denoise_steps={steps}",
+        "guidance.estimate_every=1",
+        *(IN_LATENTS if space == "latents" else ()),
+        *(ALL_NOISE if noise == "all noise" else ()),
+        *NO_REWARDS,
+    )
+    for noise in ("all noise", "high noise")  # high noise: the default of VP3D
+    for space in ("latents", "pixels")
+    for steps in (1, 2)
+    for scale in (2, 4, 7, 10)
 }
 SIGNIFICANT = 0.05  # p-value below which a difference has a star
 SIDES = (40.0, 220.0)  # azimuths in degrees of the two views in the picture grid
@@ -372,6 +387,7 @@ def new_parser() -> Parser:
     add("overrides", nargs="*", metavar="key=value", help="settings for every arm")
     add("--sweep", action="store_true", help="compare settings, not the parts of the method")
     add("--arms", nargs="+", default=[], metavar="NAME", help="only these, the first is the base")
+    add("--tune", action="store_true", help="compare settings of SDS, on prompts kept for tuning")
     add("--subset", choices=("all", "mini"), default="mini", help="72 prompts, or 18 (mini)")
     add("--match", nargs="+", default=[], metavar="TEXT", help="only prompts with one of these")
     add("--every", type=int, default=1, metavar="N", help="of those, every n-th (1)")
@@ -379,7 +395,7 @@ def new_parser() -> Parser:
     add("--config", type=Path, action="append", default=[], help="YAML settings, repeatable")
     add("--seeds", type=int, default=1, metavar="N", help="assets for each prompt (1)")
     add("--jobs", type=int, default=1, metavar="N", help="processes (1)")
-    add("--work", type=Path, help="folder of runs and results (outputs/ablation or outputs/sweep)")
+    add("--work", type=Path, help="folder of runs and results (outputs/ablation, sweep or tune)")
     add("--write", type=Path, metavar="FILE", help="the Markdown page (in --work)")
     add("--grid", type=Path, metavar="FILE", help="draw the assets of the first and last arm here")
     return parser
@@ -391,17 +407,21 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(argv)
     if min(options.every, options.seeds, options.jobs) < 1:
         parser.error("--every, --seeds and --jobs take whole numbers of 1 or more")
-    every_arm = SWEEP if options.sweep else ARMS
+    if options.sweep and options.tune:
+        parser.error("--sweep and --tune exclude each other: give one of them")
+    every_arm = SWEEP if options.sweep else TUNE if options.tune else ARMS
     arms = select_arms(every_arm, options.arms)
     for option, path in {"--write FILE": options.write, "--grid FILE": options.grid}.items():
         if path:
             check_output(path.parent, option)
-    name = "sweep" if options.sweep else "ablation"
+    name = "sweep" if options.sweep else "tune" if options.tune else "ablation"
     options.work = options.work or (Path() if INSTALLED else ROOT) / "outputs" / name
     tasks = suite_of(options)
     records = {arm: run_arm(arm, overrides, tasks, options) for arm, overrides in arms.items()}
     comparison = compare(records)
-    title = f"{name.capitalize()} on toybench, {options.subset}"
+    title = (
+        "Settings of SDS" if options.tune else f"{name.capitalize()} on toybench, {options.subset}"
+    )
     prompts = len({task.prompt for task in tasks})
     facts = facts_of(options, records, len(every_arm))
     page = markdown(comparison, title, facts, prompts)
@@ -416,7 +436,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def suite_of(options: argparse.Namespace) -> Sequence[Task]:
     """The tasks that the command line selects."""
-    tasks = toybench.suite_tasks(options.subset, options.seeds)
+    if options.tune:
+        tasks = toybench.tuning_tasks(options.seeds)
+    else:
+        tasks = toybench.suite_tasks(options.subset, options.seeds)
     return matching(tasks, options.match)[:: options.every]
 
 

@@ -82,7 +82,7 @@ BLANK = 250  # grey of an empty tile, 0 to 255
 POSE: tuple[str, ...] = ("yaw_deg", "scale", "shift", "light", "volume")
 
 # The weights that a record depends on, each with its manifest.
-JUDGES = tuple((str(ASSETS / name), str(MANIFEST)) for name in ("judge", "clip"))
+JUDGES = tuple((str(ASSETS / name), str(MANIFEST)) for name in ("judge", "measuring_clip"))
 
 FAILURE_FIGURES = dict.fromkeys(
     ("all", "objects", "colors", "r_precision", "iou", "fscore", "view_agreement"), 0.0
@@ -112,7 +112,7 @@ class Judges:
 
     Attributes:
         judge: names objects, colours, patterns and relations.
-        clip: the embedded CLIP model.
+        clip: the CLIP that only measures; the rewards have another.
         texts: caption -> unit text features `[D]`, for R-precision.
     """
 
@@ -124,7 +124,7 @@ class Judges:
 @lru_cache(maxsize=1)
 def judges() -> Judges:
     """The embedded judges, loaded once a process; the captions are those of the complete suite."""
-    clip = load_clip(str(ASSETS / "clip"), str(MANIFEST))
+    clip = load_clip(str(ASSETS / "measuring_clip"), str(MANIFEST))
     entries = [entry for name in SETS for entry in read_suite(suite_file(name))]
     prompts = list(dict.fromkeys(entry.prompt for entry in entries))
     texts = dict(zip(prompts, clip.text(prompts), strict=True))
@@ -156,6 +156,25 @@ def suite_tasks(subset: str, seeds: int) -> list[Task]:
     return found
 
 
+def tuning_tasks(seeds: int) -> list[Task]:
+    """The tasks on which settings are tuned, by set as in `suite_tasks`; toybench has none of them.
+
+    Args:
+        seeds: how many seeds each prompt has: its own and those after it.
+    """
+    found = []
+    for number, entry in enumerate(read_suite(ROOT / "assets" / "prompts" / "tuning.txt"), 1):
+        for seed in range(entry.seed, entry.seed + seeds):
+            key = f"tuning-{key_of(number, entry.prompt, seed)}"
+            found.append(Task(set_of(parse_caption(entry.prompt)), entry.prompt, seed, key))
+    return found
+
+
+def set_of(spec: Spec) -> str:
+    """The set of toybench that a scene belongs to."""
+    return "relation" if spec.relation else "parts" if spec.accent else "single"
+
+
 def folder_tasks(folder: Path) -> list[Task]:
     """The tasks of a folder of meshes, set by set.
 
@@ -171,8 +190,7 @@ def folder_tasks(folder: Path) -> list[Task]:
             raise UserError(
                 f"{path.name}: {error}; name the file by its caption, as in 'a-red-sphere.glb'"
             ) from error
-        group = "relation" if spec.relation else "parts" if spec.accent else "single"
-        tasks.append(asset_task(number, group, prompt, seed, path))
+        tasks.append(asset_task(number, set_of(spec), prompt, seed, path))
     return sorted(tasks, key=lambda task: SETS.index(task.group))
 
 

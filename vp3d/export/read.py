@@ -8,7 +8,9 @@ several textured parts are merged into one (see `join`).
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -40,6 +42,7 @@ SAME_COLOR = 1e-3  # vertex colours that differ by less are one colour
 CUBE_MARGIN = 1.001  # largest coordinate of a mesh that counts as inside the cube
 MIN_EXTENT = 0.4  # smallest extent of a mesh that is not scaled up, a fifth of the cube
 FITTED_EXTENT = 1.6  # extent of a mesh that is scaled
+U_ALONE = re.compile(rb"^([ \t]*vt[ \t]+[^\s#]+)(?=[ \t]*\r?$)", re.MULTILINE)
 
 
 def read_mesh(path: Path) -> Mesh:
@@ -185,9 +188,19 @@ def _read_other(path: Path) -> list[Mesh]:
     logging.getLogger("trimesh").addHandler(logging.NullHandler())
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        scene = trimesh.load_scene(path, process=False)
+        scene = _scene_of(path)
         solids = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
         return [_part_of(solid) for solid in solids]
+
+
+def _scene_of(path: Path) -> trimesh.Scene:
+    """The scene of a file; trimesh drops every v of an OBJ with a `vt u`, where v is 0."""
+    if path.suffix.lower() == ".obj":
+        text, count = U_ALONE.subn(rb"\1 0", path.read_bytes())
+        if count:
+            resolver = trimesh.resolvers.FilePathResolver(str(path))
+            return trimesh.load_scene(io.BytesIO(text), "obj", resolver=resolver, process=False)
+    return trimesh.load_scene(path, process=False)
 
 
 def _part_of(solid: trimesh.Trimesh) -> Mesh:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from vp3d import finish, pipeline
+from vp3d import build, finish, pipeline
 from vp3d.checks import changed_weights
 from vp3d.config.schema import Config
 from vp3d.errors import EmptyFieldError, VP3DError
@@ -24,20 +24,30 @@ class Made:
     folder: Path
     mesh: Mesh
     seconds: float
+    finished: bool = True  # False for a run that was stopped early
 
 
-def make(config: Config, work: Path, watch: Watch | None = None) -> Made:
+def make(
+    config: Config,
+    work: Path,
+    watch: Watch | None = None,
+    models: build.Models | None = None,
+    may_stop: bool = False,
+) -> Made:
     """The one run of `config` below the folder `work`: finished, else resumed, else new.
 
-    Runs of other settings in `work` are left alone, and unfinished ones of other weights too.
+    Runs of other settings in `work` are left alone, and unfinished ones of other weights too. The
+    folder may have been moved since.
 
     Args:
         config: the request; its `output_dir` is replaced by `work`.
         work: the folder of runs.
         watch: hears the events of `generate`.
+        models: from `load_models`, to be kept between calls; None loads them now.
+        may_stop: return a run that was stopped early too, `finished` False.
 
     Returns:
-        The finished run.
+        The run.
 
     Raises:
         KeyboardInterrupt: the run was stopped early; it is resumed next time.
@@ -45,17 +55,23 @@ def make(config: Config, work: Path, watch: Watch | None = None) -> Made:
     """
     watch = watch or Watch()
     config = dataclasses.replace(config, output_dir=str(work))
-    mine = [run for run in found_runs(work, watch) if run.config() == config]
+    mine = [
+        run
+        for run in found_runs(work, watch)
+        if dataclasses.replace(run.config(), output_dir=str(work)) == config
+    ]
     done = next((run for run in mine if is_finished(run)), None)
     if done is None:
         started = [run for run in mine if not changed_weights(run, config)]
         newest = started[-1].path if started else None
-        asset = pipeline.generate(config, watch=watch, resume_from=newest)
+        asset = pipeline.generate(config, models, watch, resume_from=newest)
         done = RunFolder.open(asset.run_dir)
-        if not is_finished(done):
-            watch.on_event(Note(f"stopped in {done.path}; run the same command again to resume it"))
-            raise KeyboardInterrupt
-    return Made(done.path, read_mesh(finish.exported(done)), time_spent(done.events()))
+    finished = is_finished(done)
+    if not finished and not may_stop:
+        watch.on_event(Note(f"stopped in {done.path}; run the same command again to resume it"))
+        raise KeyboardInterrupt
+    mesh, seconds = read_mesh(finish.exported(done)), time_spent(done.events())
+    return Made(done.path, mesh, seconds, finished)
 
 
 def found_runs(work: Path, watch: Watch | None = None) -> list[RunFolder]:

@@ -94,6 +94,18 @@ class Judge(nn.Module):
         x = self.stages(x)
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
 
+    def stage_features(self, rgb: Tensor) -> list[Tensor]:
+        """Features `[B, C, h, w]` >= 0 of each stage, of pictures `[B, 3, H, H]` of any size.
+
+        H is a multiple of 2 to the power of the number of stages plus one.
+        """
+        x = F.pixel_unshuffle(rgb * 2.0 - 1.0, 2).contiguous(memory_format=torch.channels_last)
+        x, found = F.relu(self.norm(self.stem(x))), []
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return found
+
     def forward(self, rgb: Tensor) -> dict[str, Tensor]:
         """Logits `[B, n]` over each head's n values, of pictures `[B, 3, 64, 64]` in [0, 1]."""
         x = self.features(rgb)

@@ -19,7 +19,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -171,23 +171,39 @@ class ChatEndpoint:
             )
         self.url, self.model, self.timeout_s = url.rstrip("/"), model, timeout_s
 
-    def ask(self, text: str, picture: Image.Image | None = None) -> str:
-        """The model's answer to a text, with a picture if one is given.
+    def ask(
+        self,
+        text: str,
+        pictures: Sequence[Image.Image] = (),
+        schema: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The model's answer to a text and pictures.
+
+        Args:
+            text: the question.
+            pictures: sent as PNG, in this order.
+            schema: a JSON schema that the answer must follow; not every server knows this.
 
         Raises:
-            UserError: the server gives no answer, or one without text.
+            UserError: the server gives no answer, or one without text. Its cause is the
+                urllib.error.HTTPError if the server answered with an error.
         """
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-        if picture is not None:
+        for picture in pictures:
             png = io.BytesIO()
             picture.save(png, "PNG")
             uri = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode('ascii')}"
             content.append({"type": "image_url", "image_url": {"url": uri}})
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "temperature": 0,
             "messages": [{"role": "user", "content": content}],
         }
+        if schema is not None:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": schema},
+            }
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {os.environ[KEY_VARIABLE]}"
@@ -213,7 +229,7 @@ class ChatEndpoint:
             "In one short sentence: which objects does this picture show, "
             "with their colours and features?"
         )
-        return [self.ask(question, Image.fromarray(picture)) for picture in to_uint8(rgb)]
+        return [self.ask(question, [Image.fromarray(picture)]) for picture in to_uint8(rgb)]
 
     def grade(self, prompt: str, captions: Sequence[str]) -> int:
         """Asks two questions, as T3Bench does: merge the captions, then grade the recall.

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 import trimesh
 from scipy.spatial import cKDTree
 
+from vp3d.system.compiled import compiled
 from vp3d.types import Mesh
 
 # Offset of the grid in cells, so that no column passes through a vertex with round coordinates.
@@ -36,7 +36,7 @@ def euler_number(mesh: Mesh) -> int:
     return len(np.unique(faces)) - len(np.unique(edges, axis=0)) + int(solid.sum())
 
 
-@numba.njit(cache=True)
+@compiled()
 def _winding(corners: np.ndarray, low: np.ndarray, cell: float, count: int) -> np.ndarray:
     """Winding numbers `[count, count, count]` of cell centres.
 

@@ -27,13 +27,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from vp3d.fields.grid import GridField
 from vp3d.render.occupancy import OccupancyGrid
+from vp3d.system.compiled import compiled
 from vp3d.types import Rays, Render
 
 BLOCKS = 4
@@ -42,15 +42,7 @@ MIN_TRANSMITTANCE = 1e-4
 ZERO, HALF, ONE, TWENTY, TINY = (np.float32(v) for v in (0.0, 0.5, 1.0, 20.0, 1e-9))
 Array = np.ndarray[Any, Any]
 Scalar = Any  # a float32 inside the kernels, a Python float outside
-
-
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel and cache it on disk, or for this process only if no folder is writable."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "arcp", "nsz"}}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # numba found no folder for its cache
-        return numba.njit(function, **options)
+_compile = compiled(nogil=True, fastmath={"contract", "reassoc", "arcp", "nsz"})
 
 
 @_compile

@@ -52,7 +52,7 @@ class Preview:
     """The live preview of a stage was written."""
 
     stage: str  # the name of the stage
-    path: Path  # a PNG of four views; overwritten by the next preview
+    path: Path  # a PNG of four views, or with `live_mesh` a GLB; overwritten by the next preview
 
 
 @dataclass(frozen=True)
@@ -122,3 +122,4 @@ class Watch:
     # when the process that makes this one run started, seconds since 1970; None for a process with
     # other work, where a run takes from the call of `generate` on
     process_started: float | None = None
+    live_mesh: bool = False  # write preview.glb, a rough mesh, while a stage is optimised

@@ -85,6 +85,11 @@ class RunFolder:
         """The live preview while a stage is optimised, eight labelled views afterwards."""
         return self.path / "preview.png"
 
+    @property
+    def live_mesh_file(self) -> Path:
+        """The rough mesh that is updated while a stage is optimised, if a caller asks for it."""
+        return self.path / "preview.glb"
+
     def checkpoints(self, stage: str) -> Path:
         """Folder of the checkpoints of a stage, for example "coarse"."""
         return self.path / "checkpoints" / stage

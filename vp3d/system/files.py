@@ -127,7 +127,7 @@ def printable(name: str) -> str:
         >>> printable("note" + chr(0xDCFF) + ".txt")
         'note\\\\xff.txt'
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, data: object) -> None:

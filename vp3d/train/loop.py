@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -123,6 +123,10 @@ class Pace:
         }
 
 
+def show_nothing(stage: Stage[Any]) -> None:
+    """No live view in 3D."""
+
+
 @dataclass
 class Loop:
     """A run in progress: its stage, its journal, and the last good copy of its tensors."""
@@ -134,6 +138,7 @@ class Loop:
     state: LoopState
     snapshot: dict[str, Tensor]
     pace: Pace
+    live: Callable[[Stage[Any]], None] = show_nothing  # called after each step, for a 3D view
 
 
 @dataclass(frozen=True)
@@ -146,15 +151,31 @@ class Outcome(Generic[Result_co]):
 
 
 def run(
-    stage: Stage[Result_co], optim: OptimConfig, camera: CameraConfig, journal: Journal
+    stage: Stage[Result_co],
+    optim: OptimConfig,
+    camera: CameraConfig,
+    journal: Journal,
+    live: Callable[[Stage[Any]], None] = show_nothing,
 ) -> Outcome[Result_co]:
     """Optimise `stage` for `optim.steps` steps, from the run's newest checkpoint if it has one.
 
-    `journal.watch.stop` ends it after the current step. Raises DivergedError after
-    `optim.bad_steps` steps in a row that were not finite.
+    `journal.watch.stop` ends it after the current step.
+
+    Args:
+        stage: what is optimised.
+        optim: steps, intervals and limits.
+        camera: where the preview looks from.
+        journal: the run's log and listener.
+        live: called after each step that was reported; it may read the stage but not change it.
+
+    Returns:
+        The result of the stage.
+
+    Raises:
+        DivergedError: after `optim.bad_steps` steps in a row that were not finite.
     """
     state = resume(stage, journal)
-    loop = Loop(stage, optim, camera, journal, state, clone(stage.tensors()), Pace())
+    loop = Loop(stage, optim, camera, journal, state, clone(stage.tensors()), Pace(), live)
     while state.step < optim.steps and not journal.watch.stop.is_set():
         stage.set_rates(state.step, state.watchdog.rate_scale)
         numbers, problem = advance(loop)
@@ -291,6 +312,7 @@ def report(loop: Loop, numbers: dict[str, float]) -> None:
         path = journal.run.preview_file
         write_preview(loop.stage, loop.camera, path)
         journal.show(Preview(loop.stage.name, path))
+    loop.live(loop.stage)
 
 
 def keep(loop: Loop) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -43,6 +45,45 @@ def contact_sheet(
             draw.rectangle(frame, outline=FRAME_COLOR, width=3)
         else:
             draw.text((left + 2, bottom + 4), label, TEXT_COLOR, font=font)
+    return sheet
+
+
+def steering_sheet(
+    pictures: Sequence[Tensor],
+    values: Sequence[Sequence[float]],
+    chosen: Sequence[int],
+    steps: Sequence[int],
+) -> Image.Image:
+    """Draw the proposals of some denoising steps, a row each, with a frame around the chosen one.
+
+    Args:
+        pictures: For each shown step the pictures expected of the first `COLUMNS` or more proposals
+            `[M, 3, H, W]` in [0, 1]; only the first `COLUMNS` and the chosen one are drawn.
+        values: For each step the values of its M proposals.
+        chosen: For each step the index of the chosen proposal.
+        steps: The denoising steps, from 0.
+
+    Returns:
+        The sheet as an RGB picture.
+    """
+    rows = []
+    for step, kept in enumerate(chosen):
+        first = list(range(min(len(values[step]), COLUMNS)))
+        rows.append(first if kept in first else [*first[:-1], kept])
+    step_x, step_y = TILE // 2 + GAP, TILE // 2 + LABEL_HEIGHT + GAP
+    size = (max(map(len, rows)) * step_x + GAP, len(rows) * step_y + GAP)
+    sheet = Image.new("RGB", size, PAPER_COLOR)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for y, row in enumerate(rows):
+        for x, n in enumerate(row):
+            left, top = GAP + x * step_x, GAP + y * step_y
+            bottom = top + TILE // 2
+            sheet.paste(_tile(pictures[y][n]).resize((TILE // 2, TILE // 2)), (left, top))
+            label = f"{steps[y] + 1}: {values[y][n]:.2f}"
+            draw.text((left, bottom + 4), label, TEXT_COLOR, font=font)
+            if n == chosen[y]:
+                frame = (left - 3, top - 3, left + TILE // 2 + 2, bottom + 2)
+                draw.rectangle(frame, outline=FRAME_COLOR, width=3)
     return sheet
 
 

@@ -11,6 +11,7 @@ numbers back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -28,7 +29,7 @@ from vp3d.rewards.text_image import TextImage
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import JsonError, atomic_write, read_json_object, write_json
 from vp3d.types import to_uint8
-from vp3d.visual_prompt.contact_sheet import contact_sheet
+from vp3d.visual_prompt.contact_sheet import contact_sheet, steering_sheet
 from vp3d.visual_prompt.cutout import (
     border_flood,
     is_usable,
@@ -43,6 +44,7 @@ CHOSEN_FILE = "chosen.png"  # the chosen candidate, as drawn
 CUTOUT_FILE = "cutout.png"  # its object over the neutral grey: the picture that the run uses
 MASK_FILE = "mask.png"  # the mask of the object
 SHEET_FILE = "sheet.png"  # the contact sheet of all candidates
+STEERING_FILE = "steering.png"  # proposals and choices of the first candidate, if it was steered
 SCORES_FILE = "scores.json"  # rewards, steadiness and choice; written last, so it marks completion
 
 # Share of the mean reward for the prompt's phrases that is subtracted from a candidate's reward.
@@ -202,7 +204,8 @@ def make_visual_prompt(
     if reference is not None:
         warnings = _doubts(reference, request.image, run_folder)
         visual_prompt = replace(visual_prompt, notes=reference.notes, warnings=warnings)
-    _write_pictures(visual_prompt, cutouts, choice, run_folder)
+    labels = candidate_labels(scores, choice.unsteady)
+    write_pictures(visual_prompt, cutouts, labels, run_folder)
     _write_scores(visual_prompt, choice, phrase_scores, request, run_folder)
     return visual_prompt
 
@@ -336,10 +339,23 @@ def _refuse(
     )
 
 
-def _write_pictures(
-    visual_prompt: VisualPrompt, cutouts: Tensor, choice: _Choice, run_folder: RunFolder
+def candidate_labels(scores: list[float | None], unsteady: list[int]) -> list[str]:
+    """What the contact sheet says below each candidate."""
+    labels = ["no cut-out" if score is None else f"{score:.3f}" for score in scores]
+    return [f"{label} unsteady" if n in unsteady else label for n, label in enumerate(labels)]
+
+
+def write_pictures(
+    visual_prompt: VisualPrompt, cutouts: Tensor, labels: list[str], run_folder: RunFolder
 ) -> None:
-    """Write the candidates, the chosen one, its cut-out and mask, and the contact sheet."""
+    """Write the candidates, the chosen one, its cut-out and mask, and the contact sheet.
+
+    Args:
+        visual_prompt: The pictures.
+        cutouts: The cut-out of every candidate, `[N, 3, H, W]` in [0, 1].
+        labels: What the contact sheet says below each candidate.
+        run_folder: Where the files are written.
+    """
     folder = run_folder.visual_prompt
     pictures = {candidate_file(n): rgb for n, rgb in enumerate(visual_prompt.candidates)}
     pictures[CHOSEN_FILE] = visual_prompt.candidates[visual_prompt.chosen]
@@ -347,9 +363,6 @@ def _write_pictures(
     pictures[MASK_FILE] = visual_prompt.mask[0]
     for name, picture in pictures.items():
         _write_png(_to_pil(picture), folder / name)
-    labels = ["no cut-out" if score is None else f"{score:.3f}" for score in visual_prompt.scores]
-    for n in choice.unsteady:
-        labels[n] += " unsteady"
     sheet = contact_sheet(visual_prompt.candidates, cutouts, labels, visual_prompt.chosen)
     _write_png(sheet, folder / SHEET_FILE)
 
@@ -380,6 +393,17 @@ def _write_scores(
     run_folder.event(
         "visual_prompt", source=source, scores=visual_prompt.scores, chosen=visual_prompt.chosen
     )
+
+
+def write_steering_sheet(
+    pictures: Sequence[Tensor],
+    values: Sequence[Sequence[float]],
+    chosen: Sequence[int],
+    steps: Sequence[int],
+    folder: Path,
+) -> None:
+    """Write `steering.png` into the folder of a visual prompt; arguments of `steering_sheet`."""
+    _write_png(steering_sheet(pictures, values, chosen, steps), folder / STEERING_FILE)
 
 
 def _as_stored(picture: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def weight_hashes(locations: Iterable[str]) -> dict[str, str]:
     """The SHA-256 of every .safetensors file in the given locations.
 
     Args:
-        locations: names of the catalogue, folders or hub ids; empty ones are skipped.
+        locations: names of the catalogue, folders, LoRA files or hub ids; empty ones are skipped.
 
     Returns:
         "location/path" -> SHA-256; for a hub id, the id -> "commit HASH", the revision that the
@@ -43,6 +43,8 @@ def weight_hashes(locations: Iterable[str]) -> dict[str, str]:
         if folder.is_dir():
             for path in _weight_files(location, folder):
                 hashes[f"{location}/{path}"] = cache.sha256(folder / path)
+        elif folder.is_file():  # a LoRA
+            hashes[location] = cache.sha256(folder)
         else:
             hashes[location] = hub_revision(location)
     cache.store()

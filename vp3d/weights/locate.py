@@ -17,6 +17,7 @@ from vp3d.config.schema import Config, RewardsConfig
 from vp3d.errors import MissingWeightsError, UserError
 from vp3d.system.files import JsonError, is_inside, read_json_object
 from vp3d.weights.catalogue import MODELS, Model
+from vp3d.weights.lora_files import lora_file, parse_loras
 from vp3d.weights.model_settings import check_model_settings, offline
 
 PRIOR_LOCATIONS = ("path", "vae", "ip_adapter")  # fields of PriorConfig that name weights
@@ -65,6 +66,11 @@ def weight_locations(config: Config) -> list[tuple[str, str]]:
         for name, prior in priors.items()
         for key in PRIOR_LOCATIONS
     ]
+    found += [
+        (f"{name}.loras", str(lora_file(locate(path))))
+        for name, prior in priors.items()
+        for path, _ in parse_loras(prior.loras)
+    ]
     found += [("rewards", location) for location in judge_locations(config.rewards)]
     found.append(("guidance.debias", config.guidance.debias))
     return [(key, location) for key, location in found if location]
@@ -106,7 +112,7 @@ def find_weights(location: str, key: str) -> tuple[str, bool]:
         check_fetched([(key, location)])
         return str(models_folder() / location), True
     folder = locate(location)
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and key.endswith(".loras")):
         return str(folder), True
     if REMOVED.fullmatch(location):
         raise UserError(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from vp3d.config.paths import ASSETS
 from vp3d.metrics.attribute_judge import load_judge
+from vp3d.render.camera import ring
+from vp3d.render.raster import render_mesh
+from vp3d.report.pictures import ELEVATION_DEG
 from vp3d.rewards.encoders import load_clip
 from vp3d.worlds.toybox import prompt_check
+from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG
+from vp3d.worlds.toybox.images import render_spec
 from vp3d.worlds.toybox.prompt_check import (
     VIEWS,
     azimuths,
@@ -19,6 +27,20 @@ from vp3d.worlds.toybox.prompt_check import (
     verdict,
 )
 from vp3d.worlds.toybox.scenes import parse_caption
+from vp3d.worlds.toybox.truth import lit, true_mesh
+
+
+def test_the_true_views_have_the_cameras_of_the_judged_ones() -> None:
+    spec, sides = parse_caption("a red car with black wheels"), azimuths(3)
+    assert sides == [0.0, 120.0, 240.0]
+    found = true_pictures(spec, sides, 0.5, 48)
+    cameras = ring(3, ELEVATION_DEG, DISTANCE, FOV_DEG)
+    mesh = replace(lit(true_mesh(spec, 96)), uv=None, texture=None)
+    views = render_mesh(mesh, cameras, 48, 48, 0.5)[0]
+    assert (true_rgb(found) - views).abs().mean() < 0.02
+    assert np.array_equal(found.images, render_spec(spec, sides, ELEVATION_DEG, 0.5, 48))
+    assert found.elevation_deg.tolist() == [ELEVATION_DEG] * 3
+    assert found.azimuth_deg.tolist() == sides and set(found.scene_of) == {0}
 
 
 def test_only_what_shows_is_asked() -> None:

@@ -139,18 +139,18 @@ def heldout_pictures(count: int, views: int = 1, pairs: bool = False, seed: int 
 
 
 def training_pictures(
-    folder: Path, chunks: int, report: Callable[[str], None] = lambda _: None
+    folder: Path, chunks: int, report: Callable[[str], None] = lambda _: None, first: int = 0
 ) -> Pictures:
-    """The pictures of the first `chunks` chunks.
+    """The pictures of `chunks` chunks, from chunk number `first` on.
 
     Chunks that are not in `folder` are rendered, about 300 pictures a second and core. `report`
     gets progress lines.
     """
     parts = []
-    for index in range(chunks):
+    for index in range(first, first + chunks):
         path = folder / f"chunk{index:03d}.safetensors"
         if not path.exists() or not path.with_suffix(".json").exists():
-            report(f"rendering training pictures: chunk {index + 1} of {chunks}")
+            report(f"rendering training pictures: chunk {index - first + 1} of {chunks}")
             _write_chunk(path, index)
         parts.append(_read_chunk(path))
     return _join(parts)

@@ -15,6 +15,7 @@ import numba
 import numpy as np
 
 from vp3d.render.shade import AMBIENT, DIFFUSE, LIGHT_DIRECTION
+from vp3d.system.compiled import compiled
 from vp3d.worlds.toybox.scenes import PATTERN_PERIOD, PRIM_COLUMNS, Scene, Spec, build_scene
 
 GROUNDS = (0.5, 0.7, 0.9)  # grey levels of the background
@@ -24,7 +25,7 @@ _LX, _LY, _LZ = (float(v) for v in LIGHT_DIRECTION)
 _PERIOD = PATTERN_PERIOD
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _local(prim: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
     x, y, z = x - prim[1], y - prim[2], z - prim[3]
     if prim[7] == 0:
@@ -34,14 +35,14 @@ def _local(prim: np.ndarray, x: float, y: float, z: float) -> tuple[float, float
     return x, y, z
 
 
-@numba.njit(cache=True)
+@compiled()
 def _distance_box(x: float, y: float, z: float, a: float, b: float, c: float) -> float:
     qx, qy, qz = abs(x) - a, abs(y) - b, abs(z) - c
     outside = math.sqrt(max(qx, 0.0) ** 2 + max(qy, 0.0) ** 2 + max(qz, 0.0) ** 2)
     return outside + min(max(qx, max(qy, qz)), 0.0)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _distance_ellipsoid(x: float, y: float, z: float, a: float, b: float, c: float) -> float:
     if a == b and b == c:
         return math.sqrt(x * x + y * y + z * z) - a
@@ -50,7 +51,7 @@ def _distance_ellipsoid(x: float, y: float, z: float, a: float, b: float, c: flo
     return k0 * (k0 - 1.0) / k1 if k1 > 1e-9 else -min(a, min(b, c))
 
 
-@numba.njit(cache=True)
+@compiled()
 def _distance_cone(x: float, y: float, z: float, r0: float, r1: float, h: float) -> float:
     """Capped cone along z, radius r0 at z = -h and r1 at z = h."""
     q = math.sqrt(x * x + y * y)
@@ -64,7 +65,7 @@ def _distance_cone(x: float, y: float, z: float, r0: float, r1: float, h: float)
     return -math.sqrt(d2) if inside else math.sqrt(d2)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _distance_gable(x: float, y: float, z: float, a: float, b: float, c: float) -> float:
     """Triangle with base 2a at z = -c and apex at z = c, extruded to |y| <= b.
 
@@ -76,7 +77,7 @@ def _distance_gable(x: float, y: float, z: float, a: float, b: float, c: float) 
     return max(max(slope, -z - c), abs(y) - b)
 
 
-@numba.njit(cache=True)
+@compiled()
 def prim_distance(prim: np.ndarray, x: float, y: float, z: float) -> float:
     """Signed distance from a world point to one primitive, negative inside.
 
@@ -103,7 +104,7 @@ def prim_distance(prim: np.ndarray, x: float, y: float, z: float) -> float:
     return _distance_gable(lx, ly, lz, a, b, c)
 
 
-@numba.njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def scene_distance(prims: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Signed distances of world points [N, 3] to the union of primitives [P, 9].
 
@@ -122,7 +123,7 @@ def scene_distance(prims: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, n
     return distance, nearest
 
 
-@numba.njit(cache=True)
+@compiled()
 def _bounding_radius(prim: np.ndarray) -> float:
     a, b, c = prim[4], prim[5], prim[6]
     if prim[0] == 0:
@@ -134,7 +135,7 @@ def _bounding_radius(prim: np.ndarray) -> float:
     return math.sqrt(a * a + b * b + c * c)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _albedo(material: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float, int]:
     """sRGB colour of a surface point and the slot it counts for."""
     slot = int(material[11])
@@ -149,7 +150,7 @@ def _albedo(material: np.ndarray, x: float, y: float, z: float) -> tuple[float, 
     return material[3], material[4], material[5], 1
 
 
-@numba.njit(cache=True)
+@compiled()
 def _trace(
     prims: np.ndarray,
     active: np.ndarray,
@@ -176,7 +177,7 @@ def _trace(
     return -1.0, 0
 
 
-@numba.njit(cache=True)
+@compiled()
 def _gradient(prim: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float, float]:
     """The outward direction at a surface point, and its length."""
     e = 1e-4
@@ -186,14 +187,14 @@ def _gradient(prim: np.ndarray, x: float, y: float, z: float) -> tuple[float, fl
     return nx, ny, nz, math.sqrt(nx * nx + ny * ny + nz * nz) + 1e-12
 
 
-@numba.njit(cache=True)
+@compiled()
 def _shade(prim: np.ndarray, x: float, y: float, z: float) -> float:
     nx, ny, nz, norm = _gradient(prim, x, y, z)
     cosine = (nx * _LX + ny * _LY + nz * _LZ) / norm
     return _AMBIENT + _DIFFUSE * 0.5 * (1.0 + cosine)
 
 
-@numba.njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def scene_surface(
     prims: np.ndarray, materials: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +218,7 @@ def scene_surface(
     return albedo, normals
 
 
-@numba.njit(cache=True)
+@compiled()
 def _ray_color(
     prims: np.ndarray,
     materials: np.ndarray,
@@ -248,7 +249,7 @@ def _ray_color(
     return r * light, g * light, b * light, slot
 
 
-@numba.njit(cache=True)
+@compiled()
 def _picture(
     prims: np.ndarray,
     materials: np.ndarray,
@@ -283,7 +284,7 @@ def _picture(
             image[i, j, 2] = int(b * scale + 0.5)
 
 
-@numba.njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _pictures(
     prims: np.ndarray,
     prim_start: np.ndarray,

@@ -1,0 +1,101 @@
+"""`draw` as a user meets it: a run folder with a steered picture that `resume` continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.tiny_run import tiny_config
+from vp3d import pipeline
+from vp3d.cli import main
+from vp3d.cli.draw import run as run_draw
+from vp3d.config.schema import Config
+from vp3d.errors import UserError
+from vp3d.runs.events import Event, Warning, Watch
+from vp3d.runs.folder import RunFolder
+
+
+def steered(root: Path, **svdd: object) -> Config:
+    config = tiny_config(root)
+    config.image = ""
+    config.visual_prompt.sampler, config.visual_prompt.steps = "svdd", 3
+    config.visual_prompt.cutout_tolerance = 0.05
+    for name, value in {"m": 3, **svdd}.items():
+        setattr(config.visual_prompt.svdd, name, value)
+    return config
+
+
+def test_a_steered_draw_leaves_a_run_that_resume_continues(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    config = steered(tmp_path, alpha=1000.0)
+    folder = pipeline.draw(config, watch=Watch(heard.append))
+    run = RunFolder.open(folder)
+    names = {path.name for path in run.visual_prompt.iterdir()}
+    assert {"chosen.png", "scores.json", "sheet.png", "steering.png"} <= names
+    choices = run.events("svdd")
+    assert [choice["step"] for choice in choices] == [0, 1]
+    assert all(choice["effective"] > 2.9 for choice in choices)  # alpha is far too large
+    warned = [event.message for event in heard if isinstance(event, Warning)]
+    assert any("hardly distinguishes the proposals" in message for message in warned)
+    before = (run.visual_prompt / "chosen.png").read_bytes()
+    asset = pipeline.resume(folder)
+    assert asset.run_dir == folder and asset.path("glb").is_file()
+    assert (run.visual_prompt / "chosen.png").read_bytes() == before
+
+
+def test_the_same_seed_draws_the_same_bytes_and_one_proposal_asks_for_no_reward(
+    tmp_path: Path,
+) -> None:
+    config = steered(tmp_path)
+    first, second = (pipeline.draw(config) / "visual_prompt" for _ in range(2))
+    for name in ("candidate_0.png", "candidate_1.png", "steering.png"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    config.visual_prompt.svdd.m = 1
+    run = RunFolder.open(pipeline.draw(config))
+    assert run.events("svdd") == [] and not (run.visual_prompt / "steering.png").exists()
+
+
+def test_a_picture_and_an_unknown_reward_are_refused_before_a_run_folder(tmp_path: Path) -> None:
+    config = steered(tmp_path)
+    config.visual_prompt.svdd.reward = "beauty"
+    with pytest.raises(UserError, match="there is no reward 'beauty'"):
+        pipeline.draw(config)
+    with pytest.raises(UserError, match="draw draws a picture"):
+        config.image = "disc.png"
+        pipeline.draw(config)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["visual_prompt.steps=1"], "svdd has nothing to choose"),
+        (["visual_prompt.svdd.m=0"], "visual_prompt.svdd.m"),
+        (["visual_prompt.svdd.begin=0.9", "visual_prompt.svdd.finish=0.1"], "is above"),
+        (["visual_prompt.svdd.reward=os:system"], "there is no reward 'os:system'"),
+        (["--sampler", "best"], "--sampler"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = main.main(["draw", "a red sphere", "--sampler", "svdd", *words,
+                       f"output_dir={tmp_path}"])  # fmt: skip
+    error = capsys.readouterr().err
+    assert found == 2 and line in error and error.count("\n") == 1
+
+
+def test_the_sampler_option_sets_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Config] = []
+
+    def record(config: Config, watch: Watch) -> Path:
+        asked.append(config)
+        return Path("outputs/run")
+
+    monkeypatch.setattr(pipeline, "draw", record)
+    arguments = main.build_parser().parse_args(
+        ["draw", "a red sphere", "--sampler", "svdd", "visual_prompt.svdd.m=4"]
+    )
+    assert run_draw(arguments) == 0
+    assert asked[0].visual_prompt.sampler == "svdd" and asked[0].visual_prompt.svdd.m == 4

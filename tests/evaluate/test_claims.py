@@ -1,0 +1,58 @@
+"""The frame of claims, and how figures become verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vp3d.cli.main import main
+from vp3d.evaluate.claims.alignprop_efficiency import reach
+from vp3d.evaluate.claims.command import NAMES, find_claim
+from vp3d.evaluate.claims.frame import Bench, Claim, Finding, Table, Verdict, as_text, write_claim
+
+
+def test_part_is_measured_once_and_again_for_other_settings(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def compute() -> int:
+        calls.append(1)
+        return len(calls)
+
+    assert Bench(tmp_path).once("a", {"lr": 1}, compute) == 1
+    assert Bench(tmp_path).once("a", {"lr": 1}, compute) == 1
+    assert Bench(tmp_path).once("a", {"lr": 2}, compute) == 2
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    assert Bench(tmp_path).once("a", {"lr": 2}, compute) == 3
+
+
+def test_page_says_what_holds_and_what_does_not(tmp_path: Path) -> None:
+    finding = Finding(
+        [Verdict("it is fast", "2 s", True), Verdict("it is good", "0.1", False)],
+        [Table("All", ("name", "value"), [("a|b", 0.12345), ("c", None)])],
+        ["One seed."],
+        lambda axes: axes.plot([0, 1], [0, 1]),
+    )
+    claim = Claim("x", "A title", "A question.", lambda bench: finding)
+    page = write_claim(claim, finding, tmp_path, "launch.py evaluate claims x", 120.0).read_text()
+    assert "| it is fast | 2 s | holds |" in page
+    assert "| it is good | 0.1 | does not hold |" in page
+    assert "| a\\|b | 0.123 |" in page and "| c |  |" in page
+    assert (tmp_path / "align-x.png").is_file()
+    assert as_text(finding).splitlines()[1].strip() == "does not hold  it is good: 0.1"
+
+
+def test_level_is_reached_between_two_marks() -> None:
+    points = [(0.0, 0.0, 0.0), (100.0, 10.0, 1.0), (200.0, 20.0, 3.0)]
+    assert reach(points, 2.0) == (150.0, 15.0)
+    assert reach(points, 4.0) is None
+
+
+def test_every_listed_claim_is_there_and_another_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert [find_claim(name).name for name in NAMES] == list(NAMES)
+    assert main(["evaluate", "claims", "nothing"]) == 2
+    assert "there is no claim 'nothing'" in capsys.readouterr().err
+    assert main(["evaluate", "claims"]) == 2
+    assert main(["evaluate", "--pages", "x"]) == 2

@@ -1,0 +1,120 @@
+"""A policy gradient on the sampler, the baseline that needs no gradient of the reward.
+
+(DDPO, Black et al., arXiv 2305.13301, with importance sampling.) Drawing with eta = 1 is a sequence
+of Gaussian actions; with x_{i+1} ~ N(mu_i, s_i^2), and the log-density averaged over the elements
+as in the authors' code,
+
+    loss = mean max(-A rho, -A clip(rho, 1 - c, 1 + c)),   rho = exp(log p_new - log p_old)
+
+A is the reward less the mean of the same prompt's drawings, over the spread of the batch, clipped
+at 5. The last step adds no noise and has no density. One update a batch, gradients summed over all
+steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vp3d.align.learner import Batch, Learner, StepReport, finish_step
+from vp3d.diffusion.drawing import Drawing
+from vp3d.diffusion.sampling import ddim_step, sample
+
+MOST_ADVANTAGE = 5.0
+
+
+def mean_and_sigma(
+    x: Tensor, epsilon: Tensor, level: Tensor, following: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean [B, C, h, w] and deviation (a scalar) of a step with eta = 1.
+
+    Args:
+        x: Latents [B, C, h, w].
+        epsilon: Their predicted noise.
+        level: alpha_bar of the step, a scalar in (0, 1).
+        following: alpha_bar after it, in (0, 1).
+    """
+    here, there = level.expand(len(x)), following.expand(len(x))
+    mean = ddim_step(x, epsilon, here, there, torch.zeros_like(x), 1.0)
+    variance = (1.0 - following) / (1.0 - level) * (1.0 - level / following)
+    return mean, variance.sqrt()
+
+
+def log_density(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+    """The Gaussian log-density averaged over the elements [B], of x [B, ...]."""
+    z = (x - mean) / sigma
+    return (-0.5 * z.square() - sigma.log() - 0.5 * math.log(2.0 * math.pi)).flatten(1).mean(1)
+
+
+def advantages(rewards: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Rewards [B] less the mean of their prompt's, over the spread of what is left, clipped [B].
+
+    A prompt that is drawn once takes the mean of the batch.
+    """
+    centred = rewards.clone()
+    for prompt in set(prompts):
+        rows = torch.tensor([one == prompt for one in prompts], device=rewards.device)
+        mean = rewards[rows].mean() if int(rows.sum()) > 1 else rewards.mean()
+        centred[rows] -= mean
+    spread = centred.std() if len(centred) > 1 else centred.abs().mean()
+    return (centred / (spread + 1e-6)).clamp(-MOST_ADVANTAGE, MOST_ADVANTAGE)
+
+
+def clipped_loss(advantage: Tensor, log_new: Tensor, log_old: Tensor, clip: float) -> Tensor:
+    """The clipped surrogate, the mean over rows, of values [B]."""
+    ratio = (log_new - log_old).exp()
+    return torch.maximum(
+        -advantage * ratio, -advantage * ratio.clamp(1.0 - clip, 1.0 + clip)
+    ).mean()
+
+
+def policy_step(learner: Learner, batch: Batch, generator: torch.Generator) -> StepReport:
+    """One update by the policy gradient; as all methods (learner.py)."""
+    prompts = list(batch.prompts)
+    drawing = learner.drawing(prompts)
+    path: list[Tensor] = []
+    with torch.no_grad():
+        x0, olds = _roll_out(drawing, batch.noise, generator, path)
+        total, raw = learner.rewards(learner.prior.decode(x0), prompts)
+    rewards = {name: float(values.mean()) for name, values in raw.items()}
+    keep = len(path) - 1
+    if not bool(total.isfinite().all()):
+        return StepReport(
+            rewards, math.nan, keep, math.nan, None, "a reward is not finite", len(x0)
+        )
+    advantage = advantages(total, prompts)
+    for i in range(keep):  # the last step has no density
+        for start in range(0, len(x0), learner.part):
+            rows = torch.arange(start, min(start + learner.part, len(x0)), device=x0.device)
+            epsilon = drawing(path[i][rows], i, rows)
+            mean, sigma = mean_and_sigma(
+                path[i][rows], epsilon, drawing.levels[i], drawing.levels[i + 1]
+            )
+            new = log_density(path[i + 1][rows], mean, sigma)
+            loss = clipped_loss(advantage[rows], new, olds[i][rows], learner.settings.clip_ratio)
+            (loss * (len(rows) / len(x0))).backward()
+    norm, skipped = finish_step(learner)
+    return StepReport(rewards, float(total.mean()), keep, norm, None, skipped, len(x0))
+
+
+def _roll_out(
+    drawing: Drawing, noise: Tensor, generator: torch.Generator, path: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Drawn latents, and the log-density [B] of each step but the last; the states go to `path`."""
+    predicted: list[Tensor] = []
+
+    def denoise(x: Tensor, i: int) -> Tensor:
+        path.append(x)
+        predicted.append(drawing(x, i))
+        return predicted[-1]
+
+    x0 = sample(denoise, noise, drawing.levels, eta=1.0, generator=generator)
+    olds = []
+    for i in range(len(path) - 1):
+        levels = drawing.levels[i], drawing.levels[i + 1]
+        mean, sigma = mean_and_sigma(path[i], predicted[i], *levels)
+        olds.append(log_density(path[i + 1], mean, sigma))
+    return x0, olds

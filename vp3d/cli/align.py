@@ -1,0 +1,134 @@
+"""`align`: train a LoRA of the 2D model on a reward."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from vp3d.cli.arguments import (
+    Subparsers,
+    add_config,
+    add_words,
+    config_files,
+    read_config,
+    read_overrides,
+)
+from vp3d.cli.generate import check_text, pin_locations
+from vp3d.config.paths import expand, program
+from vp3d.config.schema import Config
+from vp3d.errors import UserError
+from vp3d.system.files import disk_errors
+from vp3d.weights.lora_files import lora_file
+
+TOYBOX_PROMPTS = 48  # captions that are drawn where the embedded model gets no --prompts
+MAX_PROMPT_BYTES = 1 << 20
+EPILOG = f"""\
+rewards:
+  clip, imagereward, pickscore, hpsv2, aesthetic   the judges of a run, see rewards.* settings
+  compress, colorful, framing                      of the picture alone
+  jpeg, whole, centred, filled, steady, plain, single   no gradient: for --method ddpo
+  module:function                                  your own: (rgb [B, 3, H, W], prompts) -> [B]
+Several are put on one scale, the spread of the base model's drawings, before they are weighted.
+
+A single reward destroys a model in some ten steps: pictures score higher and show less. The guard
+watches a score that is not optimised, and keeps the best LoRA; give two rewards where you can.
+
+examples:
+  {program()} align --reward compress:1,clip:1
+  {program()} align --reward imagereward --prompts prompts.txt --config configs/sd15.yaml \\
+      align.guidance_scale=5 align.steps=50 --k gaussian
+  {program()} align --reward steady:1,clip:1 --method ddpo align.group=4 align.batch=16
+  {program()} "a red mushroom" --lora outputs/20260101-120000-align-clip-s0/lora:0.8
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the parser of `align`."""
+    parser = subparsers.add_parser(
+        "align",
+        help="train a LoRA of the 2D model on a reward",
+        description="Train a LoRA of the 2D model on a reward (AlignProp, ReFL or DDPO).",
+        epilog=EPILOG,
+    )
+    add_words(parser, "key=value", "settings to change, such as align.lr=3e-3 or prior.path=sd15")
+    parser.add_argument("--reward", metavar="NAME[:WEIGHT],...", required=True, help="the rewards")
+    parser.add_argument(
+        "--prompts", metavar="FILE", type=Path, help="one prompt a line; the guard keeps each 4th"
+    )
+    parser.add_argument("--method", choices=("alignprop", "refl", "ddpo"), help="(alignprop)")
+    parser.add_argument("--steps", metavar="N", help="training steps (200)")
+    parser.add_argument("--k", metavar="LAW", help="fixed:K, uniform:K or gaussian (uniform:5)")
+    parser.add_argument("--rank", metavar="N", help="rank of the LoRA (4)")
+    parser.add_argument("--repeat-last", metavar="N", help="DRaFT-LV with N fresh noises")
+    parser.add_argument(
+        "--guard", choices=("auto", "clip", "aesthetic", "dino", "none"), help="held-out score"
+    )
+    parser.add_argument("--from", dest="start", metavar="LORA", help="continue to train this LoRA")
+    parser.add_argument("--seed", metavar="N", help="of all randomness (0)")
+    add_config(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train the LoRA; print the folder of the best one."""
+    config = config_of(arguments)
+    prompts = read_prompts(arguments.prompts, config)
+    from vp3d.runs.terminal import TerminalDisplay
+    from vp3d.tuning.build import check_request, split_prompts, start_run
+    from vp3d.tuning.run import align
+
+    check_request(config)
+    split = split_prompts(prompts, config.visual_prompt.view)
+    run_folder = start_run(config, split)
+    with TerminalDisplay() as display:
+        lora = align(run_folder, display.watch)
+    sys.stdout.write(f"{lora}\n")
+    return 0
+
+
+def config_of(arguments: argparse.Namespace) -> Config:
+    """The configuration that an `align` command line asks for."""
+    options = {
+        "reward": arguments.reward,
+        "method": arguments.method,
+        "updates": arguments.steps,
+        "k": arguments.k,
+        "rank": arguments.rank,
+        "repeat_last": arguments.repeat_last,
+        "guard": arguments.guard,
+        "start": arguments.start,
+    }
+    given = [f"align.{key}={value}" for key, value in options.items() if value is not None]
+    config = read_config(None, config_files(arguments), given + read_overrides(arguments))
+    if config.align.start:
+        config.align.start = str(lora_file(expand(config.align.start)).absolute())
+    pin_locations(config)
+    return config
+
+
+def read_prompts(path: Path | None, config: Config) -> list[str]:
+    """The lines of a prompt file; captions of the toybox where the embedded model gets none."""
+    if path is None:
+        if config.prior.vocabulary != Config().prior.vocabulary:
+            raise UserError("align needs --prompts FILE for this model, one prompt a line")
+        import numpy as np
+
+        from vp3d.worlds.toybox.data import draw_specs
+        from vp3d.worlds.toybox.scenes import caption
+
+        specs = draw_specs(np.random.default_rng(config.seed), TOYBOX_PROMPTS, reserved=False)
+        return [caption(spec) for spec in specs]
+    if not path.is_file():
+        raise UserError(f"--prompts {path} is not a file: give a text file, one prompt a line")
+    with disk_errors(path, "give another file"):
+        if path.stat().st_size > MAX_PROMPT_BYTES:
+            raise UserError(f"--prompts {path} is larger than 1 MB: give a text file of prompts")
+        text = path.read_bytes()
+    try:
+        lines = [line.strip() for line in text.decode("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts {path} is not UTF-8 text: save it as UTF-8") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    for prompt in prompts:
+        check_text(prompt, f"prompt of {path.name}")
+    return prompts

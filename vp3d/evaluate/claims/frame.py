@@ -1,0 +1,213 @@
+"""What a claim is: a question, a measurement that can be interrupted, and a page with its answer.
+
+A claim is measured in parts. The result of each part is kept in the work folder, so that the same
+command run again continues. The page has the tables, a plot and a line for each statement with
+"holds" or "does not hold", whatever came out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vp3d.evaluate.intervals import mean_interval
+from vp3d.system.files import (
+    JsonError,
+    atomic_write,
+    plain,
+    read_json_object,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Cell = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: a title, the names of its columns, and rows of cells."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A statement with its threshold, the measured figure, and whether it holds.
+
+    `holds` is None where the statement is a description without a threshold.
+    """
+
+    statement: str
+    measured: str
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to a claim.
+
+    Attributes:
+        verdicts: The statements.
+        tables: The figures.
+        notes: Sentences on circumstances and limits.
+        plot: Draws the plot of the page; None for a page without one.
+    """
+
+    verdicts: Sequence[Verdict]
+    tables: Sequence[Table]
+    notes: Sequence[str] = ()
+    plot: Callable[[Axes], None] | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that one command measures.
+
+    Attributes:
+        name: Its name on the command line.
+        title: Title of the page.
+        question: What is measured and how, one paragraph of Markdown.
+        measure: Measures it, part by part, in a `Bench`.
+    """
+
+    name: str
+    title: str
+    question: str
+    measure: Callable[[Bench], Finding]
+
+
+@dataclass
+class Bench:
+    """A work folder that keeps the result of each part of a measurement.
+
+    Attributes:
+        folder: Where the results are kept.
+        say: Reports progress.
+        seconds: CPU seconds of this process that all parts took, those of earlier calls included.
+    """
+
+    folder: Path
+    say: Callable[[str], None] = lambda text: None
+    seconds: float = field(default=0.0, init=False)
+
+    def once(self, key: str, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
+        """The result of one part: that which is kept, or `compute()`.
+
+        Args:
+            key: Name of the part, valid as a file name.
+            settings: All that the result depends on; a kept result of others is not used.
+            compute: Measures the part; its result is plain JSON after `plain`.
+
+        Returns:
+            The result in the types of JSON.
+        """
+        path = self.folder / f"{key}.json"
+        try:
+            kept = read_json_object(path)
+        except JsonError:  # missing, or damaged: measure it again
+            kept = {}
+        if kept.get("settings") != plain(settings) or "value" not in kept:
+            started = time.process_time()
+            value = plain(compute())
+            seconds = round(time.process_time() - started, 1)
+            kept = {"settings": plain(settings), "seconds": seconds, "value": value}
+            write_json(path, kept)
+            self.say(f"{key}: {seconds:.0f} CPU seconds")
+        self.seconds += float(kept["seconds"])
+        return kept["value"]
+
+
+def interval(values: Sequence[float] | Tensor, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95 % interval (low, high) of `values` [N], N >= 2 (intervals.py)."""
+    found = torch.as_tensor(values, dtype=torch.float64)
+    low, high = mean_interval(found, torch.Generator().manual_seed(seed))
+    return float(found.mean()), low, high
+
+
+def with_interval(values: Sequence[float] | Tensor, digits: int = 3) -> str:
+    """`mean (low to high)` of `values` [N] as text."""
+    mean, low, high = interval(values)
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seconds: float) -> Path:
+    """Write the page `align-NAME.md` and its plot `align-NAME.png` into `folder`.
+
+    Args:
+        claim: The claim.
+        finding: Its answer.
+        folder: Where the files go.
+        command: The command that measured it.
+        seconds: CPU seconds it took.
+
+    Returns:
+        The page.
+    """
+    page = folder / f"align-{claim.name}.md"
+    lines = [f"# {claim.title}", "", claim.question, "", "```console", command, "```", ""]
+    lines += [f"It took {seconds / 60.0:.0f} CPU minutes in one thread.", "", "## Result", ""]
+    lines += _table(
+        Table(
+            "",
+            ("statement", "measured", "holds"),
+            [(v.statement, v.measured, _answer(v.holds)) for v in finding.verdicts],
+        )
+    )
+    if finding.plot is not None:
+        picture = page.with_suffix(".png")
+        write_plot(finding.plot, picture)
+        lines += ["", f"![{claim.title}]({picture.name})"]
+    lines += ["", "## Figures"]
+    for table in finding.tables:
+        lines += ["", f"### {table.title}", "", *_table(table)]
+    if finding.notes:
+        lines += ["", "## Limits", "", *(f"- {note}" for note in finding.notes)]
+    write_text(page, "\n".join(lines) + "\n")
+    return page
+
+
+def as_text(finding: Finding) -> str:
+    """The statements of a finding, one a line, for the terminal."""
+    rows = [f"{_answer(v.holds):>14}  {v.statement}: {v.measured}" for v in finding.verdicts]
+    return "\n".join(rows) + "\n"
+
+
+def write_plot(plot: Callable[[Axes], None], path: Path) -> None:
+    """Write one plot as PNG, atomically."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    plot(figure.add_subplot())
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110, metadata={"Software": None})
+
+
+def _answer(holds: bool | None) -> str:
+    return "-" if holds is None else "holds" if holds else "does not hold"
+
+
+def _table(table: Table) -> list[str]:
+    numeric = [all(isinstance(row[i], float | int | None) for row in table.rows)
+               for i in range(len(table.columns))]  # fmt: skip
+    rule = ["--:" if right else "---" for right in numeric]
+    rows = [table.columns, rule, *([_cell(cell) for cell in row] for row in table.rows)]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.3g}" if abs(cell) < 1000 else f"{cell:,.0f}"
+    return "" if cell is None else str(cell).replace("|", "\\|")

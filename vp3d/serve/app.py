@@ -1,0 +1,258 @@
+"""The REST service: every path of docs/reference/rest_api.md. No torch here."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from vp3d import __version__
+from vp3d.config.loader import PRESETS
+from vp3d.jobs.executors import WorkerPool
+from vp3d.jobs.request import (
+    CEILINGS,
+    missing_weights,
+    profiles,
+    settable_keys,
+)
+from vp3d.jobs.store import ACTIVE, FINAL, Store
+from vp3d.serve import prompt_help
+from vp3d.serve.changes import add_changes
+from vp3d.serve.files import respond_file
+from vp3d.serve.guards import Guard, same_text
+from vp3d.serve.models import (
+    PromptRequest,
+    QueueRequest,
+    SessionRequest,
+    read_body,
+    read_limited,
+    schema_of,
+)
+from vp3d.serve.pages import page_files
+from vp3d.serve.problems import Problem, install
+from vp3d.serve.service import Service
+from vp3d.serve.settings import COOKIE, ServiceSettings
+from vp3d.serve.streams import start_after
+from vp3d.serve.submits import add_submits
+
+FORMATS = ("glb", "obj", "ply", "stl")
+JobId = Annotated[str, Path(max_length=80)]
+After = Annotated[int | None, Query(ge=0, le=2**53)]
+
+
+def create_app(settings: ServiceSettings, store: Store, pool: WorkerPool | None = None) -> FastAPI:
+    """The service as an ASGI application, with its guards around it.
+
+    Args:
+        settings: what the owner decided.
+        store: the job store.
+        pool: the workers, for /readyz; None for a service without workers of its own.
+
+    Returns:
+        The application; `app.state.service` is the `Service`.
+    """
+    service = Service(settings, store, pool)
+    app = FastAPI(
+        title="VP3D",
+        version=__version__,
+        description="Text to textured 3D assets as jobs.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    install(app)
+    app.add_middleware(Guard, settings=settings)
+    _add_general(app, service)
+    add_submits(app, service)
+    _add_jobs(app, service)
+    add_changes(app, service)
+    _add_artifacts(app, service)
+    _add_pages(app)
+    return app
+
+
+def _add_general(app: FastAPI, service: Service) -> None:
+    settings, store = service.settings, service.store
+
+    @app.get("/healthz", summary="The service is alive")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="A worker can take a job")
+    def readyz() -> dict[str, str]:
+        if service.pool is not None and not service.pool.is_ready():
+            retry = {"Retry-After": "5"}
+            raise Problem(503, "not_available", "no worker is ready yet", headers=retry)
+        return {"status": "ready"}
+
+    @app.get("/v1/info", summary="Version, profiles, presets, formats and limits")
+    def info() -> dict[str, Any]:
+        if not service.missing:
+            service.missing = {name: missing_weights(name) for name in profiles()}
+        return {
+            "version": __version__,
+            "profiles": [
+                {"name": name, "available": not missing, "message": missing}
+                for name, missing in service.missing.items()
+            ],
+            "presets": list(PRESETS),
+            "formats": list(FORMATS),
+            "settings": settable_keys(),
+            "limits": {
+                "prompt_characters": settings.limits.prompt,
+                "json_bytes": settings.max_json,
+                "picture_bytes": settings.max_picture,
+                "max_queued": settings.max_queued,
+                "settings": {} if settings.trusted else CEILINGS,
+            },
+            "workers": service.pool.count if service.pool is not None else 0,
+            "refine": False,
+        }
+
+    @app.get("/v1/vocabulary", summary="Words, grammar and examples of a profile")
+    def vocabulary(profile: Annotated[str, Query(max_length=60)] = "toybox") -> dict[str, Any]:
+        return prompt_help.describe(profile)
+
+    @app.post(
+        "/v1/prompts/check",
+        summary="Check a prompt, without queueing it",
+        openapi_extra=schema_of(PromptRequest),
+    )
+    async def check(request: Request) -> dict[str, Any]:
+        body = read_body(await read_limited(request, settings.max_json), PromptRequest)
+        return await run_in_threadpool(
+            prompt_help.check, body.prompt, body.profile, settings.limits
+        )
+
+    @app.get("/v1/queue", summary="Counts by state, and whether the queue is paused")
+    def queue() -> dict[str, Any]:
+        return {"paused": store.is_paused(), "counts": store.counts()}
+
+    @app.post(
+        "/v1/queue",
+        summary="Hold queued jobs back, or let them start",
+        openapi_extra=schema_of(QueueRequest),
+    )
+    async def pause(request: Request) -> dict[str, Any]:
+        body = read_body(await read_limited(request, settings.max_json), QueueRequest)
+        await run_in_threadpool(store.pause, body.paused)
+        return await run_in_threadpool(queue)
+
+    @app.post(
+        "/v1/session",
+        status_code=204,
+        response_class=Response,
+        summary="Exchange the token for a cookie",
+        openapi_extra=schema_of(SessionRequest),
+    )
+    async def session(request: Request) -> Response:
+        body = read_body(await read_limited(request, settings.max_json), SessionRequest)
+        if settings.token and not same_text(body.token, settings.token):
+            raise Problem(401, "unauthorized", "this is not the token of this service")
+        response = Response(status_code=204)
+        response.set_cookie(
+            COOKIE, settings.session() if settings.token else "", httponly=True, samesite="strict"
+        )
+        return response
+
+    @app.get("/v1/events", summary="The states of all jobs, as server-sent events")
+    async def events(request: Request, after: After = None) -> Response:
+        return service.streams.respond(
+            request, service.streams.all_jobs(start_after(request, after))
+        )
+
+
+def _add_jobs(app: FastAPI, service: Service) -> None:
+    store = service.store
+
+    @app.get("/v1/jobs", summary="Jobs and runs of the command line, newest first")
+    def jobs(
+        status: Annotated[str, Query(max_length=20)] = "",
+        q: Annotated[str, Query(max_length=200)] = "",
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        cursor: Annotated[str, Query(max_length=40)] = "",
+    ) -> dict[str, Any]:
+        if status and status not in (*ACTIVE, *FINAL):
+            known = ", ".join((*ACTIVE, *FINAL))
+            raise Problem(422, "invalid", f"status: choose one of {known}")
+        service.gallery.refresh()
+        before = read_cursor(cursor)
+        found = store.jobs(status, q, before=before, limit=limit + 1)
+        more = make_cursor(found[limit - 1].seq) if len(found) > limit else None
+        return {"jobs": [service.view(job) for job in found[:limit]], "next_cursor": more}
+
+    @app.get("/v1/jobs/{job_id}", summary="A job")
+    async def job(job_id: JobId, request: Request, after: After = None) -> Response:
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return await events(job_id, request, after)
+        found = await run_in_threadpool(lambda: service.view(service.job(job_id)))
+        return JSONResponse(found)
+
+    @app.get("/v1/jobs/{job_id}/events", summary="Progress of a job, as server-sent events")
+    async def events(job_id: JobId, request: Request, after: After = None) -> Response:
+        found = await run_in_threadpool(service.job, job_id)
+        return service.streams.respond(
+            request, service.streams.job(found, start_after(request, after))
+        )
+
+
+def make_cursor(seq: int) -> str:
+    """An opaque text for the place of a job in the list."""
+    return base64.urlsafe_b64encode(f"s{seq}".encode()).decode()
+
+
+def read_cursor(cursor: str) -> int | None:
+    """Inverse of `make_cursor`; None for ""; a problem for anything else."""
+    if not cursor:
+        return None
+    try:
+        text = base64.urlsafe_b64decode(cursor.encode()).decode()
+        if text[:1] == "s" and text[1:].isascii() and text[1:].isdigit() and len(text) < 18:
+            return int(text[1:])
+    except ValueError:
+        pass
+    raise Problem(422, "invalid", "cursor: take it from next_cursor of the page before")
+
+
+def _add_artifacts(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/jobs/{job_id}/artifacts", summary="The files of a job")
+    def artifacts(job_id: JobId) -> dict[str, Any]:
+        job = service.job(job_id)
+        found = [service.artifact(job, name) for name in service.artifacts(job)]
+        return {
+            "artifacts": [
+                {
+                    "name": item.name,
+                    "bytes": item.bytes,
+                    "sha256": item.sha256,
+                    "media_type": item.media_type,
+                    "url": f"/v1/jobs/{job.id}/artifacts/{item.name}",
+                }
+                for item in found
+            ]
+        }
+
+    @app.get("/v1/jobs/{job_id}/artifacts/{name}", summary="A file of a job")
+    def artifact(
+        job_id: JobId, name: Annotated[str, Path(max_length=80)], request: Request
+    ) -> Response:
+        return respond_file(request, service.artifact(service.job(job_id), name))
+
+
+def _add_pages(app: FastAPI) -> None:
+    files = page_files()
+
+    @app.get("/static/{name}", include_in_schema=False)
+    def static(name: str, request: Request) -> Response:
+        if name not in files:
+            raise Problem(404, "not_found", "the page has no such file")
+        return files[name].respond(request)
+
+    @app.get("/", include_in_schema=False)
+    def index(request: Request) -> Response:
+        if "index.html" not in files:
+            raise Problem(404, "not_found", "the page is not installed")
+        return files["index.html"].respond(request)

@@ -1,0 +1,133 @@
+"""From a config to what an `align` run trains: checks, prompts, the run folder, the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from vp3d.align.learner import parse_law
+from vp3d.align.objectives import parse_rewards
+from vp3d.build import resolve_device
+from vp3d.config.schema import Config
+from vp3d.diffusion.load import load_prior
+from vp3d.errors import UserError
+from vp3d.prompts import with_view
+from vp3d.rewards.image_image import image_image
+from vp3d.rewards.towers import load_dino
+from vp3d.runs.folder import RunFolder
+from vp3d.runs.journal import Journal
+from vp3d.system.files import write_json
+from vp3d.tuning.rewards import TEXT_REWARDS, build_objective, build_objectives
+from vp3d.tuning.session import HeldOut, Prompts, Training
+
+VALIDATION_SHARE = 0.25  # of the prompts, which the guard keeps for itself
+LEAST_PROMPTS = 4
+
+
+def split_prompts(prompts: Sequence[str], view: str) -> Prompts:
+    """Prompts to train on and, every fourth one, to validate with; view words are added.
+
+    UserError for fewer than four different ones.
+    """
+    found = list(dict.fromkeys(filter(None, (prompt.strip() for prompt in prompts))))
+    if len(found) < LEAST_PROMPTS:
+        raise UserError(
+            f"align needs {LEAST_PROMPTS} different prompts or more, got {len(found)}: the guard "
+            "keeps every fourth; add lines to --prompts"
+        )
+    words = [with_view(prompt, view) if view else prompt for prompt in found]
+    every = round(1.0 / VALIDATION_SHARE)
+    return Prompts(
+        tuple(word for i, word in enumerate(words) if i % every != every - 1),
+        tuple(words[every - 1 :: every]),
+    )
+
+
+def check_request(config: Config) -> None:
+    """Refuse settings that contradict each other, before a model is loaded."""
+    optimised = [name for name, _ in parse_rewards(config.align.reward)]
+    if config.align.guard in optimised:
+        name = config.align.guard
+        raise UserError(f"--guard {name} is optimised itself, so it guards nothing: use another")
+    parse_law(config.align.k)
+    if config.align.method == "ddpo" and config.align.steps < 2:
+        raise UserError("--method ddpo needs align.steps=2 or more: the last step has no density")
+    if config.prior.compile:
+        raise UserError("prior.compile and align exclude each other: set prior.compile=false")
+    if config.prior.loras:
+        raise UserError("align trains one LoRA: give --from FILE instead of prior.loras")
+
+
+def start_run(config: Config, prompts: Prompts) -> RunFolder:
+    """A new run folder with its settings and prompts."""
+    name = f"align {config.align.reward}"
+    run = RunFolder.create(replace(config, prompt=name))
+    write_json(run.path / "prompts.json", prompts)
+    return run
+
+
+def load_training(config: Config, prompts: Prompts, journal: Journal) -> Training:
+    """The models, rewards and guard of a config, ready to train on the prompts."""
+    device = resolve_device(config.backend)
+    asked = config.prior
+    if asked.dtype == "auto":  # a LoRA is trained next to exact weights where that is affordable
+        asked = replace(asked, dtype="float32")
+    prior = load_prior(asked, device, partial(_report_fewer, journal))
+    hinge = config.align.hinge or None
+    rewards, manifest = config.rewards, config.prior.manifest
+    objectives = build_objectives(config.align.reward, rewards, manifest, device, hinge)
+    name, held_out = _held_out(config, [one.name for one in objectives], device)
+    training = Training(
+        prior,
+        config.align,
+        objectives,
+        prompts,
+        (name, held_out),
+        config.negative_prompt,
+        config.seed,
+    )
+    if name == "none":
+        journal.warn(
+            "no score is held out, so only the spread of the drawings is guarded: "
+            "set --guard clip or --guard aesthetic"
+        )
+    return training
+
+
+def _report_fewer(journal: Journal, count: int, network: str) -> None:
+    journal.warn(f"out of memory: continuing with {count} images in one call of the {network}")
+
+
+def _held_out(
+    config: Config, optimised: Sequence[str], device: torch.device
+) -> tuple[str, HeldOut | None]:
+    """The score that is not optimised: as asked, or the first that is not among the rewards."""
+    asked, rewards, manifest = config.align.guard, config.rewards, config.prior.manifest
+    if asked == "auto":
+        asked = "clip" if "clip" not in optimised else "none"
+        fetched = Path(rewards.dinov2).is_dir()
+        if asked == "none" and fetched:
+            asked = "dino"
+    if asked in (*TEXT_REWARDS, "aesthetic"):
+        return asked, build_objective(asked, 1.0, rewards, manifest, device).score
+    if asked == "dino":
+        return "dino", _dino_score(rewards.dinov2, device)
+    return "none", None
+
+
+def _dino_score(location: str, device: torch.device) -> HeldOut:
+    """Similarity to the first drawings that it is called with, those of the base model."""
+    tower = load_dino(location, device)
+    base: list[torch.Tensor] = []
+
+    def score(rgb: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        del prompts
+        if not base:
+            base.append(tower.image(rgb).detach())
+        return image_image(rgb, base[0], tower)
+
+    return score

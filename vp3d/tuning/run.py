@@ -1,0 +1,218 @@
+"""An `align` run on disk: prompts, checkpoints, sample sheets, curves, and the LoRA.
+
+lora/pytorch_lora_weights.safetensors   the best by the guard; last/ has the newest
+sheets/000040.png                       base above, aligned below, the same seeds
+curves.png, report.html, prompts.json, config.yaml, provenance.json, events.jsonl, checkpoints/
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from vp3d.align.guard import Check
+from vp3d.checks import check_same_weights
+from vp3d.diffusion.lora import save_lora
+from vp3d.errors import DamagedFileError
+from vp3d.report.pictures import labelled, resized, save_image, sheet
+from vp3d.report.plots import write_plots
+from vp3d.runs.events import Artifact, Stage, Step, Watch
+from vp3d.runs.folder import RunFolder
+from vp3d.runs.journal import Journal
+from vp3d.system.console import clock
+from vp3d.system.files import read_json_object, write_text
+from vp3d.train import checkpoint
+from vp3d.tuning.build import check_request, load_training
+from vp3d.tuning.session import Prompts, Training
+from vp3d.types import to_uint8
+from vp3d.weights.lora_files import FILE_NAME
+
+STAGE = "align"
+SHEET_PICTURES = 6
+TILE = 128  # pixels of a drawing on a sheet
+
+
+def align(run: RunFolder, watch: Watch | None = None) -> Path:
+    """Train, or continue, the run of a folder.
+
+    Args:
+        run: Made by `tuning.build.start_run`.
+        watch: Hears of the steps, and may stop between two.
+
+    Returns:
+        The folder of the best LoRA.
+
+    Raises:
+        UserError: a reward, prompt or setting is refused, or weights changed since the run began.
+    """
+    watch = watch or Watch()
+    with run.lock():
+        journal = Journal(run, watch)
+        config = run.config(journal.warn)
+        check_request(config)
+        check_same_weights(run, config)
+        watch.on_event(Stage("load", "loading models"))
+        training = load_training(config, _read_prompts(run), journal)
+        _resume(training, run, journal)
+        _train(training, config.prior.path, run, journal)
+        return run.path / "lora"
+
+
+def _read_prompts(run: RunFolder) -> Prompts:
+    path = run.path / "prompts.json"
+    found = read_json_object(path)
+    lists = [found.get("training"), found.get("validation")]
+    for one in lists:
+        if not isinstance(one, list) or not one or not all(isinstance(p, str) for p in one):
+            raise DamagedFileError(f"{path} lists no prompts: restore it, or start a new run")
+    training, validation = lists
+    assert training is not None and validation is not None
+    return Prompts(tuple(training), tuple(validation))
+
+
+def _resume(training: Training, run: RunFolder, journal: Journal) -> None:
+    def damaged(path: Path, reason: str) -> None:
+        journal.warn(f"{path} is damaged ({reason}): taking the one before")
+
+    found = checkpoint.load_latest(run.checkpoints(STAGE), damaged)
+    if found is not None:
+        training.restore(found.tensors, found.meta)
+        journal.note(f"continuing at step {training.step_number}")
+
+
+def _train(training: Training, base: str, run: RunFolder, journal: Journal) -> None:
+    settings, watch = training.config, journal.watch
+    watch.on_event(Stage(STAGE, f"aligning to {settings.reward}", settings.updates))
+    stopped = "" if training.guard.checks else _check(training, run, journal)
+    stopped = stopped or str(_verdict(run))
+    while training.step_number < settings.updates and not stopped:
+        if watch.stop.is_set():
+            _save(training, run)
+            journal.note(f"stopped at step {training.step_number}; `resume` continues the run")
+            break
+        began = time.perf_counter()
+        report = training.step()
+        seconds = time.perf_counter() - began
+        if report.skipped:
+            journal.warn(f"step {training.step_number} changed nothing: {report.skipped}")
+        values: dict[str, Any] = {f"reward_{k}": v for k, v in report.rewards.items()}
+        values |= {"reward_total": report.total, "keep": report.keep, "norm": report.norm}
+        journal.log("step", step=training.step_number, seconds=seconds, **values)
+        watch.on_event(Step(STAGE, training.step_number, settings.updates, values))
+        if training.step_number == 1:
+            left = clock(seconds * (settings.updates - 1))
+            journal.note(f"a step takes {seconds:.1f} s, about {left} are left")
+        if training.step_number % settings.guard_every == 0:
+            stopped = _check(training, run, journal)
+    else:
+        if training.guard.checks[-1].step != training.step_number and not stopped:
+            stopped = _check(training, run, journal)
+    _finish(training, base, run, journal, stopped)
+
+
+def _check(training: Training, run: RunFolder, journal: Journal) -> str:
+    """Guard, log, checkpoint and sample sheet; returns why to stop, or ""."""
+    reason = training.check()
+    check = training.guard.checks[-1]
+    journal.log("check", **{**vars(check), "reason": reason})
+    advice = training.guard.advice()
+    if advice:
+        journal.warn(advice)
+    if reason:
+        journal.warn(reason)
+    _save(training, run)
+    _write_sheet(training, run.path / "sheets" / f"{check.step:06d}.png")
+    return reason
+
+
+def _verdict(run: RunFolder) -> str:
+    """Why the guard ended this run earlier; "" if it did not."""
+    checks = run.events("check")
+    return str(checks[-1].get("reason", "")) if checks else ""
+
+
+def _save(training: Training, run: RunFolder) -> None:
+    tensors, record = training.state()
+    checkpoint.save(run.checkpoints(STAGE), training.step_number, tensors, record)
+
+
+def _write_sheet(training: Training, path: Path) -> None:
+    """Drawings of the guard's prompts: the base model above, the aligned one below."""
+    with training.averaged():
+        rgb = training.draw_validation()
+    stride = max(1, len(rgb) // SHEET_PICTURES)
+    chosen = list(range(0, len(rgb), stride))[:SHEET_PICTURES]
+    rows = [
+        [
+            labelled(resized(to_uint8(pictures[i : i + 1])[0], TILE), training.drawn[i])
+            for i in chosen
+        ]
+        for pictures in (training.base_rgb, rgb)
+    ]
+    path.parent.mkdir(exist_ok=True)
+    save_image(sheet(rows, "base above, aligned below"), path)
+
+
+def _finish(training: Training, base: str, run: RunFolder, journal: Journal, stopped: str) -> None:
+    best = training.guard.best()
+    notes: dict[str, Any] = {
+        "base": base,
+        "weights": run.recorded_weights(),
+        "reward": training.config.reward,
+        "method": training.config.method,
+        "step": best.step,
+        "queries": training.queries,
+    }
+    for folder, tensors, step in (
+        ("lora", training.best or training.average, best.step),
+        ("last", training.average, training.step_number),
+    ):
+        path = run.path / folder / FILE_NAME
+        path.parent.mkdir(exist_ok=True)
+        save_lora(path, tensors, notes | {"step": step})
+        journal.watch.on_event(Artifact(folder, path))
+    events = [event | {"kind": "step"} for event in run.events("step")]
+    write_plots(events, run.path / "curves.png")
+    write_text(run.path / "report.html", _report(training, run, stopped))
+    journal.note(
+        f"the LoRA of step {best.step} was kept: "
+        + ", ".join(f"{name} {value:.4g}" for name, value in best.rewards.items())
+    )
+
+
+def _report(training: Training, run: RunFolder, stopped: str) -> str:
+    """The page of the run; it opens offline from its folder."""
+    checks = training.guard.checks
+    names = list(checks[0].rewards)
+    head = [
+        "step",
+        *names,
+        f"{training.guard.held_name} (held out)",
+        "spread",
+        "drift",
+        "sharpness",
+    ]
+    rows = "".join(_row(check, names, training.guard.best()) for check in checks)
+    sheets = sorted((run.path / "sheets").glob("*.png"))[-1:]
+    pictures = "".join(f'<img src="sheets/{path.name}" alt="samples">' for path in sheets)
+    title = escape(f"align {training.config.reward}")
+    line = f"<p>{escape(stopped)}</p>" if stopped else ""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f"<title>{title}</title><style>body{{font-family:sans-serif;margin:2em}}"
+        "td,th{padding:.2em .8em;text-align:right}img{max-width:100%}.best{font-weight:bold}"
+        f"</style><h1>{title}</h1>{line}<table><tr>"
+        + "".join(f"<th>{escape(name)}</th>" for name in head)
+        + f"</tr>{rows}</table>{pictures}<img src='curves.png' alt='curves'></html>\n"
+    )
+
+
+def _row(check: Check, names: Sequence[str], best: Check) -> str:
+    held = "" if check.held is None else f"{check.held:.4f}"
+    cells = [str(check.step), *(f"{check.rewards[name]:.4g}" for name in names), held]
+    cells += [f"{value:.4g}" for value in (check.spread, check.drift, check.sharpness)]
+    style = ' class="best"' if check.step == best.step else ""
+    return f"<tr{style}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
