@@ -4,14 +4,15 @@
 
 Each mesh (or the model.glb of a run) is exported in every format; then the peers that are
 installed check the files: the glTF validator, usd-core's validators, lib3mf in strict mode,
-PrusaSlicer, assimp, Blender and a browser (headless Chromium). A peer that is missing is named and
-skipped. The result is a table on stdout and results.json in the work folder; the exit status is 1
-if a peer found something.
+PrusaSlicer, assimp, Blender and a browser (headless Chromium with three.js). A peer that is missing
+is skipped. The result is on stdout and a table in results.md of the work folder; the exit status is
+1 if a peer found something.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import re
@@ -20,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from tests.peers.pictures import READ_BY_BROWSER, Browser, compare_blender, lines_of
 from vp3d.config.schema import ExportConfig
 from vp3d.errors import UserError
 from vp3d.export.draco import has_draco
@@ -38,6 +40,7 @@ from vp3d.types import Asset
 
 FORMATS = ["glb", "obj", "ply", "stl", "usdz", "3mf"]
 SIZE_MM = 60.0
+KINDS = ", ".join(kind.upper() for kind in READ_BY_BROWSER)
 BLENDER = """
 import bpy, json, sys, numpy
 numpy.bool = getattr(numpy, "bool", bool)  # Blender 3.4 with a newer NumPy
@@ -146,7 +149,6 @@ def check_usdz(path: Path) -> list[str]:
 
 def check_3mf(path: Path) -> list[str]:
     """Warnings of lib3mf in strict mode, and a mesh that is not manifold and oriented."""
-    import lib3mf
     from lib3mf import get_wrapper
 
     model = get_wrapper().CreateModel()
@@ -158,7 +160,6 @@ def check_3mf(path: Path) -> list[str]:
     while meshes.MoveNext():
         if not meshes.GetCurrentMeshObject().IsManifoldAndOriented():
             lines.append("not manifold and oriented")
-    assert lib3mf is not None
     return [f"{path.name}: {line}" for line in lines]
 
 
@@ -197,7 +198,7 @@ def check_blender(files: dict[str, Path], work: Path) -> list[str]:
     """Box and number of faces, as Blender imports each format (it is z up, facing -y)."""
     script = work / "blender_read.py"
     script.write_text(BLENDER)
-    kinds = [kind for kind in ("glb", "obj", "stl") if kind in files]  # Debian's has no USD
+    kinds = ["glb", "obj", "stl"]  # Debian's has no USD
     text = run("blender", "-b", "-noaudio", "--python", script, "--", *(files[k] for k in kinds))
     results = {Path(r["path"]).suffix[1:]: r for r in found(text)}
     lines, ours = [], boxes(files)
@@ -238,6 +239,17 @@ def check_assimp(files: dict[str, Path]) -> list[str]:
     return lines
 
 
+def check_browser(files: dict[str, Path], browser: Browser) -> list[str]:
+    """Box and number of faces, as three.js reads each format in a browser."""
+    lines, ours = [], boxes(files)
+    for kind, found in browser.boxes(files).items():
+        box = ours[kind][:, [1, 2, 0]] if kind == "glb" else ours[kind]
+        lines += compare_box(f"browser {kind}", found["low"], found["high"], box)
+        if found["faces"] != len(read_mesh(files[kind]).faces):
+            lines.append(f"browser {kind}: {found['faces']} faces")
+    return lines
+
+
 def check_sphere(work: Path) -> list[str]:
     """A sphere of 50 mm comes back within 0.3 % in every format."""
     import trimesh
@@ -256,6 +268,110 @@ def check_sphere(work: Path) -> list[str]:
     return lines
 
 
+@dataclass
+class Finding:
+    """What a peer said.
+
+    Attributes:
+        peer: Its name and what was given to it.
+        lines: What it did not like.
+        figure: A figure of the whole, for the table.
+    """
+
+    peer: str
+    lines: list[str]
+    figure: str = ""
+
+
+@dataclass(frozen=True)
+class Exports:
+    """One mesh as it was exported.
+
+    Attributes:
+        folder: Its folder.
+        plain: The files by format, without light.
+        unlit: A GLB that keeps its colours and says that it is unlit.
+        solid: The files for slicers, by format.
+    """
+
+    folder: Path
+    plain: dict[str, Path]
+    unlit: Path
+    solid: dict[str, Path]
+
+
+def export_all(meshes: list[Path], work: Path) -> list[Exports]:
+    """Every mesh in every format, each in a folder of its own."""
+    sets = []
+    for number, mesh in enumerate(meshes):
+        folder = work / f"{number:02d}"
+        plain = exported(mesh, folder / "all", formats=FORMATS, light="removed")
+        unlit = exported(mesh, folder / "unlit", formats=["glb"], light="baked")["glb"]
+        settings = {"formats": ["stl", "3mf"], "print": True, "size_mm": SIZE_MM}
+        sets.append(Exports(folder, plain, unlit, exported(mesh, folder / "print", **settings)))
+    return sets
+
+
+def installed(name: str) -> bool:
+    """Whether a Python package is there."""
+    return importlib.util.find_spec(name) is not None
+
+
+def file_checks(sets: list[Exports], variants: list[Path], modules: Path) -> Iterator[Finding]:
+    """Validators and the slicer."""
+    if shutil.which("node") and (modules / "gltf-validator").is_dir():
+        glbs = [*variants, *(s.plain["glb"] for s in sets), *(s.unlit for s in sets)]
+        yield Finding(f"glTF validator, {len(glbs)} GLB", check_gltf(glbs, modules))
+    if installed("pxr"):
+        lines = sum((check_usdz(s.plain["usdz"]) for s in sets), [])
+        yield Finding(f"usd-core, all validators, {len(sets)} USDZ", lines)
+    if installed("lib3mf"):
+        lines = sum((check_3mf(s.plain["3mf"]) + check_3mf(s.solid["3mf"]) for s in sets), [])
+        yield Finding(f"lib3mf, strict, {2 * len(sets)} 3MF", lines)
+    if shutil.which("prusa-slicer"):
+        pairs = [(s.solid[kind], s.folder) for s in sets for kind in ("stl", "3mf")]
+        lines = sum((check_slicer(path, SIZE_MM, folder) for path, folder in pairs), [])
+        yield Finding(f"PrusaSlicer, {len(sets)} STL and {len(sets)} 3MF, {SIZE_MM:g} mm", lines)
+
+
+def reader_checks(sets: list[Exports], work: Path, modules: Path) -> Iterator[Finding]:
+    """Programs that read the files: box, faces and pictures."""
+    if shutil.which("assimp"):
+        lines = sum((check_assimp(s.plain) for s in sets), [])
+        yield Finding(f"assimp, {len(sets)} each of GLB, OBJ, PLY, STL", lines)
+    if shutil.which("blender"):
+        lines = sum((check_blender(s.plain, s.folder) for s in sets), [])
+        yield Finding(f"Blender, {len(sets)} each of GLB, OBJ, STL", lines)
+        values = compare_blender([s.unlit for s in sets], work)
+        lines = sum((lines_of(s.folder.name, v) for s, v in zip(sets, values, strict=True)), [])
+        yield Finding(f"Blender, pictures of {len(sets)} GLB", lines, figure_of(values))
+    if installed("playwright") and (modules / "three").is_dir():
+        browser = Browser(modules)
+        try:
+            lines = sum((check_browser(s.plain, browser) for s in sets), [])
+            yield Finding(f"Chromium with three.js, {len(sets)} each of {KINDS}", lines)
+            values = [browser.compare(s.unlit) for s in sets]
+        finally:
+            browser.close()
+        lines = sum((lines_of(s.folder.name, v) for s, v in zip(sets, values, strict=True)), [])
+        yield Finding(f"Chromium, pictures of {len(sets)} GLB", lines, figure_of(values))
+
+
+def figure_of(values: list[list[float]]) -> str:
+    """The lowest and the median PSNR of all pictures."""
+    every = np.concatenate([np.asarray(one) for one in values])
+    return f"PSNR at least {every.min():.1f} dB, median {np.median(every):.1f} dB"
+
+
+def table(findings: list[Finding]) -> str:
+    """The findings as a Markdown table."""
+    rows = [
+        f"| {f.peer} | {f'{len(f.lines)}: {f.lines[0]}' if f.lines else 'none'} | {f.figure} |"
+        for f in findings
+    ]
+    return "\n".join(["| peer, files | findings | figure |", "|---|---|---|", *rows, ""])
+
+
 def main() -> int:
     """Run every peer that is installed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -264,40 +380,20 @@ def main() -> int:
     parser.add_argument("--modules", type=Path, default=Path("node_modules"))
     options = parser.parse_args()
     meshes = [m / "model.glb" if m.is_dir() else m for m in options.meshes]
-    results: dict[str, list[str]] = {"sphere of 50 mm": check_sphere(options.work)}
-    sets = []
-    for number, mesh in enumerate(meshes):
-        folder = options.work / f"{number:02d}"
-        plain = exported(mesh, folder / "all", formats=FORMATS, light="removed")
-        solid = exported(
-            mesh, folder / "print", formats=["stl", "3mf"], print=True, size_mm=SIZE_MM
-        )
-        sets.append((folder, plain, solid))
-    if shutil.which("node") and (options.modules / "gltf-validator").is_dir():
-        glbs = [*variants(meshes[0], options.work / "variants"), *(s[1]["glb"] for s in sets)]
-        results[f"glTF validator, {len(glbs)} files"] = check_gltf(glbs, options.modules)
-    for name, kind, check in (
-        ("usd-core", "usdz", check_usdz),
-        ("lib3mf strict", "3mf", check_3mf),
-    ):
-        try:
-            results[f"{name}, {len(sets)} files"] = sum((check(s[1][kind]) for s in sets), [])
-        except ImportError:
-            results[f"{name}: not installed"] = []
-    if shutil.which("prusa-slicer"):
-        pairs = [(s[2][kind], s[0]) for s in sets for kind in ("stl", "3mf")]
-        results[f"PrusaSlicer, {len(pairs)} files"] = sum(
-            (check_slicer(path, SIZE_MM, folder) for path, folder in pairs), []
-        )
-    if shutil.which("blender"):
-        results["Blender"] = sum((check_blender(s[1], s[0]) for s in sets[:3]), [])
-    if shutil.which("assimp"):
-        results["assimp"] = sum((check_assimp(s[1]) for s in sets), [])
-    for name, lines in results.items():
-        sys.stdout.write(f"{name}: {'ok' if not lines else f'{len(lines)} findings'}\n")
-        sys.stdout.writelines(f"    {line}\n" for line in lines[:10])
-    (options.work / "results.json").write_text(json.dumps(results, indent=2))
-    return int(any(results.values()))
+    work, modules = options.work.resolve(), options.modules.resolve()
+    first = Finding("our reader, a sphere of 50 mm, 6 formats", check_sphere(work))
+    sets = export_all(meshes, work)
+    glbs = list(variants(meshes[0], work / "variants"))
+    checks = (file_checks(sets, glbs, modules), reader_checks(sets, work, modules))
+    findings: list[Finding] = []
+    for finding in itertools.chain([first], *checks):
+        findings.append(finding)
+        state = f"{len(finding.lines)} findings" if finding.lines else "ok"
+        sys.stdout.write(f"{finding.peer}: {state} {finding.figure}\n")
+        sys.stdout.writelines(f"    {line}\n" for line in finding.lines[:10])
+        sys.stdout.flush()
+    (work / "results.md").write_text(table(findings))
+    return int(any(finding.lines for finding in findings))
 
 
 if __name__ == "__main__":
