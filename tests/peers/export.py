@@ -208,10 +208,7 @@ def check_blender(files: dict[str, Path], work: Path) -> list[str]:
             continue
         low, high = ours[kind]
         if kind == "glb":  # our (x, y, z) is Blender's (y, -x, z) after Y up to Z up
-            low, high = (
-                np.array([low[1], -high[0], low[2]]),
-                np.array([high[1], -low[0], high[2]]),
-            )
+            low, high = (low[1], -high[0], low[2]), (high[1], -low[0], high[2])
         r = results[kind]
         lines += compare_box(f"blender {kind}", r["low"], r["high"], np.stack([low, high]))
         if r["faces"] != len(read_mesh(files[kind]).faces):

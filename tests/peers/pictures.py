@@ -51,10 +51,14 @@ window.look = async (kind) => {
     faces += (g.index ? g.index.count : g.attributes.position.count) / 3; } });
   return { low: box.min.toArray(), high: box.max.toArray(), faces };
 };
-window.draw = async (views, side, fov) => {
+window.draw = async (views, side, fov, lamp) => {
   const renderer = new THREE.WebGLRenderer({ antialias: false, preserveDrawingBuffer: true });
   renderer.setPixelRatio(1); renderer.setSize(side, side); renderer.setClearColor(0xffffff, 1);
   const scene = new THREE.Scene(); scene.add(await load("glb"));
+  if (lamp) {
+    const light = new THREE.DirectionalLight(0xffffff, 2.2);
+    light.position.set(...lamp); scene.add(light, new THREE.AmbientLight(0xffffff, 1.3));
+  }
   const camera = new THREE.PerspectiveCamera(fov, 1, 0.01, 100);
   const pictures = [];
   for (const at of views) {
@@ -187,12 +191,19 @@ class Browser:
     def compare(self, unlit: Path) -> list[float]:
         """PSNR of its pictures of an unlit GLB against ours, dB, one for each of VIEWS."""
         ours, cameras = our_pictures(unlit)
-        views = camera_position(cameras).numpy()[:, [1, 2, 0]].tolist()
-        page = self.page({"glb": unlit})
-        drawn = page.evaluate("([v, s, f]) => window.draw(v, s, f)", [views, LARGE, FOV_DEG])
-        page.close()
-        pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in drawn]
+        pictures = self.draw(unlit, cameras)
         return [psnr(a, pooled(b)) for a, b in zip(ours, pictures, strict=True)]
+
+    def draw(
+        self, path: Path, cameras: Camera, lamp: tuple[float, ...] | None = None
+    ) -> list[Image.Image]:
+        """Pictures of a GLB of LARGE pixels; `lamp` is the direction to a lamp in glTF's frame."""
+        views = camera_position(cameras).numpy()[:, [1, 2, 0]].tolist()
+        page = self.page({"glb": path})
+        call = "([views, side, fov, lamp]) => window.draw(views, side, fov, lamp)"
+        drawn = page.evaluate(call, [views, LARGE, FOV_DEG, lamp])
+        page.close()
+        return [Image.open(io.BytesIO(base64.b64decode(one))) for one in drawn]
 
 
 def compare_blender(unlit: list[Path], work: Path) -> list[list[float]]:
