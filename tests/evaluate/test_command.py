@@ -51,6 +51,7 @@ from vp3d.export.glb import write_glb
 from vp3d.jobs.make_once import failure_of, is_finished, make
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.provenance import git_state
+from vp3d.system.files import write_json
 from vp3d.types import Asset, Mesh
 from vp3d.worlds.toybox.scenes import NOUNS, caption, parse_caption, uses_held_out
 from vp3d.worlds.toybox.truth import lit, true_mesh
@@ -279,6 +280,14 @@ def test_names_of_meshes_tell_prompt_and_seed(tmp_path: Path, finished_run: Asse
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no run folders"):
         find_assets(tmp_path / "empty")
+
+
+def test_the_folder_of_an_earlier_evaluation_is_a_folder_of_assets(
+    tmp_path: Path, finished_run: Asset
+) -> None:
+    write_json(tmp_path / "suite.json", {"suite": "gallery"})
+    shutil.copytree(finished_run.run_dir, tmp_path / "runs" / "01-a-red-sphere" / "run")
+    assert [found[:2] for found in find_assets(tmp_path)] == [("a red sphere", 3)]
 
 
 def test_one_bad_entry_does_not_refuse_the_folder(tmp_path: Path) -> None:

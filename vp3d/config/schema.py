@@ -286,7 +286,7 @@ class LossConfig:
     # mean opacity
     sparsity: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))
     # opacity of rays in the background's own colour, which close holes
-    fog: PositiveSchedule = field(default_factory=lambda: Schedule(0.3, 0.3))
+    fog: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.6))
     # total variation of density and albedo
     smoothness: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))
     # normals that face away from the camera

@@ -35,6 +35,7 @@ from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
 from vp3d.errors import ResourceError, UserError, VP3DError
 from vp3d.evaluate.results_folder import (
+    SUITE_FILE,
     WeightSource,
     hash_sources,
     lock_folder,
@@ -172,6 +173,7 @@ def find_mesh(settings: Settings, task: Task) -> FoundAsset:
 def find_assets(folder: Path) -> list[tuple[str, int, Path]]:
     """(prompt, seed, path) of every mesh file and run folder in `folder`, sorted by name.
 
+    `folder` may also be that of an earlier `evaluate`; its runs are taken then.
     A run folder has its prompt and seed in its config.yaml. The name of a mesh file is its prompt
     with the words joined by `-` or `_`. A number before the prompt is ignored, `-s7` after it is
     the seed: `03-a-red-sphere-s7.glb`.
@@ -184,7 +186,8 @@ def find_assets(folder: Path) -> list[tuple[str, int, Path]]:
             f"--assets {folder} is not a folder; give one that holds mesh files or run folders"
         )
     found = []
-    for path in sorted(folder.iterdir()):
+    suite = (folder / SUITE_FILE).is_file()
+    for path in sorted(folder.glob("runs/*/*") if suite else folder.iterdir()):
         if (path / "config.yaml").is_file():
             config = RunFolder(path).config()
             found.append((config.prompt, config.seed, path))
