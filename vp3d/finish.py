@@ -23,6 +23,7 @@ from vp3d.export.foreign import remade
 from vp3d.export.formats import WRITERS
 from vp3d.export.frame import frame_of
 from vp3d.export.glb import write_glb
+from vp3d.export.light import light_of, with_light
 from vp3d.export.live_mesh import rough_mesh
 from vp3d.export.read import read_mesh
 from vp3d.fields.nerf import Field
@@ -105,6 +106,15 @@ def exported(run: RunFolder) -> Path:
 def exported_formats(run: RunFolder) -> list[Any]:
     """The formats of `WRITERS` that a run has, in their order."""
     return [kind for kind in WRITERS if run.model_file(kind).is_file()]
+
+
+def as_drawn(run: RunFolder, mesh: Mesh) -> Mesh:
+    """A run's exported mesh with the light that its last export took out of the colours."""
+    light = None
+    for event in run.events():
+        if event["kind"] in ("mesh", "light"):  # each export logs first its mesh, then its light
+            light = light_of(event)
+    return mesh if light is None else with_light(mesh, light)
 
 
 @torch.no_grad()

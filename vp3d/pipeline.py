@@ -220,6 +220,7 @@ def render_path(path: Path, config: ExportConfig, watch: Watch | None = None) ->
     run = RunFolder.open(path) if path.is_dir() else None
     mesh = fit_to_cube(read_mesh(path if run is None else finish.exported(run)))
     camera = Config().camera if run is None else run.config().camera
+    mesh = mesh if run is None else finish.as_drawn(run, mesh)
     frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
     name = f"turntable.{config.turntable}"
     if run is None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vp3d.export.light import fit, fit_light, with_light, without_light
+from vp3d.export.light import Light, fit, fit_light, light_of, with_light, without_light
 from vp3d.export.mesh_data import vertex_normals_of
 from vp3d.metrics.colors import ciede2000
 from vp3d.render.shade import LIGHT_DIRECTION, lambert_shade
@@ -59,6 +59,20 @@ def test_a_light_that_would_leave_nothing_on_the_far_side_is_doubted() -> None:
 def test_black_objects_have_no_fit() -> None:
     normals, _, _ = lit_ball()
     assert fit(np.full((3000, 3), 0.01), normals, np.ones(3000)).doubt != ""
+
+
+@pytest.mark.parametrize("gradient", [(0.1, 0.05, -0.1), (0.3, 0.2, 0.1), (0.0, 0.0, 0.0)])
+def test_a_light_is_found_again_in_its_figures(gradient: tuple[float, ...]) -> None:
+    normals, _, _ = lit_ball()
+    light = Light(np.array(gradient), 0.5)
+    again = light_of(light.figures())
+    assert again is not None
+    np.testing.assert_allclose(again.shade(normals), light.shade(normals), atol=3e-3)
+
+
+def test_a_light_that_was_not_used_is_not_found_again() -> None:
+    assert light_of(Light(np.array([0.9, 0.0, 0.0]), 0.5, "too strong").figures()) is None
+    assert light_of({"kind": "mesh", "faces": 9}) is None
 
 
 @pytest.mark.parametrize("textured", [True, False])

@@ -18,7 +18,9 @@ The fit is not used where it explains too little or is too strong.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
@@ -80,6 +82,15 @@ class Light:
         direction = [round(float(x), 3) for x in self.direction]
         shares = {"darkest": round(self.darkest, 3), "explained": round(self.explained, 3)}
         return {"direction": direction, **shares, "doubt": self.doubt}
+
+
+def light_of(figures: Mapping[str, Any]) -> Light | None:
+    """The light that `Light.figures` describes, to three decimals; None if it is not used."""
+    if figures.get("doubt") or not {"direction", "darkest"} <= figures.keys():
+        return None
+    lost = -float(np.log(np.clip(figures["darkest"], 0.05, 1.0)))
+    strength = lost / 2.0 if lost > 2.0 * LEVEL else max(lost - LEVEL, 0.0)
+    return Light(np.asarray(figures["direction"], np.float64) * strength, 1.0)
 
 
 def fit_light(mesh: Mesh) -> Light:
