@@ -126,8 +126,8 @@ def hero(run: RunFolder, asset: Asset, events: Events) -> str:
 
 
 def viewer_of(run: RunFolder, asset: Asset) -> str:
-    """The viewer's page for `model.glb`, or for the asset's mesh if the run has no GLB."""
-    if (run.path / "model.glb").is_file():
+    """The viewer's page for `model.glb`, or for the asset's mesh if the viewer cannot read it."""
+    if (run.path / "model.glb").is_file() and run.config().export.compress != "draco":
         return viewer_page(run.path / "model.glb")
     with tempfile.TemporaryDirectory() as folder:
         write_glb(asset, Path(folder) / "model.glb")
