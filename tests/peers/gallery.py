@@ -26,6 +26,7 @@ from vp3d.types import Asset
 
 CELL, LABEL, COLUMNS = 128, 18, 3  # pixels; assets in a row
 CAMERA = orbit([30.0], [18.0], 2.6, FOV_DEG)
+GROUND = 0xB4B4B4  # grey, so that white parts are seen
 LAMP = (-1.0, 1.2, 0.9)  # from the left, where the embedded world has none; glTF's frame
 
 
@@ -37,7 +38,7 @@ def triplet(mesh: Path, title: str, browser: Browser, work: Path) -> Image.Image
     colors = dataclasses.replace(fit_to_cube(read_mesh(bare)), maps={}, tangents=None)
     write_glb(Asset(title, colors, work), unlit, Style(unlit=True))
     looks = ((baked, None), (unlit, None), (bare, LAMP))
-    drawn = [browser.draw(path, CAMERA, lamp)[0] for path, lamp in looks]
+    drawn = [browser.draw(path, CAMERA, lamp, GROUND)[0] for path, lamp in looks]
     tile = Image.new("RGB", (3 * CELL, CELL + LABEL), "white")
     for column, picture in enumerate(drawn):
         small = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.BOX)

@@ -51,9 +51,9 @@ window.look = async (kind) => {
     faces += (g.index ? g.index.count : g.attributes.position.count) / 3; } });
   return { low: box.min.toArray(), high: box.max.toArray(), faces };
 };
-window.draw = async (views, side, fov, lamp) => {
+window.draw = async (views, side, fov, lamp, ground) => {
   const renderer = new THREE.WebGLRenderer({ antialias: false, preserveDrawingBuffer: true });
-  renderer.setPixelRatio(1); renderer.setSize(side, side); renderer.setClearColor(0xffffff, 1);
+  renderer.setPixelRatio(1); renderer.setSize(side, side); renderer.setClearColor(ground, 1);
   const scene = new THREE.Scene(); scene.add(await load("glb"));
   if (lamp) {
     const light = new THREE.DirectionalLight(0xffffff, 2.2);
@@ -195,13 +195,19 @@ class Browser:
         return [psnr(a, pooled(b)) for a, b in zip(ours, pictures, strict=True)]
 
     def draw(
-        self, path: Path, cameras: Camera, lamp: tuple[float, ...] | None = None
+        self,
+        path: Path,
+        cameras: Camera,
+        lamp: tuple[float, ...] | None = None,
+        ground: int = 0xFFFFFF,
     ) -> list[Image.Image]:
-        """Pictures of a GLB of LARGE pixels; `lamp` is the direction to a lamp in glTF's frame."""
+        """Pictures of a GLB of LARGE pixels over a colour.
+
+        `lamp` is the direction to a lamp in glTF's frame.
+        """
         views = camera_position(cameras).numpy()[:, [1, 2, 0]].tolist()
         page = self.page({"glb": path})
-        call = "([views, side, fov, lamp]) => window.draw(views, side, fov, lamp)"
-        drawn = page.evaluate(call, [views, LARGE, FOV_DEG, lamp])
+        drawn = page.evaluate("all => window.draw(...all)", [views, LARGE, FOV_DEG, lamp, ground])
         page.close()
         return [Image.open(io.BytesIO(base64.b64decode(one))) for one in drawn]
 
