@@ -12,7 +12,7 @@ TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo test serve soak fuzz test-all mutants lint format types docs reference wheel train doctor clean help
+.PHONY: demo test serve soak fuzz test-all mutants peers-export lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
@@ -38,6 +38,9 @@ test-all: $(VENV)/.installed-dev  ## run every test
 
 mutants: $(VENV)/.installed-dev  ## change the package line by line and see whether tests notice
 	OMP_NUM_THREADS=1 $(RUN) -m tests.mutation.run $(ARGS)
+
+peers-export: $(VENV)/.installed-dev  ## have other programs read exported files; ARGS="RUN..."
+	$(RUN) -m tests.peers.export $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style, formatting, import contracts and dependencies
 	$(RUN) -m ruff check .
@@ -74,7 +77,7 @@ clean:  ## remove the environment, the caches and the built files; outputs/ and 
 	rm -rf build dist site vp3d.egg-info
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(RUN):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(TOO_OLD)")'

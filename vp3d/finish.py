@@ -8,36 +8,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vp3d import __version__
 from vp3d.config.schema import CameraConfig, ExportConfig, RenderConfig
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.view_classifier import guess_views
 from vp3d.errors import UserError
-from vp3d.export.build import export_mesh
+from vp3d.export.build import export_levels
+from vp3d.export.deliver import Delivery, Views, drop_old_levels, level_path, prepare
+from vp3d.export.foreign import remade
 from vp3d.export.formats import WRITERS
+from vp3d.export.frame import frame_of
 from vp3d.export.glb import write_glb
+from vp3d.export.light import light_of, with_light
 from vp3d.export.live_mesh import rough_mesh
-from vp3d.export.verify import verify_export
+from vp3d.export.read import read_mesh
 from vp3d.fields.nerf import Field
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.occupancy import OccupancyGrid
+from vp3d.render.raster import render_mesh
 from vp3d.render.volume import render_rays
 from vp3d.report.pictures import VIEWS, ring_frames, write_preview
 from vp3d.report.report import write_report
 from vp3d.report.video import write_turntable
-from vp3d.runs.events import Artifact, Preview, Stage
+from vp3d.runs.events import Artifact, Note, Preview, Stage, Warning, Watch
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal
+from vp3d.system.files import write_json
 from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train.coarse import Coarse
 from vp3d.train.generators import make_generator
-from vp3d.types import Asset, Camera, to_images
+from vp3d.types import Asset, Camera, Mesh, to_images
 
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
 REFERENCE_BACKGROUND = 1.0  # grey behind them, [0, 1]
+CUBE_SIDE = 1.6  # longest side of a foreign mesh while it is worked on, world units
 LIVE_EVERY_S = 2.0  # shortest time between two live meshes, seconds
 LIVE_COST = 40.0  # a live mesh waits this many times what the last one cost: 2.5 % of the time
 
@@ -53,6 +62,7 @@ class FinishSettings:
     render: RenderConfig
     prior_resolution: int  # pixels of a side
     background: float  # grey behind the views that the prior is asked about, [0, 1]
+    licence: str = ""  # of the weights
 
 
 class LiveMesh:
@@ -98,6 +108,15 @@ def exported_formats(run: RunFolder) -> list[Any]:
     return [kind for kind in WRITERS if run.model_file(kind).is_file()]
 
 
+def as_drawn(run: RunFolder, mesh: Mesh) -> Mesh:
+    """A run's exported mesh with the light that its last export took out of the colours."""
+    light = None
+    for event in run.events():
+        if event["kind"] in ("mesh", "light"):  # each export logs first its mesh, then its light
+            light = light_of(event)
+    return mesh if light is None else with_light(mesh, light)
+
+
 @torch.no_grad()
 def field_views(
     field: Field, render: RenderConfig, camera: Camera, size: int, device: torch.device
@@ -139,24 +158,107 @@ def export_field(
     run = journal.run
     journal.show(Stage("export", "exporting"))
     began = time.monotonic()
-    azimuths = [360.0 * i / count for count, _ in REFERENCE_RINGS for i in range(count)]
-    elevations = [elevation for count, elevation in REFERENCE_RINGS for _ in range(count)]
-    cameras = orbit(azimuths, elevations, settings.camera.distance, settings.camera.fov_deg)
+    cameras = reference_cameras(settings.camera)
     rgb, opacity = field_views(field, settings.render, cameras, REFERENCE_SIZE, device)
     inside = OccupancyGrid(settings.render).to(device).contains
-    mesh = export_mesh(field, settings.export, cameras, opacity, device, journal.event, inside)
-    asset = Asset(settings.prompt, mesh, run.path, {})
+    levels = export_levels(field, settings.export, cameras, opacity, device, journal.event, inside)
+    extras = origin_of(settings)
+    delivery = prepare(settings.prompt, levels, settings.export, extras, journal.event)
+    lit = None if delivery.light is None else levels[0]
+    asset = Asset(settings.prompt, delivery.levels[0], run.path, {}, lit)
     figures = asset.figures
+    views = Views(cameras, rgb, opacity, REFERENCE_BACKGROUND)
     existing = exported_formats(run)  # an older mesh next to this one would mislead
     kinds = sorted({*existing, *settings.export.formats}, key=list(WRITERS).index)
     for kind in kinds:
         path = run.model_file(kind)
-        WRITERS[kind](asset, path)
-        found = verify_export(path, cameras, rgb, opacity, REFERENCE_BACKGROUND)
+        delivery.write(kind, path)
+        found = delivery.check(kind, path, views)
         figures.update({f"{kind}_{name}": value for name, value in found.items()})
         journal.show(Artifact(kind, path))
+    write_levels(delivery, run.model_file("glb"), views, asset, journal)
     journal.log("export", seconds=time.monotonic() - began, formats=kinds, **figures)
     return asset
+
+
+def write_levels(
+    delivery: Delivery, path: Path, views: Views, asset: Asset, journal: Journal
+) -> None:
+    """Write the levels of detail next to the GLB, and check each; older ones are removed.
+
+    The figures of level k are `lod<k>_faces`, and those of `Delivery.check` against the field.
+    """
+    drop_old_levels(path, len(delivery.levels) - 1)
+    for level, mesh in enumerate(delivery.levels[1:], 1):
+        file = level_path(path, level)
+        delivery.write("glb", file, level)
+        found = {"faces": float(len(mesh.faces)), **delivery.check("glb", file, views)}
+        asset.figures.update({f"lod{level}_{name}": value for name, value in found.items()})
+        journal.show(Artifact(f"lod{level}", file))
+
+
+def origin_of(settings: FinishSettings) -> dict[str, Any]:
+    """What the files say about their origin."""
+    return {
+        "prompt": settings.prompt,
+        "seed": settings.seed,
+        "version": __version__,
+        "licence": settings.licence,
+    }
+
+
+@report_out_of_memory("exporting", "lower export.texture_size or export.faces, then try again")
+def export_mesh_file(path: Path, config: ExportConfig, watch: Watch, light: str) -> dict[str, Path]:
+    """`pipeline.export_file`: each file is read back and compared with the mesh of the first."""
+    watch.on_event(Stage("export", f"exporting {path.name}"))
+    source = read_mesh(path)
+    mesh, size, centre = into_cube(source)
+    figures: dict[str, Any] = {"source": path.name}
+
+    def event(kind: str, **data: Any) -> None:
+        figures.update({} if kind == "warning" else {kind: data})
+        watch.on_event(Warning(data["message"]) if kind == "warning" else Note(f"{kind}: {data}"))
+
+    levels = remade(mesh, config, event)
+    frame = frame_of(levels[0], config.size_mm, config.size_axis, config.origin, config.up)
+    if not config.size_mm:
+        frame = frame.in_units(size, centre, millimetres=path.suffix.lower() in (".3mf", ".stl"))
+    extras = {"source": path.name, "version": __version__}
+    delivery = prepare(path.stem, levels, config, extras, event, light, frame)
+    cameras = reference_cameras(CameraConfig())
+    rgb, opacity = render_mesh(mesh, cameras, REFERENCE_SIZE, REFERENCE_SIZE, REFERENCE_BACKGROUND)
+    views = Views(cameras, rgb, opacity, REFERENCE_BACKGROUND)
+    files: dict[str, Path] = {}
+    jobs: list[tuple[str, str, int]] = [(kind, kind, 0) for kind in config.formats]
+    jobs += [(f"lod{level}", "glb", level) for level in range(1, len(levels))]
+    base = path.with_name(f"{path.stem}_export")
+    drop_old_levels(base.with_suffix(".glb"), len(levels) - 1)
+    for name, kind, level in jobs:
+        files[name] = level_path(base.with_name(f"{base.name}.{kind}"), level)
+        delivery.write(kind, files[name], level)
+        figures[name] = delivery.check(kind, files[name], views)
+        watch.on_event(Artifact(name, files[name]))
+    write_json(base.with_name(f"{base.name}.json"), figures)
+    return files
+
+
+def into_cube(mesh: Mesh) -> tuple[Mesh, float, np.ndarray]:
+    """A mesh scaled into the cube, and the size and centre `[3]` that undo it.
+
+    `vertices * size + centre` are the original ones.
+    """
+    used = mesh.vertices[np.unique(mesh.faces)].astype(np.float64)
+    low, high = used.min(0), used.max(0)
+    centre, size = (low + high) / 2.0, max(float((high - low).max()), 1e-12) / CUBE_SIDE
+    inside = (mesh.vertices.astype(np.float64) - centre) / size
+    return dataclasses.replace(mesh, vertices=inside.astype(np.float32)), size, centre
+
+
+def reference_cameras(camera: CameraConfig) -> Camera:
+    """The cameras that an export is judged from."""
+    azimuths = [360.0 * i / count for count, _ in REFERENCE_RINGS for i in range(count)]
+    elevations = [elevation for count, elevation in REFERENCE_RINGS for _ in range(count)]
+    return orbit(azimuths, elevations, camera.distance, camera.fov_deg)
 
 
 @report_out_of_memory("looking for a second face", "free memory on the device")
@@ -167,7 +269,7 @@ def compare_views(asset: Asset, prior: Prior, settings: FinishSettings, journal:
     """
     journal.show(Stage("views", "looking for a second face"))
     frames = ring_frames(
-        asset.mesh,
+        asset.lit or asset.mesh,
         VIEWS,
         settings.prior_resolution,
         settings.camera,
@@ -182,10 +284,9 @@ def present(asset: Asset, settings: FinishSettings, journal: Journal) -> None:
     """What the user opens: the eight views, the turntable and the report."""
     run, export = journal.run, settings.export
     journal.show(Stage("report", "preview, turntable and report"))
-    write_preview(asset.mesh, run.preview_file, settings.prompt, settings.camera)
-    frames = ring_frames(
-        asset.mesh, export.turntable_frames, export.turntable_size, settings.camera
-    )
+    mesh = asset.lit or asset.mesh
+    write_preview(mesh, run.preview_file, settings.prompt, settings.camera)
+    frames = ring_frames(mesh, export.turntable_frames, export.turntable_size, settings.camera)
     video = write_turntable(frames, run.path / f"turntable.{export.turntable}", warn=journal.warn)
     write_report(run, asset)
     for kind, path in (

@@ -180,6 +180,26 @@ def export_run(run_dir: Path, config: Config, watch: Watch | None = None) -> Ass
     return asset
 
 
+def export_file(
+    path: Path, config: ExportConfig, watch: Watch | None = None, light: str = "kept"
+) -> dict[str, Path]:
+    """Write a mesh file of any origin in other formats, next to it: `my.glb` -> `my_export.usdz`.
+
+    Args:
+        path: a .glb, .gltf, .obj, .ply, .stl or .3mf file.
+        config: the export settings; `grid` is not read, and `faces` 0 keeps its triangles.
+        watch: hears the light, the figures for printing, warnings and every file.
+        light: "kept" leaves the colours as they are; "removed" and "baked" as `export.light`.
+
+    Returns:
+        The files by format. `my_export.json` has the figures of all.
+
+    Raises:
+        UserError: the file cannot be read, or what is asked for cannot be done with it.
+    """
+    return finish.export_mesh_file(path, config, watch or Watch(), light)
+
+
 def render_path(path: Path, config: ExportConfig, watch: Watch | None = None) -> Path:
     """Write a turntable of a mesh file, next to it, or of a run, into it.
 
@@ -200,6 +220,7 @@ def render_path(path: Path, config: ExportConfig, watch: Watch | None = None) ->
     run = RunFolder.open(path) if path.is_dir() else None
     mesh = fit_to_cube(read_mesh(path if run is None else finish.exported(run)))
     camera = Config().camera if run is None else run.config().camera
+    mesh = mesh if run is None else finish.as_drawn(run, mesh)
     frames = ring_frames(mesh, config.turntable_frames, config.turntable_size, camera)
     name = f"turntable.{config.turntable}"
     if run is None:

@@ -19,6 +19,7 @@ Conventions:
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,6 +168,11 @@ class Mesh:
         vertex_colors: `[V, 3]` float32 in [0, 1], sRGB-encoded, or None.
         uv: `[V, 2]` float32 in [0, 1], origin at the lower left (v points up), or None.
         texture: `[H, W, 3]` uint8, sRGB-encoded; row 0 is v = 1; or None.
+        maps: Further pictures over the UVs, by name, row 0 at v = 1: "normal" `[H, W, 3]` uint8 is
+            a tangent-space normal map (green up), "occlusion" `[H, W]` uint8 the share of ambient
+            light, 255 for all.
+        tangents: `[V, 4]` float32, unit tangents along u and the sign of the bitangent (see
+            vp3d/export/maps.py), or None. A normal map needs them.
 
     Raises:
         ValueError: A shape does not fit.
@@ -183,6 +189,8 @@ class Mesh:
     vertex_colors: np.ndarray | None = None
     uv: np.ndarray | None = None
     texture: np.ndarray | None = None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tangents: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if any(array.ndim != 2 or array.shape[1] != 3 for array in (self.vertices, self.faces)):
@@ -190,7 +198,7 @@ class Mesh:
                 "Mesh needs vertices [V, 3] and faces [F, 3], "
                 f"got {self.vertices.shape} and {self.faces.shape}"
             )
-        for name in ("normals", "vertex_colors", "uv"):
+        for name in ("normals", "vertex_colors", "uv", "tangents"):
             value = getattr(self, name)
             if value is not None and len(value) != len(self.vertices):
                 raise ValueError(
@@ -208,18 +216,21 @@ class Asset:
         run_dir: The run folder, which holds the exported files, the report and the settings.
         figures: How well each exported file agrees with the field, by name; for example
             `glb_iou` in [0, 1] and `glb_psnr` in dB.
+        lit: The mesh with the light of the pictures in its colours, for previews; None if `mesh`
+            has it already.
     """
 
     prompt: str
     mesh: Mesh
     run_dir: Path
     figures: dict[str, float] = field(default_factory=dict)
+    lit: Mesh | None = None
 
     def path(self, kind: str) -> Path:
         """The exported file of one format, `model.<kind>` in the run folder.
 
         Args:
-            kind: A format of `export.formats`: "glb", "obj", "ply" or "stl".
+            kind: A format of `export.formats`: "glb", "obj", "ply", "stl", "usdz" or "3mf".
 
         Returns:
             The path of the file, which exists.

@@ -38,7 +38,7 @@ def other(value: Any, kind: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, list):
-        return value[:1]
+        return value[:1] if value[1:] else [other(value[0], get_args(kind)[0])]
     if isinstance(value, str):
         return value + " 'x': #é"
     if isinstance(value, int):
@@ -175,7 +175,7 @@ def test_bare_number_makes_a_schedule_constant() -> None:
         ("guidance.t_max=1.5", ["'guidance.t_max.start'", "1.5", "0 to 1"]),
         ("guidance.mode=both", ["'guidance.mode'", "'both'", "joint, split"]),
         ("preset=ultra", ["'preset'", "'ultra'", "draft, standard, high"]),
-        ("export.formats=[fbx]", ["'export.formats'", "'fbx'", "glb, obj, ply, stl"]),
+        ("export.formats=[fbx]", ["'export.formats'", "'fbx'", "glb, obj, ply, stl, usdz, 3mf"]),
         ("export.formats=3", ["'export.formats'", "3", "list"]),
         ("guidance=3", ["'guidance'", "3", "not a group"]),
         ("guidance.lam=fast", ["'guidance.lam'", "'fast'", "start, end, from_, to"]),

@@ -235,7 +235,6 @@ def test_files_elsewhere_are_refused_in_one_line(uri: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("extension", "words"),
     [
-        ("KHR_draco_mesh_compression", "Draco compression"),
         ("EXT_meshopt_compression", "meshopt compression"),
         ("KHR_texture_basisu", "Basis Universal"),
         ("ACME_secret", "ACME_secret"),
@@ -267,8 +266,9 @@ def _basis_only(builder: Builder) -> None:
 
 @pytest.mark.parametrize("change", [_draco_without_requiring_it, _basis_only])
 def test_compressed_data_without_a_fallback_is_named(
-    change: Callable[[Builder], None], tmp_path: Path
+    change: Callable[[Builder], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("vp3d.export.gltf_scene.has_draco", lambda: False)  # an optional package
     builder = Builder()
     change(builder)
     with pytest.raises(UserError, match=r"^[^\n]*(Draco|Basis)[^\n]*export it without it$"):

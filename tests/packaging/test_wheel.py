@@ -109,7 +109,8 @@ def test_metadata(metadata: Message, site: Path) -> None:
     assert metadata["Version"] == vp3d.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra")) == {"cuda", "dev", "serve"}
+    extras = {"cuda", "dev", "draco", "print", "serve"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
     assert metadata.get_payload().startswith("# VP3D")
     entry_points = (site / DIST_INFO / "entry_points.txt").read_text(encoding="utf-8")
     assert entry_points.split("\n")[:2] == ["[console_scripts]", "vp3d = vp3d.cli.main:main"]

@@ -77,6 +77,7 @@ def test_export_and_render_of_it(old_run: Path) -> None:
     config = run.config(overrides=["export.faces=200", "export.formats=stl"])
     asset = pipeline.export_run(old_run, config)
     assert len(asset.mesh.faces) <= 200 and (old_run / "model.stl").is_file()
+    assert asset.lit is None and not run.events("light"), "its light stays as it was"
     assert run.config().export.faces == 200
     stored = yaml.safe_load((old_run / "config.yaml").read_text())
     assert "config_version" not in stored, "the rest of the file keeps its version"
@@ -198,6 +199,17 @@ def test_older_runs_were_optimised_without_fog() -> None:
     assert migrate({"config_version": 3, "loss": {"fog": 0.3}}) == {"loss": {"fog": 0.3}}
     assert migrate({"config_version": 2, "seed": 1}) == {"seed": 1}
     assert RunFolder.open(FIXTURE).config().loss.fog.at(0.5) == 0.0
+
+
+def test_older_runs_keep_the_light_in_their_colours() -> None:
+    older = {"config_version": 3, "export": {"faces": 9}}
+    assert migrate(older) == {"export": {"faces": 9, "light": "baked"}}
+    assert migrate({"config_version": 3, "export": {"light": "removed"}}) == {
+        "export": {"light": "removed"}
+    }
+    assert migrate({"config_version": 4, "export": {"faces": 9}}) == {"export": {"faces": 9}}
+    assert RunFolder.open(FIXTURE).config().export.light == "baked"
+    assert loader.load_config().export.light == "removed", "new runs are without"
 
 
 def test_a_migration_runs_from_the_version_that_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:

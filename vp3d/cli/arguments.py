@@ -89,7 +89,9 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     """Add the options of every verb that exports a mesh."""
     parser.add_argument("--faces", metavar="N", help="at most this many triangles; 0 keeps all")
     parser.add_argument("--texture-size", metavar="PIXELS", help="side of the square texture")
-    parser.add_argument("--formats", metavar="LIST", help="comma-separated: glb,obj,ply,stl")
+    parser.add_argument(
+        "--formats", metavar="LIST", help="comma-separated: glb,obj,ply,stl,usdz,3mf"
+    )
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:

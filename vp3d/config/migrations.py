@@ -31,9 +31,16 @@ def without_fog(tree: Tree) -> None:
         tree["loss"].setdefault("fog", off)
 
 
+def with_baked_light(tree: Tree) -> None:
+    """Version 3 to 4: version 4 added `export.light`; older runs left the light in the colours."""
+    if isinstance(tree.get("export"), dict):
+        tree["export"].setdefault("light", "baked")
+
+
 MIGRATIONS: dict[int, Migration] = {
     1: no_change,
     2: without_fog,
+    3: with_baked_light,
 }  # version -> the step to the next one
 CONFIG_VERSION = 1 + len(MIGRATIONS)
 

@@ -320,9 +320,35 @@ class ExportConfig:
     # seconds that xatlas may take before VP3D's own atlas is used
     unwrap_deadline_s: Annotated[float, Range(0, 3600)] = 20.0
     # mesh files to write
-    formats: list[Literal["glb", "obj", "ply", "stl"]] = field(
+    formats: list[Literal["glb", "obj", "ply", "stl", "usdz", "3mf"]] = field(
         default_factory=lambda: ["glb", "obj", "ply", "stl"]
     )
+    # removed: a fitted lamp is taken out of the colours, and viewers add their own; baked: the
+    # colours keep it, and GLB and USDZ say that they are unlit
+    light: Literal["removed", "baked"] = "removed"
+    # pictures of GLB and USDZ; base is always written
+    maps: list[Literal["base", "normal", "occlusion"]] = field(
+        default_factory=lambda: ["base", "normal", "occlusion"]
+    )
+    # object names in the files; plain: "object" instead of the prompt's words
+    names: Literal["prompt", "plain"] = "prompt"
+    up: Literal["z", "y"] = "z"  # axis that points up in OBJ, PLY and STL
+    # millimetres of the object: GLB and USDZ in metres, other files in millimetres; 0: world units
+    size_mm: Annotated[float, Range(0, 100000)] = 0.0
+    size_axis: Literal["height", "longest"] = "longest"  # the side that size_mm measures
+    # of the files; field: where the object was optimised; centre, bottom: of the object's box
+    origin: Literal["field", "centre", "bottom"] = "field"
+    # STL and 3MF as one solid with a flat base; needs the package manifold3d
+    print: bool = False
+    # slice cut off below, for a flat base, millimetres
+    print_base_mm: Annotated[float, Range(0, 1000)] = 0.3
+    colors: Annotated[int, Range(1, 16)] = 4  # most colours of a 3MF file
+    # levels of detail as extra GLB files, each a share of the triangles of the mesh; 1 is the mesh
+    # itself, which needs no extra file
+    lods: list[Annotated[float, Range(0.001, 1)]] = field(default_factory=lambda: [1.0])
+    # numbers in the GLB; draco needs the package DracoPy, and a reader that knows it
+    compress: Literal["none", "quantize", "draco"] = "none"
+    image: Literal["png", "webp"] = "png"  # pictures in the GLB
     turntable: Literal["mp4", "gif"] = "mp4"  # mp4 needs ffmpeg, which imageio-ffmpeg contains
     turntable_frames: Annotated[int, Range(2, 2000)] = 48  # frames of one turn
     turntable_size: Annotated[int, Range(16, 2048)] = 192  # side of a frame, pixels

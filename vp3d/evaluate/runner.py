@@ -101,6 +101,8 @@ class Settings:
         if task is not None:
             config.prompt, config.seed = task.prompt, task.seed
             config.image = config.image if task.image is None else task.image
+        if not any(word.startswith("export.light=") for word in self.overrides):
+            config.export.light = "baked"  # the true scenes are lit in the same way
         return config
 
     def result(self, task: Task) -> Path:

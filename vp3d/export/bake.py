@@ -102,21 +102,56 @@ def bake_texture(
     """
     if mesh.uv is None or mesh.normals is None:
         raise ValueError("bake_texture needs uv and vertex normals")
-    corners = np.stack([mesh.uv[:, 0], 1.0 - mesh.uv[:, 1]], -1)[mesh.faces] * float(size)
-    face_index, barycentric = fill_triangles(corners, np.ones(mesh.faces.shape), size, size)
-    covered = face_index >= 0
-    at = (mesh.faces, face_index[covered], barycentric[covered])
-    points, normals = interpolate(mesh.vertices, *at), interpolate(mesh.normals, *at)
+    covered, at, nearest = surface_texels(mesh, (size, size))
+    at_faces = (mesh.faces, *at)
+    points, normals = interpolate(mesh.vertices, *at_faces), interpolate(mesh.normals, *at_faces)
     texture = np.zeros((size, size, 3), np.float32)
     texture[covered] = _colors_at(field, points, normals, cell, device)
-    return replace(mesh, texture=np.round(255.0 * dilate(texture, covered)).astype(np.uint8))
+    return replace(mesh, texture=np.round(255.0 * texture[nearest]).astype(np.uint8))
+
+
+def surface_texels(
+    mesh: Mesh, shape: tuple[int, int]
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Where the texels of a mesh with UVs are on its surface.
+
+    Args:
+        mesh: A mesh with UVs.
+        shape: Rows and columns (H, W) of the texture.
+
+    Returns:
+        covered `[H, W]` bool; face `[K]` and barycentric coordinates `[K, 3]` of its K covered
+        texels, in the order of `image[covered]`; and the row and the column `[H, W]` of the
+        covered texel nearest to each.
+
+    Raises:
+        ValueError: The mesh has no UVs.
+    """
+    if mesh.uv is None:
+        raise ValueError("surface_texels needs uv")
+    scale = np.array([shape[1], shape[0]], np.float64)
+    corners = np.stack([mesh.uv[:, 0], 1.0 - mesh.uv[:, 1]], -1)[mesh.faces] * scale
+    face_index, barycentric = fill_triangles(corners, np.ones(mesh.faces.shape), *shape)
+    covered = face_index >= 0
+    nearest = nearest_covered(covered)
+    return covered, (face_index[covered], barycentric[covered]), nearest
+
+
+def nearest_covered(covered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column `[H, W]` of the nearest pixel where `covered [H, W]` is true.
+
+    Each pixel's own if none is.
+    """
+    if not covered.any():
+        rows, columns = np.indices(covered.shape)
+        return np.asarray(rows), np.asarray(columns)
+    row, column = distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    return np.asarray(row), np.asarray(column)
 
 
 def dilate(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
     """`image [H, W, C]` with each pixel outside `covered [H, W]` set to the nearest covered one."""
-    if not covered.any():
-        return image
-    row, column = distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    row, column = nearest_covered(covered)
     return image[row, column]
 
 

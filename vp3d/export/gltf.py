@@ -37,6 +37,7 @@ WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 FOLLOWED = frozenset(
     (
         "KHR_texture_transform",
+        "KHR_draco_mesh_compression",  # vp3d/export/gltf_scene.py refuses it without DracoPy
         "KHR_mesh_quantization",
         "EXT_texture_webp",
         "EXT_texture_avif",
@@ -155,6 +156,10 @@ class GltfFile:
         if shape[0] and offset + (shape[0] - 1) * step + row > len(data):
             raise GltfError("an accessor that reaches beyond its data")
         return np.ndarray(shape, dtype, data, offset, (step, dtype.itemsize)).copy()
+
+    def view_bytes(self, index: object) -> bytes:
+        """The bytes of a buffer view."""
+        return bytes(self._view(index)[0])
 
     def _view(self, index: object) -> tuple[memoryview, int]:
         """The bytes of a buffer view and its stride, 0 for none."""

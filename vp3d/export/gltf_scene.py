@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vp3d.export.draco import expand, has_draco
 from vp3d.export.gltf import (
     GltfError,
     GltfFile,
@@ -51,6 +52,9 @@ def read_gltf(path: Path) -> list[Mesh]:
         UnsupportedError: It needs an extension that is not read.
     """
     file = open_gltf(path)
+    if has_draco():
+        for index, data in expand(file.tree, file.view_bytes):
+            file.cache["buffer", index] = data
     placed = list(placed_nodes(file))
     worlds = {one.index: one.matrix for one in placed}
     parts: list[Mesh] = []

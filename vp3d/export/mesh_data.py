@@ -2,7 +2,7 @@
 
 Frames: inside VP3D a mesh is right-handed, z up, facing +x. glTF is Y up, so a GLB stores our
 (x, y, z) as (y, z, x): the object stands upright and faces +Z, glTF's forward. OBJ, PLY and STL
-keep our frame.
+keep our frame unless export.up=y (vp3d/export/frame.py, which also changes size and origin).
 Colour: textures are sRGB PNGs. Vertex colours are linear in glTF and sRGB in the other formats.
 STL has no colour.
 UV: v points up in memory and in OBJ. glTF's v points down; its writer (trimesh) and its reader flip
@@ -24,6 +24,7 @@ TO_GLTF = [1, 2, 0]  # our axes in glTF's order: X = y, Y = z, Z = x
 FROM_GLTF = [2, 0, 1]  # glTF's axes in our order: x = Z, y = X, z = Y
 NAME_LENGTH = 60  # characters; Blender keeps 63 bytes
 FRAME = "VP3D mesh, right-handed, z up, facing +x"  # comment in files that keep our frame
+FRAME_Y_UP = "VP3D mesh, right-handed, y up, facing +z"  # the same where export.up=y
 
 
 def object_name(prompt: str) -> str:
@@ -41,6 +42,16 @@ def object_name(prompt: str) -> str:
         kept = words[: NAME_LENGTH + 1].rpartition("-")[0]
         words = kept or words[:NAME_LENGTH]
     return words or "object"
+
+
+def named(prompt: str, names: str) -> str:
+    """`object_name(prompt)`, or "object" where `names` is "plain"."""
+    return object_name(prompt if names == "prompt" else "")
+
+
+def frame_comment(up: str) -> str:
+    """What a text or binary file says about its axes; `up` is "z" or "y"."""
+    return FRAME if up == "z" else FRAME_Y_UP
 
 
 def srgb_to_linear(color: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vp3d.export.mesh_data import FRAME, object_name, vertex_normals_of
+from vp3d.export.mesh_data import frame_comment, named, vertex_normals_of
+from vp3d.export.style import PLAIN, Style
 from vp3d.system.files import write_bytes
 from vp3d.types import Asset
 
@@ -25,21 +26,21 @@ map_Kd {stem}.png
 """
 
 
-def write_obj(asset: Asset, path: Path) -> None:
+def write_obj(asset: Asset, path: Path, style: Style = PLAIN) -> None:
     """Write the mesh of `asset` as OBJ; its object and its material are named after the prompt.
 
     A textured mesh also gets an .mtl and a .png file of the same name in the same folder. Spaces in
     these names become underscores, because many readers split `mtllib` lines at spaces. Each file
     is atomic; the same asset gives the same bytes.
     """
-    mesh, name = asset.mesh, object_name(asset.prompt)
+    mesh, name = asset.mesh, named(asset.prompt, style.names)
     stem = path.stem.replace(" ", "_")
-    lines = [f"# {FRAME}"]
+    lines = [f"# {frame_comment(style.up)}"]
     if mesh.texture is not None and mesh.uv is not None:
         png = BytesIO()
         Image.fromarray(mesh.texture).save(png, format="PNG")
         write_bytes(path.with_name(f"{stem}.png"), png.getvalue())
-        material = MATERIAL.format(frame=FRAME, name=name, stem=stem)
+        material = MATERIAL.format(frame=frame_comment(style.up), name=name, stem=stem)
         write_bytes(path.with_name(f"{stem}.mtl"), material.encode())
         lines += [f"mtllib {stem}.mtl", f"o {name}", f"usemtl {name}"]
         lines += _rows("v", mesh.vertices) + _rows("vt", mesh.uv)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vp3d.export.mesh_data import FRAME, color_to_uint8, vertex_colors_of, vertex_normals_of
+from vp3d.export.mesh_data import color_to_uint8, frame_comment, vertex_colors_of, vertex_normals_of
+from vp3d.export.style import PLAIN, Style
 from vp3d.system.files import write_bytes
 from vp3d.types import Asset, Mesh
 
 PROPERTY_TYPES = {"<f4": "float", "u1": "uchar"}  # numpy type -> PLY type
 
 
-def write_ply(asset: Asset, path: Path) -> None:
+def write_ply(asset: Asset, path: Path, style: Style = PLAIN) -> None:
     """Write the mesh of `asset` as binary PLY with normals and vertex colours.
 
     Vertices that the texture atlas split at seams are merged again, so a closed mesh stays closed.
@@ -32,7 +33,7 @@ def write_ply(asset: Asset, path: Path) -> None:
     rows["red"], rows["green"], rows["blue"] = color_to_uint8(vertex_colors_of(mesh)).T
     faces = np.zeros(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
     faces["count"], faces["corners"] = 3, mesh.faces
-    header = ["ply", "format binary_little_endian 1.0", f"comment {FRAME}"]
+    header = ["ply", "format binary_little_endian 1.0", f"comment {frame_comment(style.up)}"]
     header += [f"element vertex {len(rows)}"]
     header += [f"property {PROPERTY_TYPES[kind]} {name}" for name, kind in columns]
     header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]

@@ -1,6 +1,6 @@
 """Read meshes from files: our own GLB, OBJ, PLY and STL, or another program's.
 
-glTF is read by our own reader (vp3d/export/gltf_scene.py), the other formats by trimesh.
+glTF (vp3d/export/gltf_scene.py), 3MF and USDZ are read by our own readers, the others by trimesh.
 Conventions: the result is a `Mesh` in our frame with sRGB colours, whatever the format;
 vp3d/export/mesh_data.py states how the formats differ. A `Mesh` has at most one texture, so
 several textured parts are merged into one (see `join`).
@@ -12,7 +12,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +30,12 @@ from vp3d.export.mesh_data import (
     vertex_colors_of,
     vertex_normals_of,
 )
+from vp3d.export.threemf import read_3mf
+from vp3d.export.usdz import read_usdz
 from vp3d.types import Mesh
 
 GLTF = (".glb", ".gltf")
-SUFFIXES = (*GLTF, ".obj", ".ply", ".stl")
+SUFFIXES = (*GLTF, ".obj", ".ply", ".stl", ".3mf", ".usdz")
 MIN_AREA = 1.0e-9  # of the largest triangle, doubled, as a share of the mesh's squared size
 MAX_TEXELS = 2**26  # of the image that holds the textures of all parts
 SAME_COLOR = 1e-3  # vertex colours that differ by less are one colour
@@ -44,7 +46,9 @@ U_ALONE = re.compile(rb"^([ \t]*vt[ \t]+[^\s#]+)(?=[ \t]*\r?$)", re.MULTILINE)
 
 
 def read_mesh(path: Path) -> Mesh:
-    """The mesh in a .glb, .gltf, .obj, .ply or .stl file, in our frame.
+    """The mesh in a .glb, .gltf, .obj, .ply, .stl or .3mf file, in our frame.
+
+    USDZ is read as well if VP3D wrote it.
 
     All parts of a scene are joined (see `join`). Textures, vertex colours and base colours of
     materials are kept.
@@ -62,7 +66,7 @@ def read_mesh(path: Path) -> Mesh:
     if not path.is_file():
         raise UserError(f"there is no mesh file {path}; check the path")
     try:
-        parts = read_gltf(path) if path.suffix.lower() in GLTF else _read_other(path)
+        parts = _reader(path)(path)
     except UnsupportedError as error:
         raise UserError(f"cannot read the mesh {path}: {error}") from error
     except Exception as error:  # the parsers of trimesh raise many kinds of errors
@@ -83,6 +87,12 @@ def read_mesh(path: Path) -> Mesh:
     if not has_area(mesh):
         raise UserError(f"the mesh {path} shows nothing: no triangle has an area; export it again")
     return mesh
+
+
+def _reader(path: Path) -> Callable[[Path], list[Mesh]]:
+    """The reader of the parts of a file, by its suffix."""
+    ours = dict.fromkeys(GLTF, read_gltf) | {".3mf": read_3mf, ".usdz": read_usdz}
+    return ours.get(path.suffix.lower(), _read_other)
 
 
 def has_area(mesh: Mesh) -> bool:

@@ -38,7 +38,8 @@ def extract_surface(
         smoothing: Iterations of `smooth`.
 
     Returns:
-        The mesh, its threshold, and the silhouette IoU of the finished mesh.
+        The mesh, its threshold, the silhouette IoU of the finished mesh, and the mesh before its
+        decimation.
 
     Raises:
         EmptyFieldError: The grid has no visible surface.
@@ -56,7 +57,8 @@ def extract_surface(
             "triangles; give more, or 0 to keep all"
         )
     mesh = vertex_normals(mesh)
-    return Surface(mesh, raw.threshold, silhouette_iou(mesh, cameras, opacity))
+    iou = silhouette_iou(mesh, cameras, opacity)
+    return Surface(mesh, raw.threshold, iou, vertex_normals(drop_floaters(full)))
 
 
 def smooth(mesh: Mesh, iterations: int) -> Mesh:

@@ -35,11 +35,13 @@ class Surface:
         mesh: The mesh.
         threshold: The density at which it was cut.
         iou: Its silhouette IoU with the field's renders, in [0, 1].
+        full: The mesh before its decimation, with vertex normals; None if it was not decimated.
     """
 
     mesh: Mesh
     threshold: float
     iou: float
+    full: Mesh | None = None
 
 
 def silhouette(opacity: Tensor) -> Tensor:

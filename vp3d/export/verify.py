@@ -5,6 +5,7 @@ Conventions: pictures `[B, 3, H, W]` in [0, 1], sRGB-encoded, over a grey backgr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from vp3d.export.read import read_mesh
 from vp3d.export.threshold import silhouette
 from vp3d.render.raster import render_mesh
-from vp3d.types import Camera
+from vp3d.types import Camera, Mesh
 
 PSNR_CEILING = 99.0  # dB, reported for equal pictures
 
@@ -40,6 +41,7 @@ def verify_export(
     reference_opacity: Tensor,
     background: float = 1.0,
     shading: str = "flat",
+    restore: Callable[[Mesh], Mesh] | None = None,
 ) -> dict[str, float]:
     """Figures of an exported mesh against the field's renders.
 
@@ -50,6 +52,7 @@ def verify_export(
         reference_opacity: Their opacity `[B, H, W]` or `[B, 1, H, W]` in [0, 1].
         background: Grey of the background, in [0, 1].
         shading: As in `render_mesh`.
+        restore: Brings the mesh of the file to the frame and the light of the renders.
 
     Returns:
         `iou` of the silhouettes; and, unless the format has no colour, `psnr` of the complete
@@ -61,6 +64,7 @@ def verify_export(
     reference_rgb, cameras = reference_rgb.detach().cpu(), cameras.to("cpu")
     height, width = reference_rgb.shape[-2:]
     mesh = read_mesh(path)
+    mesh = mesh if restore is None else restore(mesh)
     rgb, opacity = render_mesh(mesh, cameras, height, width, background, shading)
     reference = silhouette(reference_opacity).reshape(opacity.shape)
     drawn = opacity > 0.5

@@ -46,6 +46,7 @@ CEILINGS = {  # key -> largest value without --trust-settings
     "visual_prompt.steps": 100,
     "guidance.denoise_steps": 20,
 }
+LEVELS, MOST_LEVELS = "export.lods", 8  # the most levels of detail that a request may ask for
 ALL_FACES = "export.faces"  # 0 keeps every triangle, which is above any ceiling
 
 
@@ -134,6 +135,8 @@ def check_settings(
 
 
 def _check_ceiling(key: str, value: Any, limits: Limits) -> None:
+    if key == LEVELS and isinstance(value, list) and len(value) > MOST_LEVELS:
+        raise UserError(f"the setting '{key}' takes at most {MOST_LEVELS} shares")
     if limits.trusted or key not in CEILINGS or not isinstance(value, int | float):
         return
     if value > CEILINGS[key] or (key == ALL_FACES and value == 0):

@@ -33,6 +33,7 @@ LEAVE_S = 10.0  # a worker that was asked to leave ends after this, whatever it 
 JOBS_A_PROCESS = 20  # then a fresh process takes over
 MEMORY_GROWTH_BYTES = 6 << 30  # above what was used after the first job; then likewise
 EXIT_LEFT_LATE = 76
+FIXED = {".safetensors", ".png", ".glb", ".obj", ".ply", ".stl", ".mtl", ".usdz", ".3mf"}  # linked
 UNEXPECTED = {  # the error of a job that met a bug
     "code": "internal",
     "title": "Internal error",
@@ -240,7 +241,7 @@ def copy_run(source: Path, folder: Path) -> Path:
         return target
 
     def link(path: str, copy: str) -> None:
-        is_fixed = path.endswith((".safetensors", ".png", ".glb", ".obj", ".ply", ".stl", ".mtl"))
+        is_fixed = Path(path).suffix in FIXED
         try:
             (os.link if is_fixed else shutil.copy2)(path, copy)
         except OSError:

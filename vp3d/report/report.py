@@ -65,6 +65,7 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
         html.section("Visual prompt", visual_prompt(run)),
         html.section("Eight views", eight_views(asset, config.camera, events)),
         html.section("Exported files compared with the field", export_table(asset.figures)),
+        html.section("Light and print", light_and_print(events)),
         html.section("Optimisation", f'<div class="plots">{plots}</div>' if plots else ""),
         html.section("Warnings and interruptions", notes(events)),
         html.section("Files", files(run.path)),
@@ -125,8 +126,8 @@ def hero(run: RunFolder, asset: Asset, events: Events) -> str:
 
 
 def viewer_of(run: RunFolder, asset: Asset) -> str:
-    """The viewer's page for `model.glb`, or for the asset's mesh if the run has no GLB."""
-    if (run.path / "model.glb").is_file():
+    """The viewer's page for `model.glb`, or for the asset's mesh if the viewer cannot read it."""
+    if (run.path / "model.glb").is_file() and run.config().export.compress != "draco":
         return viewer_page(run.path / "model.glb")
     with tempfile.TemporaryDirectory() as folder:
         write_glb(asset, Path(folder) / "model.glb")
@@ -197,6 +198,26 @@ def export_table(figures: Mapping[str, float]) -> str:
         if any(cell != "–" for cell in cells):
             rows.append([f"model.{kind}", *cells])
     return html.table(["file", *(label for label, _ in FIGURES.values())], rows)
+
+
+def light_and_print(events: Events) -> str:
+    """What the last export found: the light in the colours, and the solid for printing.
+
+    "" if it looked for neither.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for event in events:
+        if event.get("kind") == "mesh":  # an export starts
+            found = {}
+        elif event.get("kind") in ("light", "print"):
+            found[str(event["kind"])] = event
+    rows = [
+        [kind, key.replace("_", " "), str(value)]
+        for kind, event in found.items()
+        for key, value in event.items()
+        if key not in ("kind", "time") and value != ""
+    ]
+    return html.table(["", "figure", "value"], rows, words=True)
 
 
 def visual_prompt(run: RunFolder) -> str:

@@ -73,7 +73,7 @@ class Note:
 class Artifact:
     """A file that the user asked for was written."""
 
-    kind: str  # a mesh format (glb, obj, ply, stl), or preview, turntable, report
+    kind: str  # a mesh format such as glb, lod1, lod2, ..., preview, turntable, report
     path: Path  # the file
 
 

@@ -38,7 +38,7 @@ from vp3d.serve.settings import COOKIE, ServiceSettings
 from vp3d.serve.streams import start_after
 from vp3d.serve.submits import add_submits
 
-FORMATS = ("glb", "obj", "ply", "stl")
+FORMATS = ("glb", "obj", "ply", "stl", "usdz", "3mf")
 JobId = Annotated[str, Path(max_length=80)]
 After = Annotated[int | None, Query(ge=0, le=2**53)]
 

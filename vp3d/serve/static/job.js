@@ -173,7 +173,7 @@ async function drawResult(parts, job, viewer) {
 function exportForm(job, parts) {
   const faces = make("input", { type: "number", id: "faces", min: "4", value: "2000" });
   const texture = make("input", { type: "number", id: "texture", min: "16", max: "2048", value: "512" });
-  const formats = ["glb", "obj", "ply", "stl"].map((name) => make("label", {}, make("input", { type: "checkbox", value: name, checked: name === "glb" }), " " + name));
+  const formats = ["glb", "obj", "ply", "stl", "usdz", "3mf"].map((name) => make("label", {}, make("input", { type: "checkbox", value: name, checked: name === "glb" }), " " + name));
   return make("form", { class: "card", id: "export", onsubmit: async (event) => {
     event.preventDefault();
     const chosen = formats.map((one) => one.querySelector("input")).filter((one) => one.checked).map((one) => one.value);
