@@ -520,11 +520,15 @@ def test_everything_imported_is_required_pinned_and_ranged() -> None:
         imported - set(sys.stdlib_module_names) - {"vp3d", "", "nerfacc", "tinycudann", "triton"}
     )
     needed = {owners.get(name, [name])[0].lower().replace("_", "-") for name in third_party}
-    pinned = pins(ROOT / "requirements.txt") | pins(ROOT / "requirements-serve.txt")
+    pinned: dict[str, str] = {}
+    for name in ("requirements.txt", "requirements-serve.txt", "requirements-dev.txt"):
+        pinned |= pins(ROOT / name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     ranged = {
         re.split(r"[<>=!~]", line)[0].lower().replace("_", "-")
-        for line in project["dependencies"] + project["optional-dependencies"]["serve"]
+        for line in project["dependencies"]
+        + [line for name in ("serve", "print", "draco") for line in extras[name]]
     }
     assert needed <= set(pinned), f"not pinned: {sorted(needed - set(pinned))}"
     assert needed - ranged <= {"tokenizers", "huggingface-hub"}, (

@@ -97,7 +97,7 @@ def test_teaching_brings_the_tokens_near_the_captions_and_leaves_text_and_denois
 
     first = error()
     train_image_tokens(
-        losses(model, pictures), replace(train.PLANS["adapter"], steps=12, ema_share=0.0), tmp_path
+        losses(model, pictures), replace(train.PLANS["adapter"], steps=24, ema_share=0.0), tmp_path
     )
     assert error() < 0.9 * first
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
