@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -214,7 +215,8 @@ def test_the_trap_works(tmp_path: Path, trap: Path) -> None:
         "import sys, transformers\n"
         "transformers.AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True)
+    home = {**os.environ, "HF_HOME": str(tmp_path / "hub")}  # where transformers copies the code
+    subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, env=home)
     assert trap.exists()
 
 

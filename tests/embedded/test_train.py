@@ -31,7 +31,7 @@ from vp3d.embedded import (
 from vp3d.errors import ResourceError, UserError
 from vp3d.metrics.attribute_judge import load_judge
 from vp3d.rewards.encoders import load_clip
-from vp3d.runs import folder
+from vp3d.system import files
 from vp3d.weights.manifest import verify_files
 from vp3d.worlds.toybox import data, images
 from vp3d.worlds.toybox.scenes import words
@@ -295,7 +295,7 @@ def test_what_is_missing_is_one_line_and_no_traceback(
         raise problem
 
     monkeypatch.setattr(data, "training_pictures", fail)
-    monkeypatch.setattr(folder, "write_json", lambda *_: None)
+    monkeypatch.setattr(files, "write_json", lambda *_: None)  # the run imports it from there
     monkeypatch.setattr(sys, "argv", ["train", "autoencoder", "--data", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("vp3d.embedded.train", run_name="__main__")
