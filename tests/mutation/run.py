@@ -15,6 +15,8 @@ that ended after `--minutes`, continues with the same command.
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import hashlib
 import importlib
 import json
@@ -67,13 +69,18 @@ class Group:
             found += [file.relative_to(ROOT).as_posix() for file in files]
         return [name for name in found if not name.endswith(("_cuda.py", "_triton.py"))]
 
-    def tests_of(self, source: str) -> list[str]:
-        """The test files that name the module; they most often notice a mutant."""
-        stem, module = Path(source).stem, source.removesuffix(".py").replace("/", ".")
+    def test_files(self) -> list[Path]:
+        """The files of its tests."""
         found: list[Path] = []
         for test in self.tests:
             path = ROOT / test
             found += [path] if path.is_file() else sorted(path.rglob("test_*.py"))
+        return found
+
+    def tests_of(self, source: str) -> list[str]:
+        """The test files that name the module; they most often notice a mutant."""
+        stem, module = Path(source).stem, source.removesuffix(".py").replace("/", ".")
+        found = self.test_files()
         named = [file for file in found if stem in file.stem]
         named = named or [file for file in found if module in file.read_text(encoding="utf-8")]
         return [file.relative_to(ROOT).as_posix() for file in named]
@@ -130,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = time.monotonic() + 60.0 * options.minutes
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = copy_checkout(Path(folder) / "checkout")
-        preload(copy)
+        prepare(copy)
         for name in options.groups or GROUPS:
             run_group(name, copy, end, options.sample, options.seed)
     return report(options.groups or list(GROUPS))
@@ -146,6 +153,7 @@ def run_group(name: str, copy: Path, end: float, sample: int | None, seed: int) 
     ]
     if not waiting or time.monotonic() >= end:
         return
+    preload(group)
     started = cpu_s()
     sys.dont_write_bytecode = False  # the run without a change compiles, for all others
     unchanged = run_tests(copy, group.tests, 600.0)
@@ -162,7 +170,7 @@ def run_group(name: str, copy: Path, end: float, sample: int | None, seed: int) 
             return
         write_source(copy / path, mutant.apply(source))
         outcome = "survived"
-        for tests in (group.tests_of(path), group.tests):
+        for tests in dict.fromkeys((tuple(group.tests_of(path)), group.tests)):
             if outcome == "survived" and tests:
                 outcome = run_tests(copy, tests, timeout_s)
         write_source(copy / path, source)
@@ -295,25 +303,36 @@ def copy_checkout(copy: Path) -> Path:
     return copy
 
 
-def preload(copy: Path) -> None:
-    """Imports the libraries, then forgets the package and the tests: forks import the copy's."""
+def prepare(copy: Path) -> None:
+    """Makes the copy the checkout that forks import from."""
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
     os.environ["NUMBA_CACHE_DIR"] = str(copy / "numba")  # checked against the time of each source
     sys.path.insert(0, str(copy))
     os.chdir(copy)
+
+
+def preload(group: Group) -> None:
+    """Imports what a group's sources and tests import, then forgets the package and the tests.
+
+    So a fork, which imports the copy's package, finds the libraries loaded.
+    """
     import vp3d.system.torch_compat  # before torchvision
 
-    import diffusers  # noqa: F401
     import pytest  # noqa: F401
     import torch
-    import torchvision  # noqa: F401
-    import transformers  # noqa: F401
 
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     KEPT_ALIVE.append(vp3d.system.torch_compat)  # owns operators that torchvision registered
-    for group in GROUPS.values():  # and with them the libraries that they load
-        for file in group.files():
-            importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    wanted = [file.removesuffix(".py").replace("/", ".") for file in group.files()]
+    for test in group.test_files():
+        for node in ast.parse(test.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                wanted.append(node.module)
+            elif isinstance(node, ast.Import):
+                wanted += [alias.name for alias in node.names]
+    for name in dict.fromkeys(wanted):
+        with contextlib.suppress(ImportError):  # an extra that only some tests need
+            importlib.import_module(name)
     for name in [name for name in sys.modules if name.split(".")[0] in ("vp3d", "tests")]:
         if not name.startswith("tests.mutation"):
             del sys.modules[name]
