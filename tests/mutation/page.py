@@ -15,6 +15,7 @@ from tests.mutation.run import (
     ROOT,
     TIMEOUT_FACTOR,
     all_mutants,
+    is_valid,
     key_of,
     read_reasons,
     read_results,
@@ -53,7 +54,7 @@ def page() -> str:
     """The page in Markdown."""
     newest, first, reasons = read_results(), first_outcomes(), read_reasons()
     groups, files = "", ""
-    survivors: list[str] = []
+    survivors: dict[str, bool] = {}
     missing: list[str] = []
     for name in [name for name in GROUPS if name not in PARTS]:
         keys = [(found[0], key_of(*found)) for found in all_mutants(GROUPS[name])]
@@ -66,31 +67,34 @@ def page() -> str:
         counts = [Counter(path for path, _ in rows) for rows in (keys, run, killed)]
         for path in counts[1]:
             files += row(f"`{path}`", *(count[path] for count in counts))
-        survivors += [key for _, key in run if newest[key]["outcome"] == "survived"]
+        for _, key in run:
+            if newest[key]["outcome"] == "survived":
+                survivors[key] = is_valid(newest[key], GROUPS[newest[key]["group"]])
         if len(run) < len(keys):
             missing.append(f"{name} ({len(keys) - len(run)})")
     state = "Every mutant was run."
     if missing:
         state = "**The run is not complete.** Not run: " + ", ".join(missing) + "."
     head = HEAD.format(date=time.strftime("%Y-%m-%d"), state=wrap(state))
-    return (
-        head
-        + groups
-        + TAIL.format(factor=TIMEOUT_FACTOR)
-        + files
-        + survivor_list(survivors, reasons)
-    )
+    tail = TAIL.format(factor=TIMEOUT_FACTOR)
+    return head + groups + tail + files + survivor_list(survivors, reasons)
 
 
-def survivor_list(survivors: list[str], reasons: dict[str, str]) -> str:
-    """The survivors, those without a reason first."""
-    text = "\n## Survivors\n\n"
-    open_ones = [key for key in survivors if key not in reasons]
-    text += wrap(
-        f"{len(survivors) - len(open_ones)} change nothing; `tests/mutation/survivors.md` has the "
-        f"reason of each. {len(open_ones)} have neither a reason nor, when they ran, a test:"
+def survivor_list(survivors: dict[str, bool], reasons: dict[str, str]) -> str:
+    """The survivors without a reason: those of tests that have changed since, and the others."""
+    known = sum(key in reasons for key in survivors)
+    text = wrap(
+        f"{known} survivors change nothing that matters; `tests/mutation/survivors.md` has the "
+        "reason of each."
     )
-    return text + "\n" + "".join(f"\n    {line}" for key in open_ones for line in parts(key)) + "\n"
+    for valid, words in (
+        (False, "ran before the tests of their group changed, and not again"),
+        (True, "are noticed by no test"),
+    ):
+        keys = [key for key, is_new in survivors.items() if key not in reasons and is_new == valid]
+        text += f"\n\n{len(keys)} {words}" + (":\n" if keys else ".")
+        text += "".join(f"\n    {line}" for key in keys for line in parts(key))
+    return f"\n## Survivors\n\n{text}\n"
 
 
 def parts(key: str) -> list[str]:
