@@ -14,6 +14,7 @@ from skimage.color import rgb2lab
 from vp3d.types import Mesh
 from vp3d.worlds.toybox import janus
 from vp3d.worlds.toybox.janus import (
+    CLEAR_MARGIN,
     ViewFeatures,
     angle_between,
     azimuth_agreement,
@@ -25,6 +26,7 @@ from vp3d.worlds.toybox.janus import (
 from vp3d.worlds.toybox.truth import lit
 
 BACK = range(9, 16)  # of 24 views 15 degrees apart: 135 to 225 degrees
+UNTURNED = SimpleNamespace(pose=SimpleNamespace(yaw_deg=0.0), light="none", mesh=None)
 RADIUS, RED, BLUE = 0.6, (0.8, 0.3, 0.2), (0.2, 0.3, 0.7)
 
 
@@ -203,6 +205,35 @@ def test_front_error_is_the_score_with_front_and_back_exchanged(
     answers = iter([to_truth, np.eye(24)])
     monkeypatch.setattr(janus, "view_features", lambda *_: None)
     monkeypatch.setattr(janus, "similarity", lambda *_: next(answers))
-    found = SimpleNamespace(pose=SimpleNamespace(yaw_deg=0.0), light="none", mesh=None)
-    figures = janus_figures(found, SimpleNamespace(mesh=None))
+    figures = janus_figures(UNTURNED, SimpleNamespace(mesh=None))
     assert (figures["janus"], figures["front_error"], figures["two_faced"]) == (0.5, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("back", "front", "expected"),
+    [
+        (0.55, 0.50, 0.0),  # more than half, but not clearly more than the front's own error
+        (0.60, 0.49, 1.0),
+        (0.60, 0.50, 0.0),  # 0.1 is not more than 0.1
+        (0.60, 0.51, 0.0),
+        (0.50, 0.10, 0.0),  # equally similar to both is not two-faced
+        (0.49, 0.00, 0.0),
+        (0.51, 0.00, 1.0),
+        (0.95, 0.90, 0.0),  # shapeless
+        (None, 0.0, None),
+        (0.9, None, None),
+    ],
+)
+def test_two_faces_are_clear_or_none(
+    back: float | None,
+    front: float | None,
+    expected: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = iter([back, front])
+    monkeypatch.setattr(janus, "view_features", lambda *_: None)
+    monkeypatch.setattr(janus, "similarity", lambda *_: np.eye(janus.COUNT))
+    monkeypatch.setattr(janus, "janus_score", lambda *_: next(scores))
+    found = janus_figures(UNTURNED, SimpleNamespace(mesh=None))
+    assert (found["janus"], found["front_error"], found["two_faced"]) == (back, front, expected)
+    assert CLEAR_MARGIN == 0.1
