@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vp3d.diffusion.sampling import ddim_step, noise_levels, sample
+from vp3d.diffusion.sampling import ddim_step, ddim_timesteps, noise_levels, sample
+from vp3d.errors import UserError
 
 STEPS = 5
 LEVELS = torch.tensor([0.02, 0.1, 0.35, 0.7, 0.95, 1.0], dtype=torch.float64)
@@ -233,3 +234,22 @@ def test_arguments_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         sample(Network(), start(), LEVELS, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (1, [9]),
+        (3, [9, 6, 2]),  # 10, 6.67, 3.33, rounded, less 1
+        (5, [9, 7, 5, 3, 1]),
+        (10, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+    ],
+)
+def test_timesteps_are_spaced_from_the_last_of_training(steps: int, expected: list[int]) -> None:
+    assert ddim_timesteps(10, steps).tolist() == expected
+
+
+@pytest.mark.parametrize("steps", [0, 11])
+def test_more_steps_than_the_training_had_are_refused(steps: int) -> None:
+    with pytest.raises(UserError, match="use between 1 and 10"):
+        ddim_timesteps(10, steps)

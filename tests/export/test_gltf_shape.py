@@ -179,6 +179,25 @@ def test_skin_in_its_rest_pose_ignores_the_node(tmp_path: Path) -> None:
     np.testing.assert_allclose(mesh.vertices[:, [1, 2, 0]], right, atol=1e-4)
 
 
+@pytest.mark.parametrize("joint", [0, 1])
+def test_a_skin_of_one_joint_has_no_second_one(joint: int, tmp_path: Path) -> None:
+    builder = Builder()
+    part = builder.quad()
+    part["attributes"]["JOINTS_0"] = builder.accessor(np.uint8([[joint, 0, 0, 0]] * 4))
+    weights = np.float32([[1, 0, 0, 0]] * 4)
+    part["attributes"]["WEIGHTS_0"] = builder.accessor(weights)
+    builder.tree["skins"] = [{"joints": [1]}]
+    builder.tree["nodes"] = [{"mesh": 0, "skin": 0}, {"translation": [10, 0, 0]}]
+    builder.tree["scenes"] = [{"nodes": [0, 1]}]
+    path = builder.write(tmp_path / "m.glb")
+    if joint:
+        with pytest.raises(UserError, match="a skin with joints that do not exist"):
+            read_mesh(path)
+    else:
+        right = QUAD + np.float32([10, 0, 0])
+        np.testing.assert_allclose(read_mesh(path).vertices[:, [1, 2, 0]], right, atol=1e-4)
+
+
 @pytest.mark.parametrize("where", ["mesh", "node"])
 def test_morph_targets_by_their_default_weights(where: str, tmp_path: Path) -> None:
     builder = Builder()

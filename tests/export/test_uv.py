@@ -167,7 +167,10 @@ def test_an_absolute_entry_of_pythonpath_is_kept(monkeypatch: pytest.MonkeyPatch
     assert "PYTHONPATH" not in uv.child_environment()
 
 
-def test_the_trap_catches_a_child_that_looks_there(trapped: Path) -> None:
+def test_the_trap_catches_a_child_that_looks_there(
+    trapped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     subprocess.run([sys.executable, "-c", "import xatlas"], capture_output=True)
     assert trapped.exists()
 

@@ -15,11 +15,16 @@ that ended after `--minutes`, continues with the same command.
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import hashlib
+import importlib
 import json
 import os
 import random
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,8 +40,12 @@ ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.md")
 RESULTS = ROOT / "outputs" / "mutants" / "results.jsonl"
 LOG, LOG_LINES = "pytest.log", 25  # in the copy; lines shown if the tests fail without a change
-LEAST_TIMEOUT_S = 20.0  # of a mutant's tests ...
-TIMEOUT_FACTOR = 5.0  # ... and at least this many times as long as they take without a change
+NOT_RUN = (  # starts processes that import everything again, and tests nothing of the export
+    "tests/export/test_uv.py::test_processes_of_a_suite_import_nothing_from_the_current_folder",
+)
+LEAST_TIMEOUT_S = 20.0  # processor time of a mutant's tests ...
+TIMEOUT_FACTOR = 5.0  # ... and at least this many times what they take without a change
+WALL_FACTOR = 20.0  # seconds by the clock for each of processor time: others use the machine too
 
 
 @dataclass(frozen=True)
@@ -60,20 +69,27 @@ class Group:
             found += [file.relative_to(ROOT).as_posix() for file in files]
         return [name for name in found if not name.endswith(("_cuda.py", "_triton.py"))]
 
-    def tests_of(self, source: str) -> list[str]:
-        """The test files with the module's name in theirs; they most often notice a mutant."""
-        stem = Path(source).stem
+    def test_files(self) -> list[Path]:
+        """The files of its tests."""
         found: list[Path] = []
         for test in self.tests:
             path = ROOT / test
             found += [path] if path.is_file() else sorted(path.rglob("test_*.py"))
-        return [file.relative_to(ROOT).as_posix() for file in found if stem in file.stem]
+        return found
 
-    def test_hash(self) -> str:
-        """A hash of the tests."""
+    def tests_of(self, source: str) -> list[str]:
+        """The test files that name the module; they most often notice a mutant."""
+        stem, module = Path(source).stem, source.removesuffix(".py").replace("/", ".")
+        found = self.test_files()
+        named = [file for file in found if stem in file.stem]
+        named = named or [file for file in found if module in file.read_text(encoding="utf-8")]
+        return [file.relative_to(ROOT).as_posix() for file in named]
+
+    def test_hash(self, root: Path = ROOT) -> str:
+        """A hash of the tests of a checkout."""
         digest = hashlib.sha256()
         for test in self.tests:
-            path = ROOT / test
+            path = root / test
             for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
                 digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
@@ -99,7 +115,7 @@ GROUPS = {
     "prompt_check": Group(
         ("vp3d/worlds/toybox/prompt_check.py",), ("tests/worlds/toybox/test_prompt_check.py",)
     ),
-    "janus": Group(("vp3d/worlds/toybox/janus.py",), ("tests/worlds/toybox/test_truth.py",)),
+    "janus": Group(("vp3d/worlds/toybox/janus.py",), ("tests/worlds/toybox/test_janus.py",)),
 }
 
 
@@ -112,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation.run", description=__doc__)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"any of {', '.join(GROUPS)}")
     parser.add_argument("--minutes", type=float, default=30.0, help="time for all groups (30)")
-    parser.add_argument("--sample", type=int, help="only so many mutants of each group")
+    parser.add_argument("--sample", type=int, help="only the first so many of each group's order")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the mutants (0)")
     options = parser.parse_args(argv)
     unknown = [name for name in options.groups if name not in GROUPS]
@@ -121,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = time.monotonic() + 60.0 * options.minutes
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = copy_checkout(Path(folder) / "checkout")
-        preload(copy)
+        prepare(copy)
         for name in options.groups or GROUPS:
             run_group(name, copy, end, options.sample, options.seed)
     return report(options.groups or list(GROUPS))
@@ -132,34 +148,47 @@ def run_group(name: str, copy: Path, end: float, sample: int | None, seed: int) 
     group, done = GROUPS[name], read_results()
     waiting = [
         (path, source, mutant)
-        for path, source, mutant in all_mutants(group)
+        for path, source, mutant in drawn(group, sample, seed)
         if not is_valid(done.get(key_of(path, source, mutant)), group)
     ]
-    random.Random(seed).shuffle(waiting)  # a run that ends early has seen some of every file
-    waiting = waiting[:sample]
     if not waiting or time.monotonic() >= end:
         return
-    started = time.monotonic()
-    if run_tests(copy, group.tests, 600.0) != "survived":
+    preload(group)
+    started = cpu_s()
+    sys.dont_write_bytecode = False  # the run without a change compiles, for all others
+    unchanged = run_tests(copy, group.tests, 600.0)
+    sys.dont_write_bytecode = True
+    if unchanged != "survived":
         lines = (copy / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         sys.stdout.write(f"{name}: the tests fail without a change; nothing was run\n")
         sys.stdout.write("".join(f"    {line}\n" for line in lines[-LOG_LINES:]))
         return
-    timeout_s = max(LEAST_TIMEOUT_S, TIMEOUT_FACTOR * (time.monotonic() - started))
+    tests_hash = group.test_hash(copy)  # those of the checkout may change during the run
+    timeout_s = max(LEAST_TIMEOUT_S, TIMEOUT_FACTOR * (cpu_s() - started))
     for number, (path, source, mutant) in enumerate(waiting, 1):
         if time.monotonic() >= end:
             return
         write_source(copy / path, mutant.apply(source))
         outcome = "survived"
-        for tests in (group.tests_of(path), group.tests):
+        for tests in dict.fromkeys((tuple(group.tests_of(path)), group.tests)):
             if outcome == "survived" and tests:
                 outcome = run_tests(copy, tests, timeout_s)
         write_source(copy / path, source)
         key = key_of(path, source, mutant)
-        keep({"key": key, "group": name, "outcome": outcome, "tests": group.test_hash()})
+        keep({"key": key, "group": name, "outcome": outcome, "tests": tests_hash})
         if outcome == "survived":
             sys.stdout.write(f"{name} {number}/{len(waiting)}: {outcome}: {key}\n")
             sys.stdout.flush()
+
+
+def drawn(group: Group, sample: int | None, seed: int) -> list[tuple[str, str, Mutant]]:
+    """A group's mutants in the order of `seed`, or the first `sample` of them.
+
+    It does not depend on what has run, so a run that was stopped continues with the same sample.
+    """
+    found = list(all_mutants(group))
+    random.Random(seed).shuffle(found)  # a run that ends early has seen some of every file
+    return found[:sample]
 
 
 def all_mutants(group: Group) -> Iterator[tuple[str, str, Mutant]]:
@@ -274,23 +303,36 @@ def copy_checkout(copy: Path) -> Path:
     return copy
 
 
-def preload(copy: Path) -> None:
-    """Imports the libraries, then forgets the package and the tests: forks import the copy's."""
-    sys.dont_write_bytecode = True
+def prepare(copy: Path) -> None:
+    """Makes the copy the checkout that forks import from."""
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
     os.environ["NUMBA_CACHE_DIR"] = str(copy / "numba")  # checked against the time of each source
     sys.path.insert(0, str(copy))
     os.chdir(copy)
+
+
+def preload(group: Group) -> None:
+    """Imports what a group's sources and tests import, then forgets the package and the tests.
+
+    So a fork, which imports the copy's package, finds the libraries loaded.
+    """
     import vp3d.system.torch_compat  # before torchvision
 
-    import diffusers  # noqa: F401
     import pytest  # noqa: F401
     import torch
-    import torchvision  # noqa: F401
-    import transformers  # noqa: F401
 
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     KEPT_ALIVE.append(vp3d.system.torch_compat)  # owns operators that torchvision registered
+    wanted = [file.removesuffix(".py").replace("/", ".") for file in group.files()]
+    for test in group.test_files():
+        for node in ast.parse(test.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                wanted.append(node.module)
+            elif isinstance(node, ast.Import):
+                wanted += [alias.name for alias in node.names]
+    for name in dict.fromkeys(wanted):
+        with contextlib.suppress(ImportError):  # an extra that only some tests need
+            importlib.import_module(name)
     for name in [name for name in sys.modules if name.split(".")[0] in ("vp3d", "tests")]:
         if not name.startswith("tests.mutation"):
             del sys.modules[name]
@@ -302,20 +344,28 @@ def write_source(path: Path, text: str) -> None:
 
 
 def run_tests(copy: Path, tests: Sequence[str], timeout_s: float) -> str:
-    """Runs tests in a fork: "killed", "survived" or "timeout"."""
+    """Runs tests in a fork, for so much processor time: "killed", "survived" or "timeout"."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(timeout_s), int(timeout_s) + 5))
         _child(copy, tests)
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + WALL_FACTOR * timeout_s
     while time.monotonic() < end:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
-            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+            code = os.waitstatus_to_exitcode(status)
+            return {0: "survived", -signal.SIGXCPU: "timeout"}.get(code, "killed")
         time.sleep(0.02)
     os.kill(child, 9)
     os.waitpid(child, 0)
     return "timeout"
+
+
+def cpu_s() -> float:
+    """Processor seconds of the children that have ended, theirs included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _child(copy: Path, tests: Sequence[str]) -> None:
@@ -327,7 +377,9 @@ def _child(copy: Path, tests: Sequence[str]) -> None:
         os.dup2(log, 2)
         import pytest
 
-        words = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(copy)]
+        words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:anyio"]
+        words += ["--rootdir", str(copy)]
+        words += [word for test in NOT_RUN for word in ("--deselect", test)]
         with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
             code = int(pytest.main([*words, "--basetemp", str(Path(folder) / "t"), *tests]))
     finally:

@@ -7,7 +7,8 @@ import ast
 import pytest
 
 from tests.mutation.mutate import mutants
-from tests.mutation.run import GROUPS, key_of, read_reasons
+from tests.mutation.page import parts, share
+from tests.mutation.run import GROUPS, drawn, key_of, read_reasons
 from vp3d.config.paths import ROOT
 
 
@@ -87,3 +88,22 @@ def test_every_reason_is_of_a_mutant_that_exists() -> None:
         for mutant in mutants(source)
     }
     assert set(read_reasons()) <= known
+
+
+def test_a_sample_is_the_start_of_one_order() -> None:
+    group = GROUPS["cfg"]
+    whole, few = drawn(group, None, 0), drawn(group, 5, 0)
+    assert whole[:5] == few and len(whole) == len({id(m) for _, _, m in whole}) > 5
+    assert drawn(group, 5, 0) == few != drawn(group, 5, 1)
+
+
+def test_a_share_has_its_wilson_interval() -> None:
+    """z = 1.96: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)."""
+    assert share(45, 50) == "90 % (79 to 96)"
+    assert share(4, 4) == "100 % (51 to 100)"
+    assert share(0, 0) == ""
+
+
+def test_a_survivor_is_listed_in_lines_that_fit() -> None:
+    assert parts("vp3d/a.py | `if x < y:` | `<` -> `<=`") == ["vp3d/a.py: < -> <=", "    if x < y:"]
+    assert max(map(len, parts(f"vp3d/a.py | `{'x' * 99}` | `1` -> `2`"))) == 90

@@ -304,6 +304,18 @@ def test_pace_is_a_running_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pace.tick(8, 50.0)["samples_per_s"] == pytest.approx(50.0 / 1.0e-9), "no time at all"
 
 
+def test_a_stage_that_counts_no_samples_has_a_pace_of_none(tmp_path: Path) -> None:
+    class Uncounted(Scripted):
+        def step(self, i: int) -> dict[str, Tensor]:
+            numbers = super().step(i)
+            del numbers["samples"]
+            return numbers
+
+    run, _ = optimise(Uncounted(), config_of(tmp_path, 1))
+    (event,) = run.events("step")
+    assert event["samples_per_s"] == 0.0 < event["seconds_a_step"]
+
+
 def test_the_preview_is_four_views_over_white(tmp_path: Path) -> None:
     config, stage = config_of(tmp_path, 1), Scripted()
     config.optim.preview_every = 1

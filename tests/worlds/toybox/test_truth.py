@@ -13,10 +13,8 @@ import pytest
 from vp3d.export.read import join
 from vp3d.metrics.shapes import moved
 from vp3d.types import Mesh
-from vp3d.worlds.toybox import janus
 from vp3d.worlds.toybox.images import scene_distance
 from vp3d.worlds.toybox.janus import (
-    CLEAR_MARGIN,
     FRONT_BACK_LIMIT,
     azimuth_agreement,
     janus_figures,
@@ -144,34 +142,3 @@ def test_scores_of_views_by_hand() -> None:
     assert azimuth_agreement(front_everywhere, truth, 0.0) == pytest.approx(
         5 / 24
     )  # 0, 15, 30, 330 and 345 degrees
-
-
-@pytest.mark.parametrize(
-    ("back", "front", "expected"),
-    [
-        (0.55, 0.50, 0.0),  # more than half, but not clearly more than the front's own error
-        (0.60, 0.49, 1.0),
-        (0.60, 0.51, 0.0),
-        (0.50, 0.10, 0.0),  # equally similar to both is not two-faced
-        (0.49, 0.00, 0.0),
-        (0.51, 0.00, 1.0),
-        (0.95, 0.90, 0.0),  # shapeless
-        (None, 0.0, None),
-        (0.9, None, None),
-    ],
-)
-def test_two_faces_are_clear_or_none(
-    back: float | None,
-    front: float | None,
-    expected: float | None,
-    mug: Truth,
-    turned: Comparison,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scores = iter([back, front])
-    monkeypatch.setattr(janus, "view_features", lambda *_: None)
-    monkeypatch.setattr(janus, "similarity", lambda *_: np.eye(janus.COUNT))
-    monkeypatch.setattr(janus, "janus_score", lambda *_: next(scores))
-    found = janus_figures(turned, mug)
-    assert (found["janus"], found["front_error"], found["two_faced"]) == (back, front, expected)
-    assert CLEAR_MARGIN == 0.1
