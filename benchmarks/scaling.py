@@ -226,11 +226,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--step-s", type=float, default=0.392, help="seconds of a step")
     made.add_argument("--draw-s", type=float, default=30.0, help="seconds to draw and choose")
     made.add_argument("--export-s", type=float, default=18.0, help="seconds of export and report")
-    made.add_argument("--load-s", type=float, default=60.0, help="seconds from start to first asset")
+    made.add_argument(
+        "--load-s", type=float, default=60.0, help="seconds from start to first asset"
+    )
     made.add_argument("--down-s", type=float, default=300.0, help="seconds until a GPU is back")
     made.add_argument("--checkpoint-mb", type=float, default=201.0)
-    made.add_argument("--disk-mb-s", type=float, default=100.0, help="a node's share of the storage")
-    made.add_argument("--asset-mb", type=float, default=15.0, help="a finished folder, no checkpoint")
+    made.add_argument(
+        "--disk-mb-s", type=float, default=100.0, help="a node's share of the storage"
+    )
+    made.add_argument(
+        "--asset-mb", type=float, default=15.0, help="a finished folder, no checkpoint"
+    )
     made.add_argument("--mean-up", type=float, nargs="+", default=[1.0, 4.0, 24.0], help="hours")
     made.add_argument("--every", type=int, nargs="+", default=[0, 25, 50, 100, 200, 400, 1000])
     made.add_argument("--seed", type=int, default=0)
@@ -272,7 +278,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     header = ["mean up", "every", "hours", "assets/h", "lost %", "ckpt %", "load %", "idle %"]
     print(text_table([*header, "kills"], rows_of(options), title))
     for hours in options.mean_up:
-        print(f"Young, {hours:g} h: a checkpoint every {best_interval(run, hours * HOUR):.0f} steps")
+        print(
+            f"Young, {hours:g} h: a checkpoint every {best_interval(run, hours * HOUR):.0f} steps"
+        )
     finished = options.assets * options.asset_mb / 1000.0
     kept = options.assets * 2 * options.checkpoint_mb / 1000.0
     print(f"storage: {finished:.0f} GB of results; {kept:.0f} GB of checkpoints, two an asset")

@@ -24,4 +24,11 @@ def tiny_settings(root: Path, work: str = "work", steps: int = 4) -> Settings:
 
 def words_of(settings: Settings, prompts: Path) -> list[str]:
     """The command line after the name of the program."""
-    return ["batch", str(prompts), "--config", str(settings.files[0]), "--work", str(settings.folder)]
+    return [
+        "batch",
+        str(prompts),
+        "--config",
+        str(settings.files[0]),
+        "--work",
+        str(settings.folder),
+    ]
