@@ -15,7 +15,7 @@ import torch
 from vp3d.batch.attempts import KilledTooOftenError, noted_attempt
 from vp3d.build import Models, load_models
 from vp3d.checks import read_prompts
-from vp3d.config.schema import CameraConfig, Config
+from vp3d.config.schema import CameraConfig
 from vp3d.evaluate.gallery import join_tiles
 from vp3d.evaluate.runner import FoundAsset, Record, Settings, Task, find_mesh, read_record
 from vp3d.jobs.locks import Lock, try_lock
@@ -68,7 +68,8 @@ def record_of(settings: Settings, task: Task) -> Record:
     views = ring_frames(found.mesh, VIEWS, SIDE, CameraConfig())
     picture = join_tiles([labelled(views[n], f"{AZIMUTHS[n]:.0f} degrees") for n in SHOWN])
     save_image(picture, settings.result(task).with_suffix(".jpg"))
-    score = text_score(found.mesh, settings.config(task), models.judges.text)
+    prompt = read_prompts(settings.config(task))[0].prompt  # as the run read it
+    score = text_score(found.mesh, prompt, models.judges.text)
     return {
         **failed(task, found),
         "source": found.folder.relative_to(settings.folder).as_posix(),
@@ -97,15 +98,14 @@ def kept_models(settings: Settings) -> Models:
 
 
 @torch.no_grad()
-def text_score(mesh: Mesh, config: Config, reward: TextImage) -> float:
+def text_score(mesh: Mesh, prompt: str, reward: TextImage) -> float:
     """The mean reward of eight views, each for the prompt with the words of its view.
 
     Args:
         mesh: the mesh, of any shape in the unit cube.
-        config: the request; its prompt is read as the run read it.
+        prompt: the prompt in words that the reward knows.
         reward: the text-image reward; the range of the score is that of its values.
     """
-    prompt = read_prompts(config)[0].prompt
     frames = ring_frames(mesh, VIEWS, SIDE, CameraConfig())
     rgb = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255.0).to(reward.device)
     texts = [view_prompt(prompt, azimuth, ELEVATION_DEG) for azimuth in AZIMUTHS]
