@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -120,6 +119,8 @@ def meshes_of_all_runs(settings: Settings) -> dict[tuple[str, int], bytes]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_batch_makes_nothing_twice_and_the_bytes_are_those_of_one_process(
     root: Path, plain: Settings
 ) -> None:
@@ -129,10 +130,8 @@ def test_a_killed_batch_makes_nothing_twice_and_the_bytes_are_those_of_one_proce
     )
     command = [sys.executable, str(ROOT / "launch.py"), *words_of(settings, prompts)]
     driver = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL, cwd=root)
-    until = time.monotonic() + 200.0
-    while not (finished := times(settings.folder)) or not list(
-        settings.folder.glob("results/*.json")
-    ):
+    until = time.monotonic() + 600.0
+    while not list(settings.folder.glob("results/*.json")):
         assert driver.poll() is None and time.monotonic() < until
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
@@ -200,4 +199,4 @@ def test_a_folder_of_other_settings_is_refused(root: Path, plain: Settings) -> N
     other = Settings(plain.folder, plain.preset, plain.files, ("optim.steps=5",))
     with pytest.raises(UserError, match="optim.steps was 4 and is 5 now"):
         run_batch(root / "plain.txt", other, BatchOptions())
-    assert os.listdir(plain.folder / "results")
+    assert list(plain.folder.glob("results/*.json"))

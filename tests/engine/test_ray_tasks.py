@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.engine.test_local import die_once
@@ -24,6 +25,23 @@ def refuse(item: int) -> int:
 def test_without_ray_one_line_says_what_to_install() -> None:
     with pytest.raises(UserError, match=r"pip install vp3d\[ray\]"):
         check_ray()
+
+
+def where_it_listens(item: int) -> list[str]:
+    """The addresses on which processes of this user's Ray listen, from inside a task."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if "raylet" in words or "gcs_server" in words or words.startswith("ray::"):
+            found += [c.laddr.ip for c in process.net_connections("tcp") if c.status == "LISTEN"]
+    return found
+
+
+@needs_ray
+@pytest.mark.slow
+def test_on_one_machine_it_listens_on_the_loopback_address_alone() -> None:
+    (found,) = in_ray(where_it_listens, [0], 1)
+    assert found and set(found) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @needs_ray

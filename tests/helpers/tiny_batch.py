@@ -1,4 +1,4 @@
-"""Settings of a tiny run as a file, for the verb `batch` in processes of its own. For tests only."""
+"""Settings of a tiny run as a file, for the verb `batch`. For tests only."""
 
 from __future__ import annotations
 

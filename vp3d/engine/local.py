@@ -13,14 +13,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 import torch
@@ -87,20 +87,17 @@ def _in_one_pool(
         pool = ProcessPoolExecutor(
             min(jobs, len(items)), get_context("spawn"), start_process, (str(logs), threads)
         )
+        task, futures = partial(_until_interrupted, work), {}
         try:
-            task = partial(_until_interrupted, work)
-            futures = {pool.submit(task, item): number for number, item in items.items()}
-            for future in as_completed(futures):
+            for number, item in items.items():
+                futures[pool.submit(task, item)] = number
+            for future in as_completed(list(futures)):
                 yield futures[future], future.result()
-        except KeyboardInterrupt:
-            _interrupt()
+        except (KeyboardInterrupt, GeneratorExit):  # here, or in what takes the results
+            _end_at_a_checkpoint(pool, list(futures))
             raise
         finally:
-            try:
-                pool.shutdown(cancel_futures=True)
-            except KeyboardInterrupt:
-                _interrupt()
-                raise
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -116,12 +113,26 @@ def _safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-def _interrupt() -> None:
-    """Pass a Ctrl-C on to the processes."""
+def _end_at_a_checkpoint(pool: ProcessPoolExecutor, futures: Sequence[Future[Any]]) -> None:
+    """Pass a Ctrl-C on, wait for the items that are being worked on, and end the processes.
+
+    The pool alone would wait for ever for a process that was interrupted while it started. Another
+    Ctrl-C ends the wait.
+    """
+    pool.shutdown(wait=False, cancel_futures=True)
+    _signal_processes(signal.SIGINT)
+    try:
+        wait([future for future in futures if not future.cancelled()])
+    finally:
+        _signal_processes(signal.SIGKILL)
+
+
+def _signal_processes(number: int) -> None:
+    """Send a signal to each process of the pool."""
     for process in active_children():
         if process.pid is not None:
             with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGINT)
+                os.kill(process.pid, number)
 
 
 def start_process(logs: str, threads: int) -> None:

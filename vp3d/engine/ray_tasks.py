@@ -17,7 +17,10 @@ import torch
 from vp3d.errors import UserError
 
 LOCAL = "local"  # the address that starts Ray on this machine, for this process alone
-LOOPBACK = "127.0.0.1"
+LOCAL_ENVIRONMENT = {  # read when ray is imported, by the processes that it starts too
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # without it, Linux too: the loopback address alone
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,6 +56,8 @@ def in_ray(
         UserError: Ray is missing, or there is no cluster at `address`.
     """
     check_ray()
+    if address == LOCAL:
+        os.environ.update(LOCAL_ENVIRONMENT)
     import ray
 
     _connect(address, workers)
@@ -72,14 +77,7 @@ def _connect(address: str, workers: int) -> None:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == LOCAL:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address=LOCAL,
-            num_cpus=workers,
-            include_dashboard=False,
-            _node_ip_address=LOOPBACK,
-            **quiet,
-        )
+        ray.init(address=LOCAL, num_cpus=workers, include_dashboard=False, **quiet)
         return
     try:
         ray.init(address=address, **quiet)
