@@ -125,6 +125,8 @@ def _end_at_a_checkpoint(pool: ProcessPoolExecutor, futures: Sequence[Future[Any
         wait([future for future in futures if not future.cancelled()])
     finally:
         _signal_processes(signal.SIGKILL)
+        for process in active_children():
+            process.join()
 
 
 def _signal_processes(number: int) -> None:
