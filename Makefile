@@ -12,7 +12,7 @@ TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo test serve soak fuzz test-all mutants peers-export lint format types docs reference wheel train doctor clean help
+.PHONY: demo test serve container-env soak fuzz test-all mutants peers-export lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-dev  ## run the tests but the slow ones; ARGS=--shuffle
 
 serve: $(VENV)/.installed-serve  ## start the web page and the REST service; ARGS="--port 9000"
 	$(RUN) launch.py serve $(ARGS)
+
+container-env:  ## build what the container's image contains, in build/container; no Docker needed
+	PYTHON="$(PYTHON)" docker/install.sh cpu build/container
 
 soak: $(VENV)/.installed-dev $(VENV)/.installed-serve  ## kill the service at random, and more; an hour
 	$(RUN) -m tests.serve.soak kills --full

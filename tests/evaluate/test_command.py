@@ -18,6 +18,7 @@ from tests.helpers.assets import asset_of
 from tests.helpers.tiny_models import save_manifest
 from vp3d.cli import main
 from vp3d.config.paths import ROOT
+from vp3d.engine import local
 from vp3d.errors import EmptyFieldError, ResourceError, UserError
 from vp3d.evaluate import runner, t3bench, toybench
 from vp3d.evaluate.command import finish
@@ -158,7 +159,7 @@ def test_a_killed_process_is_told_in_one_line(
         def shutdown(self, cancel_futures: bool) -> None:
             assert cancel_futures
 
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", Killed)
+    monkeypatch.setattr(local, "ProcessPoolExecutor", Killed)
     tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
     with pytest.raises(
         UserError,

@@ -2,7 +2,8 @@
 
 A verb imports what it needs when it runs, so `--help` and wrong arguments are answered before
 torch or numpy is loaded. Exit codes: 0 done, or stopped by one Ctrl-C and exported; 1 `doctor`
-found something broken; 2 a mistake of the user (one line on stderr); 130 ended at once by Ctrl-C.
+found something broken, or an asset of `batch` failed; 2 a mistake of the user (one line on stderr);
+130 ended at once by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from vp3d import __version__
 from vp3d.cli import (
     align,
+    batch,
     doctor,
     draw,
     evaluate,
@@ -38,6 +40,7 @@ VERBS = {  # in the order of the help
     "render": render,
     "models": models,
     "align": align,
+    "batch": batch,
     "evaluate": evaluate,
     "hallucination": hallucination,
     "serve": serve,

@@ -13,26 +13,21 @@ machine's cores.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numba
 import torch
 
-from vp3d.build import load_every_model
+from vp3d.build import Models, load_every_model
 from vp3d.checks import check_request
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
+from vp3d.engine.local import in_processes
 from vp3d.errors import ResourceError, UserError, VP3DError
 from vp3d.evaluate.results_folder import (
     SUITE_FILE,
@@ -136,6 +131,8 @@ class FoundAsset:
 
 
 Judge = Callable[[Settings, Task], Record]  # generates or reads the task's asset and judges it
+Work = Callable[[Task], tuple[str, Record]]  # does a task: its key and its record
+Engine = Callable[[Work, Sequence[Task]], Iterable[tuple[str, Record]]]  # a `map`, in any order
 
 
 def key_of(number: int, prompt: str, seed: int) -> str:
@@ -143,8 +140,8 @@ def key_of(number: int, prompt: str, seed: int) -> str:
     return f"{number:02d}-{slug(prompt)}-s{seed}"
 
 
-def find_mesh(settings: Settings, task: Task) -> FoundAsset:
-    """Generates the task's asset, or reads it from its source.
+def find_mesh(settings: Settings, task: Task, models: Models | None = None) -> FoundAsset:
+    """Generates the task's asset, or reads it from its source; `models` are those that are kept.
 
     A user error or a collapsed run is a failure of the asset, with its reason. A lack of memory or
     disk space says nothing about the asset, so it is raised.
@@ -156,7 +153,7 @@ def find_mesh(settings: Settings, task: Task) -> FoundAsset:
     try:
         if not task.source:
             with TerminalDisplay() as display:
-                made = make(settings.config(task), work, display.watch)
+                made = make(settings.config(task), work, display.watch, models)
             return FoundAsset(made.mesh, folder=made.folder, seconds=made.seconds)
         source = Path(task.source)
         if not source.is_dir():
@@ -276,7 +273,13 @@ def read_record(settings: Settings, task: Task) -> Record | None:
 
 
 def run_tasks(
-    tasks: Sequence[Task], settings: Settings, judge: Judge, jobs: int = 1
+    tasks: Sequence[Task],
+    settings: Settings,
+    judge: Judge,
+    jobs: int = 1,
+    engine: Engine | None = None,
+    refuse: bool = True,
+    on_record: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Runs the tasks that have no record yet, and returns the records of all.
 
@@ -285,6 +288,10 @@ def run_tasks(
         settings: how assets are generated, and the folder of results.
         judge: generates or reads the asset of a task and judges it. It is pickled if `jobs` > 1.
         jobs: the number of processes.
+        engine: what runs the tasks instead of `jobs` processes.
+        refuse: a request that cannot work ends the suite before anything is generated; False
+            leaves it to `judge` to record that.
+        on_record: hears each record that is new, in the order in which they are finished.
 
     Returns:
         The records, in the order of `tasks`.
@@ -297,24 +304,32 @@ def run_tasks(
     records: dict[str, Record | None] = {task.key: read_record(settings, task) for task in tasks}
     missing = [task for task in tasks if records[task.key] is None]
     generated = [task for task in missing if not task.source]
-    for task in generated:
+    for task in generated if refuse else []:
         check_request(settings.config(task), new=True)
     if generated:
         _check_models(settings)
     done = len(tasks) - len(missing)
     say(f"{len(tasks)} assets, {done} of them done; results in {settings.folder}")
     work = partial(_run_task, settings, judge, git_state(ROOT))
-    if jobs == 1 or len(missing) < 2:
-        results: Iterable[tuple[str, Record]] = map(work, missing)
-    else:
-        results = _in_processes(work, missing, settings.folder / "logs", jobs)
     start = time.monotonic()
+    results = (engine or partial(_run_here, settings, jobs))(work, missing)
     for number, (key, record) in enumerate(results, 1):
         records[key] = record
         left = (time.monotonic() - start) / number * (len(missing) - number)
         outcome = f"{record['failure']} ({record['reason']})" if record["failure"] else "judged"
         say(f"{number}/{len(missing)} {record['prompt']}: {outcome}, {clock(left)} left")
+        if on_record is not None:
+            on_record(record)
     return [kept for task in tasks if (kept := records[task.key]) is not None]
+
+
+def _run_here(
+    settings: Settings, jobs: int, work: Work, missing: Sequence[Task]
+) -> Iterable[tuple[str, Record]]:
+    """The engine of `evaluate`: this process, or `jobs` others."""
+    if jobs == 1 or len(missing) < 2:
+        return map(work, missing)
+    return in_processes(work, missing, settings.folder / "logs", jobs)
 
 
 def check_keys(tasks: Sequence[Task]) -> None:
@@ -347,43 +362,3 @@ def _run_task(
     record = plain(judge(settings, task) | made)
     write_json(settings.result(task), record)
     return task.key, record
-
-
-def _in_processes(
-    work: Callable[[Task], tuple[str, Record]], tasks: Sequence[Task], logs: Path, jobs: int
-) -> Iterator[tuple[str, Record]]:
-    """`map(work, tasks)` in several processes, in the order in which they finish.
-
-    Raises:
-        UserError: the system killed a process.
-    """
-    logs.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    # Each process starts as `python -c`, which would import from the current folder.
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    pool = ProcessPoolExecutor(
-        min(jobs, len(tasks)), get_context("spawn"), _start_process, (str(logs), threads)
-    )
-    try:
-        for future in as_completed([pool.submit(work, task) for task in tasks]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"one of {jobs} processes was killed, perhaps because memory ran out; finished results "
-            f"are kept in {logs.parent}; run the same command again to resume, "
-            "with fewer --jobs if memory is short"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-        del os.environ["PYTHONSAFEPATH"]  # this process may start others
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
-
-
-def _start_process(logs: str, threads: int) -> None:
-    sys.stderr = (Path(logs) / f"{os.getpid()}.txt").open(
-        "a", encoding="utf-8", errors="backslashreplace", buffering=1
-    )
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vp3d import build, finish, pipeline
-from vp3d.checks import changed_weights
+from vp3d.checks import changed_weights, read_prompts
 from vp3d.config.schema import Config
 from vp3d.errors import EmptyFieldError, VP3DError
 from vp3d.export.read import read_mesh
@@ -55,10 +55,11 @@ def make(
     """
     watch = watch or Watch()
     config = dataclasses.replace(config, output_dir=str(work))
+    wanted = read_prompts(config)[0]  # a run records its prompt in the words of its priors
     mine = [
         run
         for run in found_runs(work, watch)
-        if dataclasses.replace(run.config(), output_dir=str(work)) == config
+        if dataclasses.replace(run.config(), output_dir=str(work)) == wanted
     ]
     done = next((run for run in mine if is_finished(run)), None)
     if done is None:

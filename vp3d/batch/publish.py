@@ -1,0 +1,147 @@
+"""What a batch hands out: `batch.jsonl`, a line for each asset, and `index.html` with all of them.
+
+The records of the runs are the truth; both files are written from them. A line is appended as soon
+as an asset is finished, and the whole file is written again at the end, in the order of the prompt
+file. A lock serves the shards of a batch that share a folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from vp3d.batch.assets import Asset, choose
+from vp3d.batch.make import wait_for_lock
+from vp3d.evaluate.runner import Record, Settings, read_record
+from vp3d.finish import exported_formats
+from vp3d.report import html
+from vp3d.runs.folder import RunFolder
+from vp3d.system.console import clock
+from vp3d.system.files import disk_errors, plain, write_text
+
+LINES, PAGE, LOCK = "batch.jsonl", "index.html", "locks/batch.lock"
+REPORT = "report.html"  # of a run folder
+STYLE = (
+    "<style>.assets { display: grid; gap: .8rem; "
+    "grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); } "
+    ".assets img { display: block; width: 100%; } .bad { color: #c0392b; }</style>"
+)
+
+
+def line_of(asset: Asset, records: Mapping[str, Record], folder: Path) -> dict[str, Any] | None:
+    """What `batch.jsonl` says of an asset; None if it is not finished.
+
+    Args:
+        asset: the asset.
+        records: key -> record.
+        folder: the folder of the batch; paths are relative to it.
+    """
+    best = choose(asset, records)
+    if best is None:
+        return None
+    scores = {
+        str(task.seed): records[task.key]["figures"].get("score") for task in asset.candidates
+    }
+    files: dict[str, str] = {}
+    if not best["failure"]:
+        run = RunFolder(folder / best["source"])
+        files = {
+            kind: run.model_file(kind).relative_to(folder).as_posix()
+            for kind in exported_formats(run)
+        }
+    return {
+        "prompt": asset.prompt,
+        "seed": best["seed"],
+        "failure": best["failure"],
+        "reason": best["reason"],
+        "run": best["source"],
+        "files": files,
+        "seconds": best["figures"].get("seconds"),
+        "scores": scores,
+    }
+
+
+def append_line(folder: Path, line: Mapping[str, Any]) -> None:
+    """Append a line to `batch.jsonl`; one that a kill cut off before is ended first."""
+    path = folder / LINES
+    lock = wait_for_lock(folder / LOCK)
+    try:
+        with disk_errors(path), path.open("a+b") as stream:
+            torn = stream.tell() > 0 and stream.seek(-1, 2) >= 0 and stream.read(1) != b"\n"
+            stream.write(b"\n" * torn + as_text(line).encode())
+    finally:
+        lock.release()
+
+
+def as_text(line: Mapping[str, Any]) -> str:
+    """A line of `batch.jsonl`, with its end."""
+    return json.dumps(plain(dict(line)), allow_nan=False) + "\n"
+
+
+def publish(assets: Sequence[Asset], settings: Settings) -> list[dict[str, Any]]:
+    """Write `batch.jsonl` and the page from the records of every asset, of all shards.
+
+    Returns:
+        The lines of the assets that are finished.
+    """
+    lock = wait_for_lock(settings.folder / LOCK)
+    try:
+        lines, cards = [], []
+        for asset in assets:
+            line = line_of(asset, read_records(asset, settings), settings.folder)
+            if line is not None:
+                lines.append(line)
+                cards.append(card(asset, line, settings))
+        write_text(settings.folder / LINES, "".join(map(as_text, lines)))
+        write_text(settings.folder / PAGE, page(lines, cards, len(assets), settings))
+    finally:
+        lock.release()
+    return lines
+
+
+def read_records(asset: Asset, settings: Settings) -> dict[str, Record]:
+    """Key -> record of the candidates that are finished."""
+    found = ((task.key, read_record(settings, task)) for task in asset.candidates)
+    return {key: record for key, record in found if record is not None}
+
+
+def page(
+    lines: Sequence[Mapping[str, Any]], cards: Sequence[str], count: int, settings: Settings
+) -> str:
+    """The page of a batch: its facts, and a card for each of the assets that are finished."""
+    failures = sum(bool(line["failure"]) for line in lines)
+    spent = sum(line["seconds"] or 0.0 for line in lines)
+    facts = {
+        "preset": settings.preset,
+        "assets": f"{len(lines)} of {count}",
+        "failed": str(failures),
+        "time of the runs": clock(spent),
+    }
+    shown = f'{STYLE}<div class="assets">{"".join(cards)}</div>'
+    return html.document("Batch", facts, "", [html.section("Every asset", shown)])
+
+
+def card(asset: Asset, line: Mapping[str, Any], settings: Settings) -> str:
+    """An asset as HTML: its views, prompt, seed and scores, and links to its files."""
+    task = next(task for task in asset.candidates if task.seed == line["seed"])
+    picture, image = settings.result(task).with_suffix(".jpg"), ""
+    if picture.is_file():
+        uri = html.data_uri(picture.read_bytes(), "image/jpeg")
+        image = f'<img src="{uri}" alt="views" loading="lazy">'
+    links = {**line["files"], "report": f"{line['run']}/{REPORT}"} if line["run"] else {}
+    words = " ".join(f'<a href="{quote(path)}">{escape(name)}</a>' for name, path in links.items())
+    if line["failure"]:
+        words = f'<b class="bad">{escape(line["failure"])}: {escape(line["reason"])}</b>'
+    scores = [
+        f"{'<b>' if seed == str(line['seed']) else ''}{seed}: {score:.3f}"
+        f"{'</b>' if seed == str(line['seed']) else ''}"
+        for seed, score in line["scores"].items()
+        if score is not None
+    ]
+    among = f" · reward by seed {', '.join(scores)}" if len(line["scores"]) > 1 else ""
+    caption = f"<b>{escape(asset.prompt)}</b> (seed {line['seed']}){among} · {words}"
+    return f'<figure class="card">{image}<figcaption>{caption}</figcaption></figure>'
