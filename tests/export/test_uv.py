@@ -178,10 +178,10 @@ def test_processes_of_a_suite_import_nothing_from_the_current_folder(
     """They start as `python -c`, with the current folder in front of the standard library."""
     program = tmp_path / "program.py"
     program.write_text(
-        "from vp3d.evaluate.runner import _in_processes\n"
+        "from vp3d.evaluate.runner import in_processes\n"
         "from pathlib import Path\n"
         "if __name__ == '__main__':\n"
-        "    print(sorted(_in_processes(abs, [1, -2], Path('../logs'), 2)))\n"
+        "    print(sorted(in_processes(abs, [1, -2], Path('../logs'), 2)))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = subprocess.run(

@@ -305,7 +305,7 @@ def run_tasks(
     if jobs == 1 or len(missing) < 2:
         results: Iterable[tuple[str, Record]] = map(work, missing)
     else:
-        results = _in_processes(work, missing, settings.folder / "logs", jobs)
+        results = in_processes(work, missing, settings.folder / "logs", jobs)
     start = time.monotonic()
     for number, (key, record) in enumerate(results, 1):
         records[key] = record
@@ -347,10 +347,12 @@ def _run_task(
     return task.key, record
 
 
-def _in_processes(
-    work: Callable[[Task], tuple[str, Record]], tasks: Sequence[Task], logs: Path, jobs: int
-) -> Iterator[tuple[str, Record]]:
+def in_processes(
+    work: Callable[[Any], Any], tasks: Sequence[Any], logs: Path, jobs: int
+) -> Iterator[Any]:
     """`map(work, tasks)` in several processes, in the order in which they finish.
+
+    Both are pickled. What the processes write to stderr is kept in `logs`.
 
     Raises:
         UserError: the system killed a process.
