@@ -12,6 +12,7 @@ from vp3d import pipeline
 from vp3d.cli import main
 from vp3d.cli.draw import run as run_draw
 from vp3d.cli.generate import use_loras
+from vp3d.cli.machine_checks import check_weights
 from vp3d.config.schema import Config
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.lora import attach, save_lora
@@ -153,3 +154,13 @@ def test_a_lora_changes_the_drawn_picture_and_scale_zero_does_not(tmp_path: Path
     plain = drawn("")
     assert drawn(f"{tmp_path / 'lora.safetensors'}:0") == plain
     assert drawn(str(tmp_path / "lora.safetensors")) != plain
+    use_loras(config, [f"{tmp_path / 'lora.safetensors'}:0.5"], None)
+    (newest,) = [
+        run for run in map(RunFolder, (tmp_path / "outputs").iterdir()) if run.config().prior.loras
+        and not run.config().prior.loras.endswith(":0")
+    ]  # fmt: skip
+    assert any("lora.safetensors" in name for name in newest.recorded_weights())
+    assert f"LoRA {tmp_path / 'lora.safetensors'} at scale 0.5" in check_weights(config).detail
+    config.prior.loras = str(tmp_path / "nowhere.safetensors")
+    found = check_weights(config)
+    assert found.state == "BROKEN" and "there is no LoRA" in found.detail

@@ -114,6 +114,7 @@ def test_a_training_that_diverges_has_no_total(
     assert alignprop_lab.total_at(CONFIG, 0, 4, tmp_path) is None
 
 
+@pytest.mark.slow
 def test_parts_in_processes_are_those_of_one_process(tmp_path: Path) -> None:
     parts = [(f"root-{n}", {"n": n}, partial(pow, n, 0.5)) for n in (1, 4, 9)]
     assert Bench(tmp_path / "one").every(parts) == [1.0, 2.0, 3.0]
@@ -145,6 +146,35 @@ def test_assets_are_compared_by_prompt_and_a_missing_picture_is_wrong() -> None:
     assert alignprop_assets.paired(arm, base, alignprop_assets.figure("all")) == [0.25, -0.5]
     assert alignprop_assets.paired(arm, base, alignprop_assets.right) == [0.0, 1.0, 1.0]
     assert alignprop_assets.mean_of(base, alignprop_assets.figure("all")) == 0.75
+    assert alignprop_assets.difference([0.5]) == "not measured"
+
+
+def test_the_page_on_assets_compares_both_arms_and_all_drawings() -> None:
+    def records(value: float, drawn: float, seconds: float) -> list[dict[str, object]]:
+        figures = dict.fromkeys(alignprop_assets.FIGURES, value)
+        return [{"figures": figures | {"seconds": seconds + i}, "drawn": {"all": drawn}}
+                for i in range(4)]  # fmt: skip
+
+    names = (alignprop_assets.TODAY, alignprop_assets.PLAIN, alignprop_assets.ALIGNED)
+    drawings = zip(names, (1.0, 0.0, 1.0), strict=True)
+    found = {("drawings", name): records(0.0, right, 5.0) for name, right in drawings}
+    found["assets", names[0]] = records(0.5, 1.0, 30.0)
+    found["assets", names[2]] = records(0.5, 1.0, 28.0)
+    trained = {"queries": 480, "seconds": 100.0, "stopped": ""}
+    verdicts = alignprop_assets.finding(trained, found).verdicts
+    assert [verdict.holds for verdict in verdicts] == [True, False, True, True, True]
+    assert verdicts[2].measured.startswith("-2.0")
+
+
+def test_a_lora_is_written_once_and_named_by_its_matrices(tmp_path: Path) -> None:
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    shapes = {f"{key}.lora_A.weight": [[1.0, 2.0]], f"{key}.lora_B.weight": [[0.5], [0.25]]}
+    trained = {"lora": shapes, "queries": 8}
+    path = alignprop_assets.write_lora(trained, tmp_path)
+    written = path.stat().st_mtime_ns
+    assert alignprop_assets.write_lora(trained, tmp_path).stat().st_mtime_ns == written
+    other = {"lora": {**shapes, f"{key}.lora_A.weight": [[1.0, 3.0]]}, "queries": 8}
+    assert alignprop_assets.write_lora(other, tmp_path) != path
 
 
 def test_the_measuring_clip_finds_the_caption_of_a_true_picture() -> None:

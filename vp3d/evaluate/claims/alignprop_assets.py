@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -71,10 +74,15 @@ def train() -> dict[str, Any]:
     }
 
 
-def write_lora(trained: dict[str, Any], path: Path) -> Path:
-    """The LoRA as a file of diffusers' format, written where it does not exist."""
-    tensors = {key: torch.tensor(value) for key, value in trained["lora"].items()}
+def write_lora(trained: dict[str, Any], folder: Path) -> Path:
+    """The LoRA as a file of diffusers' format, named by its contents, so that it is written once.
+
+    Assets are kept for the bytes of the file that drew them; an equal LoRA could have others.
+    """
+    digest = hashlib.sha256(json.dumps(trained["lora"], sort_keys=True).encode()).hexdigest()
+    path = folder / f"lora-{digest[:12]}.safetensors"
     if not path.is_file():
+        tensors = {key: torch.tensor(value) for key, value in trained["lora"].items()}
         save_lora(path, tensors, {"reward": CONFIG.reward, "queries": trained["queries"]})
     return path
 
@@ -138,7 +146,7 @@ def measure_arm(
 def measure(bench: Bench) -> Finding:
     """Train the LoRA, draw with every arm, and make assets with two of them."""
     trained = bench.once("lora", {"config": CONFIG, "queries": QUERIES}, train)
-    lora = write_lora(trained, bench.folder / "lora.safetensors")
+    lora = write_lora(trained, bench.folder)
     records: dict[tuple[str, str], list[Record]] = {}
     for number, (name, overrides) in enumerate(arms(lora).items()):
         for kind in ("drawings", "assets"):
@@ -166,6 +174,16 @@ def paired(arm: Sequence[Record], base: Sequence[Record], read: Read) -> list[fl
     return [a - b for a, b in pairs if a is not None and b is not None]
 
 
+def difference(values: Sequence[float], digits: int = 3) -> str:
+    """A mean difference with its interval as text."""
+    return with_interval(values, digits) if len(values) > 1 else "not measured"
+
+
+def bound(values: Sequence[float], which: int) -> float:
+    """Mean (0), low (1) or high (2) of differences; NaN for fewer than two, so no claim holds."""
+    return interval(values)[which] if len(values) > 1 else math.nan
+
+
 def mean_of(records: Sequence[Record], read: Read) -> float | None:
     """The mean over prompts; None if no record has the figure."""
     found = [value for record in records if (value := read(record)) is not None]
@@ -182,23 +200,22 @@ def finding(trained: dict[str, Any], records: dict[tuple[str, str], list[Record]
     verdicts = [
         Verdict(
             "assets have at least as many attributes right as today's (mean difference >= 0)",
-            with_interval(quality),
-            interval(quality)[0] >= 0.0,
+            difference(quality),
+            bound(quality, 0) >= 0.0,
         ),
         Verdict("assets have more attributes right (interval above 0)",
-                with_interval(quality), interval(quality)[1] > 0.0),
+                difference(quality), bound(quality, 1) > 0.0),
         Verdict("`generate` takes fewer seconds (interval below 0)",
-                with_interval(faster, 1), interval(faster)[2] < 0.0),
+                difference(faster, 1), bound(faster, 2) < 0.0),
         Verdict("visual prompts are right at least as often as today's (mean difference >= 0)",
-                with_interval(against_today), interval(against_today)[0] >= 0.0),
+                difference(against_today), bound(against_today, 0) >= 0.0),
         Verdict(f"the LoRA makes visual prompts of {FEW} steps right more often "
-                "(interval above 0)", with_interval(against_plain),
-                interval(against_plain)[1] > 0.0),
+                "(interval above 0)", difference(against_plain), bound(against_plain, 1) > 0.0),
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for name in FIGURES:
         read = figure(name)
-        change = with_interval(paired(aligned, today, read))
+        change = difference(paired(aligned, today, read))
         label = toybench.FIGURES[name].label
         rows.append([label, mean_of(today, read), mean_of(aligned, read), change])
     drawings: list[list[Cell]] = [
