@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from scipy.stats import norm
 
 from tests.helpers.tiny_models import tiny_prior_config
 from vp3d.align.alignprop import draw, repeat_last
 from vp3d.align.learner import Law, parse_law
-from vp3d.align.policy import advantages, clipped_loss, log_density, mean_and_sigma
 from vp3d.diffusion.drawing import Drawing
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.lora import attach
@@ -120,51 +116,3 @@ def test_laws_are_parsed_and_never_longer_than_the_draw() -> None:
     for wrong in ("", "fixed", "fixed:0", "uniform:x", "normal:3", "gaussian:2"):
         with pytest.raises(UserError, match="--k"):
             parse_law(wrong)
-
-
-def test_log_density_is_the_mean_gaussian_log_density() -> None:
-    x, mean = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    found = log_density(x, mean, torch.tensor(0.7))
-    expected = norm.logpdf(x.numpy(), mean.numpy(), 0.7).reshape(2, -1).mean(1)
-    torch.testing.assert_close(
-        found.double(), torch.from_numpy(expected).double(), rtol=1e-5, atol=1e-5
-    )
-
-
-def test_step_mean_and_deviation_are_those_of_the_sampler() -> None:
-    a, b = torch.tensor(0.3), torch.tensor(0.6)
-    x, epsilon = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
-    mean, sigma = mean_and_sigma(x, epsilon, a, b)
-    noise = torch.randn(2, 1, 2, 2)
-    drawn = ddim_step(x, epsilon, a.expand(2), b.expand(2), noise, 1.0)
-    torch.testing.assert_close(drawn, mean + sigma * noise)
-
-
-def test_policy_gradient_is_the_true_gradient_on_a_line() -> None:
-    """x ~ N(m, 1), reward -x^2: d E[r] / dm = -2 m."""
-    mean = torch.tensor(0.5, requires_grad=True)
-    generator = torch.Generator().manual_seed(0)
-    x = 0.5 + torch.randn(100_000, generator=generator)
-    reward = -x.square()
-    new = log_density(x[:, None], mean.expand(len(x))[:, None], torch.tensor(1.0))
-    per_row = -(reward - reward.mean()) * (x - 0.5)
-    clipped_loss(reward - reward.mean(), new, new.detach(), 1e-4).backward()
-    error = float(per_row.std()) / math.sqrt(len(x))
-    assert mean.grad is not None
-    assert abs(float(mean.grad) - 1.0) < 3.0 * error
-
-
-def test_ratio_outside_the_clip_has_no_gradient_where_it_would_gain() -> None:
-    new = torch.tensor([0.1, -0.1], requires_grad=True)
-    clipped_loss(torch.tensor([1.0, 1.0]), new, torch.zeros(2), 1e-4).backward()
-    assert new.grad is not None
-    assert float(new.grad[0]) == 0.0 and float(new.grad[1]) < 0.0
-
-
-def test_advantages_are_centred_by_prompt_and_clipped() -> None:
-    rewards = torch.tensor([1.0, 3.0, 10.0, 12.0])
-    found = advantages(rewards, ["a", "a", "b", "b"])
-    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0, -1.0, 1.0]) / (2 / math.sqrt(3)),
-                               rtol=1e-4, atol=1e-4)  # fmt: skip
-    many = torch.cat([torch.zeros(99), torch.tensor([100.0])])
-    assert float(advantages(many, ["a"] * 100).max()) == 5.0

@@ -1,4 +1,4 @@
-"""Rewards, their scale, and the guard."""
+"""Rewards and their scale."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 
 from vp3d.align import framing
 from vp3d.align.compress import jpeg_size, rate
-from vp3d.align.guard import Check, Guard, spread_of
 from vp3d.align.objectives import (
     Objective,
     check_gradient,
@@ -121,41 +120,3 @@ def test_objects_are_counted() -> None:
     two[..., 20:40, 40:56] = 0.1
     both = torch.cat([pictures(), two, torch.full((1, 3, 64, 64), 0.7)])
     assert framing.objects(both).tolist() == [1.0, 2.0, 0.0]
-
-
-def check(step: int, held: float, spread: float = 1.0, total: float = 0.0) -> Check:
-    return Check(step, {"r": 0.0}, total, held, 0.01, spread, 0.0, 0.0)
-
-
-def test_guard_stops_after_three_checks_below_the_best_and_keeps_the_best() -> None:
-    guard = Guard("clip", ["r"])
-    assert not guard.add(check(0, 0.7))
-    assert not guard.add(check(1, 0.7, total=1.0))
-    assert not guard.add(check(2, 0.6, total=2.0))
-    assert not guard.add(check(3, 0.6, total=3.0))
-    reason = guard.add(check(4, 0.6, total=4.0))
-    assert "clip fell from 0.700 to 0.600" in reason and "lower align.lr" in reason
-    assert guard.best().step == 1
-
-
-def test_guard_forgets_a_dip_and_stops_on_lost_spread() -> None:
-    guard = Guard("clip", ["r"])
-    for step, held in enumerate((0.7, 0.6, 0.6, 0.7, 0.6, 0.6)):
-        assert not guard.add(check(step, held))
-    assert "becoming one picture" in guard.add(check(9, 0.7, spread=0.4))
-    other = Guard("clip", ["r"])
-    other.restore(guard.record())
-    assert other.checks == guard.checks and other.below == guard.below
-
-
-def test_falling_reward_gets_advice() -> None:
-    guard = Guard("clip", ["r"])
-    guard.add(check(0, 0.7, total=0.0))
-    guard.add(check(30, 0.7, total=-1.0))
-    assert "fixed:1" in guard.advice()
-
-
-def test_spread_compares_drawings_of_one_prompt_only() -> None:
-    rgb = torch.tensor([0.0, 0.5, 9.0])[:, None, None, None].expand(-1, 3, 2, 2)
-    assert spread_of(rgb, ["a", "a", "b"]) == pytest.approx(0.5)
-    assert spread_of(rgb, ["a", "b", "c"]) == 0.0

@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from vp3d.align.guard import Check, Guard, spread_of
+from vp3d.align.guard import Check, Guard, sharpness_of, spread_of
 from vp3d.align.policy import advantages, clipped_loss, log_density, mean_and_sigma
+from vp3d.config.schema import AlignConfig
+from vp3d.diffusion.sampling import ddim_step
 
 
 def test_the_log_density_is_the_mean_of_scipys() -> None:
@@ -26,11 +28,21 @@ def test_a_step_has_the_variance_of_ddpm() -> None:
     assert float(sigma) == pytest.approx((1.0 / 3.0) ** 0.5)
 
 
+def test_a_step_has_the_mean_and_deviation_of_the_sampler() -> None:
+    a, b = torch.tensor(0.3), torch.tensor(0.6)
+    x, epsilon, noise = torch.randn(3, 2, 1, 2, 2)
+    mean, sigma = mean_and_sigma(x, epsilon, a, b)
+    drawn = ddim_step(x, epsilon, a.expand(2), b.expand(2), noise, 1.0)
+    torch.testing.assert_close(drawn, mean + sigma * noise)
+
+
 def test_advantages_compare_drawings_of_one_prompt() -> None:
     found = advantages(torch.tensor([1.0, 3.0, 10.0, 14.0]), ["a", "a", "b", "b"])
     centred = torch.tensor([-1.0, 1.0, -2.0, 2.0])
     torch.testing.assert_close(found, centred / centred.std(), atol=1e-5, rtol=0)
     assert advantages(torch.ones(4), ["a"] * 4).abs().max() == 0.0
+    many = torch.cat([torch.zeros(99), torch.tensor([100.0])])
+    assert float(advantages(many, ["a"] * 100).max()) == 5.0
 
 
 def test_the_ratio_gives_no_gradient_once_it_is_clipped() -> None:
@@ -79,9 +91,39 @@ def test_the_guard_stops_when_drawings_become_alike() -> None:
     assert guard.add(check(0, 0.7, spread=1.0)) == ""
     assert guard.add(check(10, 0.7, spread=0.51)) == ""
     assert "one picture" in guard.add(check(20, 0.7, spread=0.49))
+    other = Guard("clip", ["compress"])
+    other.restore(guard.record())
+    assert other.checks == guard.checks and other.below == guard.below
+
+
+def test_a_reward_that_falls_from_the_start_gets_advice() -> None:
+    guard = Guard("clip", ["compress"])
+    guard.add(check(0, 0.7, total=0.0))
+    guard.add(check(10, 0.7, total=-1.0))
+    assert guard.advice() == ""  # too early to say
+    guard.add(check(20, 0.7, total=-1.0))
+    assert "--k fixed:1 and a lower align.lr" in guard.advice()
+    guard.add(check(30, 0.7, total=0.5))
+    assert guard.advice() == ""
+
+
+def test_a_score_that_is_not_a_number_stops_the_run() -> None:
+    guard = Guard("clip", ["compress"])
+    guard.add(check(0, 0.7))
+    assert "clip is not a number" in guard.add(check(10, float("nan")))
 
 
 def test_the_spread_counts_drawings_of_one_prompt_only() -> None:
     rgb = torch.zeros(4, 3, 2, 2)
     rgb[1], rgb[2:] = 0.5, 1.0
     assert spread_of(rgb, ["a", "a", "b", "b"]) == pytest.approx(0.25)
+    assert spread_of(rgb, ["a", "b", "c", "d"]) == 0.0
+
+
+def test_a_blurred_picture_is_less_sharp() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sharp = torch.rand(2, 3, 8, 8, generator=generator)
+    blurred = torch.nn.functional.avg_pool2d(sharp, 3, 1, 1)
+    assert sharpness_of(blurred) < 0.6 * sharpness_of(sharp)
+    assert sharpness_of(torch.full((1, 3, 4, 4), 0.5)) == 0.0
+    assert AlignConfig().ema > 0.9  # the average, less noisy than the newest weights, is on

@@ -41,8 +41,10 @@ def the_run(root: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
-@pytest.mark.parametrize("method", ["alignprop", "refl", "ddpo"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("sd", "alignprop"), ("sdxl", "alignprop"), ("sd", "refl"), ("sdxl", "ddpo")],
+)
 def test_run_writes_a_lora_that_changes_the_drawings(
     tmp_path: Path, kind: str, method: str
 ) -> None:

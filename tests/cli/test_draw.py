@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.tiny_run import tiny_config
 from vp3d import pipeline
 from vp3d.cli import main
 from vp3d.cli.draw import run as run_draw
+from vp3d.cli.generate import use_loras
+from vp3d.cli.machine_checks import check_weights
 from vp3d.config.schema import Config
+from vp3d.diffusion.load import load_prior
+from vp3d.diffusion.lora import attach, save_lora
 from vp3d.errors import UserError
 from vp3d.runs.events import Event, Warning, Watch
 from vp3d.runs.folder import RunFolder
+from vp3d.weights.lora_files import parse_loras
 
 
 def steered(root: Path, **svdd: object) -> Config:
@@ -99,3 +105,62 @@ def test_the_sampler_option_sets_the_config(monkeypatch: pytest.MonkeyPatch) -> 
     )
     assert run_draw(arguments) == 0
     assert asked[0].visual_prompt.sampler == "svdd" and asked[0].visual_prompt.svdd.m == 4
+
+
+def test_loras_change_the_drawing_and_the_asset_or_one_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Config] = []
+
+    def record(config: Config, watch: Watch) -> Path:
+        asked.append(config)
+        return Path("outputs/run")
+
+    monkeypatch.setattr(pipeline, "draw", record)
+    first, second = (tmp_path / f"{name}.safetensors" for name in "ab")
+    for path in (first, second):
+        path.touch()
+    words = ["draw", "a red sphere", "--lora", f"{first}:0.5", "--lora", str(second)]
+    for more in ([], ["--lora-for", "draw"], ["--lora-for", "distil"]):
+        assert main.main([*words, *more]) == 0
+    both, draws, distils = asked
+    named = [(str(first), 0.5), (str(second), 1.0)]
+    found = [
+        [parse_loras(prior.loras) for prior in (config.prior, config.visual_prompt.prior)]
+        for config in asked
+    ]
+    assert found == [[named, []], [[], named], [named, []]]
+    assert draws.visual_prompt.prior.path == both.prior.path == distils.visual_prompt.prior.path
+    assert both.visual_prompt.prior.path == ""  # one model, with the LoRAs, does both
+    capsys.readouterr()
+    assert main.main(["draw", "a red sphere", "--lora", str(tmp_path / "none.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "there is no LoRA" in error and error.count("\n") == 1
+
+
+def test_a_lora_changes_the_drawn_picture_and_scale_zero_does_not(tmp_path: Path) -> None:
+    config = steered(tmp_path, m=1)
+    prior = load_prior(config.prior)
+    tensors = attach({"unet": prior.unet}, "a", 2, torch.Generator().manual_seed(0))
+    values = {key: torch.ones_like(value) for key, value in tensors.items()}
+    save_lora(tmp_path / "lora.safetensors", values, {})
+
+    def drawn(lora: str) -> bytes:
+        use_loras(config, [lora] if lora else [], None)
+        found = (pipeline.draw(config) / "visual_prompt" / "candidate_0.png").read_bytes()
+        config.prior.loras = ""
+        return found
+
+    plain = drawn("")
+    assert drawn(f"{tmp_path / 'lora.safetensors'}:0") == plain
+    assert drawn(str(tmp_path / "lora.safetensors")) != plain
+    use_loras(config, [f"{tmp_path / 'lora.safetensors'}:0.5"], None)
+    (newest,) = [
+        run for run in map(RunFolder, (tmp_path / "outputs").iterdir()) if run.config().prior.loras
+        and not run.config().prior.loras.endswith(":0")
+    ]  # fmt: skip
+    assert any("lora.safetensors" in name for name in newest.recorded_weights())
+    assert f"LoRA {tmp_path / 'lora.safetensors'} at scale 0.5" in check_weights(config).detail
+    config.prior.loras = str(tmp_path / "nowhere.safetensors")
+    found = check_weights(config)
+    assert found.state == "BROKEN" and "there is no LoRA" in found.detail

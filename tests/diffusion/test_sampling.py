@@ -1,8 +1,6 @@
-"""The sampling loop against a naive second version: values, truncated gradient, hooks."""
+"""The sampling loop against a naive second version: values, truncated gradient, progress."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -153,84 +151,16 @@ def test_on_step_is_called_after_each_step() -> None:
     assert seen == [(i, STEPS, i) for i in range(1, STEPS + 1)]
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.8])
-@pytest.mark.parametrize("grad_steps", [None, 2])
-def test_choosing_among_one_candidate_changes_nothing(eta: float, grad_steps: int | None) -> None:
-    found = []
-    for choose in (None, lambda i, x0: torch.zeros(x0.shape[1], dtype=torch.long)):
-        network = Network()
-        generator = torch.Generator().manual_seed(5)
-        x = sample(
-            network, start(), LEVELS,
-            eta=eta, generator=generator, choose=choose, grad_steps=grad_steps
-        )  # fmt: skip
-        assert network.calls == list(range(STEPS))
-        found.append([x.detach(), *gradients(network, x)])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def test_each_sample_continues_with_the_candidate_that_was_chosen_for_it() -> None:
-    """A naive version keeps one list of states a sample; two samples choose differently."""
-    network, eta, n = Network(), 0.9, 3
-    picks = [torch.tensor([i % n, (i + 1) % n]) for i in range(STEPS)]
-    shown: list[Tensor] = []
-
-    def choose(i: int, x0: Tensor) -> Tensor:
-        assert x0.shape == (n, 2, 2, 4, 4) and not x0.requires_grad
-        shown.append(x0)
-        return picks[i]
-
-    found = sample(
-        network, start(2), LEVELS, eta=eta, generator=torch.Generator().manual_seed(6),
-        candidates=n, choose=choose,
-    )  # fmt: skip
-    generator, expected = torch.Generator().manual_seed(6), start(2)
-    for i in range(STEPS):
-        a, b = float(LEVELS[i]), float(LEVELS[i + 1])
-        e = network(expected, i)
-        s = eta * ((1 - b) / (1 - a)) ** 0.5 * (1 - a / b) ** 0.5
-        mean = b**0.5 * (expected - (1 - a) ** 0.5 * e) / a**0.5 + (1 - b - s * s) ** 0.5 * e
-        if i + 1 == STEPS:
-            expected = mean
-            break
-        noise = torch.randn(n * 2, 2, 4, 4, generator=generator).double().unflatten(0, (n, 2))
-        states = [[mean[k] + s * noise[m, k] for m in range(n)] for k in range(2)]
-        for k in range(2):
-            for m in range(n):
-                state = states[k][m][None]
-                x0 = (state - (1 - b) ** 0.5 * network(state, i + 1)) / b**0.5
-                torch.testing.assert_close(shown[i][m, k], x0[0], atol=1e-10, rtol=1e-8)
-        expected = torch.stack([states[k][int(picks[i][k])] for k in range(2)])
-    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8)
-    assert len(shown) == STEPS - 1
-
-
-def test_choosing_costs_one_prediction_and_one_a_candidate_and_step() -> None:
-    rows: list[int] = []
-
-    def denoise(x: Tensor, i: int) -> Tensor:
-        rows.append(len(x))
-        return torch.zeros_like(x)
-
-    sample(
-        denoise, start(2), LEVELS, eta=1.0, generator=torch.Generator(), candidates=4,
-        choose=lambda i, x0: x0.flatten(2).sum(2).argmax(0),
-    )  # fmt: skip
-    assert rows == [2, *[8] * (STEPS - 1)]
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"grad_steps": -1}, "grad_steps"),
         ({"grad_steps": STEPS + 1}, "grad_steps"),
         ({"eta": 0.5}, "generator"),
-        ({"candidates": 2, "choose": lambda i, x0: x0}, "alike"),
-        ({"candidates": 0, "choose": lambda i, x0: x0}, "1 or more"),
     ],
 )
 def test_arguments_that_do_not_fit_together_are_refused(
-    options: dict[str, int | float | Callable[[int, Tensor], Tensor]], match: str
+    options: dict[str, int | float], match: str
 ) -> None:
     with pytest.raises(ValueError, match=match):
         sample(Network(), start(), LEVELS, **options)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from vp3d.align.learner import Batch, Learner, StepReport, finish_step
 from vp3d.diffusion.drawing import Drawing
 from vp3d.diffusion.sampling import ddim_step, sample
+from vp3d.system.out_of_memory import attempt
 
 MOST_ADVANTAGE = 5.0
 
@@ -86,18 +88,38 @@ def policy_step(learner: Learner, batch: Batch, generator: torch.Generator) -> S
             rewards, math.nan, keep, math.nan, None, "a reward is not finite", len(x0)
         )
     advantage = advantages(total, prompts)
-    for i in range(keep):  # the last step has no density
-        for start in range(0, len(x0), learner.part):
-            rows = torch.arange(start, min(start + learner.part, len(x0)), device=x0.device)
+    backward = partial(_backward, learner, drawing, path, olds, advantage)
+    while attempt(backward, min(learner.part, len(x0)) > 1) is None:
+        learner.part = min(learner.part, len(x0)) // 2
+        learner.optimizer.zero_grad(set_to_none=True)  # of the parts that fitted; start again
+    norm, skipped = finish_step(learner)
+    return StepReport(rewards, float(total.mean()), keep, norm, None, skipped, len(x0))
+
+
+def _backward(
+    learner: Learner,
+    drawing: Drawing,
+    path: Sequence[Tensor],
+    olds: Sequence[Tensor],
+    advantage: Tensor,
+) -> int:
+    """Accumulate the gradient of all steps in parts of `learner.part` rows; returns their number.
+
+    The last step has no density and is left out.
+    """
+    count, parts = len(advantage), 0
+    for i in range(len(path) - 1):
+        for start in range(0, count, learner.part):
+            rows = torch.arange(start, min(start + learner.part, count), device=advantage.device)
             epsilon = drawing(path[i][rows], i, rows)
             mean, sigma = mean_and_sigma(
                 path[i][rows], epsilon, drawing.levels[i], drawing.levels[i + 1]
             )
             new = log_density(path[i + 1][rows], mean, sigma)
             loss = clipped_loss(advantage[rows], new, olds[i][rows], learner.settings.clip_ratio)
-            (loss * (len(rows) / len(x0))).backward()
-    norm, skipped = finish_step(learner)
-    return StepReport(rewards, float(total.mean()), keep, norm, None, skipped, len(x0))
+            (loss * (len(rows) / count)).backward()
+            parts += 1
+    return parts
 
 
 def _roll_out(

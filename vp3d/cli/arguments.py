@@ -85,6 +85,22 @@ def add_preset(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
+def add_loras(parser: argparse.ArgumentParser) -> None:
+    """Add `--lora` and `--lora-for` of the verbs that draw or distil."""
+    parser.add_argument(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        action="append",
+        default=[],
+        help="a LoRA of the 2D model, by `align` or diffusers, repeatable",
+    )
+    parser.add_argument(
+        "--lora-for",
+        choices=("draw", "distil", "both"),
+        help="which use of the 2D model the LoRA changes (both)",
+    )
+
+
 def add_mesh(parser: argparse.ArgumentParser) -> None:
     """Add the options of every verb that exports a mesh."""
     parser.add_argument("--faces", metavar="N", help="at most this many triangles; 0 keeps all")

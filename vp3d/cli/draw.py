@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from vp3d.cli.arguments import Subparsers, add_config, add_preset, add_words
+from vp3d.cli.arguments import Subparsers, add_config, add_loras, add_preset, add_words
 from vp3d.cli.generate import config_of
 from vp3d.config.paths import program
 
@@ -15,6 +15,7 @@ examples:
   {program()} draw "a white ring" --sampler svdd visual_prompt.candidates=2
   {program()} draw "a red chair" --sampler svdd visual_prompt.svdd.reward=jpeg:1,text:1 \\
       visual_prompt.svdd.m=4 visual_prompt.steps=10
+  {program()} draw "a red chair" --lora outputs/RUN/lora:0.5 --lora other.safetensors
 
 svdd draws several proposals at each denoising step and keeps one by a reward that needs no gradient
 (docs/explanation/svdd.md). The folder that is printed has visual_prompt/chosen.png, cutout.png and
@@ -32,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Draw the visual prompt of a prompt, plainly or steered by a reward.",
         epilog=EPILOG,
     )
-    parser.set_defaults(verbs=subparsers.choices, image=None, mask=None, lora=[], lora_for=None)
+    parser.set_defaults(verbs=subparsers.choices, image=None, mask=None)
     add_words(parser, "PROMPT | key=value", "the prompt in quotes, and settings to change")
     parser.add_argument(
         "--sampler",
@@ -40,6 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="ddim: deterministic steps; svdd: steered by visual_prompt.svdd.reward (ddim)",
     )
     parser.add_argument("--seed", metavar="N", help="another seed gives other pictures (0)")
+    add_loras(parser)
     add_preset(parser, None)
     parser.add_argument("--negative", metavar="TEXT", help="what the pictures should not show")
     add_config(parser)

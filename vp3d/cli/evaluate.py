@@ -40,8 +40,9 @@ suites:
              162 positions x 5 focal lengths, regional means.
 
 claims NAME measures a claim about alignment instead of a suite: alignprop, alignprop-few-steps,
-alignprop-mix, svdd, svdd-framing, svdd-assets, strings. Each takes up to 30 minutes on two cores
-and continues where it was interrupted; --pages DIR is where its page is written (--work).
+alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings.
+Each takes up to 30 minutes on two cores (--jobs 2) and continues where it was interrupted; --pages
+DIR is where its page is written (--work).
 
 --assets DIR measures meshes that exist, made by VP3D or not: run folders (the prompt is in their
 config.yaml), and .glb, .gltf, .obj, .ply and .stl files named by their prompt, such as
@@ -57,7 +58,7 @@ examples:
   {program()} evaluate --seeds 3 --jobs 2 --config configs/sds.yaml --work outputs/plain-sds
   {program()} evaluate --suite gallery --preset draft
   {program()} evaluate --assets my_meshes
-  {program()} evaluate claims alignprop-mix
+  {program()} evaluate claims alignprop --jobs 2 --pages docs/results
   {program()} evaluate --suite t3bench --prompts prompt_single.txt --scorer imagereward \\
       --config configs/sd15.yaml
 """
@@ -227,9 +228,9 @@ def run_claim(arguments: argparse.Namespace) -> int:
     if len(arguments.words) != 2:
         raise UserError(f"evaluate claims takes one name: {', '.join(NAMES)}")
     name = arguments.words[1]
-    sys.stdout.write(
-        measure_claim(name, arguments.work or Path("outputs") / f"claim-{name}", arguments.pages)
-    )
+    check_numbers(arguments, ("jobs",))
+    work = arguments.work or Path("outputs") / f"claim-{name}"
+    sys.stdout.write(measure_claim(name, work, arguments.pages, jobs=arguments.jobs))
     return 0
 
 
@@ -249,10 +250,16 @@ def check_options(arguments: argparse.Namespace, overrides: list[str]) -> None:
                     f"--{name.replace('_', '-')} changes nothing with --suite {arguments.suite}; "
                     "omit it"
                 )
-    for name, lowest in LOWEST.items():
-        if getattr(arguments, name) < lowest:
-            raise UserError(
-                f"--{name} takes a whole number of {lowest} or more, not {getattr(arguments, name)}"
-            )
+    check_numbers(arguments, tuple(LOWEST))
     if arguments.size > LARGEST_VIEW:
         raise UserError(f"--size takes at most {LARGEST_VIEW} pixels, not {arguments.size}")
+
+
+def check_numbers(arguments: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """Refuse numbers below their lowest value."""
+    for name in names:
+        if getattr(arguments, name) < LOWEST[name]:
+            raise UserError(
+                f"--{name} takes a whole number of {LOWEST[name]} or more, "
+                f"not {getattr(arguments, name)}"
+            )

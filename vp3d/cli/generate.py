@@ -12,6 +12,7 @@ from pathlib import Path
 from vp3d.cli.arguments import (
     Subparsers,
     add_config,
+    add_loras,
     add_mesh,
     add_preset,
     add_words,
@@ -66,18 +67,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="another seed gives another variant, the same seed the same bytes (0)",
     )
-    parser.add_argument(
-        "--lora",
-        metavar="PATH[:SCALE]",
-        action="append",
-        default=[],
-        help="a LoRA of the 2D model, by `align` or diffusers, repeatable",
-    )
-    parser.add_argument(
-        "--lora-for",
-        choices=("draw", "distil", "both"),
-        help="which use of the 2D model the LoRA changes (both)",
-    )
+    add_loras(parser)
     add_preset(parser, None)
     parser.add_argument("--negative", metavar="TEXT", help="what the asset should not show")
     add_config(parser)
@@ -166,7 +156,7 @@ def pin_locations(config: Config) -> None:
     ]
     for prior, _ in priors:
         prior.loras = ",".join(
-            f"{expand(path).absolute() if expand(path).exists() else path}:{scale:g}"
+            f"{expand(path).absolute() if expand(path).exists() else path}:{scale}"
             for path, scale in parse_loras(prior.loras)
         )
     for group, keys in [

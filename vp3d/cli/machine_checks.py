@@ -27,6 +27,7 @@ from vp3d.config.schema import Config, PriorConfig
 from vp3d.errors import VP3DError
 from vp3d.system.files import read_json_object
 from vp3d.weights.locate import weight_locations
+from vp3d.weights.lora_files import parse_loras
 
 GIB = 2**30
 NEEDED_MEMORY_GIB = 1.5  # the default run was measured at 1.1
@@ -200,6 +201,11 @@ def check_weights(config: Config) -> Check:
         _check_priors(config, set(found))
     except VP3DError as error:
         return Check("weights", "BROKEN", str(error))
+    details += [
+        f"LoRA {path} at scale {scale:g}"
+        for prior in _priors(config)
+        for path, scale in parse_loras(prior.loras)
+    ]
     if not manifests:
         details.append(f"{', '.join(found)}: no manifest to check them by")
     remote = [name for name, is_local in found.items() if not is_local]

@@ -10,8 +10,8 @@ DDPM. The last step adds no noise, because s_{S-1} = 0.
 
 The loop knows no network. `denoise(x, i)` predicts the noise at step i, guidance and conditions
 included, so that the same loop draws pictures (`Prior.sample`), is trained through
-(`embedded/denoising.py`, AlignProp: arXiv 2310.03739) and is steered by a choice among candidates
-(SVDD: arXiv 2408.08252).
+(`embedded/denoising.py`, AlignProp: arXiv 2310.03739). SVDD (`align/steer.py`), which chooses among
+several next states and also steers strings, takes the same `ddim_step`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from vp3d.errors import UserError
 
 # denoise(x, i): the predicted noise, shaped like x, at step i
 Denoise = Callable[[Tensor, int], Tensor]
-# choose(i, x0 [N, B, C, H, W]): index [B] int64 of the candidate that each sample continues with
-Choose = Callable[[int, Tensor], Tensor]
 
 
 def ddim_timesteps(train_steps: int, steps: int) -> Tensor:
@@ -101,23 +99,15 @@ def sample(
     checkpointed: bool = False,
     eta: float = 0.0,
     generator: torch.Generator | None = None,
-    candidates: int = 1,
-    choose: Choose | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Draw clean latents from noise.
 
     The gradient flows as autograd is set around the call, through the last `grad_steps` steps.
 
-    With `choose`, each step but the last draws `candidates` next states for every sample, with
-    independent noise, and estimates x0 of each. The sample continues with the state that `choose`
-    names. The predicted noise of that state serves the next step too, so a draw of S steps costs
-    1 + candidates * (S - 1) predictions a sample; one candidate is plain sampling, bit for bit.
-
     Args:
-        denoise: `denoise(x, i)` predicts the noise [R, C, H, W] of x [R, C, H, W] at step i in
-            0 ... S - 1. R is B; after a step with candidates it is N * B, and row n * B + b
-            belongs to sample b, so that `denoise` repeats its conditions N times.
+        denoise: `denoise(x, i)` predicts the noise [B, C, H, W] of x [B, C, H, W] at step i in
+            0 ... S - 1.
         x: Standard normal latents [B, C, H, W] at the level `levels[0]`.
         levels: alpha_bar of the steps [S + 1], rising to 1 (`noise_levels`).
         grad_steps: The number K of last steps that the gradient flows through, 0 to S. The steps
@@ -127,9 +117,6 @@ def sample(
             draw random numbers then.
         eta: Share of the noise of DDPM that each step adds, in [0, 1].
         generator: Where that noise is drawn from, on any device; needed if `eta` is not 0.
-        candidates: N, the number of next states for each sample; read only with `choose`.
-        choose: `choose(i, x0)` gets the x0 estimates [N, B, C, H, W], detached, of the candidates
-            for the state after step i, and returns the index [B] int64 of the one to keep.
         on_step: `on_step(done, S)` is called after each step.
 
     Returns:
@@ -144,62 +131,39 @@ def sample(
         >>> sample(lambda x, i: torch.zeros_like(x), torch.ones(1, 4, 2, 2), levels).shape
         torch.Size([1, 4, 2, 2])
     """
-    steps, batch = len(levels) - 1, len(x)
+    steps = len(levels) - 1
     first_live = 0 if grad_steps is None else steps - grad_steps
-    _check(steps, first_live, eta, generator, candidates if choose is not None else 1)
+    _check(steps, first_live, eta, generator)
 
     def graph(i: int) -> AbstractContextManager[object]:
         return nullcontext() if i >= first_live else torch.no_grad()
 
     def predict(x: Tensor, i: int) -> Tensor:
-        with graph(i):
-            if not (checkpointed and torch.is_grad_enabled()):
-                return denoise(x, i)
-            # i is an argument: a closure over a loop variable would be read again, at its last
-            # value, when the backward pass repeats the call
-            predicted: Tensor = checkpoint(
-                denoise, x, i, use_reentrant=False, preserve_rng_state=False
-            )
-            return predicted
+        if not (checkpointed and torch.is_grad_enabled()):
+            return denoise(x, i)
+        # i is an argument: a closure over a loop variable would be read again, at its last value,
+        # when the backward pass repeats the call
+        predicted: Tensor = checkpoint(denoise, x, i, use_reentrant=False, preserve_rng_state=False)
+        return predicted
 
-    def advance(x: Tensor, epsilon: Tensor, i: int, copies: int) -> Tensor:
-        """The states after step i, [copies * B, C, H, W]; only their noise differs."""
-        x, epsilon = x.repeat(copies, 1, 1, 1), epsilon.repeat(copies, 1, 1, 1)
-        here, following = levels[i].expand(len(x)), levels[i + 1].expand(len(x))
-        if eta == 0.0 or i + 1 == steps:
-            return ddim_step(x, epsilon, here, following)
-        assert generator is not None  # checked above
-        noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
-        return ddim_step(x, epsilon, here, following, noise, eta)
-
-    epsilon: Tensor | None = None
     for i in range(steps):
-        if epsilon is None:
-            epsilon = predict(x, i)
-        branches = choose is not None and i + 1 < steps
+        here, following = levels[i].expand(len(x)), levels[i + 1].expand(len(x))
         with graph(i):
-            x = advance(x, epsilon, i, candidates if branches else 1)
-        epsilon = None
-        if choose is not None and branches:
-            epsilon = predict(x, i + 1)
-            x0 = x0_from_epsilon(x, epsilon, levels[i + 1].expand(len(x))).detach()
-            kept = choose(i, x0.unflatten(0, (candidates, batch)))
-            rows = kept.to(x.device) * batch + torch.arange(batch, device=x.device)
-            x, epsilon = x[rows], epsilon[rows]
+            epsilon = predict(x, i)
+            if eta == 0.0 or i + 1 == steps:
+                x = ddim_step(x, epsilon, here, following)
+            else:
+                assert generator is not None  # checked above
+                noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+                x = ddim_step(x, epsilon, here, following, noise, eta)
         if on_step is not None:
             on_step(i + 1, steps)
     return x
 
 
-def _check(
-    steps: int, first_live: int, eta: float, generator: torch.Generator | None, candidates: int
-) -> None:
+def _check(steps: int, first_live: int, eta: float, generator: torch.Generator | None) -> None:
     """Raise ValueError for arguments of `sample` that do not fit together."""
     if not 0 <= first_live <= steps:
         raise ValueError(f"grad_steps must be between 0 and the {steps} steps of the draw")
     if eta != 0.0 and generator is None:
         raise ValueError("eta is not 0, so sample needs a generator for the noise of its steps")
-    if candidates < 1:
-        raise ValueError(f"candidates is {candidates}: use 1 or more")
-    if candidates > 1 and eta == 0.0:
-        raise ValueError("all candidates are alike without noise: use an eta above 0")

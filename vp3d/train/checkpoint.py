@@ -64,17 +64,22 @@ def save(folder: Path, iteration: int, tensors: dict[str, Tensor], meta: dict[st
     """Write checkpoint number `iteration` (tensors of any shape and range) and drop all but the
     newest `KEEP`.
     """
+    path = folder / f"{iteration:08d}.safetensors"
+    write(path, iteration, tensors, meta)
+    for old in list_checkpoints(folder)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write(path: Path, iteration: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write one checkpoint (tensors of any shape and range), atomically; others are kept."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     record = {**meta, "format": FORMAT, "iteration": iteration}
     record["sha256"] = content_digest(tensors, record)
-    path = folder / f"{iteration:08d}.safetensors"
     with atomic_write(path) as temporary:
         temporary.write_bytes(
             save_bytes(tensors, metadata={"vp3d": json.dumps(record, sort_keys=True)})
         )
-    for old in list_checkpoints(folder)[:-KEEP]:
-        old.unlink(missing_ok=True)
-    return path
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

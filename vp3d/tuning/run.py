@@ -1,7 +1,7 @@
 """An `align` run on disk: prompts, checkpoints, sample sheets, curves, and the LoRA.
 
 lora/pytorch_lora_weights.safetensors   the best by the guard; last/ has the newest
-sheets/000040.png                       base above, aligned below, the same seeds
+sheets/000040.png                       base, aligned, and where they differ; the same seeds
 curves.png, report.html, prompts.json, config.yaml, provenance.json, events.jsonl, checkpoints/
 """
 
@@ -33,6 +33,7 @@ from vp3d.weights.lora_files import FILE_NAME
 STAGE = "align"
 SHEET_PICTURES = 6
 TILE = 128  # pixels of a drawing on a sheet
+CHANGE_SCALE = 4.0  # of a change of grey level, 0 to 1, on a sheet
 
 
 def align(run: RunFolder, watch: Watch | None = None) -> Path:
@@ -93,9 +94,15 @@ def _train(training: Training, base: str, run: RunFolder, journal: Journal) -> N
             _save(training, run)
             journal.note(f"stopped at step {training.step_number}; `resume` continues the run")
             break
-        began = time.perf_counter()
+        began, fitted = time.perf_counter(), training.learner.part
         report = training.step()
         seconds = time.perf_counter() - began
+        if training.learner.part < fitted:
+            fits = training.learner.part
+            journal.warn(
+                f"out of memory with K = {report.keep}: the graph of {fits} drawings at once fits, "
+                f"so a step takes several turns; --k fixed:1 or align.batch={fits} needs less"
+            )
         if report.skipped:
             journal.warn(f"step {training.step_number} changed nothing: {report.skipped}")
         values: dict[str, Any] = {f"reward_{k}": v for k, v in report.rewards.items()}
@@ -140,9 +147,10 @@ def _save(training: Training, run: RunFolder) -> None:
 
 
 def _write_sheet(training: Training, path: Path) -> None:
-    """Drawings of the guard's prompts: the base model above, the aligned one below."""
+    """Drawings of the guard's prompts: base, aligned, and where they differ (the drift map)."""
     with training.averaged():
         rgb = training.draw_validation()
+    change = CHANGE_SCALE * (rgb - training.base_rgb).abs().mean(1, keepdim=True)
     stride = max(1, len(rgb) // SHEET_PICTURES)
     chosen = list(range(0, len(rgb), stride))[:SHEET_PICTURES]
     rows = [
@@ -150,10 +158,10 @@ def _write_sheet(training: Training, path: Path) -> None:
             labelled(resized(to_uint8(pictures[i : i + 1])[0], TILE), training.drawn[i])
             for i in chosen
         ]
-        for pictures in (training.base_rgb, rgb)
+        for pictures in (training.base_rgb, rgb, change.clamp_max(1.0).expand_as(rgb))
     ]
     path.parent.mkdir(exist_ok=True)
-    save_image(sheet(rows, "base above, aligned below"), path)
+    save_image(sheet(rows, "base, aligned, and where they differ"), path)
 
 
 def _finish(training: Training, base: str, run: RunFolder, journal: Journal, stopped: str) -> None:

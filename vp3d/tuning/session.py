@@ -30,6 +30,7 @@ from vp3d.diffusion.lora import adapters_off, attach, attach_trained
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.sampling import sample
 from vp3d.errors import DivergedError, UserError
+from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train.checkpoint import adam_tensors, load_adam
 from vp3d.train.generators import make_generator
 from vp3d.weights.lora_files import lora_file
@@ -41,6 +42,7 @@ METHODS: dict[str, Method] = {
 }
 SCALE_DRAWINGS = 32  # of the base model, that put the rewards on one scale
 SEEDS = 2  # drawings of each validation prompt
+LESS_MEMORY = "set --k fixed:1, align.guidance_scale=1 or prior.dtype=bfloat16, or free memory"
 HeldOut = Callable[[Tensor, Sequence[str]], Tensor]
 
 
@@ -119,7 +121,8 @@ class Training:
         for group in self.learner.optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (number + 1) / max(config.warmup, 1))
         generator = make_generator(self.seed, f"align step {number}")
-        report = METHODS[config.method](self.learner, self._batch(generator), generator)
+        with report_out_of_memory("training on one drawing at a time", LESS_MEMORY):
+            report = METHODS[config.method](self.learner, self._batch(generator), generator)
         self.queries += report.queries
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
         if self.skipped_in_a_row >= MOST_SKIPPED:

@@ -13,7 +13,9 @@ from vp3d.system.console import say
 NAMES = (
     "alignprop",
     "alignprop-few-steps",
+    "alignprop-truncation",
     "alignprop-mix",
+    "alignprop-assets",
     "svdd",
     "svdd-framing",
     "svdd-assets",
@@ -35,6 +37,14 @@ def find_claim(name: str) -> Claim:
         from vp3d.evaluate.claims import alignprop_mix
 
         return alignprop_mix.CLAIM
+    if name == "alignprop-truncation":
+        from vp3d.evaluate.claims import alignprop_truncation
+
+        return alignprop_truncation.CLAIM
+    if name == "alignprop-assets":
+        from vp3d.evaluate.claims import alignprop_assets
+
+        return alignprop_assets.CLAIM
     if name == "svdd":
         from vp3d.evaluate.claims import svdd
 
@@ -55,7 +65,11 @@ def find_claim(name: str) -> Claim:
 
 
 def measure_claim(
-    name: str, work: Path, pages: Path | None = None, report: Callable[[str], None] = say
+    name: str,
+    work: Path,
+    pages: Path | None = None,
+    report: Callable[[str], None] = say,
+    jobs: int = 1,
 ) -> str:
     """Measure a claim, or what is missing of it, and write its page.
 
@@ -64,13 +78,14 @@ def measure_claim(
         work: Keeps the result of each part; the same call continues after an interruption.
         pages: Folder of the page and its plot; None writes them into `work`.
         report: Hears of progress.
+        jobs: Processes.
 
     Returns:
         The answer as text.
     """
     claim = find_claim(name)
-    bench = Bench(work, report)
+    bench = Bench(work, report, jobs)
     finding = claim.measure(bench)
-    command = f"{program()} evaluate claims {name}"
+    command = f"{program()} evaluate claims {name}" + (f" --jobs {jobs}" if jobs > 1 else "")
     page = write_claim(claim, finding, pages or work, command, bench.seconds)
     return f"{as_text(finding)}{page}\n"

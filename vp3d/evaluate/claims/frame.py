@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Cell = str | float | int | None
+# key, settings and computation of a part of a measurement, as `Bench.once` takes them
+Part = tuple[str, dict[str, Any], Callable[[], Any]]
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,13 @@ class Bench:
     Attributes:
         folder: Where the results are kept.
         say: Reports progress.
-        seconds: CPU seconds of this process that all parts took, those of earlier calls included.
+        jobs: Processes that measure parts that are independent of each other.
+        seconds: CPU seconds that all parts took, those of earlier calls included.
     """
 
     folder: Path
     say: Callable[[str], None] = lambda text: None
+    jobs: int = 1
     seconds: float = field(default=0.0, init=False)
 
     def once(self, key: str, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
@@ -112,20 +117,47 @@ class Bench:
         Returns:
             The result in the types of JSON.
         """
-        path = self.folder / f"{key}.json"
-        try:
-            kept = read_json_object(path)
-        except JsonError:  # missing, or damaged: measure it again
-            kept = {}
-        if kept.get("settings") != plain(settings) or "value" not in kept:
+        kept = self._kept(key, settings)
+        if kept is None:
             started = time.process_time()
             value = plain(compute())
             seconds = round(time.process_time() - started, 1)
             kept = {"settings": plain(settings), "seconds": seconds, "value": value}
-            write_json(path, kept)
+            write_json(self.folder / f"{key}.json", kept)
             self.say(f"{key}: {seconds:.0f} CPU seconds")
         self.seconds += float(kept["seconds"])
         return kept["value"]
+
+    def every(self, parts: Sequence[Part]) -> list[Any]:
+        """The results of independent parts, in their order; those that are missing in parallel.
+
+        Args:
+            parts: The arguments of `once`; with `jobs` above 1 they are pickled.
+        """
+        missing = [part for part in parts if self._kept(part[0], part[1]) is None]
+        if self.jobs > 1 and len(missing) > 1:
+            from vp3d.engine.local import in_processes
+
+            work = partial(_measure_part, self.folder)
+            for line in in_processes(work, missing, self.folder / "logs", self.jobs):
+                self.say(line)
+        return [self.once(*part) for part in parts]
+
+    def _kept(self, key: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """The record of a part that was measured with these settings; None without one."""
+        try:
+            kept = read_json_object(self.folder / f"{key}.json")
+        except JsonError:  # missing, or damaged: measure it again
+            return None
+        same = kept.get("settings") == plain(settings) and "value" in kept
+        return kept if same else None
+
+
+def _measure_part(folder: Path, part: Part) -> str:
+    """Measure a part into its file, in a process of its own; returns what to report."""
+    lines: list[str] = []
+    Bench(folder, lines.append).once(*part)
+    return "".join(lines)
 
 
 def interval(values: Sequence[float] | Tensor, seed: int = 0) -> tuple[float, float, float]:
@@ -156,7 +188,7 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
     """
     page = folder / f"align-{claim.name}.md"
     lines = [f"# {claim.title}", "", claim.question, "", "```console", command, "```", ""]
-    lines += [f"It took {seconds / 60.0:.0f} CPU minutes in one thread.", "", "## Result", ""]
+    lines += [f"It took {seconds / 60.0:.0f} CPU minutes.", "", "## Result", ""]
     lines += _table(
         Table(
             "",

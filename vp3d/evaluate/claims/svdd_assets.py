@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from vp3d.config.loader import load_config
 from vp3d.evaluate import toybench
 from vp3d.evaluate.ablation import difference
 from vp3d.evaluate.claims.frame import Bench, Cell, Claim, Finding, Table, Verdict
@@ -12,8 +13,9 @@ from vp3d.evaluate.runner import Record, Settings, Task, lock_to_settings, run_t
 from vp3d.evaluate.statistics import statistics
 
 PROMPTS = 12
+DRAFT = load_config("draft").visual_prompt
 ARMS: dict[str, tuple[str, ...]] = {
-    "plain, best of 8": (),
+    f"plain, best of {DRAFT.candidates}": (),
     "steered, 2 candidates": (
         "visual_prompt.sampler=svdd",
         "visual_prompt.svdd.m=4",
@@ -33,7 +35,7 @@ def measure_arm(bench: Bench, name: str) -> list[Record]:
     folder = bench.folder / "".join(c if c.isalnum() else "-" for c in name)
     settings = Settings(folder, "draft", (), ARMS[name])
     lock_to_settings(settings, {"suite": "claims"}, toybench.JUDGES)
-    return run_tasks(chosen_tasks(), settings, toybench.judge_asset, 1)
+    return run_tasks(chosen_tasks(), settings, toybench.judge_asset, bench.jobs)
 
 
 def measure(bench: Bench) -> Finding:
@@ -68,8 +70,8 @@ def finding(records: dict[str, Any]) -> Finding:
     notes = [
         f"{PROMPTS} prompts of toybench, one seed, preset draft; differences are paired by prompt, "
         "with the 95 % interval of the mean.",
-        "Both arms have about the same number of denoiser calls for the drawing: 8 x 30 against "
-        "2 x (1 + 4 x 29), and 16 plain drawings for the scale of the rewards.",
+        f"Denoiser calls for the drawing: {DRAFT.candidates} x {DRAFT.steps} against "
+        f"2 x (1 + 4 x {DRAFT.steps - 1}) and 16 x {DRAFT.steps} for the scale of the rewards.",
     ]
     columns = ("figure", *records, "difference")
     return Finding([verdict], [Table("Assets", columns, rows)], notes)
@@ -88,7 +90,7 @@ CLAIM = Claim(
     "svdd-assets",
     "SVDD and the 3D asset",
     "Does a visual prompt that is steered while it is drawn make a better asset than the best of "
-    "8 plain drawings? The reward is that of the product, `text:1,steady:0.5,whole:0.5`. "
-    "Toybench's judge is not part of it.",
+    f"{DRAFT.candidates} plain drawings? The reward is that of the product, "
+    "`text:1,steady:0.5,whole:0.5`. Toybench's judge is not part of it.",
     measure,
 )

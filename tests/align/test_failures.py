@@ -1,0 +1,150 @@
+"""What goes wrong in an alignment, provoked, and the line that the user gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from tests.align.test_run import command, the_run
+from tests.helpers.tiny_models import tiny_prior_config
+from vp3d.cli.main import main
+from vp3d.config.schema import AlignConfig, PriorConfig, RewardsConfig
+from vp3d.diffusion.drawing import Drawing
+from vp3d.diffusion.load import load_prior
+from vp3d.errors import OutOfMemoryError
+from vp3d.runs.folder import RunFolder
+from vp3d.tuning import build
+from vp3d.tuning.rewards import build_objectives
+from vp3d.tuning.run import TILE
+from vp3d.tuning.session import Prompts, Training
+from vp3d.weights.lora_files import FILE_NAME
+
+PROMPTS = Prompts(("a red cube", "a blue cone"), ("a white ring",))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PriorConfig:
+    return tiny_prior_config(tmp_path_factory.mktemp("model"), ip_adapter=False)
+
+
+def training(model: PriorConfig, **settings: object) -> Training:
+    plan = {"reward": "compress", "steps": 3, "batch": 4, "k": "fixed:2", **settings}
+    config = AlignConfig(**plan)  # type: ignore[arg-type]
+    objectives = build_objectives(config.reward, RewardsConfig(), "", torch.device("cpu"))
+    return Training(load_prior(model), config, objectives, PROMPTS, seed=1)
+
+
+def without_memory_for(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Memory runs out in a denoiser call with a graph for `rows` drawings or more."""
+    real: Callable[..., Tensor] = Drawing.__call__
+
+    def fails(self: Drawing, x: Tensor, step: int, owner: Tensor | None = None) -> Tensor:
+        if torch.is_grad_enabled() and len(x) >= rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, x, step, owner)
+
+    monkeypatch.setattr(Drawing, "__call__", fails)
+
+
+def falling(start: float = 1.0) -> Callable[[Tensor, Sequence[str]], Tensor]:
+    """A held-out score that is lower at each look."""
+    looks: list[int] = []
+
+    def score(rgb: Tensor, prompts: Sequence[str]) -> Tensor:
+        looks.append(1)
+        return torch.full((len(rgb),), start - 0.1 * len(looks))
+
+    return score
+
+
+def test_a_reward_that_rises_while_pictures_get_worse_stops_with_advice_and_keeps_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "_held_out", lambda *_: ("clip", falling()))
+    words = command(tmp_path, "sd", "--steps", "20", "align.guard_every=1")
+    assert main(words) == 0
+    error = capsys.readouterr().err
+    assert "stopped at step 3: clip fell from" in error
+    assert "lower align.lr, add a second reward" in error and "align.anchor" in error
+    run = the_run(tmp_path)
+    checks = RunFolder(run).events("check")
+    assert [check["step"] for check in checks] == [0, 1, 2, 3]
+    assert all(check["sharpness"] > 0.0 for check in checks)
+    assert "sharpness" in (run / "report.html").read_text()
+    for folder, step in (("lora", 0), ("last", 3)):
+        with safe_open(run / folder / FILE_NAME, "pt") as file:
+            assert json.loads(file.metadata()["vp3d"])["step"] == step
+    with Image.open(run / "sheets" / "000003.png") as sheet:
+        assert sheet.height > 3 * TILE  # base, aligned, and the map of what changed
+
+
+@pytest.mark.parametrize("method", ["alignprop", "refl", "ddpo"])
+def test_a_step_without_memory_is_the_same_step_in_smaller_parts(
+    model: PriorConfig, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    settings = {"method": method, "group": 2}
+    whole = training(model, **settings).step()
+    without_memory_for(monkeypatch, 2)
+    small = training(model, **settings)
+    found = small.step()
+    assert small.learner.part == 1
+    assert found.norm == pytest.approx(whole.norm, rel=1e-3) and whole.norm > 0.0
+    assert found.total == pytest.approx(whole.total, rel=1e-4, abs=1e-5)
+    assert found.queries == whole.queries == 4
+
+
+def test_the_user_reads_what_fits_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_memory_for(monkeypatch, 2)
+    assert main(command(tmp_path, "sd", "--steps", "1", "--k", "fixed:2")) == 0
+    error = capsys.readouterr().err
+    assert "out of memory with K = 2: the graph of 1 drawings at once fits" in error
+    assert "align.batch=1" in error
+
+
+@pytest.mark.parametrize("method", ["alignprop", "ddpo"])
+def test_memory_that_not_even_one_drawing_has_ends_in_one_line(
+    model: PriorConfig, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    without_memory_for(monkeypatch, 1)
+    with pytest.raises(OutOfMemoryError, match="one drawing at a time: set --k fixed:1"):
+        training(model, method=method, group=2).step()
+
+
+def test_looking_at_a_training_does_not_change_it(model: PriorConfig) -> None:
+    """Checks and sample sheets draw from seeds of their own, each step from that of its number."""
+    alone, watched = training(model), training(model)
+    for _ in range(3):
+        alone.step()
+        watched.check()
+        torch.manual_seed(0)
+        watched.draw_validation()
+        watched.step()
+    for key, value in alone.parameters.items():
+        assert torch.equal(value, watched.parameters[key]), key
+
+
+def test_drawings_of_one_batch_have_noise_of_their_own(model: PriorConfig) -> None:
+    """Also those of one prompt: the advantage of a group compares them."""
+    batch = training(model, group=2)._batch(torch.Generator().manual_seed(0))
+    assert len(set(batch.prompts)) == 2
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(batch.noise[i], batch.noise[j])
+
+
+def test_the_lora_of_a_half_precision_model_is_float32_and_trains(model: PriorConfig) -> None:
+    found = training(dataclasses.replace(model, dtype="bfloat16"))
+    report = found.step()
+    assert report.skipped == "" and report.norm > 0.0
+    for key, value in found.parameters.items():
+        assert value.dtype == torch.float32 and bool(value.isfinite().all()), key
