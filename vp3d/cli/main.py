@@ -24,6 +24,7 @@ from vp3d.cli import (
     render,
     resume,
     serve,
+    upscale,
 )
 from vp3d.cli.arguments import EXIT_USER, VerbParser
 from vp3d.config.paths import program
@@ -40,6 +41,7 @@ VERBS = {  # in the order of the help
     "align": align,
     "evaluate": evaluate,
     "hallucination": hallucination,
+    "upscale": upscale,
     "serve": serve,
     "doctor": doctor,
 }
