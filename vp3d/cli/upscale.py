@@ -131,10 +131,11 @@ def output_of(picture: Path, output: Path | None, factor: int) -> Path:
 
 def open_upscaler(arguments: argparse.Namespace) -> Upscaler:
     """The network that `--model` names, on the GPU if there is one."""
-    from vp3d.build import resolve_device
+    import torch
+
     from vp3d.upscale.realesrgan import NETS, load_realesrgan
 
-    device = resolve_device("auto")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.model in NETS:
         return load_realesrgan(arguments.model, device)
     from vp3d.upscale.diffusion import DrawSettings
