@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vp3d import __version__
 from vp3d.config.schema import CameraConfig, ExportConfig, RenderConfig
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.view_classifier import guess_views
-from vp3d.errors import UserError
+from vp3d.errors import UserError, VP3DError
 from vp3d.export.build import export_levels
 from vp3d.export.deliver import Delivery, Views, drop_old_levels, level_path, prepare
 from vp3d.export.foreign import remade
@@ -27,12 +28,13 @@ from vp3d.export.light import light_of, with_light
 from vp3d.export.live_mesh import rough_mesh
 from vp3d.export.read import read_mesh
 from vp3d.fields.nerf import Field
+from vp3d.picture_check import FrontCheck, check_front
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.occupancy import OccupancyGrid
 from vp3d.render.raster import render_mesh
 from vp3d.render.volume import render_rays
-from vp3d.report.pictures import VIEWS, ring_frames, write_preview
-from vp3d.report.report import write_report
+from vp3d.report.pictures import VIEWS, ring_frames, save_image, write_preview
+from vp3d.report.report import FRONT_PICTURES, write_report
 from vp3d.report.video import write_turntable
 from vp3d.runs.events import Artifact, Note, Preview, Stage, Warning, Watch
 from vp3d.runs.folder import RunFolder
@@ -42,6 +44,7 @@ from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train.coarse import Coarse
 from vp3d.train.generators import make_generator
 from vp3d.types import Asset, Camera, Mesh, to_images
+from vp3d.visual_prompt.make import SCORES_FILE, load_visual_prompt
 
 REFERENCE_SIZE = 128  # pixels of a side of the field's own renders that the export is judged by
 REFERENCE_RINGS = ((8, 10.0), (4, 35.0))  # (cameras, elevation in degrees) of those renders
@@ -280,9 +283,40 @@ def compare_views(asset: Asset, prior: Prior, settings: FinishSettings, journal:
     journal.log("views", **dataclasses.asdict(guess))
 
 
+def compare_front(asset: Asset, settings: FinishSettings, journal: Journal) -> FrontCheck | None:
+    """Grade what the front view of the asset shows that its visual prompt does not.
+
+    The pictures are written to the folder of the visual prompt and the grade to the log. A run
+    without a visual prompt is not graded. The asset is complete by now, so a failure is a warning.
+    """
+    run = journal.run
+    if not (run.visual_prompt / SCORES_FILE).is_file():
+        return None
+    try:
+        prompt = load_visual_prompt(run)
+        camera, ground = settings.camera, settings.background
+        found = check_front(asset.lit or asset.mesh, prompt.rgb, prompt.mask, camera, ground)
+    except VP3DError as error:
+        journal.warn(f"the front view is not compared with the visual prompt: {error}")
+        return None
+    pictures = (found.prompt, found.render, found.heat)
+    for name, picture in zip(FRONT_PICTURES, pictures, strict=True):
+        save_image(Image.fromarray(picture), run.visual_prompt / name)
+    score = found.score
+    journal.log(
+        "front_view",
+        grade=score.grade,
+        local=score.local,
+        whole=score.whole,
+        seconds=found.seconds,
+    )
+    return found
+
+
 def present(asset: Asset, settings: FinishSettings, journal: Journal) -> None:
     """What the user opens: the eight views, the turntable and the report."""
     run, export = journal.run, settings.export
+    compare_front(asset, settings, journal)
     journal.show(Stage("report", "preview, turntable and report"))
     mesh = asset.lit or asset.mesh
     write_preview(mesh, run.preview_file, settings.prompt, settings.camera)

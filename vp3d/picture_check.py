@@ -1,10 +1,13 @@
-"""`hallucination_score`: what a picture shows that its reference does not support.
+"""What a picture shows that its reference does not support.
 
-The embedded features were calibrated on exact scenes (docs/explanation/hallucination_score.md).
+`hallucination_score` grades two pictures, `check_front` the front view of an asset against its
+visual prompt. The embedded features were calibrated on exact scenes
+(docs/explanation/hallucination_score.md).
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.align.hallucination import distance, grade
+from vp3d.config.schema import CameraConfig
+from vp3d.errors import UserError
 from vp3d.metrics.hallucination_towers import embedded_features, grades
-from vp3d.types import to_uint8
+from vp3d.render.camera import ring
+from vp3d.render.raster import render_mesh
+from vp3d.report.pictures import ELEVATION_DEG
+from vp3d.types import Mesh, to_uint8
+from vp3d.visual_prompt.cutout import over_grey, square_up
 from vp3d.visual_prompt.read import read_picture
 
 if TYPE_CHECKING:
@@ -28,6 +37,7 @@ SIZE = 128  # pixels of a side at which pictures are compared, the size of the c
 HEAT = "inferno"  # colour map of the picture of where
 STRONG = 0.5  # local distance that has the brightest colour
 DARKEN = 0.45  # of the grey picture under the heat map
+FINEST_RENDER = 256  # pixels of a side of the front view, before it is brought to the prompt's size
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,66 @@ class HallucinationScore:
     whole: float
     where: np.ndarray
     verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class FrontCheck:
+    """The front view of an asset against its visual prompt.
+
+    Attributes:
+        score: what the front view shows that the visual prompt does not.
+        render: the front view, uint8 `[SIZE, SIZE, 3]`.
+        prompt: the visual prompt in the same frame, the same.
+        heat: the front view in grey with the distance over it in colours, the same.
+        seconds: time that the check took, with the loading of its models.
+    """
+
+    score: HallucinationScore
+    render: np.ndarray
+    prompt: np.ndarray
+    heat: np.ndarray
+    seconds: float
+
+
+def check_front(
+    mesh: Mesh, rgb: Tensor, mask: Tensor, camera: CameraConfig, ground: float
+) -> FrontCheck:
+    """Grade what the front view of a mesh shows that the visual prompt does not.
+
+    Both objects are brought to the size of the visual prompt, into the same frame and over the same
+    grey, because blur and framing are no inventions.
+
+    Args:
+        mesh: the asset.
+        rgb: the visual prompt `[1, 3, R, R]` in [0, 1].
+        mask: its mask `[1, 1, R, R]` in [0, 1].
+        camera: distance and field of view of the front view.
+        ground: the grey behind both, [0, 1].
+
+    Raises:
+        UserError: one of them shows nothing.
+    """
+    began = time.monotonic()
+    side = rgb.shape[-1]
+    front = ring(1, ELEVATION_DEG, camera.distance, camera.fov_deg)
+    fine = max(FINEST_RENDER, side)
+    view, opacity = (
+        F.interpolate(layer, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        for layer in render_mesh(mesh, front, fine, fine, ground)
+    )
+    render, prompt = _framed(view, opacity, ground), _framed(rgb, mask, ground)
+    score = hallucination_score(render, prompt)
+    heat = heat_picture(render, score.where)
+    return FrontCheck(score, render, prompt, heat, time.monotonic() - began)
+
+
+def _framed(rgb: Tensor, mask: Tensor, ground: float) -> np.ndarray:
+    """The object of a picture in the frame of all comparisons, uint8 `[SIZE, SIZE, 3]`."""
+    if not bool((mask > 0.5).any()):
+        raise UserError("the front view or the visual prompt shows no object")
+    square, layer = square_up(rgb[0].cpu(), mask[0].cpu(), SIZE)
+    framed: np.ndarray = to_uint8(over_grey(square[None], layer[None], ground))[0]
+    return framed
 
 
 def hallucination_score(

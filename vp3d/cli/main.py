@@ -26,6 +26,7 @@ from vp3d.cli import (
     render,
     resume,
     serve,
+    upscale,
 )
 from vp3d.cli.arguments import EXIT_USER, VerbParser
 from vp3d.config.paths import program
@@ -43,6 +44,7 @@ VERBS = {  # in the order of the help
     "batch": batch,
     "evaluate": evaluate,
     "hallucination": hallucination,
+    "upscale": upscale,
     "serve": serve,
     "doctor": doctor,
 }

@@ -1,7 +1,7 @@
 """Load a `Prior` from disk: the pipeline, its IP-Adapter, and the checks of both.
 
-Weights are read from safetensors only, after they are checked against the manifest. Only this
-module and `embedded/architectures.py` import diffusers.
+Weights are read from safetensors only, after they are checked against the manifest. The
+modules that import diffusers are listed in pyproject.toml.
 
 The files of a pipeline name classes. Such a name is only compared with the lists below: the class
 that is called is the one of the list, and code in the folder is neither run nor asked about.
@@ -9,7 +9,7 @@ that is called is the one of the list, and code in the folder is neither run nor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,37 +183,48 @@ def _load_pipeline(config: PriorConfig) -> Any:
                     source, subfolder=part, **remote
                 )
         pipe = PIPELINES[kind].from_pretrained(source, use_safetensors=True, **options, **parts)
-        _check_complete(pipe.unet)
-        _check_complete(pipe.vae)
+        check_complete(pipe.unet)
+        check_complete(pipe.vae)
         return pipe
 
 
-def check_classes(index: Any, name: str) -> str:
+def check_classes(
+    index: Any,
+    name: str,
+    kinds: Collection[str] = tuple(ADDITION_EMBED_TYPES),
+    key: str = "prior.path",
+    parts: Mapping[str, tuple[str, ...]] = PART_CLASSES,
+    libraries: Mapping[str, str] = LIBRARIES,
+) -> str:
     """The class of a pipeline, after every class that its `model_index.json` names is checked.
 
     Args:
         index: The content of the file.
         name: The location of the pipeline, for messages.
+        kinds: The classes that the pipeline may have.
+        key: The config key or option that names it, for messages.
+        parts: The classes that each of its parts may have.
+        libraries: The library of each part.
 
     Raises:
         UserError: The pipeline or a part of it is of a class that is not in the lists above, so
             that loading it could run code that VP3D does not know.
     """
     kind = index.get("_class_name") if isinstance(index, Mapping) else None
-    if not isinstance(kind, str) or kind not in ADDITION_EMBED_TYPES:
-        supported = " or a ".join(ADDITION_EMBED_TYPES)
-        raise UserError(f"prior.path {name} contains a {kind}: use a {supported}")
+    if not isinstance(kind, str) or kind not in kinds:
+        supported = " or a ".join(kinds)
+        raise UserError(f"{key} {name} contains a {kind}: use a {supported}")
     for part, value in index.items():
         if part.startswith("_") or not isinstance(value, list | tuple):
             continue
         library, chosen = value if len(value) == 2 else (None, "?")
         if chosen is None and library is None:
             continue
-        allowed = PART_CLASSES.get(part, ())
-        if not isinstance(chosen, str) or chosen not in allowed or library != LIBRARIES[part]:
+        allowed = parts.get(part, ())
+        if not isinstance(chosen, str) or chosen not in allowed or library != libraries[part]:
             use = f"use one of {', '.join(allowed)}" if allowed else "remove it"
             raise UserError(
-                f"prior.path {name}: {part} in its model_index.json is {library}.{chosen}, which "
+                f"{key} {name}: {part} in its model_index.json is {library}.{chosen}, which "
                 f"VP3D does not load: {use}"
             )
     return kind
@@ -237,11 +248,11 @@ def _load_autoencoder(config: PriorConfig) -> Any:
         vae = AUTOENCODERS[kind].from_pretrained(
             source, local_files_only=local, use_safetensors=True
         )
-        _check_complete(vae)
+        check_complete(vae)
         return vae
 
 
-def _check_complete(module: nn.Module) -> None:
+def check_complete(module: nn.Module) -> None:
     """Raise ValueError for a tensor that the file lacks.
 
     diffusers leaves such a tensor on the meta device, without values.

@@ -20,6 +20,7 @@ import torch
 from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
+    DDPMScheduler,
     StableDiffusionPipeline,  # noqa: F401  (save.py uses it; only this module imports diffusers)
     UNet2DConditionModel,
 )
@@ -41,6 +42,7 @@ IMAGE_EMBED = 128
 IMAGE_WIDTH = 128  # of the vision tower's patches, of which there are 8 x 8
 IMAGE_TOKENS = TOKENS  # as many as the caption has: they are first trained to equal its tokens
 RESOLUTION = 64  # side of a picture, pixels
+UPSCALER_NOISE = 100  # the highest level of the noise on the upscaler's small picture
 
 
 def new_autoencoder() -> AutoencoderTiny:
@@ -135,6 +137,33 @@ def new_unet() -> UNet2DConditionModel:
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
+
+
+def new_upscaler() -> UNet2DConditionModel:
+    """An untrained denoiser of the upscaler, 32 to 128 pixels, with v-prediction.
+
+    It reads latents [B, 4, 32, 32] and the small picture [B, 3, 32, 32]; the level of the noise on
+    that picture is its class label. Its prompt is empty, so attention to it is only a bias.
+    """
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=7,
+        out_channels=4,
+        block_out_channels=(48, 64, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
+        num_class_embeds=UPSCALER_NOISE + 1,
+    )
+
+
+def new_low_res_scheduler() -> DDPMScheduler:
+    """Cosine noise schedule of the noise on the upscaler's small picture."""
+    return DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
 
 
 def new_scheduler() -> DDIMScheduler:

@@ -3,7 +3,8 @@
 Parts, in order: `autoencoder`, `clip`, `judge`, `measuring_clip`, `feature_tower` (of the
 hallucination score), `vision_tower` (of the IP-Adapter), `prior` (denoiser, text encoder and
 adapter together), `adapter` (adapter and vision tower alone, trained from scratch), `align` (all of
-them on their own drawings, against the true pictures). Without parts, all are trained. If the
+them on their own drawings, against the true pictures). Without parts, all of these are trained.
+`upscaler` (32 to 128 pixels; no weights of it are committed) is trained only if named. If the
 training is interrupted, run the same command again to resume it from the last checkpoint under
 `data/toybox/`; `--more STEPS` continues from the committed weights with a new schedule. It runs on
 the GPU if there is one. On a CPU, one process for each core is faster than one process with many
@@ -40,6 +41,7 @@ from vp3d.embedded.prior_training import (
     train_prior,
 )
 from vp3d.embedded.save import save_manifest
+from vp3d.embedded.upscaler_training import train_upscaler
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output, write_json
 from vp3d.worlds.toybox.data import Pictures, training_pictures
@@ -57,8 +59,10 @@ PLANS = {
     "prior": Plan(steps=6000, lr=1e-3, batch=32, warmup=300, muon=INNER),
     "adapter": Plan(steps=1500, lr=2e-3, batch=32, warmup=30, muon=INNER),
     "align": Plan(steps=800, lr=3e-4, batch=16, warmup=50, muon=INNER),
+    "upscaler": Plan(steps=1500, lr=1e-3, batch=16, weight_decay=0.01, warmup=100),
 }
 PARTS = tuple(PLANS)
+UNASKED = tuple(part for part in PARTS if part != "upscaler")  # trained without parts
 MEASURING = ("measuring_clip",)  # parts trained on chunks of pictures that no other part uses
 TRAINERS = {
     "autoencoder": train_autoencoder,
@@ -70,6 +74,7 @@ TRAINERS = {
     "prior": train_prior,
     "adapter": train_adapter,
     "align": train_align,
+    "upscaler": train_upscaler,
 }
 MORE = "more.txt"  # next to the checkpoints of an unfinished `--more`: its number of steps
 
@@ -103,7 +108,7 @@ def plan_of(part: str, options: argparse.Namespace) -> Plan:
 def new_parser() -> Parser:
     """The parser of the command line."""
     parser = Parser(prog="python -m vp3d.embedded.train", description=__doc__.split("\n\n")[1])
-    parts = f"any of: {', '.join(PARTS)} (default: all, in order)"
+    parts = f"any of: {', '.join(PARTS)} (default: all but upscaler)"
     parser.add_argument("parts", nargs="*", metavar="PART", help=parts)
     more = "continue from the committed weights for STEPS steps"
     parser.add_argument("--more", type=int, metavar="STEPS", help=more)
@@ -153,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     if not process_rank():
         write_json(ASSETS / "vocabulary.json", vocabulary())
     read: dict[int, Pictures] = {}  # first chunk -> pictures
-    for part in options.parts or PARTS:
+    for part in options.parts or UNASKED:
         first = options.chunks if part in MEASURING else 0
         if first not in read:
             read[first] = first_process_first(

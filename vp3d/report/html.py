@@ -51,6 +51,7 @@ figcaption { padding: .45rem .8rem .55rem; color: var(--faint); font-size: .87re
 .tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: .8rem; }
 .tiles img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
   background: var(--tile); }
+p.words { margin-bottom: .8rem; color: var(--faint); max-width: 46rem; }
 .tiles .chosen { border: 2px solid var(--accent); }
 .tiles .chosen figcaption { color: var(--accent); font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr));
@@ -89,6 +90,11 @@ def data_uri(data: bytes, kind: str) -> str:
 def section(title: str, markup: str) -> str:
     """A titled part of the page, or "" if `markup` is empty."""
     return f"<section><h2>{escape(title)}</h2>{markup}</section>" if markup else ""
+
+
+def text(words: str) -> str:
+    """A paragraph of plain text."""
+    return f'<p class="words">{escape(words)}</p>'
 
 
 def figure(markup: str, caption: str, kind: str = "card") -> str:

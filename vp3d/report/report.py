@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -36,6 +36,16 @@ from vp3d.visual_prompt.make import CUTOUT_FILE, SCORES_FILE, candidate_file
 
 Events = Sequence[Mapping[str, Any]]
 
+
+class ZeroLine(NamedTuple):
+    """The grades, 1 to 5, of assets that are right in every view by the held-out judge."""
+
+    median: float
+    low: float  # 10 % of the assets have a lower grade
+    high: float  # 10 % of the assets have a higher grade
+    assets: int  # how many were graded
+
+
 VIEW_SIZE = 288  # pixels of a side of each of the eight views
 LAST_STEPS = 10  # logged steps over which the final rewards and opacity are averaged
 FIGURES = {  # name -> label and format
@@ -43,6 +53,14 @@ FIGURES = {  # name -> label and format
     "psnr": ("PSNR", "{:.1f} dB"),
     "psnr_object": ("PSNR on the object", "{:.1f} dB"),
 }
+# Written next to the visual prompt by the check of the front view -> captions.
+FRONT_PICTURES = {
+    "front_prompt.png": "visual prompt, in the frame of the comparison",
+    "front_render.png": "front view of the asset",
+    "front_heat.png": "where they differ",
+}
+# Grades of right assets against their own visual prompt (docs/results/front_views.md).
+ZERO_LINE = ZeroLine(median=3.18, low=1.79, high=4.20, assets=60)
 VIDEOS = {".mp4": "video/mp4", ".gif": "image/gif"}  # suffix -> media type
 STEP_EVENTS = ("step", "checkpoint", "stopped")  # events whose `step` is that of the run
 # Events that are listed in the report.
@@ -63,6 +81,7 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
     settings = public_settings(run.stored_config())
     sections = [
         html.section("Visual prompt", visual_prompt(run)),
+        html.section("Front view against the visual prompt", front_view(run, events)),
         html.section("Eight views", eight_views(asset, config.camera, events)),
         html.section("Exported files compared with the field", export_table(asset.figures)),
         html.section("Light and print", light_and_print(events)),
@@ -240,6 +259,40 @@ def visual_prompt(run: RunFolder) -> str:
         cards.append(_png_card(run.visual_prompt / candidate_file(n), label, framed))
     cards.append(_png_card(run.visual_prompt / CUTOUT_FILE, "cut-out used as the visual prompt"))
     return html.tiles([card for card in cards if card])
+
+
+def front_view(run: RunFolder, events: Events) -> str:
+    """The grade of the front view against the visual prompt, and where they differ.
+
+    A sentence for a run without a visual prompt; "" if the last export was not graded.
+    """
+    if not (run.visual_prompt / SCORES_FILE).is_file():
+        return html.text("This run has no visual prompt, so there is nothing to compare with.")
+    last: Mapping[str, Any] = next(
+        (event for event in reversed(events) if event.get("kind") in ("front_view", "export")), {}
+    )
+    grade, seconds = last.get("grade"), last.get("seconds")
+    if last.get("kind") != "front_view" or not isinstance(grade, float):
+        return ""
+    line = ZERO_LINE
+    words = (
+        f"Grade {grade:.1f} of 5 by features: 1 is nothing invented, 5 another object. Right "
+        f"assets of the embedded models have {line.median:.1f}, 80 % of them {line.low:.1f} to "
+        f"{line.high:.1f} ({line.assets} assets), so this one is {_against(grade, line)}."
+    )
+    if isinstance(seconds, float):
+        words += f" The comparison took {seconds:.1f} s, after the asset was written."
+    cards = [
+        _png_card(run.visual_prompt / name, caption) for name, caption in FRONT_PICTURES.items()
+    ]
+    return html.text(words) + html.tiles([card for card in cards if card])
+
+
+def _against(grade: float, line: ZeroLine) -> str:
+    """Where a grade is, compared with those of right assets, in words."""
+    if grade > line.high:
+        return "above that range: look at where they differ"
+    return "below that range" if grade < line.low else "within that range"
 
 
 def _png_card(path: Path, caption: str, chosen: bool = False) -> str:

@@ -58,7 +58,7 @@ class Picture:
     """A picture as it was read.
 
     Attributes:
-        rgb: `[3, H, W]` in [0, 1] sRGB, at most `WORK_SIDE` pixels on a side.
+        rgb: `[3, H, W]` in [0, 1] sRGB; a large picture is shrunk (see `read_picture`).
         alpha: `[1, H, W]` in [0, 1]; None if the file has none or is opaque everywhere.
         notes: What a user may want to know of the reading, one sentence each.
         lossy: The format may lose detail, as JPEG does.
@@ -70,7 +70,7 @@ class Picture:
     lossy: bool = False
 
 
-def read_picture(path: Path, option: str = "--image") -> Picture:
+def read_picture(path: Path, option: str = "--image", side: int = WORK_SIDE) -> Picture:
     """Read a user's picture. EXIF orientation and colour profile are applied.
 
     Of an animation, the first frame that shows something is taken.
@@ -78,6 +78,7 @@ def read_picture(path: Path, option: str = "--image") -> Picture:
     Args:
         path: The file, in one of `FORMATS`.
         option: The option that named the file, for error messages.
+        side: Pixels to which the longer side of a larger picture is shrunk.
 
     Returns:
         The picture and notes about it.
@@ -90,9 +91,9 @@ def read_picture(path: Path, option: str = "--image") -> Picture:
     with _decoder_errors(name), Image.open(path, formats=FORMATS) as picture:
         _check_size(name, picture.size)
         notes = _find_frame(picture)
-        picture.draft("RGB", (2 * WORK_SIDE, 2 * WORK_SIDE))  # JPEG: decodes at a lower resolution
+        picture.draft("RGB", (2 * side, 2 * side))  # JPEG: decodes at a lower resolution
         picture.load()
-        return _decode(picture, notes)
+        return _decode(picture, notes, side)
 
 
 @contextmanager
@@ -174,13 +175,13 @@ def _shows_something(picture: Image.Image) -> bool:
     return bool(max(np.ptp(shown, axis=(0, 1)).max(), np.ptp(layers[..., 3])) >= LEAST_CONTRAST)
 
 
-def _decode(picture: Image.Image, notes: list[str]) -> Picture:
+def _decode(picture: Image.Image, notes: list[str], side: int) -> Picture:
     """rgb and alpha of an opened picture, upright, in sRGB and shrunk."""
     turn = TRANSPOSES.get(picture.getexif().get(ORIENTATION, 1))
     adobe, lossy = _is_adobe_rgb(picture), picture.format in LOSSY_FORMATS
     profile, gamma = picture.info.get("icc_profile"), picture.info.get("gamma")
     picture = _to_8_bits(picture, notes) if picture.mode in DEEP_MODES else picture
-    factor = max(1, max(picture.size) // (4 * WORK_SIDE))
+    factor = max(1, max(picture.size) // (4 * side))
     if factor > 1 and picture.mode not in ("P", "1"):
         picture = picture.reduce(factor)
     alpha = None
@@ -192,7 +193,7 @@ def _decode(picture: Image.Image, notes: list[str]) -> Picture:
     layers = picture.convert("RGBA")
     if alpha is not None:
         layers.putalpha(alpha)
-    layers.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.LANCZOS)
+    layers.thumbnail((side, side), Image.Resampling.LANCZOS)
     if turn is not None:
         layers = layers.transpose(turn)
     values = np.asarray(layers, dtype=np.float32) / np.float32(255.0)

@@ -7,7 +7,7 @@ background, and a run must keep its bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vp3d.errors import UserError
+from vp3d.upscale.network import FACTOR, enlarge
+from vp3d.upscale.realesrgan import load_realesrgan, weights_folder
 from vp3d.visual_prompt.alpha import card_inside, usable_alpha, without_matte
 from vp3d.visual_prompt.cutout import border_flood, is_usable
 from vp3d.visual_prompt.read import Picture, read_picture
 from vp3d.visual_prompt.separate import overlap, separate
 
 ADVICE = "give a picture of one object with a transparent or plain background, or --mask FILE"
+SMALL_SIDE = 64  # pixels of the longer side below which a picture is enlarged, if it can be
 STEADY = 0.96  # a steadiness from which the cut-out is not worth a warning
 LEAST_STEADY = 0.6  # a steadiness below which the picture is refused
 MOST_ASPECT = 0.02  # by how much the proportions of picture and mask may differ
@@ -65,7 +68,7 @@ def cut_out(path: Path, tolerance: float, mask_path: Path | None = None) -> Cuto
     Raises:
         UserError: A file cannot be used, or no object can be separated from its background.
     """
-    picture = read_picture(path)
+    picture = enlarged(read_picture(path))
     if mask_path is not None:
         mask = read_mask(mask_path, picture)
         return Cutout(picture.rgb, mask, notes=picture.notes)
@@ -78,6 +81,21 @@ def cut_out(path: Path, tolerance: float, mask_path: Path | None = None) -> Cuto
             f"cut-outs at neighbouring tolerances agree by {found.steadiness:.0%} only); {ADVICE}"
         )
     return found
+
+
+def enlarged(picture: Picture) -> Picture:
+    """A picture of less than `SMALL_SIDE` pixels enlarged by Real-ESRGAN, with a note.
+
+    Without the extra `vp3d[upscale]`, and for larger pictures, the picture itself.
+    """
+    height, width = picture.rgb.shape[-2:]
+    if max(height, width) >= SMALL_SIDE or weights_folder() is None:
+        return picture
+    rgb, alpha = enlarge(picture.rgb, picture.alpha, load_realesrgan())
+    note = (
+        f"the picture has only {width} x {height} pixels; Real-ESRGAN made it {FACTOR} times larger"
+    )
+    return replace(picture, rgb=rgb, alpha=alpha, notes=(*picture.notes, note))
 
 
 def cut_out_picture(picture: Picture, tolerance: float) -> Cutout:
