@@ -41,9 +41,10 @@ The order is drawn from `--seed` (0); `--sample N` takes the first N of a group.
 """
 TAIL = """
 "At first" is before tests were written for the survivors. It is what to expect of the mutants that
-have not run. An interval is for the mutants that could be drawn: where few files of a group were
-run (below), it says nothing of the group's other files. A mutant whose tests exceed {factor:.0f}
-times their processor time counts as killed.
+have not run, but for janus, whose tests by hand were written before most of its mutants were drawn.
+An interval is for the mutants that could be drawn: where few files of a group were run (below), it
+says nothing of the group's other files. A mutant whose tests take over {factor:.0f} times their
+processor time counts as killed.
 
 | file | mutants | run | killed now |
 |---|--:|--:|--:|

@@ -378,7 +378,7 @@ def _child(copy: Path, tests: Sequence[str]) -> None:
         import pytest
 
         words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:anyio"]
-        words += ["--rootdir", str(copy)]
+        words += ["--timeout", "0", "--rootdir", str(copy)]  # the time is limited by the caller
         words += [word for test in NOT_RUN for word in ("--deselect", test)]
         with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
             code = int(pytest.main([*words, "--basetemp", str(Path(folder) / "t"), *tests]))
