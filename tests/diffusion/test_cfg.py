@@ -61,3 +61,10 @@ def test_rescale_std_blends_and_zero_changes_nothing() -> None:
     for i in range(len(x0)):  # MVDream: share * rescaled + (1 - share) * x0
         expected = 0.3 * x0[i] * (EY[i].std() / x0[i].std()) + 0.7 * x0[i]
         torch.testing.assert_close(rescale_std(x0, EY, 0.3)[i], expected)
+
+
+@pytest.mark.parametrize("weight", [1.0, 1.5, 2.0, -0.5])
+def test_the_first_branch_has_its_weight_too(weight: float) -> None:
+    first, second = torch.tensor([2.0, -4.0]), torch.tensor([1.0, 10.0])
+    found = combine({"null": first, "full": second}, {"null": weight, "full": 3.0})
+    assert found.tolist() == [2.0 * weight + 3.0, -4.0 * weight + 30.0]
