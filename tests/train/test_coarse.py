@@ -112,7 +112,7 @@ def test_step_has_named_terms_and_the_loss_is_their_weighted_sum(tmp_path: Path)
         "text_image": 0.1,
         "entropy": 0.5,
         "sparsity": 0.01,
-        "fog": 0.6,
+        "fog": 1.0,
         "smoothness": 0.01,
         "orientation": 0.25,
     }

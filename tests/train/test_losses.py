@@ -56,6 +56,13 @@ def test_fog_removes_only_what_has_the_colour_of_the_background() -> None:
     assert own.grad is None, "it moves no colour"
 
 
+def test_fog_counts_only_where_the_guidance_wants_background_too() -> None:
+    opacity, grey = torch.tensor([0.6, 0.6, 0.6]), torch.full((3, 3), 0.5)
+    target = torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.42, 0.5], [0.9, 0.1, 0.1]])
+    found = losses.fog(opacity[:, None] * grey, opacity, grey, target)
+    assert found.item() == pytest.approx(0.6 * (1.0 + math.exp(-1.0)) / 3, rel=1e-4)
+
+
 def test_orientation_sees_only_normals_that_face_away() -> None:
     direction = torch.tensor([[1.0, 0.0, 0.0]])
     facing, away, half = (

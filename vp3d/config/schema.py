@@ -285,8 +285,8 @@ class LossConfig:
     opacity: PositiveSchedule = field(default_factory=lambda: Schedule(0.0, 0.02, 0.2, 0.6))
     # mean opacity
     sparsity: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))
-    # opacity of rays in the background's own colour, which close holes
-    fog: PositiveSchedule = field(default_factory=lambda: Schedule(0.6, 0.6))
+    # opacity of rays that are, and should be, background in colour; such matter closes holes
+    fog: PositiveSchedule = field(default_factory=lambda: Schedule(1.0, 1.0))
     # total variation of density and albedo
     smoothness: PositiveSchedule = field(default_factory=lambda: Schedule(0.01, 0.01))
     # normals that face away from the camera

@@ -145,8 +145,9 @@ class Coarse:
         )
         rgb = to_images(render.over(background), len(camera), size, size)
         rewards, measured = self._rewards(render, rgb, camera, progress)
-        guided = self._guide(rgb, camera, grey, progress)
-        terms = {**guided, **rewards, **self._regularisers(render, rays, background, weights)}
+        guided, target = self._guide(rgb, camera, grey, progress)
+        regularisers = self._regularisers(render, rays, background, target, weights)
+        terms = {**guided, **rewards, **regularisers}
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         samples = torch.full_like(loss, float(render.evaluated))
         return {
@@ -240,10 +241,11 @@ class Coarse:
 
     def _guide(
         self, rgb: Tensor, camera: Camera, grey: Tensor, progress: float
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The guidance's losses of views rgb `[B, 3, H, W]` over `grey` `[B]`, both in [0, 1].
 
-        They come from the estimate that is still in use, or from a new one.
+        They come from the estimate that is still in use, or from a new one. Where the error is
+        taken in pixels, its picture comes with them, `[N, 3]` in the order of the rays.
         """
         if self.reused is None:
             generator = self.generators["noise"]
@@ -253,7 +255,8 @@ class Coarse:
             target, steps_left = self.reused.target, self.reused.steps_left - 1
             guided = self.guidance.reuse(rgb, target)
         self.reused = ReusedEstimate(camera, grey, target, steps_left) if steps_left else None
-        return guided
+        in_pixels = target.target.shape == rgb.shape
+        return guided, target.target.movedim(1, -1).reshape(-1, 3) if in_pixels else None
 
     def _views(self) -> tuple[Camera, Tensor]:
         """The cameras of a step and a grey `[B]` in [background_min, background_max] behind each.
@@ -316,13 +319,21 @@ class Coarse:
         return terms, values
 
     def _regularisers(
-        self, render: Render, rays: Rays, background: Tensor, weights: Mapping[str, float]
+        self,
+        render: Render,
+        rays: Rays,
+        background: Tensor,
+        target: Tensor | None,
+        weights: Mapping[str, float],
     ) -> dict[str, Tensor]:
-        """The regularisers whose weight is not zero, unweighted; `background` is `[N, 3]`."""
+        """The regularisers whose weight is not zero, unweighted.
+
+        `background` and `target`, what the guidance wants to see, are `[N, 3]` in [0, 1].
+        """
         terms: dict[str, Callable[[], Tensor]] = {
             "entropy": lambda: losses.opacity_entropy(render.opacity),
             "sparsity": lambda: losses.sparsity(render.opacity),
-            "fog": lambda: losses.fog(render.rgb, render.opacity, background),
+            "fog": lambda: losses.fog(render.rgb, render.opacity, background, target),
             "smoothness": lambda: losses.smoothness(self.field),
             "orientation": lambda: losses.orientation(shown_normal(render), rays.directions),
         }

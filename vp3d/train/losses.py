@@ -45,22 +45,26 @@ def sparsity(opacity: Tensor) -> Tensor:
     return opacity.mean()
 
 
-def fog(rgb: Tensor, opacity: Tensor, background: Tensor) -> Tensor:
+def fog(rgb: Tensor, opacity: Tensor, background: Tensor, target: Tensor | None = None) -> Tensor:
     """Mean opacity of rays that show the background's own colour; a scalar in [0, 1].
 
     Matter in the colour of the background changes no picture, so the guidance neither supports nor
     removes it, and the entropy makes it solid: a film closes the hole of a ring. Each ray counts
-    exp(-(d / FOG_WIDTH)^2), where d is the largest difference between a channel of its own colour
-    and the background; that factor carries no gradient.
+    exp(-(d / FOG_WIDTH)^2), where d is the largest difference between the background and a channel
+    of its own colour or of what the guidance wants to see there; that factor carries no gradient.
+    Without the latter, the first steps count nearly every ray: the field begins in grey.
 
     Args:
         rgb: `[N, 3]` in [0, 1], premultiplied by opacity.
         opacity: `[N]` in [0, 1].
         background: `[N, 3]` in [0, 1].
+        target: `[N, 3]` in [0, 1], the guidance's estimate of each pixel; None if it has none.
     """
     with torch.no_grad():
         color = rgb / opacity.clamp_min(ENTROPY_CLAMP)[:, None]
         difference = (color - background).abs().amax(dim=-1)
+        if target is not None:
+            difference = difference.maximum((target - background).abs().amax(dim=-1))
         likeness = torch.exp(-(difference / FOG_WIDTH).square())
     return (opacity * likeness).mean()
 
