@@ -182,7 +182,9 @@ def _frozen() -> tuple[Any, Any, Any]:
     """The embedded autoencoder, text encoder and tokenizer, which are trained before."""
     pipeline = ASSETS / "pipeline"
     vae = architectures.AutoencoderTiny.from_pretrained(pipeline / "vae")
-    text = architectures.CLIPTextModel.from_pretrained(pipeline / "text_encoder")
+    text = architectures.CLIPTextModel.from_pretrained(
+        pipeline / "text_encoder", trust_remote_code=False
+    )
     tokenizer = architectures.CLIPTokenizer.from_pretrained(
         pipeline / "tokenizer", trust_remote_code=False
     )
