@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numba
 import torch
 
-from vp3d.errors import UserError
+from vp3d.errors import ResourceError, UserError
 
 LOCAL = "local"  # the address that starts Ray on this machine, for this process alone
 LOCAL_ENVIRONMENT = {  # read when ray is imported, by the processes that it starts too
@@ -54,6 +54,7 @@ def in_ray(
 
     Raises:
         UserError: Ray is missing, or there is no cluster at `address`.
+        ResourceError: Ray did not start on this machine.
     """
     check_ray()
     if address == LOCAL:
@@ -77,7 +78,14 @@ def _connect(address: str, workers: int) -> None:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == LOCAL:
-        ray.init(address=LOCAL, num_cpus=workers, include_dashboard=False, **quiet)
+        try:
+            ray.init(address=LOCAL, num_cpus=workers, include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises a plain one when its processes start too slowly
+            first = str(error).splitlines()[0]
+            raise ResourceError(
+                f"Ray did not start: {first} Try again when the machine is less busy, "
+                "or use --engine local"
+            ) from error
         return
     try:
         ray.init(address=address, **quiet)
