@@ -68,3 +68,8 @@ def test_the_first_branch_has_its_weight_too(weight: float) -> None:
     first, second = torch.tensor([2.0, -4.0]), torch.tensor([1.0, 10.0])
     found = combine({"null": first, "full": second}, {"null": weight, "full": 3.0})
     assert found.tolist() == [2.0 * weight + 3.0, -4.0 * weight + 30.0]
+
+
+def test_a_constant_estimate_has_no_spread_to_rescale() -> None:
+    x0, reference = torch.zeros(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    assert torch.equal(rescale_std(x0, reference, 1.0), x0)
