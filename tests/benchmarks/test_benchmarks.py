@@ -19,6 +19,7 @@ from vp3d.config.paths import ROOT
 from vp3d.config.schema import CameraConfig, FieldConfig
 from vp3d.errors import UserError
 from vp3d.fields.hashgrid import PRIMES, HashGridField
+from vp3d.guidance.vp_sds import Target
 from vp3d.render.camera import camera_rays, sample_cameras
 from vp3d.render.volume import ray_bins, render_rays_reference
 from vp3d.train import loop
@@ -449,9 +450,9 @@ def test_the_training_step_of_the_benchmark_is_the_products(
     )
     shapes: list[tuple[int, ...]] = []
 
-    def guidance(rgb: torch.Tensor, *_: object) -> tuple[dict[str, torch.Tensor], None]:
+    def guidance(rgb: torch.Tensor, *_: object) -> tuple[dict[str, torch.Tensor], Target]:
         shapes.append(tuple(rgb.shape))
-        return {"sds": rgb.square().mean()}, None
+        return {"sds": rgb.square().mean()}, Target(rgb.detach(), torch.ones(len(rgb)))
 
     fields = []
     real = build.make_field
@@ -467,7 +468,7 @@ def test_the_training_step_of_the_benchmark_is_the_products(
     )
     with pytest.raises(UserError, match="a step is not finite"):
         sds_step.training_step(
-            lambda rgb, *_: ({"sds": rgb.sum() * math.nan}, None), None, config, 1, CPU
+            lambda rgb, *_: ({"sds": rgb.sum() * math.nan}, Target(rgb, rgb)), None, config, 1, CPU
         )()
 
 

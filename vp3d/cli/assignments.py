@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 
+from vp3d.config.schema import Config
 from vp3d.errors import UserError
 
+THREESTUDIO_GROUPS = ("data", "system", "trainer")
+GROUPS = {field.name for field in fields(Config)}.union(THREESTUDIO_GROUPS)
 DOTTED_KEY = re.compile(r"[a-z]\w*(?:\.[a-z]\w*)+")
 KEY = re.compile(r"[A-Za-z_][\w.]*")
 
@@ -44,6 +48,8 @@ def _key_of(words: Sequence[str], index: int) -> str | None:
     if KEY.fullmatch(word) and following.startswith("="):
         return word
     key = word.rstrip(":=")
+    if key.partition(".")[0] not in GROUPS:  # a file name, such as prompts.txt
+        return None
     if not DOTTED_KEY.fullmatch(key) or not following or KEY.match(following) and "=" in following:
         return None
     others = [other for at, other in enumerate(words) if at != index and "=" not in other]

@@ -119,10 +119,12 @@ def _end_at_a_checkpoint(pool: ProcessPoolExecutor, futures: Sequence[Future[Any
     The pool alone would wait for ever for a process that was interrupted while it started. Another
     Ctrl-C ends the wait.
     """
-    pool.shutdown(wait=False, cancel_futures=True)
+    # Cancelled here and not by the pool's thread: `wait` never returns for what is cancelled later.
+    working = [future for future in futures if not future.cancel()]
+    pool.shutdown(wait=False)
     _signal_processes(signal.SIGINT)
     try:
-        wait([future for future in futures if not future.cancelled()])
+        wait(working)
     finally:
         _signal_processes(signal.SIGKILL)
         for process in active_children():
