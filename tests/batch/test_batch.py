@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,12 +90,14 @@ def test_the_page_shows_every_asset_and_its_links_lead_somewhere(plain: Settings
 
 def test_more_candidates_are_added_and_the_best_is_taken(root: Path, plain: Settings) -> None:
     prompts = write_prompts(root / "one.txt", "a red sphere")
-    before = times(plain.folder)
-    (line,) = run_batch(prompts, plain, BatchOptions(best_of=2))
-    assert times(plain.folder).items() > before.items()
+    copy = Settings(root / "more", plain.preset, plain.files, plain.overrides)
+    shutil.copytree(plain.folder, copy.folder)
+    before = times(copy.folder)
+    (line,) = run_batch(prompts, copy, BatchOptions(best_of=2))
+    assert times(copy.folder).items() > before.items()
     assert set(line["scores"]) == {"0", "1"}
     assert line["scores"][str(line["seed"])] == max(line["scores"].values())
-    assert f"seed {line['seed']}" in (plain.folder / PAGE).read_text()
+    assert f"seed {line['seed']}" in (copy.folder / PAGE).read_text()
 
 
 def test_shards_fill_one_folder(root: Path, plain: Settings) -> None:
