@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vp3d.config.schema import ExportConfig
-from vp3d.export.build import export_mesh
+from vp3d.export.build import export_levels
 from vp3d.render.camera import camera_rays, ring
 from vp3d.types import Camera, Mesh
 
@@ -69,7 +69,8 @@ def export(cameras: Camera) -> Callable[..., Mesh]:
                 **settings,
             }
         )
-        return export_mesh(scene, config, cameras, scene.opacity(cameras, 64), event=event)
+        opacity = scene.opacity(cameras, 64)
+        return export_levels(scene, config, cameras, opacity, event=event)[0]
 
     return run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vp3d.errors import UserError
-from vp3d.evaluate.prompt_file import SuitePrompt, read_suite
+from vp3d.evaluate.prompt_file import SuitePrompt, read_prompt_text, read_suite
 from vp3d.evaluate.prompt_tasks import hash_of
 from vp3d.evaluate.runner import Task
 from vp3d.runs.folder import slug
@@ -35,14 +35,7 @@ def read_prompts(path: Path) -> list[SuitePrompt]:
     """
     if path.suffix.lower() != ".jsonl":
         return read_suite(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise UserError(f"there is no prompt file {path}; check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the prompt file {path} ({error}); it must be a UTF-8 text file"
-        ) from error
+    lines = read_prompt_text(path).splitlines()
     found = [
         read_line(line, f"{path}, line {number}", number)
         for number, line in enumerate(lines, 1)

@@ -17,7 +17,15 @@ from vp3d.build import Models, load_models
 from vp3d.checks import read_prompts
 from vp3d.config.schema import CameraConfig
 from vp3d.evaluate.gallery import join_tiles
-from vp3d.evaluate.runner import FoundAsset, Record, Settings, Task, find_mesh, read_record
+from vp3d.evaluate.runner import (
+    FoundAsset,
+    Record,
+    Settings,
+    Task,
+    find_mesh,
+    read_record,
+    record_head,
+)
 from vp3d.jobs.locks import Lock, try_lock
 from vp3d.prompts import view_prompt
 from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG, VIEWS, labelled, ring_frames, save_image
@@ -71,7 +79,7 @@ def record_of(settings: Settings, task: Task) -> Record:
     prompt = read_prompts(settings.config(task))[0].prompt  # as the run read it
     score = text_score(found.mesh, prompt, models.judges.text)
     return {
-        **failed(task, found),
+        **record_head(task, found),
         "source": found.folder.relative_to(settings.folder).as_posix(),
         "figures": {"seconds": found.seconds, "score": score},
     }
@@ -79,15 +87,7 @@ def record_of(settings: Settings, task: Task) -> Record:
 
 def failed(task: Task, found: FoundAsset) -> Record:
     """The record of a run without a mesh."""
-    return {
-        "set": task.group,
-        "prompt": task.prompt,
-        "seed": task.seed,
-        "failure": found.failure,
-        "reason": found.reason,
-        "source": "",
-        "figures": {},
-    }
+    return {**record_head(task, found), "source": "", "figures": {}}
 
 
 @lru_cache(maxsize=1)

@@ -45,7 +45,7 @@ Each takes up to 30 minutes on two cores (--jobs 2) and continues where it was i
 DIR is where its page is written (--work).
 
 --assets DIR measures meshes that exist, made by VP3D or not: run folders (the prompt is in their
-config.yaml), and .glb, .gltf, .obj, .ply and .stl files named by their prompt, such as
+config.yaml), and .glb, .gltf, .obj, .ply, .stl, .3mf and .usdz files named by their prompt, as
 a-red-sphere-on-a-blue-cube.glb, or 03-a-red-sphere-s7.obj with a number and a seed. OBJ, PLY and
 STL files are read with z up and the front on +x, GLB files as glTF defines. toybench finds yaw,
 size and position itself.
@@ -223,10 +223,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_claim(arguments: argparse.Namespace) -> int:
     """Measure the claim that follows the word `claims`; print its answer."""
-    from vp3d.evaluate.claims.command import NAMES, measure_claim
+    from vp3d.evaluate.claims.command import CLAIMS, measure_claim
 
     if len(arguments.words) != 2:
-        raise UserError(f"evaluate claims takes one name: {', '.join(NAMES)}")
+        raise UserError(f"evaluate claims takes one name: {', '.join(CLAIMS)}")
     name = arguments.words[1]
     check_numbers(arguments, ("jobs",))
     work = arguments.work or Path("outputs") / f"claim-{name}"

@@ -16,8 +16,8 @@ The settings stay with the run: its config.yaml and report keep those of the las
 `export` or `resume` without options uses them again. Mesh files of other formats that exist in the
 run folder are written again too, so that none shows an older mesh.
 
-A mesh file (.glb, .gltf, .obj, .ply, .stl or .3mf) is written in other formats next to it, as
-NAME_export.*: it keeps its triangles, textures and colours unless a setting changes them.
+A mesh file (.glb, .gltf, .obj, .ply, .stl, .3mf or .usdz) is written in other formats next to it,
+as NAME_export.*: it keeps its triangles, textures and colours unless a setting changes them.
 
 examples:
   {program()} export outputs/RUN --faces 2000 export.grid=144

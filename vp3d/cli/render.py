@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "path",
         metavar="MESH_OR_RUN",
         type=Path,
-        help="a .glb, .gltf, .obj, .ply or .stl file, or a run folder",
+        help="a .glb, .gltf, .obj, .ply, .stl, .3mf or .usdz file, or a run folder",
     )
     add_words(
         parser,

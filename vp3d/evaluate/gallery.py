@@ -26,7 +26,7 @@ from vp3d.errors import UserError
 from vp3d.evaluate.html import write_asset_turntable
 from vp3d.evaluate.prompt_file import SuitePrompt, read_suite
 from vp3d.evaluate.prompt_tasks import file_tasks, set_names
-from vp3d.evaluate.runner import FoundAsset, Record, Settings, Task, find_mesh
+from vp3d.evaluate.runner import FoundAsset, Record, Settings, Task, find_mesh, record_head
 from vp3d.evaluate.statistics import Figure, text_table
 from vp3d.evaluate.toybench import visual_prompt
 from vp3d.metrics.attribute_judge import Judge, load_judge
@@ -145,12 +145,7 @@ def record_of(task: Task, found: FoundAsset, score: dict[str, Any] | None) -> Re
         figures = {key: score[key] for key in (*SHARES, *DETAILS) if key in score}
         figures = {"passed": float(score["passed"])} | figures
     return {
-        "set": task.group,
-        "prompt": task.prompt,
-        "seed": task.seed,
-        "failure": found.failure,
-        "reason": found.reason,
-        "source": str(found.folder or task.source),
+        **record_head(task, found),
         "figures": figures | {"seconds": found.seconds},
         "named": None if score is None else most_named(score),
         "views": None if score is None else score["views"],

@@ -56,8 +56,13 @@ def read_suite(path: Path) -> list[SuitePrompt]:
     Raises:
         UserError: the file does not exist, is not UTF-8 text, or `parse_suite` refuses it.
     """
+    return parse_suite(read_prompt_text(path), str(path))
+
+
+def read_prompt_text(path: Path) -> str:
+    """The text of a prompt file of any kind; UserError if it is missing or not UTF-8."""
     try:
-        return parse_suite(path.read_text(encoding="utf-8"), str(path))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"there is no prompt file {path}; check the path") from error
     except (OSError, UnicodeDecodeError) as error:

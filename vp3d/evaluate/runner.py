@@ -130,6 +130,18 @@ class FoundAsset:
     seconds: float | None = None
 
 
+def record_head(task: Task, found: FoundAsset) -> Record:
+    """What the record of an asset says in every suite; its figures follow."""
+    return {
+        "set": task.group,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "failure": found.failure,
+        "reason": found.reason,
+        "source": str(found.folder or task.source),
+    }
+
+
 Judge = Callable[[Settings, Task], Record]  # generates or reads the task's asset and judges it
 Work = Callable[[Task], tuple[str, Record]]  # does a task: its key and its record
 Engine = Callable[[Work, Sequence[Task]], Iterable[tuple[str, Record]]]  # a `map`, in any order

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vp3d.evaluate.gallery import embedded_judge, join_tiles
 from vp3d.evaluate.html import write_asset_turntable
-from vp3d.evaluate.runner import Record, Settings, Task, find_mesh, read_record
+from vp3d.evaluate.runner import Record, Settings, Task, find_mesh, read_record, record_head
 from vp3d.evaluate.statistics import Figure
 from vp3d.metrics.attribute_judge import judge_views
 from vp3d.metrics.attributes import JUDGE_BACKGROUND
@@ -93,12 +93,7 @@ def generate_plain(settings: Settings, task: Task) -> Record:
     found = find_mesh(settings, task)
     share = 0.0 if found.mesh is None else noun_share(found.mesh, task.prompt)
     return {
-        "set": task.group,
-        "prompt": task.prompt,
-        "seed": task.seed,
-        "failure": found.failure,
-        "reason": found.reason,
-        "source": str(found.folder or task.source),
+        **record_head(task, found),
         "figures": {"kept": share, "seconds": found.seconds},
     }
 
@@ -125,12 +120,7 @@ def judge_asset(settings: Settings, task: Task) -> Record:
     save_image(row, settings.result(task).with_suffix(".png"))
     write_asset_turntable(found, settings.result(task))
     return {
-        "set": task.group,
-        "prompt": task.prompt,
-        "seed": task.seed,
-        "failure": found.failure,
-        "reason": found.reason,
-        "source": str(found.folder or task.source),
+        **record_head(task, found),
         "figures": figures | {"seconds": found.seconds},
         "reference": REFERENCES[int(Path(task.image or "").stem.removeprefix("reference"))],
     }

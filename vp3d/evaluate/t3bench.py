@@ -22,7 +22,15 @@ from vp3d.evaluate.html import write_asset_turntable
 from vp3d.evaluate.prompt_file import read_suite
 from vp3d.evaluate.prompt_tasks import file_tasks, set_names
 from vp3d.evaluate.results_folder import WeightSource
-from vp3d.evaluate.runner import Record, Settings, Task, asset_task, find_assets, find_mesh
+from vp3d.evaluate.runner import (
+    Record,
+    Settings,
+    Task,
+    asset_task,
+    find_assets,
+    find_mesh,
+    record_head,
+)
 from vp3d.evaluate.statistics import Figure
 from vp3d.metrics.attribute_judge import load_judge
 from vp3d.metrics.scorers import (
@@ -185,12 +193,7 @@ def judge_asset(protocol: Protocol, settings: Settings, task: Task) -> Record:
         write_views(found.mesh, settings.result(task).with_suffix(".png"))
         write_asset_turntable(found, settings.result(task))
     return {
-        "set": task.group,
-        "prompt": task.prompt,
-        "seed": task.seed,
-        "failure": found.failure,
-        "reason": found.reason,
-        "source": str(found.folder or task.source),
+        **record_head(task, found),
         "figures": figures | {"seconds": found.seconds},
         "captions": captions,
     }

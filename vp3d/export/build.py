@@ -91,20 +91,6 @@ class FieldSource:
         return bake_texture(self.field, mesh, size, 2.0 / self.cells, self.device)
 
 
-def export_mesh(
-    field: SurfaceField,
-    config: ExportConfig,
-    cameras: Camera,
-    reference_opacity: Tensor,
-    device: torch.device | str = "cpu",
-    event: Event | None = None,
-    within: Callable[[Tensor], Tensor] | None = None,
-) -> Mesh:
-    """The first mesh of `export_levels`, with its arguments."""
-    only = replace(config, lods=[1.0])
-    return export_levels(field, only, cameras, reference_opacity, device, event, within)[0]
-
-
 def export_levels(
     field: SurfaceField,
     config: ExportConfig,

@@ -1,4 +1,4 @@
-"""Read meshes from files: our own GLB, OBJ, PLY and STL, or another program's.
+"""Read meshes from files: our own, or another program's.
 
 glTF (vp3d/export/gltf_scene.py), 3MF and USDZ are read by our own readers, the others by trimesh.
 Conventions: the result is a `Mesh` in our frame with sRGB colours, whatever the format;
