@@ -195,6 +195,21 @@ def test_srgb_curve_and_its_inverse() -> None:
     assert mesh_data.srgb_to_linear(np.array(0.5)) == pytest.approx(0.21404, abs=1e-5)
 
 
+@pytest.mark.parametrize("byte", list(b" \t\n\v\f\r"))
+def test_no_ply_begins_with_a_byte_that_readers_skip(byte: int, tmp_path: Path) -> None:
+    """assimp skips white space after the header, and the numbers would shift by a byte."""
+    (leftmost,) = struct.unpack("<f", bytes([byte, 0, 0, 0xBF]))  # about -0.5, and sorted first
+    corners = np.array([[leftmost, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    path = tmp_path / "model.ply"
+    formats.WRITERS["ply"](Asset("a cone", Mesh(corners, faces), tmp_path), path)
+    data = path.read_bytes()
+    assert data[data.index(b"end_header\n") + 11] != byte
+    found = read.read_mesh(path)
+    triangles = {frozenset(map(tuple, corner)) for corner in found.vertices[found.faces]}
+    assert triangles == {frozenset(map(tuple, corner)) for corner in corners[faces]}
+
+
 def test_ply_and_stl_are_closed_again_after_the_atlas_split_them(
     sided: Mesh, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from vp3d.export.style import PLAIN, Style
 from vp3d.system.files import write_bytes
 from vp3d.types import Asset, Mesh
 
+WHITE_SPACE = b" \t\n\v\f\r"
 PROPERTY_TYPES = {"<f4": "float", "u1": "uchar"}  # numpy type -> PLY type
 
 
@@ -31,13 +32,24 @@ def write_ply(asset: Asset, path: Path, style: Style = PLAIN) -> None:
     for (name, _), values in zip(columns[:6], numbers, strict=True):
         rows[name] = values
     rows["red"], rows["green"], rows["blue"] = color_to_uint8(vertex_colors_of(mesh)).T
+    first = first_row(rows)
+    rows = np.roll(rows, -first)
     faces = np.zeros(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
-    faces["count"], faces["corners"] = 3, mesh.faces
+    faces["count"], faces["corners"] = 3, (mesh.faces - first) % len(rows)
     header = ["ply", "format binary_little_endian 1.0", f"comment {frame_comment(style.up)}"]
     header += [f"element vertex {len(rows)}"]
     header += [f"property {PROPERTY_TYPES[kind]} {name}" for name, kind in columns]
     header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]
     write_bytes(path, ("\n".join(header) + "\n").encode() + rows.tobytes() + faces.tobytes())
+
+
+def first_row(rows: np.ndarray) -> int:
+    """Number of the first vertex whose first byte is no white space; 0 if there is none.
+
+    Readers such as assimp's skip white space after the header, and with it such a byte.
+    """
+    starts = rows.view(np.uint8).reshape(len(rows), -1)[:, 0]
+    return int(np.argmin(np.isin(starts, list(WHITE_SPACE))))
 
 
 def weld(mesh: Mesh) -> Mesh:
