@@ -166,7 +166,7 @@ def test_the_list_goes_page_by_page_and_finds_words(service):
 def test_the_queue_has_places_and_priorities(service):
     client = service.client()
     for seed in range(60, 63):  # jobs ahead of it
-        client.submit("a lime cactus", seed=seed)
+        client.submit("a purple capsule", seed=seed)
     last = client.submit("a red cube")
     before = last.data["queue_position"]
     assert before > 0
