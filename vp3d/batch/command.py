@@ -1,11 +1,14 @@
-"""What `launch.py batch` does: a prompt file -> runs -> `batch.jsonl` and a page of all assets."""
+"""What `launch.py batch` does: a prompt file -> runs -> `batch.jsonl` and a page of all assets.
+
+`generate --candidates` is a batch of one asset (candidates.py).
+"""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 from vp3d.batch.assets import Asset, assets_of, read_prompts, shard_of
 from vp3d.batch.make import make_asset
 from vp3d.batch.publish import LINES, PAGE, append_line, line_of, publish, read_records
+from vp3d.config.loader import load_config
 from vp3d.engine.local import in_processes
 from vp3d.engine.ray_tasks import LOCAL, check_ray, in_ray
 from vp3d.errors import UserError
@@ -44,13 +48,21 @@ class BatchOptions:
 
 
 def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[dict[str, Any]]:
-    """Make the assets of a prompt file that are not finished, and publish all that are.
+    """Make the assets of a prompt file (`make_assets`)."""
+    every = assets_of(read_prompts(prompts), options.seeds, options.best_of)
+    return make_assets(every, settings, options)
+
+
+def make_assets(
+    every: Sequence[Asset], settings: Settings, options: BatchOptions
+) -> list[dict[str, Any]]:
+    """Make the assets that are not finished, and publish all that are.
 
     A second call with the same arguments makes nothing again. SIGTERM and Ctrl-C leave each run at
     a checkpoint.
 
     Args:
-        prompts: the prompt file.
+        every: the assets, of all shards.
         settings: how the assets are made; its folder may be shared by shards and machines.
         options: how many, which of them, and by what.
 
@@ -58,11 +70,11 @@ def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[
         The lines of `batch.jsonl` of this shard's assets that are finished.
 
     Raises:
-        UserError: the prompt file is wrong, the folder has assets of other settings or weights, or
+        UserError: two assets are the same, the folder has assets of other settings or weights, or
             weights or Ray are missing; nothing has been made then.
         ResourceError: memory or disk space ran out.
     """
-    every = assets_of(read_prompts(prompts), options.seeds, options.best_of)
+    settings = as_generate(settings)
     mine = shard_of(every, *options.shard)
     _check(every, settings, options)
     lock_to_settings(settings, {"suite": "batch"}, ())
@@ -82,6 +94,15 @@ def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[
     say(f"{settings.folder / LINES}, {settings.folder / PAGE}")
     lines = (line_of(asset, read_records(asset, settings), settings.folder) for asset in mine)
     return [line for line in lines if line is not None]
+
+
+def as_generate(settings: Settings) -> Settings:
+    """The same settings, with the light that `generate` would leave in or take out of the colours.
+
+    The suites of `evaluate` keep the light in by default, as their true scenes have it.
+    """
+    light = load_config(settings.preset, settings.files, settings.overrides).export.light
+    return replace(settings, overrides=(*settings.overrides, f"export.light={light}"))
 
 
 def _check(every: Sequence[Asset], settings: Settings, options: BatchOptions) -> None:

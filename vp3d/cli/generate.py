@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import difflib
 import sys
-import unicodedata
 from pathlib import Path
 
 from vp3d.cli.arguments import (
@@ -24,15 +23,18 @@ from vp3d.cli.arguments import (
 from vp3d.config.paths import ROOT, expand, program
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
+from vp3d.prompts import check_text
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import JUDGE_LOCATIONS, PRIOR_LOCATIONS
 from vp3d.weights.lora_files import lora_file, parse_loras
 
+MOST_CANDIDATES = 1000
 EPILOG = f"""\
 examples:
   {program()} "a red mushroom with a white stem"
   {program()} "a red sphere on a blue cube" --preset draft
   {program()} "a white house with a red roof" --image style.png --negative "a red cube"
+  {program()} "a blue mug" --preset draft --candidates 4
   {program()} "a green car" --config configs/sds.yaml optim.steps=300 output_dir=/tmp/runs
   {program()} --config configs/sd15.yaml --config dreamfusion-sd.yaml \\
       system.prompt_processor.prompt="a corgi"
@@ -41,6 +43,9 @@ Settings are layered: defaults, then --preset, then each --config FILE, then opt
 key=value. docs/reference/configuration.md lists every setting; config.yaml in a run folder has the
 settings of that run. A FILE may also be a dreamfusion or magic3d-coarse YAML of threestudio: keys
 that are not understood are named on stderr.
+--candidates N takes N times as long. OUTPUT_DIR/candidates-PROMPT-.../index.html shows all of them,
+and their run folders are kept. The reward that chooses is the one that the runs were optimised
+with, so it is no measure of quality. (visual_prompt.candidates is another number: pictures drawn in a run.)
 The first Ctrl-C stops the run and exports its current state; to continue it:
   {program()} resume RUN
 """
@@ -67,6 +72,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="another seed gives another variant, the same seed the same bytes (0)",
     )
+    parser.add_argument(
+        "--candidates",
+        metavar="N",
+        type=int,
+        default=1,
+        help="make N seeds, keep all, and take the one with the highest text reward (1)",
+    )
     add_loras(parser)
     add_preset(parser, None)
     parser.add_argument("--negative", metavar="TEXT", help="what the asset should not show")
@@ -75,8 +87,18 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the asset; print the run folder."""
+    """Make the asset, or several and take one; print the run folder."""
+    if not 1 <= arguments.candidates <= MOST_CANDIDATES:
+        raise UserError(
+            f"--candidates takes a whole number from 1 to {MOST_CANDIDATES}, "
+            f"not {arguments.candidates}"
+        )
     config = config_of(arguments)
+    if arguments.candidates > 1:
+        from vp3d.batch.candidates import make_candidates
+
+        sys.stdout.write(f"{make_candidates(config, arguments.candidates)}\n")
+        return 0
     from vp3d import pipeline
     from vp3d.runs.terminal import TerminalDisplay
     from vp3d.system.process import process_start
@@ -168,21 +190,3 @@ def pin_locations(config: Config) -> None:
             location = getattr(group, key)
             if location and location not in MODELS and expand(location).exists():
                 setattr(group, key, str(expand(location).absolute()))
-
-
-def check_text(text: str, name: str) -> None:
-    """Refuse text that has control characters. Its length is checked with the words.
-
-    Args:
-        text: the prompt; may be empty.
-        name: what the text is, for the message.
-
-    Raises:
-        UserError: when the text is refused.
-    """
-    refused = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, line and paragraph separators
-    bad = next((letter for letter in text if unicodedata.category(letter) in refused), None)
-    if bad is not None:
-        raise UserError(
-            f"the {name} has the control character {bad!r}; write one line of plain text"
-        )
