@@ -39,8 +39,9 @@ suites:
   t3bench    the protocol of T3Bench on your own copy of its prompts, or on any other prompts:
              162 positions x 5 focal lengths, regional means.
 
-claims NAME measures a claim about alignment instead of a suite: alignprop, alignprop-few-steps,
-alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings.
+claims NAME measures a claim instead of a suite: alignprop, alignprop-few-steps,
+alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings, and
+best-of, what choosing among seeds by the reward gains and costs.
 Each takes up to 30 minutes on two cores (--jobs 2) and continues where it was interrupted; --pages
 DIR is where its page is written (--work).
 

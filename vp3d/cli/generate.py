@@ -45,7 +45,9 @@ settings of that run. A FILE may also be a dreamfusion or magic3d-coarse YAML of
 that are not understood are named on stderr.
 --candidates N takes N times as long. OUTPUT_DIR/candidates-PROMPT-.../index.html shows all of them,
 and their run folders are kept. The reward that chooses is the one that the runs were optimised
-with, so it is no measure of quality. (visual_prompt.candidates is another number: pictures drawn in a run.)
+with, so it is no measure of quality. visual_prompt.candidates is something else: the pictures that
+one run draws.
+
 The first Ctrl-C stops the run and exports its current state; to continue it:
   {program()} resume RUN
 """

@@ -13,6 +13,7 @@ from vp3d.evaluate.claims import (
     alignprop_few_steps,
     alignprop_mix,
     alignprop_truncation,
+    best_of,
     strings,
     svdd,
     svdd_assets,
@@ -33,6 +34,7 @@ CLAIMS = {
         svdd_framing,
         svdd_assets,
         strings,
+        best_of,
     )
 }
 

@@ -7,7 +7,7 @@ command run again continues. The page has the tables, a plot and a line for each
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,12 +82,14 @@ class Claim:
         title: Title of the page.
         question: What is measured and how, one paragraph of Markdown.
         measure: Measures it, part by part, in a `Bench`.
+        page: What the name of its page begins with.
     """
 
     name: str
     title: str
     question: str
     measure: Callable[[Bench], Finding]
+    page: str = "align"
 
 
 @dataclass
@@ -119,9 +121,9 @@ class Bench:
         """
         kept = self._kept(key, settings)
         if kept is None:
-            started = time.process_time()
+            started = cpu_seconds()
             value = plain(compute())
-            seconds = round(time.process_time() - started, 1)
+            seconds = round(cpu_seconds() - started, 1)
             kept = {"settings": plain(settings), "seconds": seconds, "value": value}
             write_json(self.folder / f"{key}.json", kept)
             self.say(f"{key}: {seconds:.0f} CPU seconds")
@@ -153,6 +155,11 @@ class Bench:
         return kept if same else None
 
 
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of those of its own that have ended."""
+    return sum(os.times()[:4])
+
+
 def _measure_part(folder: Path, part: Part) -> str:
     """Measure a part into its file, in a process of its own; returns what to report."""
     lines: list[str] = []
@@ -174,7 +181,7 @@ def with_interval(values: Sequence[float] | Tensor, digits: int = 3) -> str:
 
 
 def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seconds: float) -> Path:
-    """Write the page `align-NAME.md` and its plot `align-NAME.png` into `folder`.
+    """Write the page, such as `align-NAME.md`, and its plot `align-NAME.png` into `folder`.
 
     Args:
         claim: The claim.
@@ -186,7 +193,7 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
     Returns:
         The page.
     """
-    page = folder / f"align-{claim.name}.md"
+    page = folder / f"{claim.page}-{claim.name}.md"
     lines = [f"# {claim.title}", "", claim.question, "", "```console", command, "```", ""]
     lines += [f"It took {seconds / 60.0:.0f} CPU minutes.", "", "## Result", ""]
     lines += _table(
