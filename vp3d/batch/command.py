@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,11 +17,12 @@ from vp3d.batch.assets import Asset, assets_of, read_prompts, shard_of
 from vp3d.batch.make import make_asset
 from vp3d.batch.publish import LINES, PAGE, append_line, line_of, publish, read_records
 from vp3d.config.loader import load_config
-from vp3d.engine.local import in_processes
-from vp3d.engine.ray_tasks import LOCAL, check_ray, in_ray
+from vp3d.engine.pool import Pool
 from vp3d.errors import UserError
-from vp3d.evaluate.runner import Record, Settings, Task, Work, lock_to_settings, run_tasks
+from vp3d.evaluate.runner import Record, Settings, Task, lock_to_settings, run_tasks
 from vp3d.system.console import say
+
+MOST_RUNS = 1_000_000  # of a batch
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,25 @@ class BatchOptions:
         seeds: assets for each prompt.
         best_of: candidates for each asset, of which the text reward chooses one.
         shard: (i, n) for every n-th asset from i on.
-        engine: "local" for processes of this machine, or "ray".
-        workers: the number of processes.
-        address: the Ray cluster; "local" starts Ray on this machine.
-        gpus: the share of a GPU that a Ray task takes.
+        pool: what makes them.
     """
 
     seeds: int = 1
     best_of: int = 1
     shard: tuple[int, int] = (0, 1)
-    engine: str = "local"
-    workers: int = 1
-    address: str = LOCAL
-    gpus: float = 0.0
+    pool: Pool = Pool(restarts=None)
 
 
 def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[dict[str, Any]]:
     """Make the assets of a prompt file (`make_assets`)."""
-    every = assets_of(read_prompts(prompts), options.seeds, options.best_of)
+    entries = read_prompts(prompts)
+    runs = len(entries) * options.seeds * options.best_of
+    if runs > MOST_RUNS:
+        raise UserError(
+            f"{len(entries):,} prompts, {options.seeds:,} seeds and the best of {options.best_of:,}"
+            f" are {runs:,} runs; a batch takes at most {MOST_RUNS:,}: split the prompt file"
+        )
+    every = assets_of(entries, options.seeds, options.best_of)
     return make_assets(every, settings, options)
 
 
@@ -79,15 +81,16 @@ def make_assets(
     _check(every, settings, options)
     lock_to_settings(settings, {"suite": "batch"}, ())
     tasks = [task for asset in mine for task in asset.candidates]
+    owners = {(task.prompt, task.seed): asset for asset in mine for task in asset.candidates}
     with sigterm_as_ctrl_c():
         try:
             run_tasks(
                 tasks,
                 settings,
                 make_asset,
-                engine=partial(_run, settings, options),
+                options.pool,
                 refuse=False,
-                on_record=partial(_note, mine, settings),
+                on_record=partial(_note, owners, settings),
             )
         finally:
             publish(every, settings)
@@ -107,13 +110,7 @@ def as_generate(settings: Settings) -> Settings:
 
 def _check(every: Sequence[Asset], settings: Settings, options: BatchOptions) -> None:
     """Refuse what cannot work, and two lines that ask for the same run."""
-    if options.engine == "ray":
-        check_ray()
-        if 0.0 < options.gpus < 1.0 and not settings.config().cuda.memory_gb:
-            raise UserError(
-                f"--gpus {options.gpus:g} puts several runs on a GPU, but Ray does not divide its "
-                "memory: say how much each may take, as cuda.memory_gb=8"
-            )
+    options.pool.check(settings.config().cuda.memory_gb)
     owner: dict[str, Task] = {}
     for task in (task for asset in every for task in asset.candidates):
         if owner.setdefault(task.key, task) is not task:
@@ -123,25 +120,18 @@ def _check(every: Sequence[Asset], settings: Settings, options: BatchOptions) ->
             )
 
 
-def _run(
-    settings: Settings, options: BatchOptions, work: Work, missing: Sequence[Task]
-) -> Iterable[tuple[str, Record]]:
-    """The engine of `options`."""
-    if options.engine == "ray":
-        return in_ray(work, missing, options.workers, options.address, options.gpus)
-    if options.workers == 1:
-        return map(work, missing)
-    return in_processes(work, missing, settings.folder / "logs", options.workers, None)
+def _note(owners: Mapping[tuple[str, int], Asset], settings: Settings, record: Record) -> None:
+    """Append the line of the record's asset, once its last candidate is finished.
 
-
-def _note(assets: Sequence[Asset], settings: Settings, record: Record) -> None:
-    """Append the line of the record's asset, once its last candidate is finished."""
-    made = (record["prompt"], record["seed"])
-    for asset in assets:
-        if any((task.prompt, task.seed) == made for task in asset.candidates):
-            line = line_of(asset, read_records(asset, settings), settings.folder)
-            if line is not None:
-                append_line(settings.folder, line)
+    Args:
+        owners: prompt and seed of a candidate -> its asset.
+        settings: has the folder.
+        record: that of a candidate that was finished just now.
+    """
+    asset = owners[record["prompt"], record["seed"]]
+    line = line_of(asset, read_records(asset, settings), settings.folder)
+    if line is not None:
+        append_line(settings.folder, line)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def measure_records(bench: Bench) -> list[Record]:
     """Make, judge and score every seed; those that exist are kept."""
     settings = Settings(bench.folder / "assets", "draft")
     lock_to_settings(settings, {"suite": "claims"}, toybench.JUDGES)
-    return run_tasks(chosen_tasks(), settings, judge_candidate, bench.jobs)
+    return run_tasks(chosen_tasks(), settings, judge_candidate, bench.pool)
 
 
 def measure(bench: Bench) -> Finding:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vp3d.engine.pool import ALONE, Pool
 from vp3d.evaluate.intervals import mean_interval
 from vp3d.system.files import (
     JsonError,
@@ -99,13 +100,13 @@ class Bench:
     Attributes:
         folder: Where the results are kept.
         say: Reports progress.
-        jobs: Processes that measure parts that are independent of each other.
+        pool: Measures parts that are independent of each other.
         seconds: CPU seconds that all parts took, those of earlier calls included.
     """
 
     folder: Path
     say: Callable[[str], None] = lambda text: None
-    jobs: int = 1
+    pool: Pool = ALONE
     seconds: float = field(default=0.0, init=False)
 
     def once(self, key: str, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
@@ -134,15 +135,12 @@ class Bench:
         """The results of independent parts, in their order; those that are missing in parallel.
 
         Args:
-            parts: The arguments of `once`; with `jobs` above 1 they are pickled.
+            parts: The arguments of `once`; they are pickled if other processes measure them.
         """
         missing = [part for part in parts if self._kept(part[0], part[1]) is None]
-        if self.jobs > 1 and len(missing) > 1:
-            from vp3d.engine.local import in_processes
-
-            work = partial(_measure_part, self.folder)
-            for line in in_processes(work, missing, self.folder / "logs", self.jobs):
-                self.say(line)
+        work = partial(_measure_part, self.folder)
+        for line in self.pool.map(work, missing, self.folder / "logs"):
+            self.say(line)
         return [self.once(*part) for part in parts]
 
     def _kept(self, key: str, settings: dict[str, Any]) -> dict[str, Any] | None:
