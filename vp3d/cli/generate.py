@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from vp3d.weights.locate import JUDGE_LOCATIONS, PRIOR_LOCATIONS
 from vp3d.weights.lora_files import lora_file, parse_loras
 
 MOST_CANDIDATES = 1000
+SETTINGS = "candidates.yaml"  # in the folder of candidates: the settings of all
 EPILOG = f"""\
 examples:
   {program()} "a red mushroom with a white stem"
@@ -97,9 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     config = config_of(arguments)
     if arguments.candidates > 1:
-        from vp3d.batch.candidates import make_candidates
-
-        sys.stdout.write(f"{make_candidates(config, arguments.candidates)}\n")
+        sys.stdout.write(f"{best_candidate(config, arguments.candidates)}\n")
         return 0
     from vp3d import pipeline
     from vp3d.runs.terminal import TerminalDisplay
@@ -109,6 +110,29 @@ def run(arguments: argparse.Namespace) -> int:
         asset = pipeline.generate(config, watch=display.watch)
     sys.stdout.write(f"{asset.run_dir}\n")
     return 0
+
+
+def best_candidate(config: Config, count: int) -> Path:
+    """Make `count` seeds in a folder of their own, another one for every other setting.
+
+    Returns:
+        The run folder of the one that is taken.
+    """
+    from vp3d.batch.candidates import make_candidates
+    from vp3d.checks import check_request
+    from vp3d.evaluate.runner import Settings
+    from vp3d.runs.folder import save_config, slug
+    from vp3d.system.files import plain
+
+    check_request(config, new=True)
+    text = json.dumps(plain(dataclasses.replace(config, output_dir="")), sort_keys=True)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f"candidates-{slug(config.prompt)}-s{config.seed}-{mark}"
+    folder = expand(config.output_dir).absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / SETTINGS)
+    settings = Settings(folder, config.preset, (folder / SETTINGS,))
+    return make_candidates(config.prompt, config.seed, count, settings)
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
