@@ -54,6 +54,7 @@ class Bench:
         engine: "local" or "ray".
         workers: of the engine.
         kills: of workers, in c1.
+        pause: mean seconds between two kills; 0 spreads them over the time without kills.
         shards: in c4.
     """
 
@@ -63,6 +64,7 @@ class Bench:
     engine: str
     workers: int = 2
     kills: int = 20
+    pause: float = 0.0
     shards: int = 4
 
     def command(self, name: str, *more: str, prompts: Sequence[str] = ()) -> list[str]:
@@ -141,9 +143,21 @@ def workers_of(driver: int) -> list[psutil.Process]:
     return found
 
 
-def kill_some(driver: subprocess.Popen[bytes], count: int, pause: float) -> int:
-    """Kill a random worker, up to `count` times, while the command runs; how many were killed."""
+def kill_some(driver: subprocess.Popen[bytes], work: Path, count: int, pause: float) -> int:
+    """Kill a random worker, up to `count` times, while the command runs.
+
+    Args:
+        driver: the command.
+        work: its folder; the first kill comes when a run has been taken.
+        count: how many kills.
+        pause: mean seconds between two.
+
+    Returns:
+        How many were killed.
+    """
     choose, killed = random.Random("soak"), 0
+    while driver.poll() is None and not list(work.glob("locks/*")):
+        time.sleep(0.05)
     while driver.poll() is None and killed < count:
         time.sleep(pause * (0.5 + choose.random()))
         workers = workers_of(driver.pid)
@@ -161,7 +175,8 @@ def c1(bench: Bench) -> Row:
     shutil.rmtree(bench.root / "killed", ignore_errors=True)
     driver = subprocess.Popen(bench.by_engine("killed"), cwd=bench.root, env=bench.environment())
     start = time.monotonic()
-    kills = kill_some(driver, bench.kills, SHARE_KILLED * both / max(bench.kills, 1))
+    pause = bench.pause or SHARE_KILLED * both / max(bench.kills, 1)
+    kills = kill_some(driver, bench.root / "killed", bench.kills, pause)
     seconds = time.monotonic() - start
     found = meshes(bench.root / "killed")
     equal = [
@@ -300,6 +315,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--engine", default="local", choices=("local", "ray"))
     made.add_argument("--assets", type=int, default=24)
     made.add_argument("--kills", type=int, default=20, help="c1: of workers")
+    made.add_argument("--pause", type=float, default=0.0, help="c1: seconds between kills")
     made.add_argument("--shards", type=int, default=4, help="c4: how many")
     made.add_argument("--tiny", action="store_true", help="by tiny models, in seconds")
     made.add_argument("--work", type=Path, help="folder of the batches (a new one)")
@@ -320,6 +336,7 @@ def main(argv: list[str] | None = None) -> int:
         prompt_lines(options.assets, options.tiny),
         options.engine,
         kills=options.kills,
+        pause=options.pause,
         shards=options.shards,
     )
     passed, figures = ROWS[options.row](bench)

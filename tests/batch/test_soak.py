@@ -28,7 +28,7 @@ def said(root: Path, capfd: pytest.CaptureFixture[str], row: str, *words: str) -
 def test_killed_workers_leave_the_bytes_of_one_process(
     root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    line = said(root, capfd, "c1", "--assets", "2", "--kills", "1")
+    line = said(root, capfd, "c1", "--assets", "2", "--kills", "1", "--pause", "1")
     assert line.startswith("C1 PASS (local, tiny runs): 1 of 1 kills, 2 of 2 assets, 2 with the")
 
 
@@ -63,7 +63,8 @@ def test_one_that_fails_leaves_the_others(root: Path, capfd: pytest.CaptureFixtu
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("row", ["c1", "c2"])
 def test_ray_does_the_same(root: Path, capfd: pytest.CaptureFixture[str], row: str) -> None:
-    line = said(root, capfd, row, "--engine", "ray", "--assets", "2", "--kills", "1")
+    kills = ("--kills", "1", "--pause", "1")
+    line = said(root, capfd, row, "--engine", "ray", "--assets", "2", *kills)
     assert line.startswith(f"{row.upper()} PASS (ray, tiny runs)")
 
 
