@@ -85,12 +85,13 @@ class Bench:
 
     def timed(self, name: str, command: list[str], threads: int = 0) -> dict[str, float]:
         """When a batch began and how many seconds it took; it is made if that is not known."""
-        file = self.root / f"{name}.json"
-        if not file.is_file():
+        file, same = self.root / f"{name}.json", [*self.prompts, *command]
+        if not file.is_file() or json.loads(file.read_text())["same"] != same:
             shutil.rmtree(self.root / name, ignore_errors=True)
             began, start = time.time(), time.monotonic()
             subprocess.run(command, check=True, cwd=self.root, env=self.environment(threads))
-            write_json(file, {"began": began, "seconds": time.monotonic() - start})
+            seconds = time.monotonic() - start
+            write_json(file, {"began": began, "seconds": seconds, "same": same})
         found: dict[str, float] = json.loads(file.read_text())
         return found
 
@@ -171,23 +172,27 @@ def kill_some(driver: subprocess.Popen[bytes], work: Path, count: int, pause: fl
 def c1(bench: Bench) -> Row:
     """Workers are killed."""
     alone = bench.one_by_one()["seconds"]
-    both = bench.timed("local", bench.by_engine("local", "local"))["seconds"]
+    usual, others = alone / bench.workers, ["one-by-one"]
+    if bench.engine != "local":
+        usual = bench.timed("local", bench.by_engine("local", "local"))["seconds"]
+        others.append("local")
     shutil.rmtree(bench.root / "killed", ignore_errors=True)
     driver = subprocess.Popen(bench.by_engine("killed"), cwd=bench.root, env=bench.environment())
     start = time.monotonic()
-    pause = bench.pause or SHARE_KILLED * both / max(bench.kills, 1)
+    pause = bench.pause or SHARE_KILLED * usual / max(bench.kills, 1)
     kills = kill_some(driver, bench.root / "killed", bench.kills, pause)
     seconds = time.monotonic() - start
     found = meshes(bench.root / "killed")
-    equal = [
-        sum(found.get(key) == mesh for key, mesh in meshes(bench.root / name).items())
-        for name in ("local", "one-by-one")
-    ]
+    equal = {
+        name: sum(found.get(key) == mesh for key, mesh in meshes(bench.root / name).items())
+        for name in others
+    }
     count = len(bench.prompts)
-    return equal == [count, count] and len(found) == count and kills == bench.kills, (
-        f"{kills} of {bench.kills} kills, {len(found)} of {count} assets, {equal[0]} with the "
-        f"bytes of --engine local, {equal[1]} with those of one after the other; {seconds:.0f} s, "
-        f"{both:.0f} s by --engine local without kills, {alone:.0f} s one after the other"
+    passed = set(equal.values()) == {count} and len(found) == count and kills == bench.kills
+    same = ", ".join(f"{number} with the bytes of {name}" for name, number in equal.items())
+    return passed, (
+        f"{kills} of {bench.kills} kills, {len(found)} of {count} assets, {same}; {seconds:.0f} s, "
+        f"without kills about {usual:.0f} s, {alone:.0f} s one by one"
     )
 
 

@@ -221,7 +221,8 @@ def _plot(
 ) -> None:
     """Attributes right by the number of seeds."""
     for values, label in ((ceiling, "chosen by the judge"), (chosen, "chosen by the reward")):
-        axes.plot(COUNTS, [_mean(values[n]) for n in COUNTS], marker="o", label=label)
+        means = [sum(values[n]) / len(values[n]) for n in COUNTS]
+        axes.plot(COUNTS, means, marker="o", label=label)
     axes.set_xlabel("seeds to choose from")
     axes.set_ylabel("all attributes, share of views")
     axes.set_xticks(COUNTS)
