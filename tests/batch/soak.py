@@ -249,7 +249,7 @@ def lost_share(found: Spans, began: float, seconds: float, workers: int) -> floa
 
     Args:
         found: from when to when each asset was worked on.
-        began: when the workers could have begun.
+        began: when the workers could have started.
         seconds: how long the batch took.
         workers: how many there are.
     """
