@@ -55,6 +55,24 @@ _JOINT = re.compile(r"\s+(?:next to|beside|on|with|and)\s+")
 _VIEW = re.compile(rf"[\s,]*\b(?:{'|'.join(SECTORS)})(?:{ABOVE_SUFFIX})?\s*$")
 
 
+def check_text(text: str, name: str) -> None:
+    """Refuse text that has control characters. Its length is checked with the words.
+
+    Args:
+        text: the prompt; may be empty.
+        name: what the text is, for the message.
+
+    Raises:
+        UserError: when the text is refused.
+    """
+    refused = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, line and paragraph separators
+    bad = next((letter for letter in text if unicodedata.category(letter) in refused), None)
+    if bad is not None:
+        raise UserError(
+            f"the {name} has the control character {bad!r}; write one line of plain text"
+        )
+
+
 def view_words(azimuth_deg: float, elevation_deg: float) -> str:
     """The view in words: one of the eight `SECTORS`, with " from above" over 25 degrees.
 

@@ -54,6 +54,12 @@ def test_a_wrong_line_is_refused_with_its_number(line: str, message: str) -> Non
     assert str(caught.value).startswith("p.jsonl, line 2")
 
 
+def test_a_byte_order_mark_and_unusual_line_ends_are_no_part_of_a_prompt(tmp_path: Path) -> None:
+    for name, text in (("p.txt", "a red cube\r\n"), ("p.jsonl", '{"prompt": "a red cube"}\r\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert read_prompts(tmp_path / name) == [SuitePrompt("a red cube", 0)]
+
+
 def test_a_missing_empty_or_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")

@@ -122,34 +122,6 @@ def meshes_of_all_runs(settings: Settings) -> dict[tuple[str, int], bytes]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_killed_batch_makes_nothing_twice_and_the_bytes_are_those_of_one_process(
-    root: Path, plain: Settings
-) -> None:
-    settings = tiny_settings(root, "killed")
-    prompts = write_prompts(
-        root / "four.txt", "a red sphere", "a blue cube seed=2", "a cup seed=4", "a cup seed=5"
-    )
-    command = [sys.executable, str(ROOT / "launch.py"), *words_of(settings, prompts)]
-    driver = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL, cwd=root)
-    until = time.monotonic() + 600.0
-    while not list(settings.folder.glob("results/*.json")):
-        assert driver.poll() is None and time.monotonic() < until
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    finished = {
-        path: when for path, when in times(settings.folder).items() if path.suffix == ".json"
-    }
-    lines = run_batch(prompts, settings, BatchOptions())  # waits for what still works there
-    assert [line["failure"] for line in lines] == [""] * 4
-    assert times(settings.folder).items() >= finished.items()
-    assert len(list(settings.folder.glob("runs/*/*/model.glb"))) == 4
-    found, wanted = meshes(settings.folder), meshes_of_all_runs(plain)
-    assert all(found[key] == wanted[key] for key in (("a red sphere", 0), ("a blue cube", 2)))
-
-
 def test_sigterm_leaves_the_folder_ready_for_the_same_command(root: Path) -> None:
     settings = tiny_settings(root, "stopped")
     prompts = write_prompts(root / "one.txt", "a red sphere")
@@ -176,7 +148,18 @@ def test_sigterm_leaves_the_folder_ready_for_the_same_command(root: Path) -> Non
         (["p.txt", "--seeds", "0"], "--seeds takes"),
         (["p.txt", "--best-of", "0"], "--best-of takes"),
         (["p.txt", "--shard", "2/2"], "--shard 2/2"),
+        (["p.txt", "--shard", "3/2"], "--shard 3/2"),
+        (["p.txt", "--workers", "0"], "--workers takes"),
         (["p.txt", "--gpus", "1"], "without --engine ray"),
+        (["p.txt", "--engine", "ray", "--gpus", "1.5"], "or whole GPUs"),
+        (["p.txt", "--engine", "ray", "--gpus", "nan"], "from 0 to 64"),
+        (["p.txt", "--work", "p.txt"], "p.txt"),
+        (["."], "cannot read the prompt file"),
+        (["empty.txt"], "has no prompts"),
+        (["bell.txt"], "bell.txt, line 2 has the control character"),
+        (["half.jsonl"], "half.jsonl, line 1 has the control character"),
+        (["seed.txt"], "seed.txt, line 1: seed 9223372036854775807 is above"),
+        (["two.txt", "--seeds", "10000", "--best-of", "1000"], "20,000,000 runs"),
         (["twice.txt"], "asked for twice"),
         (["overlap.txt", "--seeds", "2"], "asked for twice"),
     ],
@@ -190,6 +173,11 @@ def test_a_wrong_request_is_one_line_and_makes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_prompts(tmp_path / "p.txt", "a red sphere")
+    write_prompts(tmp_path / "two.txt", "a red sphere", "a blue cube")
+    write_prompts(tmp_path / "empty.txt", "# nothing", "")
+    write_prompts(tmp_path / "bell.txt", "a red sphere", "a red\acube")
+    write_prompts(tmp_path / "half.jsonl", '{"prompt": "a red \\ud800cube"}')
+    write_prompts(tmp_path / "seed.txt", "a red sphere seed=9223372036854775807")
     write_prompts(tmp_path / "twice.txt", "a red sphere", "a red sphere")
     write_prompts(tmp_path / "overlap.txt", "a red sphere", "a red sphere seed=1")
     assert main(["batch", *words]) == 2

@@ -14,6 +14,7 @@ from vp3d.cli.generate import config_of
 from vp3d.config.schema import AlignConfig, RewardsConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.prior import Prior
+from vp3d.engine.pool import Pool
 from vp3d.errors import DivergedError
 from vp3d.evaluate import toybench
 from vp3d.evaluate.claims import (
@@ -120,7 +121,7 @@ def test_parts_in_processes_are_those_of_one_process(tmp_path: Path) -> None:
     assert Bench(tmp_path / "one").every(parts) == [1.0, 2.0, 3.0]
     two, lines = tmp_path / "two", []
     assert Bench(two).once(*parts[0]) == 1.0
-    assert Bench(two, lines.append, jobs=2).every(parts) == [1.0, 2.0, 3.0]
+    assert Bench(two, lines.append, pool=Pool(2)).every(parts) == [1.0, 2.0, 3.0]
     assert len(lines) == 2  # what was there is not measured again
 
 

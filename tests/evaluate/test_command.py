@@ -19,6 +19,7 @@ from tests.helpers.tiny_models import save_manifest
 from vp3d.cli import main
 from vp3d.config.paths import ROOT
 from vp3d.engine import local
+from vp3d.engine.pool import Pool
 from vp3d.errors import EmptyFieldError, ResourceError, UserError
 from vp3d.evaluate import runner, t3bench, toybench
 from vp3d.evaluate.command import finish
@@ -136,7 +137,7 @@ def test_several_processes_give_the_same_records(tmp_path: Path) -> None:
     tasks = [Task("s", "a red sphere", n, f"k{n}", source="x.glb") for n in range(3)]
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
-    assert run_tasks(tasks, Settings(tmp_path / "two"), note, 2) == run_tasks(
+    assert run_tasks(tasks, Settings(tmp_path / "two"), note, Pool(2)) == run_tasks(
         tasks, Settings(tmp_path / "one"), note
     )
     assert list((tmp_path / "two" / "logs").iterdir())
@@ -165,7 +166,7 @@ def test_a_killed_process_is_told_in_one_line(
         UserError,
         match="one of 2 processes was killed.* kept in .*; run the same command again to resume",
     ):
-        run_tasks(tasks, Settings(tmp_path), note, 2)
+        run_tasks(tasks, Settings(tmp_path), note, Pool(2))
 
 
 def test_a_prompt_that_cannot_be_drawn_is_told_before_anything_is_made(tmp_path: Path) -> None:

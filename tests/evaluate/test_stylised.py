@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vp3d.cli import main
+from vp3d.engine.pool import Pool
 from vp3d.evaluate import gallery, runner, stylised
 from vp3d.evaluate.command import evaluate_stylised
 from vp3d.evaluate.runner import FoundAsset, Settings, Task
@@ -96,7 +97,7 @@ def test_the_stylised_suite_compares_with_and_without_the_picture(
     monkeypatch.setattr(stylised, "find_mesh", find_mesh)
     monkeypatch.setattr(runner, "check_request", lambda *_, **__: None)
     monkeypatch.setattr(runner, "_check_models", lambda *_: None)
-    text = evaluate_stylised(Settings(tmp_path, "draft"), seeds=1, jobs=1)
+    text = evaluate_stylised(Settings(tmp_path, "draft"), seeds=1, pool=Pool())
     assert "views with the noun" in text and "failures: 0 of 2" in text
     summary = json.loads((tmp_path / "summary.json").read_text())
     mug, rocket = (record["figures"] for record in summary["records"])

@@ -11,11 +11,14 @@ from vp3d.errors import UserError
 from vp3d.evaluate.prompt_file import SuitePrompt, read_prompt_text, read_suite
 from vp3d.evaluate.prompt_tasks import hash_of
 from vp3d.evaluate.runner import Task
+from vp3d.jobs.best_of import highest
+from vp3d.prompts import check_text
 from vp3d.runs.folder import slug
 from vp3d.system.files import JsonError, parse_json
 
 GROUP = "batch"  # the prompt set of every task
 KEYS = {"prompt", "seed"}  # of a line of a .jsonl file
+HIGHEST_SEED = 2**62  # of a line; --seeds and --best-of add to it
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,18 @@ def read_prompts(path: Path) -> list[SuitePrompt]:
         UserError: the file does not exist, is not UTF-8 text, or a line is wrong (the message
             gives its number).
     """
-    if path.suffix.lower() != ".jsonl":
-        return read_suite(path)
-    lines = read_prompt_text(path).splitlines()
+    found = read_suite(path) if path.suffix.lower() != ".jsonl" else read_lines(path)
+    for entry in found:
+        where = f"{path}, line {entry.line}"
+        check_text(entry.prompt, f"prompt of {where}")
+        if entry.seed > HIGHEST_SEED:
+            raise UserError(f"{where}: seed {entry.seed} is above {HIGHEST_SEED}")
+    return found
+
+
+def read_lines(path: Path) -> list[SuitePrompt]:
+    """The prompts of a `.jsonl` file."""
+    lines = read_prompt_text(path).split("\n")  # not at a U+2028, which JSON allows in a text
     found = [
         read_line(line, f"{path}, line {number}", number)
         for number, line in enumerate(lines, 1)
@@ -128,5 +140,4 @@ def choose(asset: Asset, records: Mapping[str, dict[str, Any]]) -> dict[str, Any
     finished = [record for record in found if record is not None]
     if len(finished) < len(found):
         return None
-    good = [record for record in finished if not record["failure"]]
-    return max(good, key=lambda record: record["figures"]["score"]) if good else finished[0]
+    return dict(highest(finished) or finished[0])

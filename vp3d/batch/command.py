@@ -1,11 +1,14 @@
-"""What `launch.py batch` does: a prompt file -> runs -> `batch.jsonl` and a page of all assets."""
+"""What `launch.py batch` does: a prompt file -> runs -> `batch.jsonl` and a page of all assets.
+
+`generate --candidates` is a batch of one asset (candidates.py).
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,13 @@ from typing import Any
 from vp3d.batch.assets import Asset, assets_of, read_prompts, shard_of
 from vp3d.batch.make import make_asset
 from vp3d.batch.publish import LINES, PAGE, append_line, line_of, publish, read_records
-from vp3d.engine.local import in_processes
-from vp3d.engine.ray_tasks import LOCAL, check_ray, in_ray
+from vp3d.config.loader import load_config
+from vp3d.engine.pool import Pool
 from vp3d.errors import UserError
-from vp3d.evaluate.runner import Record, Settings, Task, Work, lock_to_settings, run_tasks
+from vp3d.evaluate.runner import Record, Settings, Task, lock_to_settings, run_tasks
 from vp3d.system.console import say
+
+MOST_RUNS = 1_000_000  # of a batch
 
 
 @dataclass(frozen=True)
@@ -28,29 +33,38 @@ class BatchOptions:
         seeds: assets for each prompt.
         best_of: candidates for each asset, of which the text reward chooses one.
         shard: (i, n) for every n-th asset from i on.
-        engine: "local" for processes of this machine, or "ray".
-        workers: the number of processes.
-        address: the Ray cluster; "local" starts Ray on this machine.
-        gpus: the share of a GPU that a Ray task takes.
+        pool: what makes them.
     """
 
     seeds: int = 1
     best_of: int = 1
     shard: tuple[int, int] = (0, 1)
-    engine: str = "local"
-    workers: int = 1
-    address: str = LOCAL
-    gpus: float = 0.0
+    pool: Pool = Pool(restarts=None)
 
 
 def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[dict[str, Any]]:
-    """Make the assets of a prompt file that are not finished, and publish all that are.
+    """Make the assets of a prompt file (`make_assets`)."""
+    entries = read_prompts(prompts)
+    runs = len(entries) * options.seeds * options.best_of
+    if runs > MOST_RUNS:
+        raise UserError(
+            f"{len(entries):,} prompts, {options.seeds:,} seeds and the best of {options.best_of:,}"
+            f" are {runs:,} runs; a batch takes at most {MOST_RUNS:,}: split the prompt file"
+        )
+    every = assets_of(entries, options.seeds, options.best_of)
+    return make_assets(every, settings, options)
+
+
+def make_assets(
+    every: Sequence[Asset], settings: Settings, options: BatchOptions
+) -> list[dict[str, Any]]:
+    """Make the assets that are not finished, and publish all that are.
 
     A second call with the same arguments makes nothing again. SIGTERM and Ctrl-C leave each run at
     a checkpoint.
 
     Args:
-        prompts: the prompt file.
+        every: the assets, of all shards.
         settings: how the assets are made; its folder may be shared by shards and machines.
         options: how many, which of them, and by what.
 
@@ -58,24 +72,25 @@ def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[
         The lines of `batch.jsonl` of this shard's assets that are finished.
 
     Raises:
-        UserError: the prompt file is wrong, the folder has assets of other settings or weights, or
+        UserError: two assets are the same, the folder has assets of other settings or weights, or
             weights or Ray are missing; nothing has been made then.
         ResourceError: memory or disk space ran out.
     """
-    every = assets_of(read_prompts(prompts), options.seeds, options.best_of)
+    settings = as_generate(settings)
     mine = shard_of(every, *options.shard)
     _check(every, settings, options)
     lock_to_settings(settings, {"suite": "batch"}, ())
     tasks = [task for asset in mine for task in asset.candidates]
+    owners = {(task.prompt, task.seed): asset for asset in mine for task in asset.candidates}
     with sigterm_as_ctrl_c():
         try:
             run_tasks(
                 tasks,
                 settings,
                 make_asset,
-                engine=partial(_run, settings, options),
+                options.pool,
                 refuse=False,
-                on_record=partial(_note, mine, settings),
+                on_record=partial(_note, owners, settings),
             )
         finally:
             publish(every, settings)
@@ -84,15 +99,18 @@ def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[
     return [line for line in lines if line is not None]
 
 
+def as_generate(settings: Settings) -> Settings:
+    """The same settings, with the light that `generate` would leave in or take out of the colours.
+
+    The suites of `evaluate` keep the light in by default, as their true scenes have it.
+    """
+    light = load_config(settings.preset, settings.files, settings.overrides).export.light
+    return replace(settings, overrides=(*settings.overrides, f"export.light={light}"))
+
+
 def _check(every: Sequence[Asset], settings: Settings, options: BatchOptions) -> None:
     """Refuse what cannot work, and two lines that ask for the same run."""
-    if options.engine == "ray":
-        check_ray()
-        if 0.0 < options.gpus < 1.0 and not settings.config().cuda.memory_gb:
-            raise UserError(
-                f"--gpus {options.gpus:g} puts several runs on a GPU, but Ray does not divide its "
-                "memory: say how much each may take, as cuda.memory_gb=8"
-            )
+    options.pool.check(settings.config().cuda.memory_gb)
     owner: dict[str, Task] = {}
     for task in (task for asset in every for task in asset.candidates):
         if owner.setdefault(task.key, task) is not task:
@@ -102,25 +120,18 @@ def _check(every: Sequence[Asset], settings: Settings, options: BatchOptions) ->
             )
 
 
-def _run(
-    settings: Settings, options: BatchOptions, work: Work, missing: Sequence[Task]
-) -> Iterable[tuple[str, Record]]:
-    """The engine of `options`."""
-    if options.engine == "ray":
-        return in_ray(work, missing, options.workers, options.address, options.gpus)
-    if options.workers == 1:
-        return map(work, missing)
-    return in_processes(work, missing, settings.folder / "logs", options.workers, None)
+def _note(owners: Mapping[tuple[str, int], Asset], settings: Settings, record: Record) -> None:
+    """Append the line of the record's asset, once its last candidate is finished.
 
-
-def _note(assets: Sequence[Asset], settings: Settings, record: Record) -> None:
-    """Append the line of the record's asset, once its last candidate is finished."""
-    made = (record["prompt"], record["seed"])
-    for asset in assets:
-        if any((task.prompt, task.seed) == made for task in asset.candidates):
-            line = line_of(asset, read_records(asset, settings), settings.folder)
-            if line is not None:
-                append_line(settings.folder, line)
+    Args:
+        owners: prompt and seed of a candidate -> its asset.
+        settings: has the folder.
+        record: that of a candidate that was finished just now.
+    """
+    asset = owners[record["prompt"], record["seed"]]
+    line = line_of(asset, read_records(asset, settings), settings.folder)
+    if line is not None:
+        append_line(settings.folder, line)
 
 
 @contextmanager

@@ -1,16 +1,10 @@
-"""Make one asset of a batch, and score it by the text-image reward.
-
-The reward is the one that the run was optimised with (`rewards.text_model`), so it chooses among
-seeds and is no measure of quality: the judges of `evaluate` are other models.
-"""
+"""Make one candidate of an asset of a batch, score it and draw it."""
 
 from __future__ import annotations
 
 import time
 from functools import lru_cache
 from pathlib import Path
-
-import torch
 
 from vp3d.batch.attempts import KilledTooOftenError, noted_attempt
 from vp3d.build import Models, load_models
@@ -26,14 +20,11 @@ from vp3d.evaluate.runner import (
     read_record,
     record_head,
 )
+from vp3d.jobs.best_of import SIDE, text_score
 from vp3d.jobs.locks import Lock, try_lock
-from vp3d.prompts import view_prompt
-from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG, VIEWS, labelled, ring_frames, save_image
-from vp3d.rewards.text_image import TextImage
+from vp3d.report.pictures import AZIMUTHS, VIEWS, labelled, ring_frames, save_image
 from vp3d.runs.terminal import TerminalDisplay
-from vp3d.types import Mesh
 
-SIDE = 128  # pixels of a side of a scored view
 SHOWN = (0, 1, 4, 6)  # which of the views are on the page
 LOOK_S = 1.0  # between two attempts at a lock
 
@@ -95,18 +86,3 @@ def kept_models(settings: Settings) -> Models:
     """The models of the runs, loaded once a process."""
     with TerminalDisplay() as display:
         return load_models(settings.config(), display.watch)
-
-
-@torch.no_grad()
-def text_score(mesh: Mesh, prompt: str, reward: TextImage) -> float:
-    """The mean reward of eight views, each for the prompt with the words of its view.
-
-    Args:
-        mesh: the mesh, of any shape in the unit cube.
-        prompt: the prompt in words that the reward knows.
-        reward: the text-image reward; the range of the score is that of its values.
-    """
-    frames = ring_frames(mesh, VIEWS, SIDE, CameraConfig())
-    rgb = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255.0).to(reward.device)
-    texts = [view_prompt(prompt, azimuth, ELEVATION_DEG) for azimuth in AZIMUTHS]
-    return float(reward.score(rgb, reward.target(texts)).mean())

@@ -43,9 +43,7 @@ def line_of(asset: Asset, records: Mapping[str, Record], folder: Path) -> dict[s
     best = choose(asset, records)
     if best is None:
         return None
-    scores = {
-        str(task.seed): records[task.key]["figures"].get("score") for task in asset.candidates
-    }
+    candidates = [candidate_of(records[task.key]) for task in asset.candidates]
     files: dict[str, str] = {}
     if not best["failure"]:
         run = RunFolder(folder / best["source"])
@@ -61,7 +59,21 @@ def line_of(asset: Asset, records: Mapping[str, Record], folder: Path) -> dict[s
         "run": best["source"],
         "files": files,
         "seconds": best["figures"].get("seconds"),
-        "scores": scores,
+        "scores": {str(found["seed"]): found["score"] for found in candidates},
+        "candidates": candidates,
+    }
+
+
+def candidate_of(record: Record) -> dict[str, Any]:
+    """What `batch.jsonl` says of one candidate."""
+    figures = record["figures"]
+    return {
+        "seed": record["seed"],
+        "score": figures.get("score"),
+        "failure": record["failure"],
+        "reason": record["reason"],
+        "run": record["source"],
+        "seconds": figures.get("seconds"),
     }
 
 
@@ -114,7 +126,7 @@ def page(
 ) -> str:
     """The page of a batch: its facts, and a card for each of the assets that are finished."""
     failures = sum(bool(line["failure"]) for line in lines)
-    spent = sum(line["seconds"] or 0.0 for line in lines)
+    spent = sum(found["seconds"] or 0.0 for line in lines for found in line["candidates"])
     facts = {
         "preset": settings.preset,
         "assets": f"{len(lines)} of {count}",
@@ -122,26 +134,55 @@ def page(
         "time of the runs": clock(spent),
     }
     shown = f'{STYLE}<div class="assets">{"".join(cards)}</div>'
-    return html.document("Batch", facts, "", [html.section("Every asset", shown)])
+    title = "Batch" if count > 1 else "Candidates"
+    return html.document(title, facts, "", [html.section("Every asset", shown)])
 
 
 def card(asset: Asset, line: Mapping[str, Any], settings: Settings) -> str:
-    """An asset as HTML: its views, prompt, seed and scores, and links to its files."""
-    task = next(task for task in asset.candidates if task.seed == line["seed"])
-    picture, image = settings.result(task).with_suffix(".jpg"), ""
-    if picture.is_file():
-        uri = html.data_uri(picture.read_bytes(), "image/jpeg")
-        image = f'<img src="{uri}" alt="views" loading="lazy">'
+    """An asset as HTML: views, prompt, seed and links to its files; then all its candidates."""
     links = {**line["files"], "report": f"{line['run']}/{REPORT}"} if line["run"] else {}
-    words = " ".join(f'<a href="{quote(path)}">{escape(name)}</a>' for name, path in links.items())
-    if line["failure"]:
-        words = f'<b class="bad">{escape(line["failure"])}: {escape(line["reason"])}</b>'
-    scores = [
-        f"{'<b>' if seed == str(line['seed']) else ''}{seed}: {score:.3f}"
-        f"{'</b>' if seed == str(line['seed']) else ''}"
-        for seed, score in line["scores"].items()
-        if score is not None
-    ]
-    among = f" · reward by seed {', '.join(scores)}" if len(line["scores"]) > 1 else ""
-    caption = f"<b>{escape(asset.prompt)}</b> (seed {line['seed']}){among} · {words}"
-    return f'<figure class="card">{image}<figcaption>{caption}</figcaption></figure>'
+    caption = f"<b>{escape(asset.prompt)}</b> (seed {line['seed']}) · {linked(links)}{failed(line)}"
+    shown = picture(asset, line["seed"], settings)
+    return (
+        f'<figure class="card">{shown}<figcaption>{caption}</figcaption>'
+        f"{others(asset, line, settings)}</figure>"
+    )
+
+
+def others(asset: Asset, line: Mapping[str, Any], settings: Settings) -> str:
+    """The candidates of an asset, the chosen one in bold; nothing if there is one alone."""
+    if len(line["candidates"]) < 2:
+        return ""
+    rows = []
+    for found in line["candidates"]:
+        score = "no score" if found["score"] is None else f"reward {found['score']:.3f}"
+        words = f"seed {found['seed']}: {score}"
+        if found["seed"] == line["seed"]:
+            words = f"<b>{words}, chosen</b>"
+        report = {"report": f"{found['run']}/{REPORT}"} if found["run"] else {}
+        shown = picture(asset, found["seed"], settings)
+        rows.append(f"{shown}<figcaption>{words} {linked(report)}{failed(found)}</figcaption>")
+    title = f"<summary>{len(rows)} candidates</summary>"
+    return f"<details>{title}{''.join(rows)}</details>"
+
+
+def picture(asset: Asset, seed: int, settings: Settings) -> str:
+    """The views of a candidate as HTML; nothing if there are none."""
+    task = next(task for task in asset.candidates if task.seed == seed)
+    path = settings.result(task).with_suffix(".jpg")
+    if not path.is_file():
+        return ""
+    uri = html.data_uri(path.read_bytes(), "image/jpeg")
+    return f'<img src="{uri}" alt="views" loading="lazy">'
+
+
+def linked(links: Mapping[str, str]) -> str:
+    """Links by name."""
+    return " ".join(f'<a href="{quote(path)}">{escape(name)}</a>' for name, path in links.items())
+
+
+def failed(found: Mapping[str, Any]) -> str:
+    """Why an asset or a candidate failed, as HTML."""
+    if not found["failure"]:
+        return ""
+    return f'<b class="bad">{escape(found["failure"])}: {escape(found["reason"])}</b>'

@@ -14,10 +14,11 @@ from vp3d.cli.arguments import (
     read_config,
     read_overrides,
 )
-from vp3d.cli.generate import check_text, pin_locations
+from vp3d.cli.generate import pin_locations
 from vp3d.config.paths import expand, program
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
+from vp3d.prompts import check_text
 from vp3d.system.files import disk_errors
 from vp3d.weights.lora_files import lora_file
 

@@ -20,6 +20,7 @@ from vp3d.system.console import Parser
 
 Subparsers = argparse._SubParsersAction  # what `ArgumentParser.add_subparsers` returns
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")  # how a key=value word begins
+MOST_GPUS = 64  # of one run
 EXIT_USER = 2  # exit code of a mistake that the user can correct
 OPTION_KEYS = {  # option -> the config key that it sets
     "image": "image",
@@ -108,6 +109,31 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--formats", metavar="LIST", help="comma-separated: glb,obj,ply,stl,usdz,3mf"
     )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add `--engine` and the options of Ray."""
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="what runs them (local)"
+    )
+    parser.add_argument(
+        "--address", default="local", help="ray: the cluster, or this machine alone (local)"
+    )
+    parser.add_argument(
+        "--gpus", metavar="SHARE", type=float, default=0.0, help="ray: GPUs a run takes (0)"
+    )
+
+
+def check_engine(arguments: argparse.Namespace) -> None:
+    """Refuse a share of GPUs that is none, and options of another engine."""
+    if not 0.0 <= arguments.gpus <= MOST_GPUS:
+        raise UserError(f"--gpus takes a number from 0 to {MOST_GPUS}, not {arguments.gpus:g}")
+    if arguments.gpus > 1.0 and arguments.gpus % 1.0:
+        raise UserError(
+            f"--gpus {arguments.gpus:g}: Ray gives a share of one GPU, as 0.25, or whole GPUs"
+        )
+    if arguments.engine != "ray" and (arguments.gpus or arguments.address != "local"):
+        raise UserError("--gpus and --address change nothing without --engine ray; omit them")
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from vp3d.cli.arguments import (
     Subparsers,
     add_config,
+    add_engine,
     add_preset,
     add_words,
+    check_engine,
     config_files,
     option_overrides,
     read_config,
@@ -67,15 +69,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--work", metavar="DIR", type=Path, help="folder of the runs (outputs/batch-NAME)"
     )
-    parser.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="what runs them (local)"
-    )
-    parser.add_argument(
-        "--address", default="local", help="ray: the cluster, or this machine alone (local)"
-    )
-    parser.add_argument(
-        "--gpus", metavar="SHARE", type=float, default=0.0, help="ray: GPUs a run takes (0)"
-    )
+    add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     work = arguments.work or Path("outputs") / f"batch-{prompts.stem}"
     from vp3d.batch.assets import parse_shard
     from vp3d.batch.command import BatchOptions, run_batch
+    from vp3d.engine.pool import Pool
     from vp3d.evaluate.runner import Settings
 
     settings = Settings(work.absolute(), arguments.preset, tuple(files), tuple(overrides))
@@ -98,10 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.seeds,
         arguments.best_of,
         parse_shard(arguments.shard),
-        arguments.engine,
-        arguments.workers,
-        arguments.address,
-        arguments.gpus,
+        Pool(arguments.workers, arguments.engine, arguments.address, arguments.gpus, None),
     )
     lines = run_batch(prompts, settings, options)
     failed = [line for line in lines if line["failure"]]
@@ -124,7 +116,4 @@ def check_options(arguments: argparse.Namespace, overrides: list[str]) -> None:
         if not 1 <= (given := getattr(arguments, name)) <= highest:
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} takes a whole number from 1 to {highest}, not {given}")
-    if not 0.0 <= arguments.gpus <= 64.0:
-        raise UserError(f"--gpus takes a number from 0 to 64, not {arguments.gpus:g}")
-    if arguments.engine != "ray" and (arguments.gpus or arguments.address != "local"):
-        raise UserError("--gpus and --address change nothing without --engine ray; omit them")
+    check_engine(arguments)

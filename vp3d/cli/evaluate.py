@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from vp3d.cli.arguments import (
     Subparsers,
     add_config,
+    add_engine,
     add_preset,
     add_words,
+    check_engine,
     config_files,
     read_config,
     read_overrides,
@@ -22,6 +24,7 @@ from vp3d.config.paths import program
 from vp3d.errors import UserError
 
 if TYPE_CHECKING:
+    from vp3d.engine.pool import Pool
     from vp3d.evaluate.runner import Settings
 
 LARGEST_VIEW = 4096  # pixels of a side, of `--size`
@@ -39,8 +42,9 @@ suites:
   t3bench    the protocol of T3Bench on your own copy of its prompts, or on any other prompts:
              162 positions x 5 focal lengths, regional means.
 
-claims NAME measures a claim about alignment instead of a suite: alignprop, alignprop-few-steps,
-alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings.
+claims NAME measures a claim instead of a suite: alignprop, alignprop-few-steps,
+alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings, and
+best-of, what choosing among seeds by the reward gains and costs.
 Each takes up to 30 minutes on two cores (--jobs 2) and continues where it was interrupted; --pages
 DIR is where its page is written (--work).
 
@@ -77,7 +81,7 @@ def run_toybench(arguments: argparse.Namespace, settings: Settings) -> str:
     from vp3d.evaluate.command import evaluate_toybench
 
     return evaluate_toybench(
-        settings, arguments.assets, arguments.subset, arguments.seeds, arguments.jobs
+        settings, arguments.assets, arguments.subset, arguments.seeds, pool_of(arguments)
     )
 
 
@@ -86,7 +90,7 @@ def run_gallery(arguments: argparse.Namespace, settings: Settings) -> str:
     from vp3d.evaluate.command import evaluate_gallery
 
     return evaluate_gallery(
-        settings, arguments.prompts, arguments.every, arguments.seeds, arguments.jobs
+        settings, arguments.prompts, arguments.every, arguments.seeds, pool_of(arguments)
     )
 
 
@@ -94,7 +98,7 @@ def run_stylised(arguments: argparse.Namespace, settings: Settings) -> str:
     """Run `stylised`; returns its tables."""
     from vp3d.evaluate.command import evaluate_stylised
 
-    return evaluate_stylised(settings, arguments.seeds, arguments.jobs)
+    return evaluate_stylised(settings, arguments.seeds, pool_of(arguments))
 
 
 def run_t3bench(arguments: argparse.Namespace, settings: Settings) -> str:
@@ -110,7 +114,7 @@ def run_t3bench(arguments: argparse.Namespace, settings: Settings) -> str:
         arguments.size,
     )
     return evaluate_t3bench(
-        settings, arguments.assets, arguments.prompts, protocol, arguments.seeds, arguments.jobs
+        settings, arguments.assets, arguments.prompts, protocol, arguments.seeds, pool_of(arguments)
     )
 
 
@@ -162,6 +166,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_config(parser)
     parser.add_argument("--seeds", metavar="N", type=int, default=1, help="assets a prompt (1)")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes (1)")
+    add_engine(parser)
     parser.add_argument(
         "--work",
         metavar="DIR",
@@ -216,7 +221,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.work or Path("outputs") / f"{arguments.suite}-{kind}"
     from vp3d.evaluate.runner import Settings
 
+    folder = absolute(folder, arguments)
     settings = Settings(folder, arguments.preset, tuple(files), tuple(overrides))
+    pool_of(arguments).check(settings.config().cuda.memory_gb)
     sys.stdout.write(SUITES[arguments.suite].run(arguments, settings))
     return 0
 
@@ -229,9 +236,22 @@ def run_claim(arguments: argparse.Namespace) -> int:
         raise UserError(f"evaluate claims takes one name: {', '.join(CLAIMS)}")
     name = arguments.words[1]
     check_numbers(arguments, ("jobs",))
-    work = arguments.work or Path("outputs") / f"claim-{name}"
-    sys.stdout.write(measure_claim(name, work, arguments.pages, jobs=arguments.jobs))
+    check_engine(arguments)
+    work = absolute(arguments.work or Path("outputs") / f"claim-{name}", arguments)
+    sys.stdout.write(measure_claim(name, work, arguments.pages, pool=pool_of(arguments)))
     return 0
+
+
+def pool_of(arguments: argparse.Namespace) -> Pool:
+    """What runs the tasks of a suite or the parts of a claim."""
+    from vp3d.engine.pool import Pool
+
+    return Pool(arguments.jobs, arguments.engine, arguments.address, arguments.gpus)
+
+
+def absolute(folder: Path, arguments: argparse.Namespace) -> Path:
+    """The folder of results, absolute for Ray, whose processes may run in another folder."""
+    return folder.absolute() if arguments.engine == "ray" else folder
 
 
 def check_options(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -251,6 +271,7 @@ def check_options(arguments: argparse.Namespace, overrides: list[str]) -> None:
                     "omit it"
                 )
     check_numbers(arguments, tuple(LOWEST))
+    check_engine(arguments)
     if arguments.size > LARGEST_VIEW:
         raise UserError(f"--size takes at most {LARGEST_VIEW} pixels, not {arguments.size}")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import hashlib
+import json
 import sys
-import unicodedata
 from pathlib import Path
 
 from vp3d.cli.arguments import (
@@ -24,15 +25,19 @@ from vp3d.cli.arguments import (
 from vp3d.config.paths import ROOT, expand, program
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
+from vp3d.prompts import check_text
 from vp3d.weights.catalogue import MODELS
 from vp3d.weights.locate import JUDGE_LOCATIONS, PRIOR_LOCATIONS
 from vp3d.weights.lora_files import lora_file, parse_loras
 
+MOST_CANDIDATES = 1000
+SETTINGS = "candidates.yaml"  # in the folder of candidates: the settings of all
 EPILOG = f"""\
 examples:
   {program()} "a red mushroom with a white stem"
   {program()} "a red sphere on a blue cube" --preset draft
   {program()} "a white house with a red roof" --image style.png --negative "a red cube"
+  {program()} "a blue mug" --preset draft --candidates 4
   {program()} "a green car" --config configs/sds.yaml optim.steps=300 output_dir=/tmp/runs
   {program()} --config configs/sd15.yaml --config dreamfusion-sd.yaml \\
       system.prompt_processor.prompt="a corgi"
@@ -41,6 +46,11 @@ Settings are layered: defaults, then --preset, then each --config FILE, then opt
 key=value. docs/reference/configuration.md lists every setting; config.yaml in a run folder has the
 settings of that run. A FILE may also be a dreamfusion or magic3d-coarse YAML of threestudio: keys
 that are not understood are named on stderr.
+--candidates N takes N times as long. OUTPUT_DIR/candidates-PROMPT-.../index.html shows all of them,
+and their run folders are kept. The reward that chooses is the one that the runs were optimised
+with, so it is no measure of quality. visual_prompt.candidates is something else: the pictures that
+one run draws.
+
 The first Ctrl-C stops the run and exports its current state; to continue it:
   {program()} resume RUN
 """
@@ -67,6 +77,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="another seed gives another variant, the same seed the same bytes (0)",
     )
+    parser.add_argument(
+        "--candidates",
+        metavar="N",
+        type=int,
+        default=1,
+        help="make N seeds, keep all, and take the one with the highest text reward (1)",
+    )
     add_loras(parser)
     add_preset(parser, None)
     parser.add_argument("--negative", metavar="TEXT", help="what the asset should not show")
@@ -75,8 +92,16 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the asset; print the run folder."""
+    """Make the asset, or several and take one; print the run folder."""
+    if not 1 <= arguments.candidates <= MOST_CANDIDATES:
+        raise UserError(
+            f"--candidates takes a whole number from 1 to {MOST_CANDIDATES}, "
+            f"not {arguments.candidates}"
+        )
     config = config_of(arguments)
+    if arguments.candidates > 1:
+        sys.stdout.write(f"{best_candidate(config, arguments.candidates)}\n")
+        return 0
     from vp3d import pipeline
     from vp3d.runs.terminal import TerminalDisplay
     from vp3d.system.process import process_start
@@ -85,6 +110,29 @@ def run(arguments: argparse.Namespace) -> int:
         asset = pipeline.generate(config, watch=display.watch)
     sys.stdout.write(f"{asset.run_dir}\n")
     return 0
+
+
+def best_candidate(config: Config, count: int) -> Path:
+    """Make `count` seeds in a folder of their own, another one for every other setting.
+
+    Returns:
+        The run folder of the one that is taken.
+    """
+    from vp3d.batch.candidates import make_candidates
+    from vp3d.checks import check_request
+    from vp3d.evaluate.runner import Settings
+    from vp3d.runs.folder import save_config, slug
+    from vp3d.system.files import plain
+
+    check_request(config, new=True)
+    text = json.dumps(plain(dataclasses.replace(config, output_dir="")), sort_keys=True)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f"candidates-{slug(config.prompt)}-s{config.seed}-{mark}"
+    folder = expand(config.output_dir).absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / SETTINGS)
+    settings = Settings(folder, config.preset, (folder / SETTINGS,))
+    return make_candidates(config.prompt, config.seed, count, settings)
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
@@ -168,21 +216,3 @@ def pin_locations(config: Config) -> None:
             location = getattr(group, key)
             if location and location not in MODELS and expand(location).exists():
                 setattr(group, key, str(expand(location).absolute()))
-
-
-def check_text(text: str, name: str) -> None:
-    """Refuse text that has control characters. Its length is checked with the words.
-
-    Args:
-        text: the prompt; may be empty.
-        name: what the text is, for the message.
-
-    Raises:
-        UserError: when the text is refused.
-    """
-    refused = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, line and paragraph separators
-    bad = next((letter for letter in text if unicodedata.category(letter) in refused), None)
-    if bad is not None:
-        raise UserError(
-            f"the {name} has the control character {bad!r}; write one line of plain text"
-        )

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from vp3d.config.loader import PRESETS
 from vp3d.config.paths import INSTALLED, ROOT
+from vp3d.engine.pool import Pool
 from vp3d.errors import UserError
 from vp3d.evaluate import toybench
 from vp3d.evaluate.intervals import holm, sign_flip_p
@@ -197,7 +198,7 @@ def run_arm(
     settings = Settings(folder, options.preset, tuple(options.config), words)
     lock_to_settings(settings, {"suite": "ablation"}, toybench.JUDGES)
     sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
-    return run_tasks(tasks, settings, toybench.judge_asset, options.jobs)
+    return run_tasks(tasks, settings, toybench.judge_asset, Pool(options.jobs))
 
 
 def difference(arm: Sequence[Record], base: Sequence[Record], name: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vp3d.engine.pool import Pool
 from vp3d.errors import UserError
 from vp3d.evaluate import gallery, stylised, t3bench, toybench
 from vp3d.evaluate.html import PARTS, write_page
@@ -56,7 +57,7 @@ def refuse_unused(given: Mapping[str, bool]) -> None:
 
 
 def evaluate_toybench(
-    settings: Settings, assets: Path | None, subset: str, seeds: int, jobs: int
+    settings: Settings, assets: Path | None, subset: str, seeds: int, pool: Pool
 ) -> str:
     """Runs toybench.
 
@@ -65,7 +66,7 @@ def evaluate_toybench(
         assets: a folder of meshes or runs to judge; None to generate the assets.
         subset: "all" or "mini".
         seeds: seeds for each prompt.
-        jobs: the number of processes.
+        pool: what runs the tasks.
 
     Returns:
         The tables as text.
@@ -80,7 +81,7 @@ def evaluate_toybench(
     tasks = toybench.suite_tasks(subset, seeds) if assets is None else toybench.folder_tasks(assets)
     suite = {"suite": "toybench", "assets": str(assets.absolute()) if assets else None}
     lock_to_settings(settings, suite, toybench.JUDGES)
-    records = run_tasks(tasks, settings, toybench.judge_asset, jobs)
+    records = run_tasks(tasks, settings, toybench.judge_asset, pool)
     name = f"Toybench, {'mini' if subset == 'mini' and assets is None else assets or 'all'}"
     return finish(name, tasks, records, settings, toybench.FIGURES, tuple(PARTS))
 
@@ -91,7 +92,7 @@ def evaluate_t3bench(
     prompts: Sequence[Path],
     protocol: t3bench.Protocol,
     seeds: int,
-    jobs: int,
+    pool: Pool,
 ) -> str:
     """Runs T3Bench's protocol.
 
@@ -101,7 +102,7 @@ def evaluate_t3bench(
         prompts: prompt files, if assets are generated.
         protocol: scorer and grader.
         seeds: seeds for each prompt.
-        jobs: the number of processes.
+        pool: what runs the tasks.
 
     Returns:
         The tables as text.
@@ -129,13 +130,13 @@ def evaluate_t3bench(
     judges = t3bench.weight_sources(protocol, config.rewards, config.prior.manifest)
     lock_to_settings(settings, suite, judges)
     adopt_former(settings, tasks)
-    records = run_tasks(tasks, settings, t3bench.judge_with(protocol), jobs)
+    records = run_tasks(tasks, settings, t3bench.judge_with(protocol), pool)
     title = f"T3Bench's protocol, {protocol.scorer}"
     return finish(title, tasks, records, settings, t3bench.FIGURES, ("figures",))
 
 
 def evaluate_gallery(
-    settings: Settings, prompts: Sequence[Path], every: int, seeds: int, jobs: int
+    settings: Settings, prompts: Sequence[Path], every: int, seeds: int, pool: Pool
 ) -> str:
     """Runs the gallery suite; writes `gallery.csv` and the contact sheet `gallery.png` as well.
 
@@ -144,7 +145,7 @@ def evaluate_gallery(
         prompts: prompt files of toybox captions; the suite's own if there are none.
         every: take every n-th prompt.
         seeds: seeds for each prompt.
-        jobs: the number of processes.
+        pool: what runs the tasks.
 
     Returns:
         The tables as text.
@@ -155,7 +156,7 @@ def evaluate_gallery(
     tasks = gallery.suite_tasks(prompts, every, seeds)
     lock_to_settings(settings, {"suite": "gallery"}, gallery.JUDGES)
     adopt_former(settings, tasks)
-    records = run_tasks(tasks, settings, gallery.judge_asset, jobs)
+    records = run_tasks(tasks, settings, gallery.judge_asset, pool)
     gallery.write_csv(records, settings.folder / "gallery.csv")
     names = ", ".join(dict.fromkeys(task.group for task in tasks))
     write_contact_sheet(tasks, settings, "gallery.png", f"{names}, {settings.preset}")
@@ -163,13 +164,13 @@ def evaluate_gallery(
     return f"{gallery.asset_table(records)}\n{tables}"
 
 
-def evaluate_stylised(settings: Settings, seeds: int, jobs: int) -> str:
+def evaluate_stylised(settings: Settings, seeds: int, pool: Pool) -> str:
     """Runs the stylised suite; writes the contact sheet `stylised.png` as well.
 
     Args:
         settings: how assets are generated, and the folder of results.
         seeds: seeds for each noun, with and without each picture.
-        jobs: the number of processes.
+        pool: what runs the tasks.
 
     Returns:
         The tables as text.
@@ -184,9 +185,9 @@ def evaluate_stylised(settings: Settings, seeds: int, jobs: int) -> str:
     lock_to_settings(settings, {"suite": "stylised"}, gallery.JUDGES)
     pictures = settings.folder / "references"
     stylised.write_references(pictures)
-    run_tasks(stylised.plain_tasks(seeds), settings, stylised.generate_plain, jobs)
+    run_tasks(stylised.plain_tasks(seeds), settings, stylised.generate_plain, pool)
     tasks = stylised.styled_tasks(pictures, seeds)
-    records = run_tasks(tasks, settings, stylised.judge_asset, jobs)
+    records = run_tasks(tasks, settings, stylised.judge_asset, pool)
     title = "reference | with the picture | without the picture"
     write_contact_sheet(tasks, settings, "stylised.png", title)
     return finish("Stylised suite", tasks, records, settings, stylised.FIGURES, ("figures",))

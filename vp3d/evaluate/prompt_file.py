@@ -62,7 +62,7 @@ def read_suite(path: Path) -> list[SuitePrompt]:
 def read_prompt_text(path: Path) -> str:
     """The text of a prompt file of any kind; UserError if it is missing or not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError as error:
         raise UserError(f"there is no prompt file {path}; check the path") from error
     except (OSError, UnicodeDecodeError) as error:

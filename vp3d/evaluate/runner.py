@@ -27,7 +27,7 @@ from vp3d.checks import check_request
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
-from vp3d.engine.local import in_processes
+from vp3d.engine.pool import ALONE, Pool
 from vp3d.errors import ResourceError, UserError, VP3DError
 from vp3d.evaluate.results_folder import (
     SUITE_FILE,
@@ -143,8 +143,6 @@ def record_head(task: Task, found: FoundAsset) -> Record:
 
 
 Judge = Callable[[Settings, Task], Record]  # generates or reads the task's asset and judges it
-Work = Callable[[Task], tuple[str, Record]]  # does a task: its key and its record
-Engine = Callable[[Work, Sequence[Task]], Iterable[tuple[str, Record]]]  # a `map`, in any order
 
 
 def key_of(number: int, prompt: str, seed: int) -> str:
@@ -288,8 +286,7 @@ def run_tasks(
     tasks: Sequence[Task],
     settings: Settings,
     judge: Judge,
-    jobs: int = 1,
-    engine: Engine | None = None,
+    pool: Pool = ALONE,
     refuse: bool = True,
     on_record: Callable[[Record], None] | None = None,
 ) -> list[Record]:
@@ -298,9 +295,9 @@ def run_tasks(
     Args:
         tasks: the tasks of the suite.
         settings: how assets are generated, and the folder of results.
-        judge: generates or reads the asset of a task and judges it. It is pickled if `jobs` > 1.
-        jobs: the number of processes.
-        engine: what runs the tasks instead of `jobs` processes.
+        judge: generates or reads the asset of a task and judges it. It is pickled for
+            other processes.
+        pool: what runs the tasks.
         refuse: a request that cannot work ends the suite before anything is generated; False
             leaves it to `judge` to record that.
         on_record: hears each record that is new, in the order in which they are finished.
@@ -324,7 +321,7 @@ def run_tasks(
     say(f"{len(tasks)} assets, {done} of them done; results in {settings.folder}")
     work = partial(_run_task, settings, judge, git_state(ROOT))
     start = time.monotonic()
-    results = (engine or partial(_run_here, settings, jobs))(work, missing)
+    results = pool.map(work, missing, settings.folder / "logs")
     for number, (key, record) in enumerate(results, 1):
         records[key] = record
         left = (time.monotonic() - start) / number * (len(missing) - number)
@@ -333,15 +330,6 @@ def run_tasks(
         if on_record is not None:
             on_record(record)
     return [kept for task in tasks if (kept := records[task.key]) is not None]
-
-
-def _run_here(
-    settings: Settings, jobs: int, work: Work, missing: Sequence[Task]
-) -> Iterable[tuple[str, Record]]:
-    """The engine of `evaluate`: this process, or `jobs` others."""
-    if jobs == 1 or len(missing) < 2:
-        return map(work, missing)
-    return in_processes(work, missing, settings.folder / "logs", jobs)
 
 
 def check_keys(tasks: Sequence[Task]) -> None:

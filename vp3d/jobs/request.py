@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from vp3d import prompts
 from vp3d.config.loader import build_config
 from vp3d.config.paths import ROOT
 from vp3d.config.reader import read_stack
@@ -94,12 +94,7 @@ def check_text(text: str, name: str, most: int) -> None:
     """Refuse text that is too long, or has control characters or line breaks."""
     if len(text) > most:
         raise UserError(f"the {name} has {len(text):,} characters; at most {most} are taken")
-    refused = ("Cc", "Cs", "Zl", "Zp")
-    bad = next((letter for letter in text if unicodedata.category(letter) in refused), None)
-    if bad is not None:
-        raise UserError(
-            f"the {name} has the control character {bad!r}; write one line of plain text"
-        )
+    prompts.check_text(text, name)
 
 
 def check_settings(

@@ -140,7 +140,7 @@ def measure_arm(
     lock_to_settings(settings, {"suite": f"claims {kind}"}, toybench.JUDGES)
     judge = toybench.judge_asset if kind == "assets" else judge_drawing
     bench.say(f"{kind}: {name}")
-    return run_tasks(toybench.suite_tasks("mini", 1), settings, judge, bench.jobs)
+    return run_tasks(toybench.suite_tasks("mini", 1), settings, judge, bench.pool)
 
 
 def measure(bench: Bench) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vp3d.config.paths import program
+from vp3d.engine.pool import ALONE, Pool
 from vp3d.errors import UserError
 from vp3d.evaluate.claims import (
     alignprop_assets,
@@ -13,6 +14,7 @@ from vp3d.evaluate.claims import (
     alignprop_few_steps,
     alignprop_mix,
     alignprop_truncation,
+    best_of,
     strings,
     svdd,
     svdd_assets,
@@ -33,6 +35,7 @@ CLAIMS = {
         svdd_framing,
         svdd_assets,
         strings,
+        best_of,
     )
 }
 
@@ -49,7 +52,7 @@ def measure_claim(
     work: Path,
     pages: Path | None = None,
     report: Callable[[str], None] = say,
-    jobs: int = 1,
+    pool: Pool = ALONE,
 ) -> str:
     """Measure a claim, or what is missing of it, and write its page.
 
@@ -58,14 +61,17 @@ def measure_claim(
         work: Keeps the result of each part; the same call continues after an interruption.
         pages: Folder of the page and its plot; None writes them into `work`.
         report: Hears of progress.
-        jobs: Processes.
+        pool: What measures independent parts.
 
     Returns:
         The answer as text.
     """
     claim = find_claim(name)
-    bench = Bench(work, report, jobs)
+    pool.check(0.0)
+    bench = Bench(work, report, pool)
     finding = claim.measure(bench)
-    command = f"{program()} evaluate claims {name}" + (f" --jobs {jobs}" if jobs > 1 else "")
+    command = f"{program()} evaluate claims {name}" + (
+        f" --jobs {pool.workers}" if pool.workers > 1 else ""
+    )
     page = write_claim(claim, finding, pages or work, command, bench.seconds)
     return f"{as_text(finding)}{page}\n"

@@ -7,7 +7,7 @@ command run again continues. The page has the tables, a plot and a line for each
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vp3d.engine.pool import ALONE, Pool
 from vp3d.evaluate.intervals import mean_interval
 from vp3d.system.files import (
     JsonError,
@@ -82,12 +83,14 @@ class Claim:
         title: Title of the page.
         question: What is measured and how, one paragraph of Markdown.
         measure: Measures it, part by part, in a `Bench`.
+        page: What the name of its page begins with.
     """
 
     name: str
     title: str
     question: str
     measure: Callable[[Bench], Finding]
+    page: str = "align"
 
 
 @dataclass
@@ -97,13 +100,13 @@ class Bench:
     Attributes:
         folder: Where the results are kept.
         say: Reports progress.
-        jobs: Processes that measure parts that are independent of each other.
+        pool: Measures parts that are independent of each other.
         seconds: CPU seconds that all parts took, those of earlier calls included.
     """
 
     folder: Path
     say: Callable[[str], None] = lambda text: None
-    jobs: int = 1
+    pool: Pool = ALONE
     seconds: float = field(default=0.0, init=False)
 
     def once(self, key: str, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
@@ -119,9 +122,9 @@ class Bench:
         """
         kept = self._kept(key, settings)
         if kept is None:
-            started = time.process_time()
+            started = cpu_seconds()
             value = plain(compute())
-            seconds = round(time.process_time() - started, 1)
+            seconds = round(cpu_seconds() - started, 1)
             kept = {"settings": plain(settings), "seconds": seconds, "value": value}
             write_json(self.folder / f"{key}.json", kept)
             self.say(f"{key}: {seconds:.0f} CPU seconds")
@@ -132,15 +135,12 @@ class Bench:
         """The results of independent parts, in their order; those that are missing in parallel.
 
         Args:
-            parts: The arguments of `once`; with `jobs` above 1 they are pickled.
+            parts: The arguments of `once`; they are pickled if other processes measure them.
         """
         missing = [part for part in parts if self._kept(part[0], part[1]) is None]
-        if self.jobs > 1 and len(missing) > 1:
-            from vp3d.engine.local import in_processes
-
-            work = partial(_measure_part, self.folder)
-            for line in in_processes(work, missing, self.folder / "logs", self.jobs):
-                self.say(line)
+        work = partial(_measure_part, self.folder)
+        for line in self.pool.map(work, missing, self.folder / "logs"):
+            self.say(line)
         return [self.once(*part) for part in parts]
 
     def _kept(self, key: str, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -151,6 +151,11 @@ class Bench:
             return None
         same = kept.get("settings") == plain(settings) and "value" in kept
         return kept if same else None
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of those of its own that have ended."""
+    return sum(os.times()[:4])
 
 
 def _measure_part(folder: Path, part: Part) -> str:
@@ -174,7 +179,7 @@ def with_interval(values: Sequence[float] | Tensor, digits: int = 3) -> str:
 
 
 def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seconds: float) -> Path:
-    """Write the page `align-NAME.md` and its plot `align-NAME.png` into `folder`.
+    """Write the page, such as `align-NAME.md`, and its plot `align-NAME.png` into `folder`.
 
     Args:
         claim: The claim.
@@ -186,7 +191,7 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
     Returns:
         The page.
     """
-    page = folder / f"align-{claim.name}.md"
+    page = folder / f"{claim.page}-{claim.name}.md"
     lines = [f"# {claim.title}", "", claim.question, "", "```console", command, "```", ""]
     lines += [f"It took {seconds / 60.0:.0f} CPU minutes.", "", "## Result", ""]
     lines += _table(

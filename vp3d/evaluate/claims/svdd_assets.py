@@ -35,7 +35,7 @@ def measure_arm(bench: Bench, name: str) -> list[Record]:
     folder = bench.folder / "".join(c if c.isalnum() else "-" for c in name)
     settings = Settings(folder, "draft", (), ARMS[name])
     lock_to_settings(settings, {"suite": "claims"}, toybench.JUDGES)
-    return run_tasks(chosen_tasks(), settings, toybench.judge_asset, bench.jobs)
+    return run_tasks(chosen_tasks(), settings, toybench.judge_asset, bench.pool)
 
 
 def measure(bench: Bench) -> Finding:
