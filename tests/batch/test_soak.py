@@ -37,9 +37,9 @@ def test_killed_workers_leave_the_bytes_of_one_process(
 def test_a_killed_command_makes_nothing_twice(
     root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    line = said(root, capfd, "c2", "--assets", "2")
+    line = said(root, capfd, "c2", "--assets", "3")  # a third waits while two are made
     assert line.startswith("C2 PASS (local, tiny runs): killed with")
-    assert "redid 0 of them and finished 2 of 2, in 2 run folders" in line
+    assert "redid 0 of them and finished 3 of 3, in 3 run folders" in line
 
 
 @pytest.mark.slow
