@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
@@ -19,16 +19,15 @@ from vp3d.jobs.request import (
     settable_keys,
 )
 from vp3d.jobs.store import ACTIVE, FINAL, Store
-from vp3d.serve import prompt_help
-from vp3d.serve.changes import add_changes
+from vp3d.serve import commands, prompt_help
 from vp3d.serve.files import respond_file
 from vp3d.serve.guards import Guard, same_text
 from vp3d.serve.models import (
+    Given,
     PromptRequest,
     QueueRequest,
     SessionRequest,
-    read_body,
-    read_limited,
+    body_of,
     schema_of,
 )
 from vp3d.serve.pages import page_files
@@ -36,7 +35,6 @@ from vp3d.serve.problems import Problem, install
 from vp3d.serve.service import Service
 from vp3d.serve.settings import COOKIE, ServiceSettings
 from vp3d.serve.streams import start_after
-from vp3d.serve.submits import add_submits
 
 FORMATS = ("glb", "obj", "ply", "stl", "usdz", "3mf")
 JobId = Annotated[str, Path(max_length=80)]
@@ -66,9 +64,8 @@ def create_app(settings: ServiceSettings, store: Store, pool: WorkerPool | None 
     install(app)
     app.add_middleware(Guard, settings=settings)
     _add_general(app, service)
-    add_submits(app, service)
     _add_jobs(app, service)
-    add_changes(app, service)
+    app.include_router(commands.router)
     _add_artifacts(app, service)
     _add_pages(app)
     return app
@@ -121,11 +118,10 @@ def _add_general(app: FastAPI, service: Service) -> None:
         summary="Check a prompt, without queueing it",
         openapi_extra=schema_of(PromptRequest),
     )
-    async def check(request: Request) -> dict[str, Any]:
-        body = read_body(await read_limited(request, settings.max_json), PromptRequest)
-        return await run_in_threadpool(
-            prompt_help.check, body.prompt, body.profile, settings.limits
-        )
+    def check(
+        given: Annotated[Given[PromptRequest], Depends(body_of(PromptRequest))],
+    ) -> dict[str, Any]:
+        return prompt_help.check(given.body.prompt, given.body.profile, settings.limits)
 
     @app.get("/v1/queue", summary="Counts by state, and whether the queue is paused")
     def queue() -> dict[str, Any]:
@@ -136,10 +132,11 @@ def _add_general(app: FastAPI, service: Service) -> None:
         summary="Hold queued jobs back, or let them start",
         openapi_extra=schema_of(QueueRequest),
     )
-    async def pause(request: Request) -> dict[str, Any]:
-        body = read_body(await read_limited(request, settings.max_json), QueueRequest)
-        await run_in_threadpool(store.pause, body.paused)
-        return await run_in_threadpool(queue)
+    def pause(
+        given: Annotated[Given[QueueRequest], Depends(body_of(QueueRequest))],
+    ) -> dict[str, Any]:
+        store.pause(given.body.paused)
+        return queue()
 
     @app.post(
         "/v1/session",
@@ -148,9 +145,10 @@ def _add_general(app: FastAPI, service: Service) -> None:
         summary="Exchange the token for a cookie",
         openapi_extra=schema_of(SessionRequest),
     )
-    async def session(request: Request) -> Response:
-        body = read_body(await read_limited(request, settings.max_json), SessionRequest)
-        if settings.token and not same_text(body.token, settings.token):
+    async def session(
+        given: Annotated[Given[SessionRequest], Depends(body_of(SessionRequest))],
+    ) -> Response:
+        if settings.token and not same_text(given.body.token, settings.token):
             raise Problem(401, "unauthorized", "this is not the token of this service")
         response = Response(status_code=204)
         response.set_cookie(

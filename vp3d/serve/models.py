@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -126,6 +128,24 @@ async def read_limited(request: Request, most: int) -> bytes:
         if len(data) > most:
             raise Problem(413, "too_large", f"the body is larger than {most:,} bytes")
     return bytes(data)
+
+
+@dataclass(frozen=True)
+class Given(Generic[Model]):
+    """The body of a request: as the client sent it, and read."""
+
+    data: bytes
+    body: Model
+
+
+def body_of(model: type[Model], times: int = 1) -> Callable[[Request], Awaitable[Given[Model]]]:
+    """A dependency that reads a body of at most `times` the largest size of the service."""
+
+    async def read(request: Request) -> Given[Model]:
+        data = await read_limited(request, times * request.app.state.service.settings.max_json)
+        return Given(data, read_body(data, model))
+
+    return read
 
 
 def read_body(data: bytes, model: type[Model]) -> Model:

@@ -101,3 +101,9 @@ class Service:
         """Whether the job's run can be exported."""
         run = run_folder(self.store.data, job.id, job.folder)
         return run is not None and any((run / "checkpoints").rglob("*.safetensors"))
+
+
+async def service_of(request: Request) -> Service:
+    """A dependency: the service of the application that got the request."""
+    service: Service = request.app.state.service
+    return service
