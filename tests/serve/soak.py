@@ -1,11 +1,21 @@
-"""Kill the service and its workers at random moments, and see that nothing is lost.
+"""One command for each figure that the service and its page are accepted by.
 
-    python -m tests.serve.soak kills --jobs 20 --kills 50       A1: equal bytes, nothing twice
-    python -m tests.serve.soak submits --calls 1000 --keys 200  A2: one job a key
-    python -m tests.serve.soak streams --breaks 10              A3: every event once, in order
-    python -m tests.serve.soak fuzz --requests 2000             A5: no 500, no file outside
+    python -m tests.serve.soak kills --full   A1: 50 kills under 20 jobs: equal bytes, nothing twice
+    python -m tests.serve.soak submits        A2: 1,000 submits with 200 keys under kills: 200 jobs
+    python -m tests.serve.soak streams        A3: every event once, in order, through 10 breaks
+    python -m tests.serve.soak stops          A4: a cancel answers in 100 ms and holds in 5 s; keep
+    python -m tests.serve.soak fuzz           A5: 2,000 malformed requests: no 500, no file outside
+    python -m tests.serve.soak answers        A6: a GET at work in 20 ms, the work slowed by 3 %
+    python -m tests.serve.soak guards         A7: 401 and 403 for what is foreign
+    python -m tests.serve.soak idle           A8: memory of a server that waits
+    python -m tests.serve.soak flows          B1 to B3: the page in Chromium, axe-core
+    python -m tests.serve.soak first          B4: bytes and seconds of the first view
+    python -m tests.serve.soak previews       B5: from event to picture; what live meshes cost
+    python -m tests.serve.soak eta --full     B6: the estimate of 20 runs after a quarter
+    python -m tests.serve.soak pictures       B7: the seven screenshots of the documentation
 
-Each prints one line of JSON and exits with 1 if a figure is not as demanded. `make soak` runs all.
+Each prints the row, PASS or FAIL, and its figures as JSON, and exits with 1 for FAIL. `make soak`
+runs all; smaller numbers than the defaults are for a quick look.
 """
 
 from __future__ import annotations
@@ -26,59 +36,88 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.service import TINY, RunningService
+from tests.serve import soak_jobs, soak_page
+from vp3d.client import FINAL
 
 PROMPTS = ("a red mushroom with a white stem", "a blue mug", "a green cone on a yellow cube")
-DRAFT = {  # a draft with fewer steps: every stage, and several checkpoints
-    "optim.steps": 60,
-    "optim.checkpoint_every": 10,
-    "visual_prompt.candidates": 4,
-    "export.formats": ["glb"],
-}
+DRAFT = {"optim.checkpoint_every": 10, "export.formats": ["glb"]}  # a draft, often saved
+SERVER_KILLS = 20  # of a server that takes 1,000 submits
+SOONEST_S, LEAST_S = 2.0, 6.0  # a kill comes after so much work, and is awaited at least so long
 
 
-def make_all(data: Path, jobs: int, kills: int, rng: random.Random, full: bool) -> dict[str, Any]:
-    """Submit `jobs` jobs, kill `kills` times while they run, and wait for all of them."""
-    service = RunningService(data, workers=1).start()
+def make_all(
+    data: Path, jobs: int, full: bool, kills: int = 0, calm_s: float = 0.0, seed: int = 0
+) -> dict[str, Any]:
+    """Submit jobs, kill processes while they run, and wait for all of them.
+
+    Args:
+        data: the data folder.
+        jobs: how many.
+        full: drafts, not tiny jobs.
+        kills: how often the server or its worker is killed, spread over the jobs.
+        calm_s: seconds that the jobs take without kills.
+        seed: of the moments and victims.
+
+    Returns:
+        States, hashes and counts.
+    """
+    service, rng = RunningService(data, workers=1).start(), random.Random(seed)
     settings: dict[str, Any] = DRAFT if full else TINY
-    client = service.client(tries=40)
+    client, began = service.client(tries=40), time.monotonic()
     wanted = [
         client.submit(
             PROMPTS[n % len(PROMPTS)], preset="draft", seed=n // 3, key=f"k{n}", settings=settings
         ).id
         for n in range(jobs)
     ]
-    killed = {"server": 0, "worker": 0}
-    pause = (4.0, 25.0) if full else (1.0, 9.0)
-    next_kill = time.monotonic() + rng.uniform(*pause)
+    killed, given_up, next_kill, attempts = {"server": 0, "worker": 0}, 0, 0.0, -1
     while True:
-        states = [client.job(job_id).status for job_id in wanted]
-        if all(state in ("succeeded", "failed", "cancelled") for state in states):
+        found = [client.job(job_id).data for job_id in wanted]
+        for one in found:
+            if (one["error"] or {}).get("code") == "worker_crashed":  # three kills in a row
+                client.job(one["id"]).resume()
+                given_up += 1
+        left = sum(one["status"] not in FINAL for one in found)
+        if not left and not any(one["status"] == "failed" for one in found):
             break
-        at_work = "running" in states  # a kill while nothing runs proves nothing
-        if sum(killed.values()) < kills and at_work and time.monotonic() > next_kill:
-            pids = service.worker_pids()
-            if rng.random() < 0.4 or not pids:
-                service.kill()
-                killed["server"] += 1
-                time.sleep(rng.uniform(0.0, 0.5))
-                service.start()
-            else:
-                os.kill(rng.choice(pids), signal.SIGKILL)
-                killed["worker"] += 1
-            next_kill = time.monotonic() + rng.uniform(*pause)
+        to_come = kills - sum(killed.values())
+        claimed = sum(one["attempts"] for one in found)
+        if claimed != attempts:  # a worker has taken a job: the next moment counts from here
+            attempts = claimed
+            mean = 0.9 * left * calm_s / jobs / max(to_come, 1)
+            next_kill = time.monotonic() + rng.uniform(SOONEST_S, max(2 * mean, LEAST_S))
+        at_work = any(one["status"] == "running" for one in found)
+        if to_come > 0 and at_work and time.monotonic() > next_kill:
+            kill_one(service, rng, killed)
+            next_kill = time.monotonic() + 60.0  # until a worker is back
         time.sleep(0.2)
-    found = [client.job(job_id).data for job_id in wanted]
+    took = time.monotonic() - began
     service.stop()
     return {
-        "states": sorted(job["status"] for job in found),
+        "states": [job["status"] for job in found],
         "errors": [job["error"] for job in found if job["error"]],
         "attempts": sum(job["attempts"] for job in found),
         "hashes": [hash_of(data, job_id) for job_id in wanted],
         "runs": [len(list((data / "jobs" / job_id).glob("*/config.yaml"))) for job_id in wanted],
         "repeated": sum(steps_below_checkpoint(data / "jobs" / job_id) for job_id in wanted),
         "killed": killed,
+        "given_up": given_up,
         "traceback": "Traceback" in service.log(),
+        "took": took,
     }
+
+
+def kill_one(service: RunningService, rng: random.Random, killed: dict[str, int]) -> None:
+    """SIGKILL for the server, which is started again, or for its worker."""
+    pids = service.worker_pids()
+    if rng.random() < 0.4 or not pids:
+        service.kill()
+        killed["server"] += 1
+        time.sleep(rng.uniform(0.0, 0.5))
+        service.start()
+    else:
+        os.kill(rng.choice(pids), signal.SIGKILL)
+        killed["worker"] += 1
 
 
 def hash_of(data: Path, job_id: str) -> str:
@@ -104,59 +143,79 @@ def steps_below_checkpoint(folder: Path) -> int:
 
 
 def kills(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """A1."""
-    rng = random.Random(arguments.seed)
-    calm = make_all(root / "calm", arguments.jobs, 0, rng, arguments.full)
-    wild = make_all(root / "wild", arguments.jobs, arguments.kills, rng, arguments.full)
+    """A1. `given_up` counts jobs that three kills hit before one more step: they are resumed."""
+    calm = make_all(root / "calm", arguments.jobs, arguments.full)
+    wild = make_all(
+        *(root / "wild", arguments.jobs, arguments.full),
+        *(arguments.kills, calm["took"], arguments.seed),
+    )
     equal = sum(a == b != "none" for a, b in zip(calm["hashes"], wild["hashes"], strict=True))
+    succeeded, killed = wild["states"].count("succeeded"), sum(wild["killed"].values())
+    one_run_each = wild["runs"] == [1] * arguments.jobs
     return {
         "jobs": arguments.jobs,
-        "succeeded": wild["states"].count("succeeded"),
+        "succeeded": succeeded,
         "equal_glb": equal,
-        "one_run_each": wild["runs"] == [1] * arguments.jobs,
+        "one_run_each": one_run_each,
         "steps_done_twice": wild["repeated"],
         "attempts": wild["attempts"],
+        "kills": killed,
         **wild["killed"],
+        "given_up": wild["given_up"],
         "errors": wild["errors"],
         "traceback": wild["traceback"],
-        "ok": equal == arguments.jobs == wild["states"].count("succeeded")
+        "calm_s": round(calm["took"]),
+        "ok": equal == succeeded == arguments.jobs
+        and killed == arguments.kills
+        and one_run_each
         and not wild["traceback"]
         and wild["repeated"] == 0,
     }
 
 
 def submits(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """A2: many submits with few keys, while the server is killed."""
+    """A2: many submits with few keys by 5 clients; the server is killed at random numbers."""
     service = RunningService(root / "data", "--max-queued", "100000").start()
     rng = random.Random(arguments.seed)
-    over = threading.Event()
+    moments = sorted(rng.sample(range(arguments.calls), min(SERVER_KILLS, arguments.calls // 4)))
+    begun, over, killed = 0, threading.Event(), 0
 
     def submit(number: int) -> str:
+        nonlocal begun
+        begun += 1
         key = number % arguments.keys
         client = service.client(tries=60)
         return client.submit("a red cube", seed=key, key=f"key {key}").id
 
-    killed = 0
-
     def kill() -> None:
         nonlocal killed
-        while not over.wait(rng.uniform(1.0, 4.0)):
-            service.kill()
-            service.start()
-            killed += 1
+        while killed < len(moments) and not over.wait(0.002):
+            if begun > moments[killed]:
+                service.kill()
+                service.start()
+                killed += 1
 
     killer = threading.Thread(target=kill)
     killer.start()
     numbers = list(range(arguments.calls))
     rng.shuffle(numbers)
     with concurrent.futures.ThreadPoolExecutor(5) as clients:
-        ids = set(clients.map(submit, numbers))
+        answers = list(clients.map(submit, numbers))
     over.set()
     killer.join()
     stored = sum(1 for _ in service.client().jobs())
     service.stop()
-    ok = len(ids) == stored == arguments.keys
-    return {"calls": arguments.calls, "jobs": stored, "ids": len(ids), "kills": killed, "ok": ok}
+    ids, traceback = set(answers), "Traceback" in service.log()
+    by_key = {(number % arguments.keys, one) for number, one in zip(numbers, answers, strict=True)}
+    ok = len(ids) == len(by_key) == stored == arguments.keys and killed > 0 and not traceback
+    return {
+        "calls": arguments.calls,
+        "jobs": stored,
+        "ids": len(ids),
+        "kills": killed,
+        "traceback": traceback,
+        "ok": ok,
+    }
 
 
 def streams(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
@@ -322,27 +381,41 @@ def random_body(rng: random.Random) -> bytes:
     return rng.choice((b"", b"null", b"[" * 5000, b"{" * 300, rng.randbytes(500), b"1" * 100_000))
 
 
-COMMANDS = {"kills": kills, "submits": submits, "streams": streams, "fuzz": fuzz}
+COMMANDS = {
+    "kills": ("A1", kills),
+    "submits": ("A2", submits),
+    "streams": ("A3", streams),
+    "fuzz": ("A5", fuzz),
+    **soak_jobs.COMMANDS,
+    **soak_page.COMMANDS,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=20)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--full", action="store_true", help="kills: draft jobs of 60 steps")
-    parser.add_argument("--calls", type=int, default=1000)
-    parser.add_argument("--keys", type=int, default=200)
-    parser.add_argument("--breaks", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--jobs", type=int, default=20, help="kills")
+    parser.add_argument("--kills", type=int, default=50, help="kills")
+    parser.add_argument("--full", action="store_true", help="drafts in place of tiny jobs")
+    parser.add_argument("--calls", type=int, default=1000, help="submits")
+    parser.add_argument("--keys", type=int, default=200, help="submits")
+    parser.add_argument("--breaks", type=int, default=10, help="streams")
+    parser.add_argument("--requests", type=int, default=2000, help="fuzz")
+    soak_jobs.add_options(parser)
+    soak_page.add_options(parser)
     arguments = parser.parse_args(argv)
+    row, command = COMMANDS[arguments.what]
     with tempfile.TemporaryDirectory(prefix="vp3d-soak-") as folder:
         began = time.monotonic()
-        found = COMMANDS[arguments.what](arguments, Path(folder))
+        found = command(arguments, Path(folder))
         found["seconds"] = round(time.monotonic() - began, 1)
-    sys.stdout.write(json.dumps({arguments.what: found}) + "\n")
-    return 0 if found["ok"] else 1
+    passed = bool(found.pop("ok"))
+    verdict = "PASS" if passed else "FAIL"
+    sys.stdout.write(f"{row} {arguments.what} {verdict} {json.dumps(found)}\n")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
