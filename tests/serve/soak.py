@@ -195,13 +195,15 @@ def submits(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
                 service.start()
                 killed += 1
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     numbers = list(range(arguments.calls))
     rng.shuffle(numbers)
-    with concurrent.futures.ThreadPoolExecutor(5) as clients:
-        answers = list(clients.map(submit, numbers))
-    over.set()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(5) as clients:
+            answers = list(clients.map(submit, numbers))
+    finally:
+        over.set()
     killer.join()
     stored = sum(1 for _ in service.client().jobs())
     service.stop()

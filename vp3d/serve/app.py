@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
@@ -18,7 +19,7 @@ from vp3d.jobs.request import (
     profiles,
     settable_keys,
 )
-from vp3d.jobs.store import ACTIVE, FINAL, Store
+from vp3d.jobs.store import ACTIVE, FINAL, Job, Store
 from vp3d.serve import commands, prompt_help
 from vp3d.serve.files import respond_file
 from vp3d.serve.guards import Guard, same_text
@@ -30,12 +31,13 @@ from vp3d.serve.models import (
     body_of,
     schema_of,
 )
-from vp3d.serve.pages import page_files
+from vp3d.serve.pages import PageFile, page_files, viewer_of
 from vp3d.serve.problems import Problem, install
 from vp3d.serve.service import Service
 from vp3d.serve.settings import COOKIE, ServiceSettings
 from vp3d.serve.streams import start_after
 
+CURSOR = re.compile(r"(\d{1,12}\.\d{1,9}) (\d{1,15})")  # when a job was made, and its number
 FORMATS = ("glb", "obj", "ply", "stl", "usdz", "3mf")
 JobId = Annotated[str, Path(max_length=80)]
 After = Annotated[int | None, Query(ge=0, le=2**53)]
@@ -63,15 +65,16 @@ def create_app(settings: ServiceSettings, store: Store, pool: WorkerPool | None 
     app.state.service = service
     install(app)
     app.add_middleware(Guard, settings=settings)
-    _add_general(app, service)
+    files = page_files()
+    _add_general(app, service, viewer_of(files))
     _add_jobs(app, service)
     app.include_router(commands.router)
     _add_artifacts(app, service)
-    _add_pages(app)
+    _add_pages(app, files)
     return app
 
 
-def _add_general(app: FastAPI, service: Service) -> None:
+def _add_general(app: FastAPI, service: Service, viewer: str) -> None:
     settings, store = service.settings, service.store
 
     @app.get("/healthz", summary="The service is alive")
@@ -107,6 +110,7 @@ def _add_general(app: FastAPI, service: Service) -> None:
             },
             "workers": service.pool.count if service.pool is not None else 0,
             "refine": False,
+            "viewer": viewer,
         }
 
     @app.get("/v1/vocabulary", summary="Words, grammar and examples of a profile")
@@ -171,7 +175,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         status: Annotated[str, Query(max_length=20)] = "",
         q: Annotated[str, Query(max_length=200)] = "",
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: Annotated[str, Query(max_length=40)] = "",
+        cursor: Annotated[str, Query(max_length=80)] = "",
     ) -> dict[str, Any]:
         if status and status not in (*ACTIVE, *FINAL):
             known = ", ".join((*ACTIVE, *FINAL))
@@ -179,7 +183,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         service.gallery.refresh()
         before = read_cursor(cursor)
         found = store.jobs(status, q, before=before, limit=limit + 1)
-        more = make_cursor(found[limit - 1].seq) if len(found) > limit else None
+        more = make_cursor(found[limit - 1]) if len(found) > limit else None
         return {"jobs": [service.view(job) for job in found[:limit]], "next_cursor": more}
 
     @app.get("/v1/jobs/{job_id}", summary="A job")
@@ -197,19 +201,19 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         )
 
 
-def make_cursor(seq: int) -> str:
+def make_cursor(job: Job) -> str:
     """An opaque text for the place of a job in the list."""
-    return base64.urlsafe_b64encode(f"s{seq}".encode()).decode()
+    return base64.urlsafe_b64encode(f"{job.created!r} {job.seq}".encode()).decode()
 
 
-def read_cursor(cursor: str) -> int | None:
+def read_cursor(cursor: str) -> tuple[float, int] | None:
     """Inverse of `make_cursor`; None for ""; a problem for anything else."""
     if not cursor:
         return None
     try:
-        text = base64.urlsafe_b64decode(cursor.encode()).decode()
-        if text[:1] == "s" and text[1:].isascii() and text[1:].isdigit() and len(text) < 18:
-            return int(text[1:])
+        match = CURSOR.fullmatch(base64.urlsafe_b64decode(cursor.encode()).decode())
+        if match:
+            return float(match[1]), int(match[2])
     except ValueError:
         pass
     raise Problem(422, "invalid", "cursor: take it from next_cursor of the page before")
@@ -240,9 +244,7 @@ def _add_artifacts(app: FastAPI, service: Service) -> None:
         return respond_file(request, service.artifact(service.job(job_id), name))
 
 
-def _add_pages(app: FastAPI) -> None:
-    files = page_files()
-
+def _add_pages(app: FastAPI, files: dict[str, PageFile]) -> None:
     @app.get("/static/{name}", include_in_schema=False)
     def static(name: str, request: Request) -> Response:
         if name not in files:

@@ -1,7 +1,8 @@
-"""The web page: our own files, and three.js as the installed trimesh carries it.
+"""The web page: our own files, and a viewer that somebody else has written.
 
 No third-party code is in the repository. trimesh's viewer (MIT) contains three.js (MIT) and its
 GLTF loader; they are cut out of its template when the service starts, without importing trimesh.
+Where vendor.py has fetched model-viewer, the page uses that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vp3d.errors import UserError
+from vp3d.serve.vendor import FOLDER, MODEL_VIEWER
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {
@@ -56,14 +58,24 @@ class PageFile:
 
 
 def page_files() -> dict[str, PageFile]:
-    """The files of the page by name; `three.js` is there if trimesh carries it."""
+    """The files of the page by name, with `three.js` and model-viewer where they are there."""
     found = {
         path.name: PageFile.of(path.read_bytes(), path.suffix)
         for path in sorted(STATIC.iterdir())
         if path.suffix in TYPES
     }
     script = three_script()
+    fetched = FOLDER / MODEL_VIEWER.name
+    if fetched.is_file() and MODEL_VIEWER.is_whole(data := fetched.read_bytes()):
+        found[fetched.name] = PageFile.of(data, fetched.suffix)
     return found | ({"three.js": PageFile.of(script, ".js")} if script else {})
+
+
+def viewer_of(files: dict[str, PageFile]) -> str:
+    """The viewer that the page uses, for people; "" if there is none."""
+    if MODEL_VIEWER.name in files:
+        return f"model-viewer {MODEL_VIEWER.version}"
+    return "three.js" if "three.js" in files else ""
 
 
 def three_script() -> bytes:

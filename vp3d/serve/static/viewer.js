@@ -1,5 +1,14 @@
-// A viewer of GLB files on the three.js that trimesh carries (a global THREE, release 140).
-// Drag, arrow keys: turn. Wheel, + and -: nearer and farther. The camera stays when the model changes.
+// A viewer of GLB files on the three.js that trimesh carries (a global THREE, release 140), or
+// model-viewer where it was fetched. The camera stays when the model changes.
+// Drag, arrow keys: turn. Wheel, + and -: nearer and farther.
+import { info } from "./api.js";
+import { ModelViewer } from "./model_viewer.js";
+
+// A viewer in a new element; ask again after a token was given.
+export async function newViewer(label) {
+  const { viewer } = await info();
+  return new (viewer.startsWith("model-viewer") ? ModelViewer : Viewer)(document.createElement("div"), label);
+}
 
 let loading = null;
 
@@ -15,6 +24,8 @@ export function loadThree() {
 }
 
 export class Viewer {
+  modes = ["textured", "clay", "normals", "wire"];
+
   constructor(host, label) {
     this.host = host;
     host.classList.add("viewer");
@@ -79,15 +90,15 @@ export class Viewer {
   turn(azimuth, elevation) {
     const c = this.camera;
     this.moveTo({ ...c, azimuth: c.azimuth + azimuth, elevation: Math.max(-1.5, Math.min(1.5, c.elevation + elevation)) });
-    this.tell();
+    this.report();
   }
 
   zoom(factor) {
     this.moveTo({ ...this.camera, distance: Math.max(1.2, Math.min(12, this.camera.distance * factor)) });
-    this.tell();
+    this.report();
   }
 
-  tell() { for (const hear of this.listeners) hear(this.camera); }
+  report() { for (const hear of this.listeners) hear(this.camera); }
 
   moveTo(camera) { this.camera = camera; this.draw(); }
 
@@ -125,8 +136,7 @@ export class Viewer {
     this.message.hidden = true;
     this.setMode(this.mode);
     this.changes += 1;
-    this.host.dataset.changes = this.changes;
-    this.host.dataset.shownAt = Date.now();
+    Object.assign(this.host.dataset, { changes: this.changes, shown: url, shownAt: Date.now() });
   }
 
   setMode(mode) {
