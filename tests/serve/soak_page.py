@@ -196,7 +196,7 @@ def shoot(
     page.wait_for_selector(".viewer[data-changes]")
     keep("result")
     page.goto(f"{service.url}/#/compare/{jobs[0].id},{jobs[1].id}")
-    page.wait_for_function("document.querySelectorAll('.viewer[data-changes]').length === 2")
+    page.wait_for_function("() => document.querySelectorAll('.viewer[data-changes]').length === 2")
     keep("compare")
     client = service.client()
     asked = client.submit("a yellow chair with red legs", preset="draft", choose="ask")
@@ -208,7 +208,7 @@ def shoot(
         "a red sphere on a blue cube", preset="draft", settings={"optim.steps": 400}
     )
     page.goto(f"{service.url}/#/job/{live.id}")
-    page.wait_for_function("Number(document.querySelector('.viewer')?.dataset.changes) >= 2")
+    page.wait_for_function("() => Number(document.querySelector('.viewer')?.dataset.changes) >= 2")
     keep("live")
     live.cancel()
     page.goto(f"{service.url}/#/gallery")

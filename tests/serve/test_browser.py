@@ -129,7 +129,7 @@ def test_a_wrong_word_is_named_and_fixed(tab):
     tab.check("make")
     tab.page.click("#fixes button")
     tab.page.wait_for_function(
-        "document.getElementById('verdict').textContent.startsWith('Every word')"
+        "() => document.getElementById('verdict').textContent.startsWith('Every word')"
     )
     assert tab.page.input_value("#prompt") == "a red mushroom"
     assert time.monotonic() - began < 10
@@ -207,7 +207,7 @@ def test_compare_moves_the_cameras_together(tab, done):
     tab.check("gallery")
     tab.page.click("#compare")
     tab.page.wait_for_function(
-        "document.querySelectorAll('.viewer[data-changes]').length === 2", timeout=LONG_S
+        "() => document.querySelectorAll('.viewer[data-changes]').length === 2", timeout=LONG_S
     )
     tab.check("compare")
     canvases = tab.page.locator("canvas")

@@ -13,12 +13,7 @@ from starlette.responses import JSONResponse
 from vp3d import __version__
 from vp3d.config.loader import PRESETS
 from vp3d.jobs.executors import WorkerPool
-from vp3d.jobs.request import (
-    CEILINGS,
-    missing_weights,
-    profiles,
-    settable_keys,
-)
+from vp3d.jobs.request import CEILINGS, settable_keys
 from vp3d.jobs.store import ACTIVE, FINAL, Job, Store
 from vp3d.serve import commands, prompt_help
 from vp3d.serve.files import respond_file
@@ -61,6 +56,7 @@ def create_app(settings: ServiceSettings, store: Store, pool: WorkerPool | None 
         description="Text to textured 3D assets as jobs.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     install(app)
@@ -90,13 +86,11 @@ def _add_general(app: FastAPI, service: Service, viewer: str) -> None:
 
     @app.get("/v1/info", summary="Version, profiles, presets, formats and limits")
     def info() -> dict[str, Any]:
-        if not service.missing:
-            service.missing = {name: missing_weights(name) for name in profiles()}
         return {
             "version": __version__,
             "profiles": [
                 {"name": name, "available": not missing, "message": missing}
-                for name, missing in service.missing.items()
+                for name, missing in service.missing().items()
             ],
             "presets": list(PRESETS),
             "formats": list(FORMATS),

@@ -43,6 +43,7 @@ def checked(service: Service, body: JobRequest, pointer: str = "/prompt") -> dic
     fields = body.model_dump(exclude={"priority"})
     limits = service.settings.limits
     prompt_help.refuse_unknown(body.prompt, body.profile, limits, pointer)
+    prompt_help.refuse_negative(body.negative_prompt, body.profile)
     config_of(fields, service.store.data, limits)
     return fields
 
@@ -64,6 +65,7 @@ def submit(
 ) -> JSONResponse:
     """Store one job."""
     job = NewJob(checked(service, given.body), priority=given.body.priority)
+    service.refuse_missing(given.body.profile)
     stored, replayed = service.submit([job], request, given.data)
     return service.accepted(stored[0], replayed)
 
@@ -89,6 +91,7 @@ def submit_batch(
             one = JobRequest(prompt=prompt or " ", seed=seed, **shared)
             fields = checked(service, one, f"/prompts/{number}")
             jobs.append(NewJob(fields, batch=batch, priority=body.priority))
+    service.refuse_missing(body.profile)
     stored, replayed = service.submit(jobs, request, given.data)
     headers = {"Location": f"/v1/batches/{stored[0].batch}"}
     headers |= {"Idempotent-Replayed": "true"} if replayed else {}

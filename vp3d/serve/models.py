@@ -162,13 +162,17 @@ def read_body(data: bytes, model: type[Model]) -> Model:
     except UnicodeEncodeError as error:
         raise Problem(422, "invalid", "the body has text that is not Unicode") from error
     except ValidationError as error:
-        faults = [_fault(dict(item), model) for item in error.errors(include_url=False)]
+        found = [_fault(dict(item), model) for item in error.errors(include_url=False)]
+        faults = list({fault["pointer"]: fault for fault in found}.values())
         detail = "; ".join(f"{fault['pointer'][1:]}: {fault['message']}" for fault in faults)
         raise Problem(422, "invalid", detail[:500], faults[:20]) from error
 
 
 def _fault(item: dict[str, Any], model: type[Body]) -> dict[str, Any]:
     pointer = "/" + "/".join(str(part)[:60] for part in item["loc"])
+    if item["loc"][0] == "settings" and len(item["loc"]) > 2:  # tried as each type of a value
+        text = 'takes a number or a choice by a dotted key, such as {"optim.steps": 400}'
+        return {"pointer": f"/settings/{str(item['loc'][1])[:60]}", "message": text}
     if item["type"] != "extra_forbidden":
         return {"pointer": pointer, "message": item["msg"]}
     near = difflib.get_close_matches(str(item["loc"][-1])[:60], model.model_fields, 3)

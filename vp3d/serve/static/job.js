@@ -37,7 +37,7 @@ export async function showJob(main, id) {
   update(job);
   listen();
   if (job.preview.glb && !OVER.includes(job.status)) viewer.show(job.preview.glb);
-  const clock = setInterval(() => { if (!OVER.includes(job.status)) parts.elapsed.textContent = seconds((Date.now() - view.began) / 1000); }, 1000);
+  const clock = setInterval(() => { if (!OVER.includes(job.status)) parts.elapsed.textContent = seconds((Date.now() - view.began) / 1000) + " since the start"; }, 1000);
   return () => { clearInterval(clock); if (source) source.close(); viewer.close(); };
 }
 

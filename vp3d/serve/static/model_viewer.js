@@ -20,7 +20,7 @@ export class ModelViewer {
     this.host = host;
     host.classList.add("viewer");
     this.message = document.createElement("p");
-    this.message.textContent = "No model yet";
+    this.message.textContent = "No model yet: a rough one appears while it is optimised.";
     host.append(this.message);
     this.element = document.createElement("model-viewer");
     for (const [name, value] of Object.entries({ alt: label, "camera-controls": "", "disable-pan": "", "environment-image": "neutral", "interaction-prompt": "none", "camera-orbit": "28deg 73deg auto", "min-camera-orbit": "auto 5deg auto" })) this.element.setAttribute(name, value);

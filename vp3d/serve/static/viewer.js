@@ -29,7 +29,7 @@ export class Viewer {
   constructor(host, label) {
     this.host = host;
     host.classList.add("viewer");
-    host.innerHTML = "<p>No model yet</p>";
+    host.innerHTML = "<p>No model yet: a rough one appears while it is optimised.</p>";
     this.message = host.firstChild;
     this.label = label;
     this.camera = { azimuth: 0.5, elevation: 0.3, distance: 3.4 };
