@@ -103,6 +103,16 @@ def test_foreign_hosts_and_origins_are_403(service):
         (b"[]", 422, "invalid", "object"),
         ({"promt": "a cube"}, 422, "invalid", "did you mean prompt"),
         ({"prompt": "a red mushrom"}, 422, "unknown_words", "mushroom"),
+        ({"prompt": "a cube", "negative_prompt": "blury"}, 422, "unknown_words", "negative"),
+        ({"prompt": "a red cube", "profile": "sd15"}, 422, "missing_weights", "fetch"),
+        ({"prompt": "a cube", "settings": {"optim": {"steps": 9}}}, 422, "invalid", "dotted key"),
+        ({"prompt": "a red cube", "formats": ["fbx"]}, 422, "bad_request", "usdz"),
+        ({"prompt": "a red cube", "settings": {"optim.steps": True}}, 422, "bad_request", "whole"),
+        ({"prompt": "a red cube", "seed": 1e30}, 422, "invalid", "seed"),
+        ({"prompt": "a red cube\nand"}, 422, "bad_request", "control character"),
+        (b'\xef\xbb\xbf{"prompt": "a red cube"}', 400, "not_json", "BOM"),
+        (b'{"prompt": "a caf\xe9"}', 400, "not_json", "utf-8"),
+        (b"prompt=a+red+cube", 400, "not_json", "JSON"),
         ({"prompt": "a red cube", "seed": "1"}, 422, "invalid", "seed"),
         ({"prompt": "a red cube", "profile": "../sd15"}, 422, "bad_request", "profile"),
         ({"prompt": "a red cube", "image": "/etc/passwd"}, 422, "bad_request", "upload"),
@@ -124,6 +134,18 @@ def test_a_bad_submit_is_refused_in_one_line(service, body, status, code, says):
         answer = ask(service, "/v1/jobs", body)
     assert (answer[0], code_of(answer)) == (status, code)
     assert says in json.loads(answer[2])["detail"]
+
+
+def test_a_trailing_slash_is_no_path_and_no_redirect(service):
+    answer = ask(service, "/v1/jobs/", {"prompt": "a red cube"})
+    assert (answer[0], code_of(answer)) == (404, "not_found")
+
+
+def test_a_batch_of_too_many_jobs_is_refused_as_a_whole(service):
+    body = {"prompts": ["a red cube"] * 100, "seeds": list(range(64))}
+    answer = ask(service, "/v1/batches", body)
+    assert (answer[0], code_of(answer)) == (422, "invalid")
+    assert "6,400" in json.loads(answer[2])["detail"]
 
 
 def test_a_key_makes_one_job_and_no_other_body(service):
@@ -218,13 +240,14 @@ def test_a_host_that_others_reach_needs_a_token(tmp_path):
 
 def test_the_page_loads_little_and_nothing_from_elsewhere(service):
     total = 0
-    for name in ("", *(f"static/{path.name}" for path in STATIC.iterdir()), "static/three.js"):
+    own = [path for path in STATIC.iterdir() if path.is_file()]
+    for name in ("", *(f"static/{path.name}" for path in own), "static/three.js"):
         status, headers, body = ask(service, f"/{name}", token=False, Accept_Encoding="gzip")
         assert status == 200
         assert "script-src 'self'" in headers["Content-Security-Policy"]
         total += len(body)
     assert total <= 400_000
-    for path in STATIC.iterdir():
+    for path in own:
         links = re.findall(r"https?://[^\"'\s]+", path.read_text())
         assert set(links) <= {"http://www.w3.org/2000/svg"}
 

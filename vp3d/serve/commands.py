@@ -17,6 +17,7 @@ from vp3d.jobs.request import config_of, export_layer
 from vp3d.jobs.store import FINAL, NewJob
 from vp3d.serve import prompt_help
 from vp3d.serve.models import (
+    MAX_BATCH,
     BatchRequest,
     CancelRequest,
     ChooseRequest,
@@ -82,7 +83,10 @@ def submit_batch(
     service: Served,
 ) -> JSONResponse:
     """Store a job for each prompt and seed: all of them or none."""
-    body = given.body
+    body, count = given.body, len(given.body.prompts) * len(given.body.seeds)
+    if count > MAX_BATCH:
+        detail = f"prompts and seeds make {count:,} jobs; a batch has at most {MAX_BATCH}"
+        raise Problem(422, "invalid", detail)
     shared = body.model_dump(exclude={"prompts", "seeds", "priority"})
     batch = f"batch_{uuid.uuid4().hex[:16]}"
     jobs = []

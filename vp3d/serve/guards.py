@@ -28,6 +28,9 @@ POLICY = (
     "media-src 'self' blob:; connect-src 'self' blob: data:; frame-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+VIEWER_POLICY = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'").replace(
+    "style-src 'self'", "style-src 'self' 'unsafe-inline'; worker-src blob:"
+)  # for model-viewer, which adds styles and compiles a decoder
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

@@ -11,13 +11,14 @@ import gzip
 import hashlib
 import importlib.util
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from vp3d.errors import UserError
+from vp3d.serve.guards import VIEWER_POLICY
 from vp3d.serve.vendor import FOLDER, MODEL_VIEWER
 
 STATIC = Path(__file__).parent / "static"
@@ -39,6 +40,7 @@ class PageFile:
     packed: bytes
     media_type: str
     tag: str
+    policy: str = ""  # Content-Security-Policy; "" for that of all answers
 
     @classmethod
     def of(cls, content: bytes, suffix: str) -> PageFile:
@@ -49,6 +51,7 @@ class PageFile:
     def respond(self, request: Request) -> Response:
         """The file, compressed where the browser can read that."""
         headers = {"ETag": self.tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        headers |= {"Content-Security-Policy": self.policy} if self.policy else {}
         if self.tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         content = self.content
@@ -68,6 +71,7 @@ def page_files() -> dict[str, PageFile]:
     fetched = FOLDER / MODEL_VIEWER.name
     if fetched.is_file() and MODEL_VIEWER.is_whole(data := fetched.read_bytes()):
         found[fetched.name] = PageFile.of(data, fetched.suffix)
+        found["index.html"] = replace(found["index.html"], policy=VIEWER_POLICY)
     return found | ({"three.js": PageFile.of(script, ".js")} if script else {})
 
 

@@ -7,7 +7,7 @@ let loading = null;
 
 function load() {
   if (!loading) {
-    self.ModelViewerElement = { dracoDecoderLocation: NOWHERE, ktx2TranscoderLocation: NOWHERE, meshoptDecoderLocation: NOWHERE, lottieLoaderLocation: NOWHERE };
+    self.ModelViewerElement = { dracoDecoderLocation: NOWHERE, ktx2TranscoderLocation: NOWHERE, lottieLoaderLocation: NOWHERE };
     loading = import(FILE).then(() => true, () => false);
   }
   return loading;
