@@ -1,4 +1,4 @@
-"""Figures of the service while jobs run: how quickly it stops, answers, and foretells an end.
+"""Figures of the service while jobs run: how quickly it stops and answers, and its estimates.
 
 The commands A4, A6, A7, A8 and B6 of `python -m tests.serve.soak`.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.service import ROOT, RunningService
-from tests.serve import soak
+from tests.serve import soak, soak_fuzz
 from vp3d.client import ServiceError
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install 'vp3d[serve]'")
@@ -279,12 +280,12 @@ def test_the_problem_codes_are_documented():
 
 
 def test_a_share_of_the_fuzzed_requests(tmp_path):
-    arguments = soak.argparse.Namespace(requests=150, seed=7)
-    found = soak.fuzz(arguments, tmp_path)
+    arguments = argparse.Namespace(requests=150, seed=7)
+    found = soak_fuzz.fuzz(arguments, tmp_path)
     assert found["ok"], found
 
 
 def test_a_share_of_the_submits_under_kills(tmp_path):
-    arguments = soak.argparse.Namespace(calls=40, keys=8, seed=7)
+    arguments = argparse.Namespace(calls=40, keys=8, seed=7)
     found = soak.submits(arguments, tmp_path)
     assert found["ok"], found
