@@ -32,7 +32,7 @@ export async function showGallery(main) {
     } });
     const shown = make("div", { class: "picture" }, thumbnail(job));
     return make("li", { class: "tile" }, make("a", { href: "#/job/" + job.id, "aria-hidden": "true", tabindex: "-1" }, shown), make("div", { class: "text" },
-      make("a", { href: "#/job/" + job.id }, job.request.prompt || job.id), make("div", { class: "row" }, make("span", { class: "status" }, job.status.replace("_", " ")), job.origin === "command_line" ? make("span", { class: "faint" }, "command line") : null, make("label", {}, box, " compare"))));
+      make("a", { href: "#/job/" + job.id }, job.request.prompt || job.id), make("div", { class: "row" }, make("span", { class: "status" }, job.status.replace("_", " ")), job.origin === "command_line" ? make("span", { class: "faint" }, "command line") : null, job.status === "succeeded" ? make("label", {}, box, " compare") : null)));
   }
   search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(() => load(true), 250); });
   state.addEventListener("change", () => load(true));
