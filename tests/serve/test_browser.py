@@ -150,6 +150,7 @@ def test_a_picture_is_chosen_and_becomes_3d(tab, working):
     tab.open(f"#/job/{job.id}")
     tab.page.wait_for_selector("button[data-candidate]", timeout=LONG_S)
     tab.check("choose")
+    assert tab.page.inner_text("#again") == "Draw others"
     buttons = tab.page.locator("button[data-candidate]")  # those that can be cut out
     button = buttons.nth(min(2, buttons.count() - 1))
     chosen = int(button.get_attribute("data-candidate"))

@@ -81,19 +81,25 @@ function draw(parts, job, view, viewer, act) {
   if (over) drawResult(parts, job, viewer);
 }
 
+const REPEATED = ["prompt", "negative_prompt", "profile", "preset", "image", "formats", "settings"];
+
 function drawActions(parts, job, act) {
   const button = (id, text, run) => make("button", { type: "button", id, onclick: run }, text);
+  async function again(choose) {
+    const body = Object.fromEntries(REPEATED.map((name) => [name, job.request[name]]).filter(([, value]) => value !== undefined));
+    try {
+      const made = await call("POST", "/v1/jobs", { ...body, choose, seed: (job.request.seed || 0) + 1 });
+      location.hash = "#/job/" + made.id;
+      return true;
+    } catch (error) { parts.note.textContent = error.message; return false; }
+  }
   const found = [];
   if (job.status === "running") found.push(button("keep", "Stop and keep", () => act("cancel", { keep: true })), button("cancel", "Cancel", () => act("cancel", {})));
   if (["queued", "awaiting_choice"].includes(job.status)) found.push(button("cancel", "Cancel", () => act("cancel", {})));
+  if (job.status === "awaiting_choice") found.push(button("again", "Draw others", async () => { if (await again("ask")) act("cancel", {}); }));
   if (job.status === "cancelled" || job.status === "failed" || job.stopped_early) if (job.origin === "service") found.push(button("resume", "Continue", () => act("resume")));
   if (OVER.includes(job.status)) {
-    found.push(button("again", "Same settings, other seed", async () => {
-      const { prompt, negative_prompt, profile, preset, image, formats, settings } = job.request;
-      const body = Object.fromEntries(Object.entries({ prompt, negative_prompt, profile, preset, image, formats, settings }).filter(([, value]) => value !== undefined));
-      const made = await call("POST", "/v1/jobs", { ...body, seed: (job.request.seed || 0) + 1 });
-      location.hash = "#/job/" + made.id;
-    }));
+    found.push(button("again", "Same settings, other seed", () => again("auto")));
     found.push(button("delete", "Delete", async () => {
       if (!window.confirm("Delete this run and its files?")) return;
       try { await call("DELETE", "/v1/jobs/" + job.id); location.hash = "#/gallery"; }
