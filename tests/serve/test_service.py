@@ -137,6 +137,14 @@ def test_a_bad_submit_is_refused_in_one_line(service, body, status, code, says):
     assert says in json.loads(answer[2])["detail"]
 
 
+def test_a_head_has_the_headers_of_a_get_and_no_body(service):
+    status, headers, body = ask(service, "/v1/info", method="HEAD")
+    assert (status, body) == (200, b"")
+    assert int(headers["Content-Length"]) == len(ask(service, "/v1/info")[2])
+    assert ask(service, "/v1/jobs/x", method="HEAD")[0] == 404
+    assert ask(service, "/v1/events", method="HEAD")[0] == 405  # it has no end
+
+
 def test_a_trailing_slash_is_no_path_and_no_redirect(service):
     answer = ask(service, "/v1/jobs/", {"prompt": "a red cube"})
     assert (answer[0], code_of(answer)) == (404, "not_found")
