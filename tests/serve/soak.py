@@ -40,6 +40,7 @@ from vp3d.client import FINAL
 
 PROMPTS = ("a red mushroom with a white stem", "a blue mug", "a green cone on a yellow cube")
 DRAFT = {"optim.checkpoint_every": 10, "export.formats": ["glb"]}  # a draft, often saved
+CRASHED = "worker_crashed"  # the error of a job that was given up
 SERVER_KILLS = 20  # of a server that takes 1,000 submits
 SOONEST_S, LEAST_S = 2.0, 6.0  # a kill comes after so much work, and is awaited at least so long
 
@@ -71,13 +72,14 @@ def make_all(
     ]
     killed, given_up, next_kill, attempts = {"server": 0, "worker": 0}, 0, 0.0, -1
     while True:
-        found = [client.job(job_id).data for job_id in wanted]
-        for one in found:
-            if (one["error"] or {}).get("code") == "worker_crashed":  # three kills in a row
-                client.job(one["id"]).resume()
-                given_up += 1
-        left = sum(one["status"] not in FINAL for one in found)
-        if not left and not any(one["status"] == "failed" for one in found):
+        known = {job.id: job.data for job in client.jobs()}
+        found = [known[job_id] for job_id in wanted]
+        crashed = [one["id"] for one in found if (one["error"] or {}).get("code") == CRASHED]
+        for job_id in crashed:  # three kills in a row
+            client.job(job_id).resume()
+        given_up += len(crashed)
+        left = sum(one["status"] not in FINAL for one in found) + len(crashed)
+        if not left:
             break
         to_come = kills - sum(killed.values())
         claimed = sum(one["attempts"] for one in found)
