@@ -100,7 +100,7 @@ export class Viewer {
 
   report() { for (const hear of this.listeners) hear(this.camera); }
 
-  moveTo(camera) { this.camera = camera; this.draw(); }
+  moveTo(camera) { this.camera = { ...camera }; this.draw(); }
 
   resize() {
     if (!this.renderer) return;
@@ -175,6 +175,6 @@ export class Viewer {
 // Cameras of several viewers move together.
 export function together(viewers) {
   for (const one of viewers) {
-    one.listeners.push((camera) => { for (const other of viewers) if (other !== one) other.moveTo({ ...camera }); });
+    one.listeners.push((camera) => { for (const other of viewers) if (other !== one) other.moveTo(camera); });
   }
 }
