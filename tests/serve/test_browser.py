@@ -194,9 +194,12 @@ def test_another_export_from_the_page(tab, done):
     tab.open(f"#/job/{done[0].id}")
     tab.page.fill("#faces", "2000", timeout=LONG_S)
     tab.page.check("#export input[value=usdz]")
+    tab.page.fill("#millimetres", "50")
+    tab.page.check("#levels")
     tab.page.click("#export button")
     tab.page.wait_for_url(lambda url: done[0].id not in url)
     tab.page.wait_for_selector("a[download='model.usdz']", timeout=LONG_S)
+    assert tab.page.locator("a[download='model_lod1.glb']").count() == 1
 
 
 def test_compare_moves_the_cameras_together(tab, done):

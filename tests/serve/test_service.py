@@ -137,6 +137,12 @@ def test_a_bad_submit_is_refused_in_one_line(service, body, status, code, says):
     assert says in json.loads(answer[2])["detail"]
 
 
+def test_settings_take_lists_of_numbers(service):
+    settings = {"export.lods": [1, 0.5, 0.25], "export.formats": ["glb"]}
+    made = service.client().submit("a red cube", settings=settings)
+    assert made.data["request"]["settings"] == settings
+
+
 def test_a_head_has_the_headers_of_a_get_and_no_body(service):
     status, headers, body = ask(service, "/v1/info", method="HEAD")
     assert (status, body) == (200, b"")

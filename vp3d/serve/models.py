@@ -17,7 +17,7 @@ from vp3d.system.files import JsonError, parse_json
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 Preset = Literal["draft", "standard", "high"]
-Settings = dict[str, int | float | str | bool | list[str]]
+Settings = dict[str, int | float | str | bool | list[int | float | str]]
 Formats = list[Annotated[str, Field(max_length=8)]]
 MAX_BATCH = 500  # jobs
 

@@ -169,7 +169,7 @@ async function drawResult(parts, job, viewer) {
   const by = Object.fromEntries(found.map((one) => [one.name, one]));
   const glb = by["model.glb"];
   if (glb) viewer.show(glb.url + "?sha=" + glb.sha256.slice(0, 12));
-  const files = found.filter((one) => /^(model|turntable|report|preview|plots)\./.test(one.name) && one.name !== "preview.glb");
+  const files = found.filter((one) => /^(model(_lod\d)?|turntable|report|preview|plots)\./.test(one.name) && one.name !== "preview.glb");
   const rows = files.map((one) => make("tr", {}, make("td", {}, make("a", { href: one.url, download: one.name.endsWith(".html") ? false : one.name, ...(one.name.endsWith(".html") ? { target: "_blank", rel: "noopener" } : {}) }, one.name)), make("td", {}, size(one.bytes)), make("td", { class: "sum", title: one.sha256 }, one.sha256.slice(0, 16))));
   const figures = Object.entries(FIGURES).filter(([name]) => typeof (job.figures || {})[name] === "number").map(([name, [text, digits, unit]]) => make("tr", {}, make("th", { scope: "row" }, text), make("td", {}, job.figures[name].toFixed(digits) + unit)));
   const video = found.find((one) => one.name === "turntable.mp4");
@@ -185,14 +185,19 @@ async function drawResult(parts, job, viewer) {
 function exportForm(job, parts) {
   const faces = make("input", { type: "number", id: "faces", min: "4", value: "2000" });
   const texture = make("input", { type: "number", id: "texture", min: "16", max: "2048", value: "512" });
+  const height = make("input", { type: "number", id: "millimetres", min: "1", max: "10000", placeholder: "as it is" });
+  const box = (id, text) => make("label", {}, make("input", { type: "checkbox", id }), " " + text);
+  const more = [box("print", "ready to print"), box("levels", "levels of detail")];
   const formats = ["glb", "obj", "ply", "stl", "usdz", "3mf"].map((name) => make("label", {}, make("input", { type: "checkbox", value: name, checked: name === "glb" }), " " + name));
   return make("form", { class: "card", id: "export", onsubmit: async (event) => {
     event.preventDefault();
     const chosen = formats.map((one) => one.querySelector("input")).filter((one) => one.checked).map((one) => one.value);
+    const [print, levels] = more.map((one) => one.querySelector("input").checked);
+    const settings = { ...(height.value && { "export.size_mm": Number(height.value) }), ...(print && { "export.print": true }), ...(levels && { "export.lods": [1, 0.5, 0.25, 0.1] }) };
     try {
-      const made = await call("POST", "/v1/jobs/" + job.id + "/exports", { faces: Number(faces.value), texture_size: Number(texture.value), formats: chosen });
+      const made = await call("POST", "/v1/jobs/" + job.id + "/exports", { faces: Number(faces.value), texture_size: Number(texture.value), formats: chosen, settings });
       location.hash = "#/job/" + made.id;
     } catch (error) { parts.note.textContent = error.message; }
-  } }, make("h2", {}, "Export again"), make("div", { class: "fields" }, make("div", {}, make("label", { for: "faces" }, "Triangles"), faces), make("div", {}, make("label", { for: "texture" }, "Texture, pixels"), texture)),
-  make("fieldset", {}, make("legend", {}, "Formats"), make("div", { class: "row" }, formats)), make("button", {}, "Export"));
+  } }, make("h2", {}, "Export again"), make("div", { class: "fields" }, make("div", {}, make("label", { for: "faces" }, "Triangles"), faces), make("div", {}, make("label", { for: "texture" }, "Texture, pixels"), texture), make("div", {}, make("label", { for: "millimetres" }, "Longest side, mm"), height)),
+  make("fieldset", {}, make("legend", {}, "Formats"), make("div", { class: "row" }, formats)), make("div", { class: "row" }, more), make("button", {}, "Export"));
 }

@@ -23,14 +23,14 @@ export class ModelViewer {
     this.message.textContent = "No model yet: a rough one appears while it is optimised.";
     host.append(this.message);
     this.element = document.createElement("model-viewer");
-    for (const [name, value] of Object.entries({ alt: label, "camera-controls": "", "disable-pan": "", "environment-image": "neutral", "interaction-prompt": "none", "camera-orbit": "28deg 73deg 3.4m", "camera-target": "0m 0m 0m", "field-of-view": "36deg", "min-camera-orbit": "auto 5deg 1.2m", "max-camera-orbit": "auto 175deg 12m" })) this.element.setAttribute(name, value);
+    for (const [name, value] of Object.entries({ alt: label, "camera-controls": "", "disable-pan": "", "environment-image": "neutral", "interaction-prompt": "none", "camera-orbit": "28deg 73deg auto", "min-camera-orbit": "auto 5deg auto", "max-camera-orbit": "auto 175deg auto" })) this.element.setAttribute(name, value);
     this.mode = "textured";
     this.listeners = [];
     this.shown = "";
     this.changes = 0;
     this.element.addEventListener("load", () => this.loaded());
     this.element.addEventListener("camera-change", (event) => {
-      if (event.detail.source === "user-interaction") for (const hear of this.listeners) hear(this.element.getCameraOrbit().toString());
+      if (event.detail.source === "user-interaction") for (const hear of this.listeners) hear(this.element.getCameraOrbit());
     });
     this.ready = load().then((there) => {
       if (there) this.host.append(this.element);
@@ -63,8 +63,8 @@ export class ModelViewer {
     });
   }
 
-  moveTo(orbit) {
-    this.element.setAttribute("camera-orbit", orbit);
+  moveTo({ theta, phi }) {  // the distance depends on the size of each model
+    this.element.setAttribute("camera-orbit", `${theta}rad ${phi}rad auto`);
     this.element.jumpCameraToGoal();
   }
 

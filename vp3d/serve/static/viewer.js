@@ -132,11 +132,22 @@ export class Viewer {
     if (this.model) { this.scene.remove(this.model); this.free(this.model); }
     this.model = model.scene;
     this.shown = url;
+    this.fit(this.model);
     this.scene.add(this.model);
     this.message.hidden = true;
     this.setMode(this.mode);
     this.changes += 1;
     Object.assign(this.host.dataset, { changes: this.changes, shown: url, shownAt: Date.now() });
+  }
+
+  // A model in its real size, in metres, or with its origin at its foot, is brought before the
+  // camera; others stay as they are, so that a live view does not jump.
+  fit(model) {
+    const T = window.THREE, box = new T.Box3().setFromObject(model);
+    const radius = box.getSize(new T.Vector3()).length() / 2, centre = box.getCenter(new T.Vector3());
+    const scale = radius > 0 && (radius < 0.4 || radius > 2.2) ? 1.2 / radius : 1;
+    model.scale.setScalar(scale);
+    if (scale !== 1 || centre.length() > 0.4 * radius) model.position.copy(centre.multiplyScalar(-scale));
   }
 
   setMode(mode) {
