@@ -12,7 +12,7 @@ TOO_OLD := VP3D needs Python 3.11 or newer: make PYTHON=/path/to/python3.11
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PROMPT
 
-.PHONY: demo test serve container-env soak fuzz test-all mutants peers-export lint format types docs reference wheel train doctor clean help
+.PHONY: demo test serve vendor container-env soak fuzz test-all mutants peers-export lint format types docs reference wheel train doctor clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## make an asset; PROMPT="..." and ARGS="--preset draft" change it
@@ -24,14 +24,16 @@ test: $(VENV)/.installed-dev  ## run the tests but the slow ones; ARGS=--shuffle
 serve: $(VENV)/.installed-serve  ## start the web page and the REST service; ARGS="--port 9000"
 	$(RUN) launch.py serve $(ARGS)
 
+vendor: $(VENV)/.installed  ## fetch model-viewer for the page, and axe-core for its tests, by npm
+	$(RUN) -m vp3d.serve.vendor --tests tests/serve/vendor
+
 container-env:  ## build what the container's image contains, in build/container; no Docker needed
 	PYTHON="$(PYTHON)" docker/install.sh cpu build/container
 
-soak: $(VENV)/.installed-dev $(VENV)/.installed-serve  ## kill the service at random, and more; an hour
-	$(RUN) -m tests.serve.soak kills --full
-	$(RUN) -m tests.serve.soak submits
-	$(RUN) -m tests.serve.soak streams
-	$(RUN) -m tests.serve.soak fuzz
+soak: $(VENV)/.installed-dev $(VENV)/.installed-serve  ## kill the service at random, and more; hours
+	for row in "kills --full" submits streams stops fuzz answers guards idle flows first \
+	"previews --full" "eta --full"; do $(RUN) -m tests.serve.soak $$row || failed=1; done; \
+	exit $${failed:-0}
 
 fuzz: $(VENV)/.installed-dev  ## read thousands of damaged files; a few minutes
 	$(RUN) -m pytest -m "" tests/fuzz

@@ -13,7 +13,7 @@ setup(
     include_package_data=False,
     package_data={
         "vp3d": ["py.typed"],
-        "vp3d.serve": ["static/*"],
+        "vp3d.serve": ["static/*", "static/vendor/*"],
         "vp3d.assets": ["**/*.json", "**/*.safetensors", "**/*.txt"],
         "vp3d.configs": ["*.yaml"],
     },

@@ -216,8 +216,8 @@ class Client:
     def upload(self, path: str | os.PathLike[str]) -> str:
         """Send a reference picture; its id is the `image` of a submit."""
         data = Path(path).read_bytes()
-        with self._open("POST", "/v1/uploads", data, {"Content-Type": "image/png"}) as reply:
-            return str(json.load(reply)["id"])
+        found = self._json("POST", "/v1/uploads", data, {"Content-Type": "image/png"})
+        return str(found["id"])
 
     def job(self, job_id: str) -> Job:
         """A job by its id."""
@@ -240,9 +240,22 @@ class Client:
         if key:
             headers["Idempotency-Key"] = key
         data = None if body is None else json.dumps(body).encode()
-        with self._open(method, path, data, headers) as reply:
-            text = reply.read()
-        return dict(json.loads(text)) if text else {}
+        return self._json(method, path, data, headers)
+
+    def _json(
+        self, method: str, path: str, data: bytes | None, headers: dict[str, str]
+    ) -> dict[str, Any]:
+        """The JSON of a reply; the call is repeated if the reply breaks off in the middle."""
+        for attempt in range(self.tries):
+            with self._open(method, path, data, headers) as reply:
+                try:
+                    text = reply.read()
+                except LOST:
+                    if attempt == self.tries - 1:
+                        raise
+                    continue
+            return dict(json.loads(text)) if text else {}
+        raise AssertionError("unreachable")
 
     def events(self, path: str, after: int = 0) -> Iterator[Event]:
         """The events of a stream; it is opened again wherever it breaks."""
@@ -263,21 +276,38 @@ class Client:
             time.sleep(min(PAUSE_S * 2**misses, LONGEST_PAUSE_S))
 
     def download(self, path: str, target: Path) -> Path:
-        """Write a file of the service to `target`; ValueError if its hash is wrong."""
+        """Write a file of the service to `target`; ValueError if its hash is wrong.
+
+        The file is asked for again if its transfer breaks off in the middle.
+        """
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        digest = hashlib.sha256()
         try:
-            with self._open("GET", path) as reply, temporary.open("wb") as stream:
-                tag = reply.headers.get("ETag", "").strip('"')
-                while data := reply.read(CHUNK):
-                    digest.update(data)
-                    stream.write(data)
-            if digest.hexdigest() != tag:
+            for attempt in range(self.tries):
+                try:
+                    digest, tag = self._transfer(path, temporary)
+                    break
+                except LOST:
+                    if attempt == self.tries - 1:
+                        raise
+            if digest != tag:
                 raise ValueError(f"{path} arrived damaged: its SHA-256 is not {tag}")
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
         return target
+
+    def _transfer(self, path: str, target: Path) -> tuple[str, str]:
+        """Write a file; its SHA-256, and the one that the service gave."""
+        digest, count = hashlib.sha256(), 0
+        with self._open("GET", path) as reply, target.open("wb") as stream:
+            tag = reply.headers.get("ETag", "").strip('"')
+            while data := reply.read(CHUNK):
+                digest.update(data)
+                stream.write(data)
+                count += len(data)
+            if count < int(reply.headers.get("Content-Length") or 0):
+                raise http.client.IncompleteRead(b"")
+        return digest.hexdigest(), tag
 
     def _open(
         self,

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import bpy
+import numpy
 
 bl_info = {
     "name": "VP3D: text to 3D",
@@ -166,8 +167,11 @@ def look() -> float | None:
         elif kind == "failed":
             settings.message = text
         else:
-            add_asset(value, text)
             settings.progress, settings.message = 1.0, "imported"
+            try:
+                add_asset(value, text)
+            except RuntimeError as error:  # what Blender's operators raise
+                settings.message = f"Blender could not import it: {str(error).splitlines()[-1]}"
     for window in bpy.context.window_manager.windows:
         for area in window.screen.areas:
             area.tag_redraw()
@@ -176,9 +180,13 @@ def look() -> float | None:
 
 def add_asset(path: str, prompt: str) -> None:
     """Import a GLB at the 3D cursor under the prompt's name, and remove the file."""
+    if not hasattr(numpy, "bool"):  # the importer of Blender 3.4 uses what numpy 1.24 removed
+        numpy.bool = bool
     before = set(bpy.data.objects)
-    bpy.ops.import_scene.gltf(filepath=path)
-    Path(path).unlink(missing_ok=True)
+    try:
+        bpy.ops.import_scene.gltf(filepath=path)
+    finally:
+        Path(path).unlink(missing_ok=True)
     for added in set(bpy.data.objects) - before:
         if added.parent is None:
             added.location = bpy.context.scene.cursor.location

@@ -28,8 +28,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
             self.reply(302, b"", {"Location": "/elsewhere"})
         elif self.path == "/refused":
             self.reply(422, b'{"code": "unknown_words", "detail": "mushrom?"}')
+        elif self.path == "/cut" and times < 3:
+            self.reply(200, b'{"ok"', {}, length=100)
+        elif self.path == "/file-cut" and times < 3:
+            tag = hashlib.sha256(GLB).hexdigest()
+            self.reply(200, GLB[:5], {"ETag": f'"{tag}"'}, length=len(GLB))
         elif self.path.startswith("/file"):
-            tag = hashlib.sha256(GLB).hexdigest() if self.path == "/file" else "0" * 64
+            tag = "0" * 64 if self.path == "/file-damaged" else hashlib.sha256(GLB).hexdigest()
             self.reply(200, GLB, {"ETag": f'"{tag}"'})
         elif self.path == "/stream":
             after = int(self.headers["Last-Event-ID"])
@@ -39,9 +44,12 @@ class Answers(http.server.BaseHTTPRequestHandler):
         else:
             self.reply(200, b'{"ok": true}')
 
-    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def reply(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int = 0
+    ) -> None:
         self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+        size = {"Content-Length": str(length or len(body))}
+        for name, value in {**(headers or {}), **size}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -72,6 +80,14 @@ def test_a_busy_server_is_asked_again(server):
     url, asked = server
     assert Client(url, "t").call("GET", "/busy") == {"ok": True}
     assert asked == [("/busy", "Bearer t")] * 3
+
+
+def test_a_reply_that_breaks_off_in_the_middle_is_asked_for_again(server, tmp_path):
+    url, asked = server
+    client = Client(url)
+    assert client.call("GET", "/cut") == {"ok": True}
+    assert client.download("/file-cut", tmp_path / "a.glb").read_bytes() == GLB
+    assert [path for path, _ in asked] == ["/cut"] * 3 + ["/file-cut"] * 3
 
 
 def test_a_refusal_has_its_code(server):

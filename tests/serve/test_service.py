@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.service import ROOT, RunningService
-from tests.serve import soak
+from tests.serve import soak, soak_fuzz
 from vp3d.client import ServiceError
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install 'vp3d[serve]'")
@@ -103,6 +104,16 @@ def test_foreign_hosts_and_origins_are_403(service):
         (b"[]", 422, "invalid", "object"),
         ({"promt": "a cube"}, 422, "invalid", "did you mean prompt"),
         ({"prompt": "a red mushrom"}, 422, "unknown_words", "mushroom"),
+        ({"prompt": "a cube", "negative_prompt": "blury"}, 422, "unknown_words", "negative"),
+        ({"prompt": "a red cube", "profile": "sd15"}, 422, "missing_weights", "fetch"),
+        ({"prompt": "a cube", "settings": {"optim": {"steps": 9}}}, 422, "invalid", "dotted key"),
+        ({"prompt": "a red cube", "formats": ["fbx"]}, 422, "bad_request", "usdz"),
+        ({"prompt": "a red cube", "settings": {"optim.steps": True}}, 422, "bad_request", "whole"),
+        ({"prompt": "a red cube", "seed": 1e30}, 422, "invalid", "seed"),
+        ({"prompt": "a red cube\nand"}, 422, "bad_request", "control character"),
+        (b'\xef\xbb\xbf{"prompt": "a red cube"}', 400, "not_json", "BOM"),
+        (b'{"prompt": "a caf\xe9"}', 400, "not_json", "utf-8"),
+        (b"prompt=a+red+cube", 400, "not_json", "JSON"),
         ({"prompt": "a red cube", "seed": "1"}, 422, "invalid", "seed"),
         ({"prompt": "a red cube", "profile": "../sd15"}, 422, "bad_request", "profile"),
         ({"prompt": "a red cube", "image": "/etc/passwd"}, 422, "bad_request", "upload"),
@@ -124,6 +135,32 @@ def test_a_bad_submit_is_refused_in_one_line(service, body, status, code, says):
         answer = ask(service, "/v1/jobs", body)
     assert (answer[0], code_of(answer)) == (status, code)
     assert says in json.loads(answer[2])["detail"]
+
+
+def test_settings_take_lists_of_numbers(service):
+    settings = {"export.lods": [1, 0.5, 0.25], "export.formats": ["glb"]}
+    made = service.client().submit("a red cube", settings=settings)
+    assert made.data["request"]["settings"] == settings
+
+
+def test_a_head_has_the_headers_of_a_get_and_no_body(service):
+    status, headers, body = ask(service, "/v1/info", method="HEAD")
+    assert (status, body) == (200, b"")
+    assert int(headers["Content-Length"]) == len(ask(service, "/v1/info")[2])
+    assert ask(service, "/v1/jobs/x", method="HEAD")[0] == 404
+    assert ask(service, "/v1/events", method="HEAD")[0] == 405  # it has no end
+
+
+def test_a_trailing_slash_is_no_path_and_no_redirect(service):
+    answer = ask(service, "/v1/jobs/", {"prompt": "a red cube"})
+    assert (answer[0], code_of(answer)) == (404, "not_found")
+
+
+def test_a_batch_of_too_many_jobs_is_refused_as_a_whole(service):
+    body = {"prompts": ["a red cube"] * 100, "seeds": list(range(64))}
+    answer = ask(service, "/v1/batches", body)
+    assert (answer[0], code_of(answer)) == (422, "invalid")
+    assert "6,400" in json.loads(answer[2])["detail"]
 
 
 def test_a_key_makes_one_job_and_no_other_body(service):
@@ -218,13 +255,14 @@ def test_a_host_that_others_reach_needs_a_token(tmp_path):
 
 def test_the_page_loads_little_and_nothing_from_elsewhere(service):
     total = 0
-    for name in ("", *(f"static/{path.name}" for path in STATIC.iterdir()), "static/three.js"):
+    own = [path for path in STATIC.iterdir() if path.is_file()]
+    for name in ("", *(f"static/{path.name}" for path in own), "static/three.js"):
         status, headers, body = ask(service, f"/{name}", token=False, Accept_Encoding="gzip")
         assert status == 200
         assert "script-src 'self'" in headers["Content-Security-Policy"]
         total += len(body)
     assert total <= 400_000
-    for path in STATIC.iterdir():
+    for path in own:
         links = re.findall(r"https?://[^\"'\s]+", path.read_text())
         assert set(links) <= {"http://www.w3.org/2000/svg"}
 
@@ -256,12 +294,12 @@ def test_the_problem_codes_are_documented():
 
 
 def test_a_share_of_the_fuzzed_requests(tmp_path):
-    arguments = soak.argparse.Namespace(requests=150, seed=7)
-    found = soak.fuzz(arguments, tmp_path)
+    arguments = argparse.Namespace(requests=150, seed=7)
+    found = soak_fuzz.fuzz(arguments, tmp_path)
     assert found["ok"], found
 
 
 def test_a_share_of_the_submits_under_kills(tmp_path):
-    arguments = soak.argparse.Namespace(calls=40, keys=8, seed=7)
+    arguments = argparse.Namespace(calls=40, keys=8, seed=7)
     found = soak.submits(arguments, tmp_path)
     assert found["ok"], found

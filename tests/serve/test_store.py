@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,8 @@ from vp3d.jobs.store import (
     StateError,
     Store,
 )
+from vp3d.jobs.work import Listener
+from vp3d.runs.events import Stage, Step
 
 CUBE = NewJob({"prompt": "a red cube"})
 
@@ -87,6 +90,38 @@ def test_a_new_step_forgives_earlier_deaths(tmp_path):
         store.progressed(job_id, step + 1)
         claim.lock.release()
     assert store.find(job_id).status == "running"
+
+
+def test_drawn_pictures_and_each_new_step_forgive_earlier_deaths(tmp_path):
+    store = Store(tmp_path)
+    job_id = submit(store)
+    stage = Stage("coarse", "", 100)
+    marks = []
+    for heard in ([], [stage], [stage], [stage, Step("coarse", 4, 100, {})]):
+        claim = store.claim("w")
+        listener = Listener(store, claim, threading.Event(), "cpu")
+        for event in heard:
+            listener.hear(event)
+        claim.lock.release()
+        job = store.find(job_id)
+        marks.append((job.deaths, job.mark))
+    assert marks == [(0, 0), (0, 1), (1, 1), (0, 5)]
+
+
+def test_jobs_are_listed_by_when_they_were_made_and_page_by_page(tmp_path):
+    store = Store(tmp_path)
+    job_id = submit(store)
+    made = store.find(job_id).created
+    request = json.dumps({"prompt": "a run of the command line"})
+    for name, created in (("older", made - 60.0), ("oldest", made - 90.0), ("twin", made - 60.0)):
+        store.adopt(name, "succeeded", {"request": request, "created": created})
+    listed = store.jobs()
+    assert [job.folder or job.id for job in listed] == [job_id, "twin", "older", "oldest"]
+    paged, before = [], None
+    while page := store.jobs(before=before, limit=1):
+        paged += page
+        before = (page[-1].created, page[-1].seq)
+    assert [job.id for job in paged] == [job.id for job in listed]
 
 
 def test_a_key_gives_the_first_jobs_and_refuses_another_body(tmp_path):

@@ -233,7 +233,7 @@ class Store:
         status: str = "",
         words: str = "",
         batch: str = "",
-        before: int | None = None,
+        before: tuple[float, int] | None = None,
         limit: int = 50,
     ) -> list[Job]:
         """Jobs, newest first.
@@ -242,17 +242,18 @@ class Store:
             status: only those in this state; "" for all.
             words: only those whose prompt contains this; "" for all.
             batch: only those of this batch; "" for all.
-            before: only those with a lower `seq`.
+            before: only those after the job with these `created` and `seq`.
             limit: at most so many.
 
         Returns:
             The jobs.
         """
+        last, number = before or (None, None)
         rows = self.connection().execute(
             "SELECT * FROM jobs WHERE (? = '' OR status = ?) AND (? = '' OR batch = ?)"
             " AND (? = '' OR instr(lower(json_extract(request, '$.prompt')), lower(?)) > 0)"
-            " AND (? IS NULL OR seq < ?) ORDER BY seq DESC LIMIT ?",
-            (status, status, batch, batch, words, words, before, before, limit),
+            " AND (? IS NULL OR (created, seq) < (?, ?)) ORDER BY created DESC, seq DESC LIMIT ?",
+            (status, status, batch, batch, words, words, *(last, last, number), limit),
         )
         return [Job.of(row) for row in rows]
 

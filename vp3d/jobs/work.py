@@ -164,6 +164,8 @@ class Listener:
         index = STAGES.index(event.name) if event.name in STAGES else len(STAGES)
         data = {"name": event.name, "index": index, "of": len(STAGES), "steps": event.steps}
         self._append("stage", {**data, **self._pace()})
+        if event.name == "coarse":  # the pictures are kept, so another worker need not draw them
+            self._advance(1)
 
     def _step(self, event: Step) -> None:
         self.estimate.step(event.step, event.steps)
@@ -178,10 +180,14 @@ class Listener:
         }
         data = {"stage": event.stage, "step": event.step, "steps": event.steps}
         self._append("step", {**data, **self._pace(), **shown})
-        if event.step > self.mark:
-            self.mark = event.step
+        self._advance(1 + event.step)
+
+    def _advance(self, mark: int) -> None:
+        """The job came as far as `mark`: the stage of the steps is 1, step n is 1 + n."""
+        if mark > self.mark:
+            self.mark = mark
             if self.claim.job.deaths:
-                self.store.progressed(self.claim.job.id, event.step)
+                self.store.progressed(self.claim.job.id, mark)
 
     def _pace(self) -> dict[str, float]:
         left = self.estimate.seconds_left()

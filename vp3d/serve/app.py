@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from vp3d import __version__
 from vp3d.config.loader import PRESETS
 from vp3d.jobs.executors import WorkerPool
-from vp3d.jobs.request import (
-    CEILINGS,
-    missing_weights,
-    profiles,
-    settable_keys,
-)
-from vp3d.jobs.store import ACTIVE, FINAL, Store
-from vp3d.serve import prompt_help
-from vp3d.serve.changes import add_changes
+from vp3d.jobs.request import CEILINGS, settable_keys
+from vp3d.jobs.store import ACTIVE, FINAL, Job, Store
+from vp3d.serve import commands, prompt_help
 from vp3d.serve.files import respond_file
 from vp3d.serve.guards import Guard, same_text
 from vp3d.serve.models import (
+    Given,
     PromptRequest,
     QueueRequest,
     SessionRequest,
-    read_body,
-    read_limited,
+    body_of,
     schema_of,
 )
-from vp3d.serve.pages import page_files
+from vp3d.serve.pages import PageFile, page_files, viewer_of
 from vp3d.serve.problems import Problem, install
 from vp3d.serve.service import Service
 from vp3d.serve.settings import COOKIE, ServiceSettings
 from vp3d.serve.streams import start_after
-from vp3d.serve.submits import add_submits
 
+CURSOR = re.compile(r"(\d{1,12}\.\d{1,9}) (\d{1,15})")  # when a job was made, and its number
 FORMATS = ("glb", "obj", "ply", "stl", "usdz", "3mf")
 JobId = Annotated[str, Path(max_length=80)]
 After = Annotated[int | None, Query(ge=0, le=2**53)]
@@ -61,20 +56,21 @@ def create_app(settings: ServiceSettings, store: Store, pool: WorkerPool | None 
         description="Text to textured 3D assets as jobs.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     install(app)
     app.add_middleware(Guard, settings=settings)
-    _add_general(app, service)
-    add_submits(app, service)
+    files = page_files()
+    _add_general(app, service, viewer_of(files))
     _add_jobs(app, service)
-    add_changes(app, service)
+    app.include_router(commands.router)
     _add_artifacts(app, service)
-    _add_pages(app)
+    _add_pages(app, files)
     return app
 
 
-def _add_general(app: FastAPI, service: Service) -> None:
+def _add_general(app: FastAPI, service: Service, viewer: str) -> None:
     settings, store = service.settings, service.store
 
     @app.get("/healthz", summary="The service is alive")
@@ -90,13 +86,11 @@ def _add_general(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/info", summary="Version, profiles, presets, formats and limits")
     def info() -> dict[str, Any]:
-        if not service.missing:
-            service.missing = {name: missing_weights(name) for name in profiles()}
         return {
             "version": __version__,
             "profiles": [
                 {"name": name, "available": not missing, "message": missing}
-                for name, missing in service.missing.items()
+                for name, missing in service.missing().items()
             ],
             "presets": list(PRESETS),
             "formats": list(FORMATS),
@@ -110,6 +104,7 @@ def _add_general(app: FastAPI, service: Service) -> None:
             },
             "workers": service.pool.count if service.pool is not None else 0,
             "refine": False,
+            "viewer": viewer,
         }
 
     @app.get("/v1/vocabulary", summary="Words, grammar and examples of a profile")
@@ -121,11 +116,10 @@ def _add_general(app: FastAPI, service: Service) -> None:
         summary="Check a prompt, without queueing it",
         openapi_extra=schema_of(PromptRequest),
     )
-    async def check(request: Request) -> dict[str, Any]:
-        body = read_body(await read_limited(request, settings.max_json), PromptRequest)
-        return await run_in_threadpool(
-            prompt_help.check, body.prompt, body.profile, settings.limits
-        )
+    def check(
+        given: Annotated[Given[PromptRequest], Depends(body_of(PromptRequest))],
+    ) -> dict[str, Any]:
+        return prompt_help.check(given.body.prompt, given.body.profile, settings.limits)
 
     @app.get("/v1/queue", summary="Counts by state, and whether the queue is paused")
     def queue() -> dict[str, Any]:
@@ -136,10 +130,11 @@ def _add_general(app: FastAPI, service: Service) -> None:
         summary="Hold queued jobs back, or let them start",
         openapi_extra=schema_of(QueueRequest),
     )
-    async def pause(request: Request) -> dict[str, Any]:
-        body = read_body(await read_limited(request, settings.max_json), QueueRequest)
-        await run_in_threadpool(store.pause, body.paused)
-        return await run_in_threadpool(queue)
+    def pause(
+        given: Annotated[Given[QueueRequest], Depends(body_of(QueueRequest))],
+    ) -> dict[str, Any]:
+        store.pause(given.body.paused)
+        return queue()
 
     @app.post(
         "/v1/session",
@@ -148,9 +143,10 @@ def _add_general(app: FastAPI, service: Service) -> None:
         summary="Exchange the token for a cookie",
         openapi_extra=schema_of(SessionRequest),
     )
-    async def session(request: Request) -> Response:
-        body = read_body(await read_limited(request, settings.max_json), SessionRequest)
-        if settings.token and not same_text(body.token, settings.token):
+    async def session(
+        given: Annotated[Given[SessionRequest], Depends(body_of(SessionRequest))],
+    ) -> Response:
+        if settings.token and not same_text(given.body.token, settings.token):
             raise Problem(401, "unauthorized", "this is not the token of this service")
         response = Response(status_code=204)
         response.set_cookie(
@@ -173,7 +169,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         status: Annotated[str, Query(max_length=20)] = "",
         q: Annotated[str, Query(max_length=200)] = "",
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: Annotated[str, Query(max_length=40)] = "",
+        cursor: Annotated[str, Query(max_length=80)] = "",
     ) -> dict[str, Any]:
         if status and status not in (*ACTIVE, *FINAL):
             known = ", ".join((*ACTIVE, *FINAL))
@@ -181,7 +177,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         service.gallery.refresh()
         before = read_cursor(cursor)
         found = store.jobs(status, q, before=before, limit=limit + 1)
-        more = make_cursor(found[limit - 1].seq) if len(found) > limit else None
+        more = make_cursor(found[limit - 1]) if len(found) > limit else None
         return {"jobs": [service.view(job) for job in found[:limit]], "next_cursor": more}
 
     @app.get("/v1/jobs/{job_id}", summary="A job")
@@ -199,19 +195,19 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         )
 
 
-def make_cursor(seq: int) -> str:
+def make_cursor(job: Job) -> str:
     """An opaque text for the place of a job in the list."""
-    return base64.urlsafe_b64encode(f"s{seq}".encode()).decode()
+    return base64.urlsafe_b64encode(f"{job.created!r} {job.seq}".encode()).decode()
 
 
-def read_cursor(cursor: str) -> int | None:
+def read_cursor(cursor: str) -> tuple[float, int] | None:
     """Inverse of `make_cursor`; None for ""; a problem for anything else."""
     if not cursor:
         return None
     try:
-        text = base64.urlsafe_b64decode(cursor.encode()).decode()
-        if text[:1] == "s" and text[1:].isascii() and text[1:].isdigit() and len(text) < 18:
-            return int(text[1:])
+        match = CURSOR.fullmatch(base64.urlsafe_b64decode(cursor.encode()).decode())
+        if match:
+            return float(match[1]), int(match[2])
     except ValueError:
         pass
     raise Problem(422, "invalid", "cursor: take it from next_cursor of the page before")
@@ -242,9 +238,7 @@ def _add_artifacts(app: FastAPI, service: Service) -> None:
         return respond_file(request, service.artifact(service.job(job_id), name))
 
 
-def _add_pages(app: FastAPI) -> None:
-    files = page_files()
-
+def _add_pages(app: FastAPI, files: dict[str, PageFile]) -> None:
     @app.get("/static/{name}", include_in_schema=False)
     def static(name: str, request: Request) -> Response:
         if name not in files:

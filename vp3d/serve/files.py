@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -91,8 +90,3 @@ def _read(descriptor: int, start: int, end: int) -> Iterator[bytes]:
             yield data
     finally:
         os.close(descriptor)
-
-
-def read_static(folder: Path) -> dict[str, bytes]:
-    """The files of the page by name."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

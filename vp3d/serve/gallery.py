@@ -66,7 +66,7 @@ class Gallery:
             "preset": config.preset,
             "seed": config.seed,
         }
-        created = (run / "config.yaml").stat().st_mtime
+        created = first_time(log) or (run / "config.yaml").stat().st_mtime
         result = {"figures": figures, "stopped": bool(last.get("stopped")), "run": run.name}
         values: dict[str, Any] = {
             "request": request,
@@ -90,6 +90,17 @@ def is_held(run: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def first_time(log: Path) -> float | None:
+    """When the first event of a log was written; None if that cannot be read."""
+    try:
+        with log.open("rb") as stream:
+            event = parse_json(stream.readline(TAIL))
+        found = event.get("time") if isinstance(event, dict) else None
+        return float(found) if isinstance(found, int | float) else None
+    except (OSError, JsonError):
+        return None
 
 
 def last_done(log: Path) -> dict[str, Any]:

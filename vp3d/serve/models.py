@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,7 +17,7 @@ from vp3d.system.files import JsonError, parse_json
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 Preset = Literal["draft", "standard", "high"]
-Settings = dict[str, int | float | str | bool | list[str]]
+Settings = dict[str, int | float | str | bool | list[int | float | str]]
 Formats = list[Annotated[str, Field(max_length=8)]]
 MAX_BATCH = 500  # jobs
 
@@ -128,6 +130,24 @@ async def read_limited(request: Request, most: int) -> bytes:
     return bytes(data)
 
 
+@dataclass(frozen=True)
+class Given(Generic[Model]):
+    """The body of a request: as the client sent it, and read."""
+
+    data: bytes
+    body: Model
+
+
+def body_of(model: type[Model], times: int = 1) -> Callable[[Request], Awaitable[Given[Model]]]:
+    """A dependency that reads a body of at most `times` the largest size of the service."""
+
+    async def read(request: Request) -> Given[Model]:
+        data = await read_limited(request, times * request.app.state.service.settings.max_json)
+        return Given(data, read_body(data, model))
+
+    return read
+
+
 def read_body(data: bytes, model: type[Model]) -> Model:
     """A body as a model; a problem that names each fault, with the nearest known field."""
     try:
@@ -142,13 +162,17 @@ def read_body(data: bytes, model: type[Model]) -> Model:
     except UnicodeEncodeError as error:
         raise Problem(422, "invalid", "the body has text that is not Unicode") from error
     except ValidationError as error:
-        faults = [_fault(dict(item), model) for item in error.errors(include_url=False)]
+        found = [_fault(dict(item), model) for item in error.errors(include_url=False)]
+        faults = list({fault["pointer"]: fault for fault in found}.values())
         detail = "; ".join(f"{fault['pointer'][1:]}: {fault['message']}" for fault in faults)
         raise Problem(422, "invalid", detail[:500], faults[:20]) from error
 
 
 def _fault(item: dict[str, Any], model: type[Body]) -> dict[str, Any]:
     pointer = "/" + "/".join(str(part)[:60] for part in item["loc"])
+    if item["loc"][0] == "settings" and len(item["loc"]) > 2:  # tried as each type of a value
+        text = 'takes a number or a choice by a dotted key, such as {"optim.steps": 400}'
+        return {"pointer": f"/settings/{str(item['loc'][1])[:60]}", "message": text}
     if item["type"] != "extra_forbidden":
         return {"pointer": pointer, "message": item["msg"]}
     near = difflib.get_close_matches(str(item["loc"][-1])[:60], model.model_fields, 3)

@@ -1,7 +1,8 @@
-"""The web page: our own files, and three.js as the installed trimesh carries it.
+"""The web page: our own files, and a viewer that somebody else has written.
 
 No third-party code is in the repository. trimesh's viewer (MIT) contains three.js (MIT) and its
 GLTF loader; they are cut out of its template when the service starts, without importing trimesh.
+Where vendor.py has fetched model-viewer, the page uses that.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import gzip
 import hashlib
 import importlib.util
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from vp3d.errors import UserError
+from vp3d.serve.guards import VIEWER_POLICY
+from vp3d.serve.vendor import FOLDER, MODEL_VIEWER
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {
@@ -37,6 +40,7 @@ class PageFile:
     packed: bytes
     media_type: str
     tag: str
+    policy: str = ""  # Content-Security-Policy; "" for that of all answers
 
     @classmethod
     def of(cls, content: bytes, suffix: str) -> PageFile:
@@ -47,6 +51,7 @@ class PageFile:
     def respond(self, request: Request) -> Response:
         """The file, compressed where the browser can read that."""
         headers = {"ETag": self.tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        headers |= {"Content-Security-Policy": self.policy} if self.policy else {}
         if self.tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         content = self.content
@@ -56,14 +61,25 @@ class PageFile:
 
 
 def page_files() -> dict[str, PageFile]:
-    """The files of the page by name; `three.js` is there if trimesh carries it."""
+    """The files of the page by name, with `three.js` and model-viewer where they are there."""
     found = {
         path.name: PageFile.of(path.read_bytes(), path.suffix)
         for path in sorted(STATIC.iterdir())
         if path.suffix in TYPES
     }
     script = three_script()
+    fetched = FOLDER / MODEL_VIEWER.name
+    if fetched.is_file() and MODEL_VIEWER.is_whole(data := fetched.read_bytes()):
+        found[fetched.name] = PageFile.of(data, fetched.suffix)
+        found["index.html"] = replace(found["index.html"], policy=VIEWER_POLICY)
     return found | ({"three.js": PageFile.of(script, ".js")} if script else {})
+
+
+def viewer_of(files: dict[str, PageFile]) -> str:
+    """The viewer that the page uses, for people; "" if there is none."""
+    if MODEL_VIEWER.name in files:
+        return f"model-viewer {MODEL_VIEWER.version}"
+    return "three.js" if "three.js" in files else ""
 
 
 def three_script() -> bytes:

@@ -48,7 +48,7 @@ def rewrite(source: Path, target: Path) -> tuple[int, int]:
     except ValueError:
         raise
     except Exception as error:  # decoders raise many types for a damaged file
-        raise ValueError(f"it cannot be read ({type(error).__name__})") from error
+        raise ValueError(f"it cannot be read; send one of {', '.join(FORMATS)}") from error
 
 
 def _to_srgb(picture: Any, profile: bytes) -> Any:

@@ -10,7 +10,14 @@ from vp3d.config.paths import locate
 from vp3d.errors import UserError
 from vp3d.jobs.request import Limits, check_text, profile_layers
 from vp3d.prompt_reading import read_prompt
-from vp3d.prompts import Vocabulary, check_prompt, is_in_grammar, load_vocabulary, words_of
+from vp3d.prompts import (
+    Vocabulary,
+    check_negative_prompt,
+    check_prompt,
+    is_in_grammar,
+    load_vocabulary,
+    words_of,
+)
 from vp3d.serve.problems import Problem
 from vp3d.synonyms import nearest
 
@@ -97,3 +104,16 @@ def refuse_unknown(prompt: str, profile: str, limits: Limits, pointer: str = "/p
     code = "unknown_words" if found["unknown"] else "bad_request"
     errors = [{"pointer": pointer, **word} for word in found["unknown"]]
     raise Problem(422, code, found["message"], errors)
+
+
+def refuse_negative(prompt: str, profile: str) -> None:
+    """The problem of a negative prompt with words that the profile does not know."""
+    for vocabulary in vocabularies(profile) if prompt.strip() else ():
+        prompt = read_prompt(prompt, vocabulary).text
+        try:
+            check_negative_prompt(prompt, vocabulary)
+        except UserError as error:
+            unknown = _unknown(prompt, vocabulary)
+            errors = [{"pointer": "/negative_prompt", **word} for word in unknown]
+            code = "unknown_words" if unknown else "bad_request"
+            raise Problem(422, code, str(error), errors) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import Any
 
 from fastapi import Request
@@ -10,6 +11,7 @@ from starlette.responses import JSONResponse
 
 from vp3d.jobs.artifacts import ArtifactFile, artifact_paths, describe, run_folder
 from vp3d.jobs.executors import WorkerPool
+from vp3d.jobs.request import missing_weights, profiles
 from vp3d.jobs.store import Job, Key, NewJob, Store
 from vp3d.jobs.views import Summaries, job_view
 from vp3d.jobs.work import sync
@@ -18,6 +20,7 @@ from vp3d.serve.problems import Problem
 from vp3d.serve.settings import ServiceSettings
 from vp3d.serve.streams import Streams
 
+WEIGHTS_S = 60.0  # how long the list of profiles without weights is kept
 KEY_LENGTH = 200  # characters of an idempotency key
 
 
@@ -29,7 +32,21 @@ class Service:
         self.summaries = Summaries()
         self.streams = Streams(store, self.summaries, settings.max_streams)
         self.gallery = Gallery(store)
-        self.missing: dict[str, str] = {}
+        self.found: tuple[float, dict[str, str]] = (-WEIGHTS_S, {})
+
+    def missing(self) -> dict[str, str]:
+        """Why each profile cannot run here, with the command that helps; "" where it can."""
+        when, found = self.found
+        if time.monotonic() - when >= WEIGHTS_S:
+            found = {name: missing_weights(name) for name in profiles()}
+            self.found = (time.monotonic(), found)
+        return found
+
+    def refuse_missing(self, profile: str) -> None:
+        """Refuse a job whose weights are not here, before it waits for nothing."""
+        message = missing_weights(profile) if self.missing().get(profile) else ""
+        if message:
+            raise Problem(422, "missing_weights", message)
 
     def job(self, job_id: str) -> Job:
         """A job; 404 or 410 if there is none."""
@@ -101,3 +118,9 @@ class Service:
         """Whether the job's run can be exported."""
         run = run_folder(self.store.data, job.id, job.folder)
         return run is not None and any((run / "checkpoints").rglob("*.safetensors"))
+
+
+async def service_of(request: Request) -> Service:
+    """A dependency: the service of the application that got the request."""
+    service: Service = request.app.state.service
+    return service

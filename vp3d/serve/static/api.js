@@ -20,6 +20,13 @@ export async function call(method, path, body, headers = {}) {
   return reply.status === 204 ? null : reply.json();
 }
 
+// What the service is: asked once, and again after a refusal.
+let known = null;
+export function info() {
+  known = known || call("GET", "/v1/info").catch((error) => { known = null; throw error; });
+  return known;
+}
+
 export const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
 
 export function make(tag, attributes = {}, ...children) {
@@ -46,7 +53,7 @@ export function say(text) { document.getElementById("live").textContent = text; 
 // A stream that the browser opens again after a break, from the last event on.
 export function follow(path, names, hear) {
   const source = new EventSource(path);
-  for (const name of names) source.addEventListener(name, (event) => hear(name, JSON.parse(event.data)));
+  for (const name of names) source.addEventListener(name, (event) => hear(name, JSON.parse(event.data), event.lastEventId));
   source.addEventListener("end", () => source.close());
   return source;
 }

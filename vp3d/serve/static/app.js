@@ -1,5 +1,5 @@
 // The page: an address decides what is shown (#/, #/job/ID, #/gallery, #/compare/ID,ID, #/queue).
-import { call, make } from "./api.js";
+import { call, info, make } from "./api.js";
 import { showMake } from "./make.js";
 import { showJob } from "./job.js";
 import { showCompare, showGallery, showQueue } from "./lists.js";
@@ -35,9 +35,15 @@ async function show() {
   try {
     const found = (await open(hash.match(pattern))) || (() => {});
     if (mine === shown) close = found; else found();
+    info().then(about, () => {});
   } catch (error) {
-    if (mine === shown && error.status !== 401) main.replaceChildren(make("h1", {}, "This did not work"), make("p", { role: "alert" }, error.message));
+    if (mine === shown && error.status !== 401) main.replaceChildren(make("h1", {}, "This did not work"), make("p", { role: "alert" }, error.message), make("p", {}, make("a", { href: "#/gallery" }, "All runs are in the gallery.")));
   }
+}
+
+function about({ version, workers, viewer }) {
+  const count = workers === 1 ? "1 worker" : workers + " workers";
+  document.getElementById("about").textContent = `VP3D ${version} \u00b7 ${count} \u00b7 3D view: ${viewer || "none"}`;
 }
 
 function askToken() {

@@ -1,6 +1,7 @@
 // Many jobs: the gallery, the comparison of two to four, and the queue.
 import { call, make, seconds } from "./api.js";
-import { Viewer, together } from "./viewer.js";
+import { FIGURES } from "./job.js";
+import { newViewer, together } from "./viewer.js";
 
 const MOST = 4;
 
@@ -29,11 +30,9 @@ export async function showGallery(main) {
       if (box.checked) chosen.add(job.id); else chosen.delete(job.id);
       compare.disabled = chosen.size < 2 || chosen.size > MOST;
     } });
-    const picture = make("img", { src: `/v1/jobs/${job.id}/artifacts/preview.png`, alt: "", loading: "lazy" });
-    picture.addEventListener("error", () => picture.replaceWith(make("div", { class: "none" })));
-    const shown = job.status === "queued" || job.status === "failed" ? make("div", { class: "none" }) : picture;
+    const shown = make("div", { class: "picture" }, thumbnail(job));
     return make("li", { class: "tile" }, make("a", { href: "#/job/" + job.id, "aria-hidden": "true", tabindex: "-1" }, shown), make("div", { class: "text" },
-      make("a", { href: "#/job/" + job.id }, job.request.prompt || job.id), make("div", { class: "row" }, make("span", { class: "status" }, job.status.replace("_", " ")), job.origin === "command_line" ? make("span", { class: "faint" }, "command line") : null, make("label", {}, box, " compare"))));
+      make("a", { href: "#/job/" + job.id }, job.request.prompt || job.id), make("div", { class: "row" }, make("span", { class: "status" }, job.status.replace("_", " ")), job.origin === "command_line" ? make("span", { class: "faint" }, "command line") : null, job.status === "succeeded" ? make("label", {}, box, " compare") : null)));
   }
   search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(() => load(true), 250); });
   state.addEventListener("change", () => load(true));
@@ -43,16 +42,30 @@ export async function showGallery(main) {
   return () => clearTimeout(timer);
 }
 
+// One view of a run: of its contact sheet, of the strip while it is optimised, or its picture.
+function thumbnail(job) {
+  const { candidates, preview } = job;
+  const finished = job.status === "succeeded" ? `/v1/jobs/${job.id}/artifacts/preview.png` : null;
+  const url = finished || preview.image || (candidates ? candidates.pictures[job.choice ?? candidates.chosen] : null);
+  if (!url) return null;
+  const image = make("img", { alt: "", loading: "lazy" });
+  image.addEventListener("load", () => image.classList.toggle("sheet", image.naturalWidth > 1000 && image.naturalWidth < 2.5 * image.naturalHeight));
+  image.addEventListener("error", () => image.remove());
+  image.src = url;
+  return image;
+}
+
 export async function showCompare(main, ids) {
   const jobs = await Promise.all(ids.slice(0, MOST).map((id) => call("GET", "/v1/jobs/" + id)));
-  const viewers = jobs.map((job) => new Viewer(make("div"), job.request.prompt || job.id));
+  const viewers = await Promise.all(jobs.map((job) => newViewer(job.request.prompt || job.id)));
   together(viewers);
-  main.append(make("h1", {}, "Compare"), make("div", { class: "compare" }, jobs.map((job, n) => make("div", {}, viewers[n].host, make("p", {}, make("a", { href: "#/job/" + job.id }, job.request.prompt || job.id))))));
+  main.append(make("h1", {}, "Compare"), make("div", { class: "compare" }, jobs.map((job, n) => make("div", {}, viewers[n].host, make("p", {}, n + 1 + ". ", make("a", { href: "#/job/" + job.id }, job.request.prompt || job.id))))));
   jobs.forEach((job, n) => viewers[n].show(`/v1/jobs/${job.id}/artifacts/model.glb`));
-  const facts = jobs.map((job) => ({ ...job.request, ...(job.request.settings || {}), ...(job.figures || {}), status: job.status }));
+  const figures = (job) => Object.fromEntries(Object.entries(FIGURES).map(([name, [text, digits, unit]]) => [text, typeof (job.figures || {})[name] === "number" ? job.figures[name].toFixed(digits) + unit : undefined]));
+  const facts = jobs.map((job) => ({ ...job.request, ...(job.request.settings || {}), ...figures(job), state: job.status }));
   const names = [...new Set(facts.flatMap(Object.keys))].filter((name) => name !== "settings" && new Set(facts.map((one) => JSON.stringify(one[name]))).size > 1);
-  const text = (value) => value === undefined ? "" : typeof value === "number" ? String(Math.round(value * 1e4) / 1e4) : String(value);
-  main.append(make("h2", {}, "What differs"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What differs" }, make("table", {}, make("tbody", {}, names.map((name) => make("tr", {}, make("th", { scope: "row" }, name), facts.map((one) => make("td", {}, text(one[name])))))))));
+  const head = jobs.map((job, n) => make("th", { scope: "col" }, String(n + 1)));
+  main.append(make("h2", {}, "What differs"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What differs" }, make("table", {}, make("thead", {}, make("tr", {}, make("td"), head)), make("tbody", {}, names.map((name) => make("tr", {}, make("th", { scope: "row" }, name), facts.map((one) => make("td", {}, String(one[name] ?? "")))))))));
   return () => viewers.forEach((one) => one.close());
 }
 
@@ -69,7 +82,7 @@ export async function showQueue(main) {
       make("td", {}, job.status === "queued" ? make("button", { type: "button", onclick: async () => { await call("POST", `/v1/jobs/${job.id}/priority`, { priority: Math.min(job.priority + 1, 100) }); load(); } }, "Earlier") : ""))));
     if (!jobs.length) body.replaceChildren(make("tr", {}, make("td", { colspan: "6" }, "Nothing waits.")));
   }
-  main.append(make("h1", {}, "Queue"), make("div", { class: "row" }, pause), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Jobs" }, make("table", {}, make("thead", {}, make("tr", {}, ["place", "prompt", "state", "done", "left", ""].map((text) => text ? make("th", { scope: "col" }, text) : make("td")))), body)));
+  main.append(make("h1", {}, "Queue"), make("div", { class: "row" }, pause), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Jobs" }, make("table", { class: "queue" }, make("thead", {}, make("tr", {}, ["place", "prompt", "state", "done", "left", ""].map((text) => text ? make("th", { scope: "col" }, text) : make("td")))), body)));
   await load();
   timer = setInterval(load, 2500);
   return () => clearInterval(timer);

@@ -1,18 +1,17 @@
 // The prompt box: a live check with the vocabulary's help, profile, preset, picture, choice.
-import { call, make, newKey, say } from "./api.js";
+import { call, info, make, newKey, say } from "./api.js";
 
 const CHECK_AFTER_MS = 250;
 
 export async function showMake(main) {
-  const [info, words] = await Promise.all([call("GET", "/v1/info"), call("GET", "/v1/vocabulary")]);
-  document.getElementById("about").textContent = "VP3D " + info.version + ", " + info.workers + " worker(s); 3D view: three.js";
+  const [about, words] = await Promise.all([info(), call("GET", "/v1/vocabulary")]);
   const state = { image: "", timer: 0, key: newKey() };
-  const prompt = make("textarea", { id: "prompt", rows: "2", maxlength: String(info.limits.prompt_characters), "aria-describedby": "verdict", required: true });
+  const prompt = make("textarea", { id: "prompt", rows: "2", maxlength: String(about.limits.prompt_characters), "aria-describedby": "verdict", required: true });
   prompt.value = sessionStorage.getItem("prompt") || "";
   const verdict = make("div", { id: "verdict", role: "status" });
   const fixes = make("div", { class: "chips", id: "fixes" });
-  const profile = select("profile", info.profiles.map((one) => [one.name, one.name + (one.available ? "" : " (weights missing)")]), "toybox");
-  const preset = select("preset", info.presets.map((name) => [name, name]), "draft");
+  const profile = select("profile", about.profiles.map((one) => [one.name, one.name + (one.available ? "" : " (weights missing)")]), "toybox");
+  const preset = select("preset", about.presets.map((name) => [name, name]), "draft");
   const seed = make("input", { type: "number", id: "seed", min: "0", value: "0" });
   const missing = make("p", { class: "faint", id: "missing" });
   const note = make("p", { role: "alert", class: "bad" });
@@ -72,7 +71,7 @@ export async function showMake(main) {
   }
 
   const showMissing = () => {
-    const one = info.profiles.find((item) => item.name === profile.value);
+    const one = about.profiles.find((item) => item.name === profile.value);
     missing.textContent = one && !one.available ? one.message : "";
   };
   prompt.addEventListener("input", () => { clearTimeout(state.timer); state.timer = setTimeout(check, CHECK_AFTER_MS); });

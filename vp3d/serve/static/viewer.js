@@ -1,5 +1,14 @@
-// A viewer of GLB files on the three.js that trimesh carries (a global THREE, release 140).
-// Drag, arrow keys: turn. Wheel, + and -: nearer and farther. The camera stays when the model changes.
+// A viewer of GLB files on the three.js that trimesh carries (a global THREE, release 140), or
+// model-viewer where it was fetched. The camera stays when the model changes.
+// Drag, arrow keys: turn. Wheel, + and -: nearer and farther.
+import { info } from "./api.js";
+import { ModelViewer } from "./model_viewer.js";
+
+// A viewer in a new element; ask again after a token was given.
+export async function newViewer(label) {
+  const { viewer } = await info();
+  return new (viewer.startsWith("model-viewer") ? ModelViewer : Viewer)(document.createElement("div"), label);
+}
 
 let loading = null;
 
@@ -15,10 +24,12 @@ export function loadThree() {
 }
 
 export class Viewer {
+  modes = ["textured", "clay", "normals", "wire"];
+
   constructor(host, label) {
     this.host = host;
     host.classList.add("viewer");
-    host.innerHTML = "<p>No model yet</p>";
+    host.innerHTML = "<p>No model yet: a rough one appears while it is optimised.</p>";
     this.message = host.firstChild;
     this.label = label;
     this.camera = { azimuth: 0.5, elevation: 0.3, distance: 3.4 };
@@ -79,17 +90,17 @@ export class Viewer {
   turn(azimuth, elevation) {
     const c = this.camera;
     this.moveTo({ ...c, azimuth: c.azimuth + azimuth, elevation: Math.max(-1.5, Math.min(1.5, c.elevation + elevation)) });
-    this.tell();
+    this.report();
   }
 
   zoom(factor) {
     this.moveTo({ ...this.camera, distance: Math.max(1.2, Math.min(12, this.camera.distance * factor)) });
-    this.tell();
+    this.report();
   }
 
-  tell() { for (const hear of this.listeners) hear(this.camera); }
+  report() { for (const hear of this.listeners) hear(this.camera); }
 
-  moveTo(camera) { this.camera = camera; this.draw(); }
+  moveTo(camera) { this.camera = { ...camera }; this.draw(); }
 
   resize() {
     if (!this.renderer) return;
@@ -121,12 +132,22 @@ export class Viewer {
     if (this.model) { this.scene.remove(this.model); this.free(this.model); }
     this.model = model.scene;
     this.shown = url;
+    this.fit(this.model);
     this.scene.add(this.model);
     this.message.hidden = true;
     this.setMode(this.mode);
     this.changes += 1;
-    this.host.dataset.changes = this.changes;
-    this.host.dataset.shownAt = Date.now();
+    Object.assign(this.host.dataset, { changes: this.changes, shown: url, shownAt: Date.now() });
+  }
+
+  // A model in its real size, in metres, or with its origin at its foot, is brought before the
+  // camera; others stay as they are, so that a live view does not jump.
+  fit(model) {
+    const T = window.THREE, box = new T.Box3().setFromObject(model);
+    const radius = box.getSize(new T.Vector3()).length() / 2, centre = box.getCenter(new T.Vector3());
+    const scale = radius > 0 && (radius < 0.4 || radius > 2.2) ? 1.2 / radius : 1;
+    model.scale.setScalar(scale);
+    if (scale !== 1 || centre.length() > 0.4 * radius) model.position.copy(centre.multiplyScalar(-scale));
   }
 
   setMode(mode) {
@@ -165,6 +186,6 @@ export class Viewer {
 // Cameras of several viewers move together.
 export function together(viewers) {
   for (const one of viewers) {
-    one.listeners.push((camera) => { for (const other of viewers) if (other !== one) other.moveTo({ ...camera }); });
+    one.listeners.push((camera) => { for (const other of viewers) if (other !== one) other.moveTo(camera); });
   }
 }
