@@ -13,7 +13,9 @@ from vp3d.evaluate.claims import (
     alignprop_few_steps,
     alignprop_mix,
     alignprop_truncation,
+    molecules,
     strings,
+    strings_value,
     svdd,
     svdd_assets,
     svdd_framing,
@@ -33,6 +35,8 @@ CLAIMS = {
         svdd_framing,
         svdd_assets,
         strings,
+        strings_value,
+        molecules,
     )
 }
 
