@@ -247,7 +247,7 @@ class Training:
             found = attach_trained(self.networks, "align", lora_file(locate(self.config.start)))
             parts = {key.partition(".")[0] for key in found}
             missing = next((part for part in self.networks if part not in parts), None)
-            if missing is not None:
+            if missing is not None and self.config.text_encoder:
                 raise UserError(
                     f"{self.config.start} has no matrices of {missing}, which --text-encoder "
                     "trains: leave --text-encoder out, or start a new LoRA"

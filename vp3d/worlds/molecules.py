@@ -51,7 +51,8 @@ def draw_molecules(count: int, generator: torch.Generator) -> Tensor:
 
     UserError without the packages of the extra `molecules`.
     """
-    selfies, found = _module("selfies"), []
+    selfies = _module("selfies")
+    found: list[list[int]] = []
     while len(found) < count:
         tokens = list(selfies.split_selfies(selfies.encoder(draw_smiles(generator))))
         if len(tokens) <= LENGTH and all(token in TOKENS for token in tokens):

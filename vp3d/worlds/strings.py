@@ -92,9 +92,9 @@ def tilted_hits(length: int, motif: str, alpha: float) -> float:
             reached, summed = mass[:, known] @ table, total[:, known] @ table  # [4], next letter
             for letter in range(4):
                 after = int(following[known, letter])
-                weight, hit = (boost, 1.0) if after == goal else (1.0, 0.0)
-                new_mass[letter, after] += weight * reached[letter]
-                new_total[letter, after] += weight * (summed[letter] + hit * reached[letter])
+                factor, hit = (boost, 1.0) if after == goal else (1.0, 0.0)
+                new_mass[letter, after] += factor * reached[letter]
+                new_total[letter, after] += factor * (summed[letter] + hit * reached[letter])
         mass, total = new_mass, new_total
     return float(total.sum() / mass.sum())
 

@@ -228,8 +228,8 @@ def _tilted_table(tilted: dict[str, Any], plain: float) -> Table:
     rows: list[list[Cell]] = [
         ["plain: network / chain", f"{plain:.2f} / {tilted_hits(LONG, MOTIF, math.inf):.2f}"],
         ["exact, of the tilted chain", f"{tilted_hits(LONG, MOTIF, TILT):.2f}"],
-        *([name, with_interval(one["hits"], 2)] for name, one in tilted.items()),
     ]
+    rows += [[name, with_interval(one["hits"], 2)] for name, one in tilted.items()]
     title = f"Mean hits in {LONG} letters at alpha {TILT:g}: the target and what is drawn"
     return Table(title, ("drawing", "hits (95 % interval)"), rows)
 
