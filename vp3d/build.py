@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vp3d.align.objectives import PictureScore
 from vp3d.align.sampler import describe, steered_sampler
 from vp3d.align.steer import SteeredSampler
 from vp3d.align.svdd import advice
@@ -200,9 +201,16 @@ def report_fewer_images(watch: Watch, count: int, network: str) -> None:
 
 @report_out_of_memory("making the visual prompt", LESS_MEMORY_FOR_MODELS)
 def find_visual_prompt(
-    config: Config, fitted: FittedSettings, models: Models, journal: Journal
+    config: Config,
+    fitted: FittedSettings,
+    models: Models,
+    journal: Journal,
+    scores: Mapping[str, PictureScore] | None = None,
 ) -> VisualPrompt:
-    """The run's visual prompt: from its folder if it is there, else drawn or read now."""
+    """The run's visual prompt: from its folder if it is there, else drawn or read now.
+
+    `scores` are the caller's own rewards of a steered drawing.
+    """
     run, settings = journal.run, config.visual_prompt
     if is_drawn(run):
         return load_visual_prompt(run)
@@ -222,7 +230,7 @@ def find_visual_prompt(
         settings,
         config.mask,
     )
-    sampler = steered(config, prior, models.judges.text, journal)
+    sampler = steered(config, prior, models.judges.text, journal, scores)
     found = make_visual_prompt(sampler or prior, models.judges.text, request, run, generator)
     if sampler is not None:
         report_steering(sampler, config, journal)
@@ -236,7 +244,11 @@ def find_visual_prompt(
 
 
 def steered(
-    config: Config, prior: Prior, judge: TextImage, journal: Journal
+    config: Config,
+    prior: Prior,
+    judge: TextImage,
+    journal: Journal,
+    scores: Mapping[str, PictureScore] | None = None,
 ) -> SteeredSampler | None:
     """The sampler of `visual_prompt.sampler=svdd`; None for the plain one or a given picture."""
     settings = config.visual_prompt
@@ -250,6 +262,7 @@ def steered(
         strip_view(config.negative_prompt),
         settings,
         make_generator(config.seed, "svdd"),
+        scores,
     )
 
 
@@ -257,7 +270,9 @@ def report_steering(sampler: SteeredSampler, config: Config, journal: Journal) -
     """Log every choice of a steered drawing, write its sheet, and warn if alpha does not fit."""
     for choice in sampler.choices:
         names = ("step", "mean", "spread", "effective", "unusable")
-        journal.log("svdd", **{name: getattr(choice, name) for name in names})
+        calls = choice.values.numel() if config.visual_prompt.svdd.value == "pm" else 0
+        counts = {"denoiser_calls": calls, "reward_calls": calls}
+        journal.log("svdd", **{name: getattr(choice, name) for name in names}, **counts)
     if sampler.frames:
         pictures = [frame.pictures for frame in sampler.frames]
         values = [frame.choice.values[0].tolist() for frame in sampler.frames]

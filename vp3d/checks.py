@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vp3d.align.sampler import check_reward
@@ -37,13 +37,16 @@ OUTSIDE_GRAMMAR = (
 )
 
 
-def check_request(config: Config, new: bool, drawn: bool = False) -> None:
+def check_request(
+    config: Config, new: bool, drawn: bool = False, scores: Collection[str] = ()
+) -> None:
     """Refuse a request that cannot work: unknown words, missing weights, no ffmpeg, no disk.
 
     Args:
         config: the request.
         new: a new run, whose picture must be cut out and whose folder must be writable.
         drawn: the visual prompt is there, so that what would draw it is not needed.
+        scores: names of the caller's own rewards of a steered drawing.
     """
     if not config.prompt.strip():
         raise UserError('the prompt is empty; say what to make: "a red mushroom with a white stem"')
@@ -60,7 +63,7 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
             find_weights(location, key)
     check_video(config.export)
     if config.visual_prompt.sampler == "svdd" and not drawn:
-        check_reward(config.visual_prompt.svdd.reward)
+        check_reward(config.visual_prompt.svdd.reward, scores)
     if config.mask and not config.image:
         raise UserError("--mask is the mask of a picture: give the picture with --image")
     if config.image and new:

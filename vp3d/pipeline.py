@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vp3d import build, checks, finish
+from vp3d.align.objectives import PictureScore
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import ResourceError, UserError
 from vp3d.export.read import fit_to_cube, read_mesh
@@ -100,13 +101,20 @@ def generate(
     return asset
 
 
-def draw(config: Config, models: build.Models | None = None, watch: Watch | None = None) -> Path:
+def draw(
+    config: Config,
+    models: build.Models | None = None,
+    watch: Watch | None = None,
+    scores: Mapping[str, PictureScore] | None = None,
+) -> Path:
     """Draw and choose the visual prompt that `config` asks for, and nothing more.
 
     Args:
         config: the request, from `load_config`.
         models: as in `generate`.
         watch: as in `generate`.
+        scores: rewards of your own for `visual_prompt.svdd.reward`, by name: functions
+            (rgb [B, 3, H, W] in [0, 1], B prompts) -> [B], higher is better.
 
     Returns:
         The new run folder, which has `visual_prompt/` complete; `resume` makes the asset from it.
@@ -119,7 +127,7 @@ def draw(config: Config, models: build.Models | None = None, watch: Watch | None
         raise UserError("draw draws a picture, but image= gives one: omit it, or use `generate`")
     device = build.resolve_device(config.backend)
     config, readings = checks.read_prompts(config)
-    checks.check_request(config, new=True)
+    checks.check_request(config, new=True, scores=scores or {})
     fitted = build.fit_to_device(config, device)
     models = build.use_models(models, config, fitted, watch)
     run = RunFolder.create(config)
@@ -130,7 +138,7 @@ def draw(config: Config, models: build.Models | None = None, watch: Watch | None
             journal.warn(note)
         if checks.is_outside_grammar(config):
             journal.warn(checks.OUTSIDE_GRAMMAR)
-        build.find_visual_prompt(config, fitted, models, journal)
+        build.find_visual_prompt(config, fitted, models, journal, scores)
     return run.path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from tests.align.test_run import command, the_run
 from tests.helpers.tiny_models import tiny_prior_config
+from vp3d.align import guard
+from vp3d.align.learner import LEAST_NORMS
 from vp3d.cli.main import main
 from vp3d.config.schema import AlignConfig, PriorConfig, RewardsConfig
 from vp3d.diffusion.drawing import Drawing
@@ -68,10 +71,14 @@ def falling(start: float = 1.0) -> Callable[[Tensor, Sequence[str]], Tensor]:
 def test_a_reward_that_rises_while_pictures_get_worse_stops_with_advice_and_keeps_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "_held_out", lambda *_: ("clip", falling()))
+    monkeypatch.setattr(build, "held_out_score", lambda *_: ("clip", falling()))
     words = command(tmp_path, "sd", "--steps", "20", "align.guard_every=1")
     assert main(words) == 0
     error = capsys.readouterr().err
+    assert "compress is the only reward" in error and "add a second one to --reward" in error
+    assert re.search(
+        r"a step takes \d+\.\d s and \d+\.\d GB at its peak; about .* until \d+:", error
+    )
     assert "stopped at step 3: clip fell from" in error
     assert "lower align.lr, add a second reward" in error and "align.anchor" in error
     run = the_run(tmp_path)
@@ -81,9 +88,11 @@ def test_a_reward_that_rises_while_pictures_get_worse_stops_with_advice_and_keep
     assert "sharpness" in (run / "report.html").read_text()
     for folder, step in (("lora", 0), ("last", 3)):
         with safe_open(run / folder / FILE_NAME, "pt") as file:
-            assert json.loads(file.metadata()["vp3d"])["step"] == step
+            notes = json.loads(file.metadata()["vp3d"])
+            assert notes["step"] == step and notes["base_licence"] == ""  # not ours to know
     with Image.open(run / "sheets" / "000003.png") as sheet:
         assert sheet.height > 3 * TILE  # base, aligned, and the map of what changed
+        assert sheet.width > 5 * TILE  # three trained on, and two of the unseen prompt
 
 
 @pytest.mark.parametrize("method", ["alignprop", "refl", "ddpo"])
@@ -118,6 +127,71 @@ def test_memory_that_not_even_one_drawing_has_ends_in_one_line(
     without_memory_for(monkeypatch, 1)
     with pytest.raises(OutOfMemoryError, match="one drawing at a time: set --k fixed:1"):
         training(model, method=method, group=2).step()
+
+
+def test_a_gradient_that_jumps_changes_nothing(model: PriorConfig) -> None:
+    found = training(model)
+    found.learner.norms[:] = [1e-9] * LEAST_NORMS
+    before = {key: value.detach().clone() for key, value in found.parameters.items()}
+    report = found.step()
+    assert report.skipped.startswith("the gradient's norm jumped to") and report.norm > 1e-7
+    for key, value in before.items():
+        assert torch.equal(value, found.parameters[key]), key
+    assert found.learner.norms == [1e-9] * LEAST_NORMS and found.skipped_in_a_row == 1
+
+
+def test_drawings_that_become_one_picture_stop_the_run(
+    model: PriorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = training(model)
+    assert found.check() == ""
+    alike = found.base_rgb[:1].expand_as(found.base_rgb)
+    monkeypatch.setattr(Training, "draw_validation", lambda self: alike)
+    found.step()
+    reason = found.check()
+    assert reason.startswith("stopped at step 1: drawings of one prompt are becoming one picture")
+    assert "lower align.lr, or set align.anchor" in reason
+    assert found.guard.best().step == 0
+
+
+def test_a_reward_that_falls_from_the_start_says_what_to_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The optimiser goes the wrong way, as with a gradient of the wrong sign."""
+    monkeypatch.setattr(guard, "WARN_AFTER", 2)
+    real = Training.step
+
+    def uphill(self: Training) -> object:
+        for group in self.learner.optimizer.param_groups:
+            group["maximize"] = True
+        return real(self)
+
+    monkeypatch.setattr(Training, "step", uphill)
+    words = command(tmp_path, "sd", "--steps", "4", "align.lr=0.1", "align.guard_every=2")
+    assert main([*words, "align.ema=0"]) == 0
+    error = capsys.readouterr().err
+    assert "the reward is below the base's since the start: try --k fixed:1" in error
+
+
+def test_what_is_judged_and_saved_is_an_average_of_the_weights(model: PriorConfig) -> None:
+    found = training(model)
+    expected = {key: value.detach().clone() for key, value in found.parameters.items()}
+    for number in range(3):
+        found.step()
+        decay = min(AlignConfig().ema, (1 + number) / (10 + number))
+        for key, value in found.parameters.items():
+            expected[key] = decay * expected[key] + (1 - decay) * value.detach()
+    for key, value in expected.items():
+        torch.testing.assert_close(found.average[key], value)
+    assert any(not torch.equal(found.average[k], v) for k, v in found.parameters.items())
+
+
+def test_rewards_that_are_computed_again_give_the_same_step(model: PriorConfig) -> None:
+    plain, again = training(model), training(model)
+    again.learner.recompute = True
+    assert plain.step().norm == again.step().norm
+    for key, value in plain.parameters.items():
+        assert torch.equal(value, again.parameters[key]), key
 
 
 def test_looking_at_a_training_does_not_change_it(model: PriorConfig) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.helpers.tiny_models import tiny_prior_config
 from vp3d.cli.main import main
@@ -95,6 +101,32 @@ def test_killed_and_resumed_run_is_the_same_bit_for_bit(
         assert torch.equal(value, states[1].tensors[name]), name
 
 
+@pytest.mark.slow
+def test_a_run_that_was_killed_hard_gives_the_same_file(tmp_path: Path) -> None:
+    """The process is killed at a random moment after its first checkpoint, and resumed."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for root in (whole, killed):
+        root.mkdir()
+    steps = ("--steps", "12")
+    assert main(command(whole, "sd", *steps)) == 0
+    words = command(killed, "sd", *steps)
+    code = "import sys; from vp3d.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", code, *words])
+    deadline = time.monotonic() + 300.0
+    while not list(killed.glob("outputs/*/checkpoints/align/*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(random.random())
+    process.kill()
+    assert process.wait() in (-signal.SIGKILL, 0)
+    assert main(["resume", str(the_run(killed))]) == 0
+    for folder in ("lora", "last"):
+        found = [load_file(the_run(root) / folder / FILE_NAME) for root in (whole, killed)]
+        assert found[0].keys() == found[1].keys()
+        for name, value in found[0].items():
+            assert torch.equal(value, found[1][name]), name
+
+
 def test_rewards_that_are_not_finite_skip_and_then_end_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +149,8 @@ def test_rewards_that_are_not_finite_skip_and_then_end_the_run(
         (["--prompts", "nowhere.txt"], "is not a file"),
         (["--reward", "clip", "--guard", "clip"], "guards nothing"),
         (["prior.compile=true"], "exclude each other"),
+        (["--reward", "clip"], "knows the embedded models' pictures only"),
+        (["--guard", "clip"], "rewards.clip=clip-vit-b32"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(

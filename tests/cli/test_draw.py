@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers.tiny_run import tiny_config
 from vp3d import pipeline
@@ -92,10 +94,60 @@ def test_mistakes_are_one_line(
     assert found == 2 and line in error and error.count("\n") == 1
 
 
+def brighter(rgb: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """A reward of the user's own, without gradient."""
+    asked.extend(prompts)
+    return rgb.detach().mean((1, 2, 3))
+
+
+asked: list[str] = []
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_function_of_the_user_steers_an_sd_and_an_sdxl_pipeline_from_the_command(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(tmp_path, kind=kind)
+    keys = ("path", "ip_adapter", "manifest", "vocabulary", "dtype", "resolution")
+    words = [f"prior.{key}={getattr(config.prior, key)}" for key in keys]
+    words += [f"rewards.clip={config.rewards.clip}", f"output_dir={config.output_dir}"]
+    words += ["visual_prompt.steps=4", "visual_prompt.candidates=1", "visual_prompt.svdd.m=6",
+              "visual_prompt.steadiness=0", "visual_prompt.cutout_tolerance=0.05"]  # fmt: skip
+    asked.clear()
+    found = []
+    for reward in ("brighter:1", "brighter:-1"):
+        name = f"tests.cli.test_draw:{reward}"
+        assert (
+            main.main(["draw", "a red sphere", "--sampler", "svdd", "--reward", name, *words]) == 0
+        )
+        folder = Path(capsys.readouterr().out.strip())
+        with Image.open(folder / "visual_prompt" / "candidate_0.png") as picture:
+            found.append(np.asarray(picture).mean())
+        calls = [choice["reward_calls"] for choice in RunFolder(folder).events("svdd")]
+        assert calls == [6, 6, 6]
+    assert found[0] > found[1] and set(asked) == {"a red sphere, front view"}
+
+
+def test_a_config_names_no_function_and_reward_needs_svdd(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "tests.cli.test_draw:brighter"
+    words = ["draw", "a red sphere", f"output_dir={tmp_path}"]
+    for more, line in (
+        (["--sampler", "svdd", f"visual_prompt.svdd.reward={name}"], "there is no reward"),
+        (["--reward", name], "without --sampler svdd"),
+        (["--sampler", "svdd", "--reward", "no_such_module:f"], "write module:function"),
+    ):
+        assert main.main([*words, *more]) == 2
+        error = capsys.readouterr().err
+        assert line in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_sampler_option_sets_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Config] = []
 
-    def record(config: Config, watch: Watch) -> Path:
+    def record(config: Config, watch: Watch, scores: object) -> Path:
         asked.append(config)
         return Path("outputs/run")
 
@@ -112,7 +164,7 @@ def test_loras_change_the_drawing_and_the_asset_or_one_of_them(
 ) -> None:
     asked: list[Config] = []
 
-    def record(config: Config, watch: Watch) -> Path:
+    def record(config: Config, watch: Watch, scores: object) -> Path:
         asked.append(config)
         return Path("outputs/run")
 

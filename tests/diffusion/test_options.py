@@ -14,7 +14,7 @@ import torch._inductor.config as inductor
 
 from tests.helpers.tiny_models import RESOLUTION, autoencoder, save_pipeline, tiny_prior_config
 from vp3d.config.schema import PriorConfig
-from vp3d.diffusion.autoencoder import encode, safe_dtype
+from vp3d.diffusion.autoencoder import decode, encode, safe_dtype
 from vp3d.diffusion.image_prompt import GatedImageAttention
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.prior import Prior
@@ -143,6 +143,28 @@ def test_small_gradients_survive_float16(kind: str) -> None:
     rgb = RGB.clone().requires_grad_()
     (zero,) = torch.autograd.grad((encode(half, rgb) * 0.0).sum(), rgb)
     assert not zero.any()
+
+
+@pytest.mark.parametrize("kind", ["tiny", "kl"])
+def test_small_gradients_survive_decoding_in_float16(kind: str) -> None:
+    """AlignProp sends the gradient of a mean over pictures back through the decoder."""
+    torch.manual_seed(0)
+    fine, half = (
+        autoencoder(kind).requires_grad_(False),
+        autoencoder(kind).half().requires_grad_(False),
+    )
+    half.load_state_dict(fine.state_dict())
+    side = encode(fine, RGB).shape[-1]
+    start = 0.1 * torch.randn(2, 4, side, side, generator=torch.Generator().manual_seed(2))
+    found = []
+    for vae in (fine, half):
+        z = start.clone().requires_grad_()
+        rgb = decode(vae, z)
+        weights = torch.randn(rgb.shape, generator=torch.Generator().manual_seed(1))
+        found.append(torch.autograd.grad((rgb * weights * 1e-9).sum(), z)[0])
+    exact, ours = found
+    assert exact.abs().max() > 0
+    assert (ours - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])

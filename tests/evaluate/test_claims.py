@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from vp3d.cli.main import main
+from vp3d.config.schema import AlignConfig
 from vp3d.evaluate.claims.alignprop_efficiency import reach
 from vp3d.evaluate.claims.command import CLAIMS
 from vp3d.evaluate.claims.frame import Bench, Claim, Finding, Table, Verdict, as_text, write_claim
@@ -24,6 +26,15 @@ def test_part_is_measured_once_and_again_for_other_settings(tmp_path: Path) -> N
     assert Bench(tmp_path).once("a", {"lr": 2}, compute) == 2
     (tmp_path / "a.json").write_text("{", encoding="utf-8")
     assert Bench(tmp_path).once("a", {"lr": 2}, compute) == 3
+
+
+def test_a_setting_that_came_later_keeps_older_results(tmp_path: Path) -> None:
+    bench, older = Bench(tmp_path), asdict(AlignConfig(reward="clip"))
+    del older["text_encoder"]
+    bench.once("a", {"config": older}, lambda: 1)
+    assert bench.once("a", {"config": AlignConfig(reward="clip")}, lambda: 2) == 1
+    trained = AlignConfig(reward="clip", text_encoder=True)
+    assert bench.once("a", {"config": trained}, lambda: 3) == 3
 
 
 def test_page_says_what_holds_and_what_does_not(tmp_path: Path) -> None:

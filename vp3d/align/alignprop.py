@@ -109,7 +109,7 @@ def alignprop_step(learner: Learner, batch: Batch, generator: torch.Generator) -
                 if visited
                 else (part.noise, 0)
             )
-            drift = drift_at(learner, drawing, x, i)
+            drift = drift_at(learner, drawing, part.prompts, x, i)
         return x0, prompts, drift
 
     report = _accumulate(learner, batch, generator, pictures, keep)

@@ -100,12 +100,13 @@ class Learner:
 
     Attributes:
         prior: The frozen model, with the adapter attached.
-        parameters: The LoRA's matrices.
+        parameters: The LoRA's matrices, by their keys in a file.
         optimizer: Of the matrices.
         objectives: The rewards, on one scale.
         settings: Of a step.
         part: Pictures whose graph is kept at once; halved when memory runs out.
         norms: Gradient norms of the last steps.
+        recompute: Whether rewards are computed again in the backward pass, which saves memory.
     """
 
     prior: Prior
@@ -115,15 +116,29 @@ class Learner:
     settings: StepSettings
     part: int = 64
     norms: list[float] = field(default_factory=list)
+    recompute: bool = False
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that the LoRA changes, by part."""
+        parts = {key.partition(".")[0] for key in self.parameters}
+        return {part: net for part, net in self.prior.networks.items() if part in parts}
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the LoRA also changes a text encoder, so that embeddings have a gradient."""
+        return len(self.networks) > 1
 
     def drawing(self, prompts: Sequence[str]) -> Drawing:
-        """The guided denoiser of some prompts."""
+        """The guided denoiser of some prompts; its graph is for one backward pass."""
         s = self.settings
-        return self.prior.drawing(list(prompts), s.negative, s.steps, s.guidance_scale)
+        return self.prior.drawing(
+            list(prompts), s.negative, s.steps, s.guidance_scale, text_gradient=self.trains_text
+        )
 
     def rewards(self, rgb: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of scaled rewards `[B]`, and the raw ones by name."""
-        raw = score_all(self.objectives, rgb, prompts)
+        raw = score_all(self.objectives, rgb, prompts, self.recompute)
         return combined(self.objectives, raw), raw
 
 
@@ -185,12 +200,22 @@ def finish_step(learner: Learner) -> tuple[float, str]:
     return norm, skipped
 
 
-def drift_at(learner: Learner, drawing: Drawing, x: Tensor, step: int) -> Tensor:
-    """A = |e_tuned(x) - e_base(x)|^2, the mean over elements, of latents x [B, C, h, w].
+def drift_at(
+    learner: Learner, drawing: Drawing, prompts: Sequence[str], x: Tensor, step: int
+) -> Tensor:
+    """A = |e_tuned(x) - e_base(x)|^2, the mean over elements.
 
     Differentiable with regard to the LoRA; the base is not.
+
+    Args:
+        learner: The LoRA.
+        drawing: The guided denoiser of the prompts.
+        prompts: B prompts.
+        x: Latents [B, C, h, w].
+        step: The step that they come before.
     """
     tuned = drawing(x, step)
-    with torch.no_grad(), adapters_off({"unet": learner.prior.unet}):
-        base = drawing(x, step)
+    with torch.no_grad(), adapters_off(learner.networks):
+        plain = learner.drawing(prompts) if learner.trains_text else drawing
+        base = plain(x, step)
     return (tuned - base).square().mean()

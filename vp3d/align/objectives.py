@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from vp3d.errors import UserError
 
@@ -91,12 +92,26 @@ def check_gradient(objectives: Sequence[Objective], method: str) -> None:
 
 
 def score_all(
-    objectives: Sequence[Objective], rgb: Tensor, prompts: Sequence[str]
+    objectives: Sequence[Objective], rgb: Tensor, prompts: Sequence[str], recompute: bool = False
 ) -> dict[str, Tensor]:
-    """Raw rewards `[B]` by name, of rgb `[B, 3, H, W]` in [0, 1]; each is checked for its shape."""
+    """Raw rewards by name; each is checked for its shape.
+
+    Args:
+        objectives: The rewards.
+        rgb: Pictures `[B, 3, H, W]` in [0, 1].
+        prompts: Their prompts.
+        recompute: Keep no activations of the rewards; each is computed again in the backward pass
+            (torch.utils.checkpoint), so that only one of them takes memory at a time.
+
+    Returns:
+        `[B]` for each.
+    """
     found = {}
     for one in objectives:
-        values = one.score(rgb, prompts)
+        if recompute and one.differentiable and torch.is_grad_enabled():
+            values = checkpoint(one.score, rgb, prompts, use_reentrant=False)
+        else:
+            values = one.score(rgb, prompts)
         if not isinstance(values, Tensor) or tuple(values.shape) != (len(rgb),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise UserError(

@@ -76,9 +76,9 @@ def clipped_loss(advantage: Tensor, log_new: Tensor, log_old: Tensor, clip: floa
 def policy_step(learner: Learner, batch: Batch, generator: torch.Generator) -> StepReport:
     """One update by the policy gradient; as all methods (learner.py)."""
     prompts = list(batch.prompts)
-    drawing = learner.drawing(prompts)
     path: list[Tensor] = []
     with torch.no_grad():
+        drawing = learner.drawing(prompts)
         x0, olds = _roll_out(drawing, batch.noise, generator, path)
         total, raw = learner.rewards(learner.prior.decode(x0), prompts)
     rewards = {name: float(values.mean()) for name, values in raw.items()}
@@ -88,7 +88,7 @@ def policy_step(learner: Learner, batch: Batch, generator: torch.Generator) -> S
             rewards, math.nan, keep, math.nan, None, "a reward is not finite", len(x0)
         )
     advantage = advantages(total, prompts)
-    backward = partial(_backward, learner, drawing, path, olds, advantage)
+    backward = partial(_backward, learner, prompts, drawing, path, olds, advantage)
     while attempt(backward, min(learner.part, len(x0)) > 1) is None:
         learner.part = min(learner.part, len(x0)) // 2
         learner.optimizer.zero_grad(set_to_none=True)  # of the parts that fitted; start again
@@ -98,6 +98,7 @@ def policy_step(learner: Learner, batch: Batch, generator: torch.Generator) -> S
 
 def _backward(
     learner: Learner,
+    prompts: Sequence[str],
     drawing: Drawing,
     path: Sequence[Tensor],
     olds: Sequence[Tensor],
@@ -110,6 +111,8 @@ def _backward(
     count, parts = len(advantage), 0
     for i in range(len(path) - 1):
         for start in range(0, count, learner.part):
+            if learner.trains_text:  # the graph of the text encoders is freed by each backward pass
+                drawing = learner.drawing(prompts)
             rows = torch.arange(start, min(start + learner.part, count), device=advantage.device)
             epsilon = drawing(path[i][rows], i, rows)
             mean, sigma = mean_and_sigma(

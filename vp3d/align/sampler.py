@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -32,22 +32,27 @@ SCALE_DRAWS = 16  # plain drawings that the rewards are put on one scale by
 ROLLOUTS, UPDATES = 64, 600  # plain drawings and updates of the Monte-Carlo value
 
 
-def check_reward(text: str) -> list[tuple[str, float]]:
+def check_reward(text: str, own: Collection[str] = ()) -> list[tuple[str, float]]:
     """Names and weights of `visual_prompt.svdd.reward`.
 
+    Args:
+        text: The setting.
+        own: Names of the caller's own scores.
+
     Raises:
-        UserError: a name is unknown. A config never names code, so `module:function` is unknown.
+        UserError: a name is unknown. A config never names code, so `module:function` is unknown
+            unless the command line gave it.
     """
     try:
         found = parse_rewards(text)
     except UserError as error:
         reason = str(error).replace("--reward", "")
         raise UserError(f"config key 'visual_prompt.svdd.reward':{reason}") from error
-    unknown = next((name for name, _ in found if name not in NAMES), None)
+    unknown = next((name for name, _ in found if name not in (*NAMES, *own)), None)
     if unknown is not None:
         raise UserError(
             f"config key 'visual_prompt.svdd.reward': there is no reward {unknown!r}; use "
-            f"{', '.join(NAMES)}"
+            f"{', '.join(NAMES)}, or give a function of your own by `draw --reward`"
         )
     return found
 
@@ -59,6 +64,7 @@ def steered_sampler(
     negative: str,
     settings: VisualPromptConfig,
     generator: torch.Generator,
+    own: Mapping[str, PictureScore] | None = None,
 ) -> SteeredSampler:
     """The sampler of a prompt, by `settings.svdd`.
 
@@ -72,6 +78,7 @@ def steered_sampler(
         negative: The negative prompt; may be empty.
         settings: The group `visual_prompt`.
         generator: Draws the plain pictures, and the batches of the fit.
+        own: The caller's own scores, by name.
 
     Returns:
         A sampler for this prompt, whose `sample` takes the arguments of `Prior.sample`.
@@ -80,11 +87,14 @@ def steered_sampler(
         UserError: a reward is unknown, or not finite for all plain pictures.
     """
     plan = settings.svdd
-    named = check_reward(plan.reward)
+    own = own or {}
+    named = check_reward(plan.reward, own)
     steering = Steering(plan.m, plan.alpha, (plan.begin, plan.finish))
     if plan.m == 1:
         return SteeredSampler(prior, lambda prompts: _never, steering)
-    objectives = [Objective(name, _score(name, judge), weight) for name, weight in named]
+    objectives = [
+        Objective(name, own.get(name) or _score(name, judge), weight) for name, weight in named
+    ]
 
     def drawing(count: int) -> Drawing:
         return prior.drawing([prompt] * count, negative, settings.steps, settings.guidance_scale)

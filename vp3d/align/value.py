@@ -3,7 +3,8 @@
 A roll-out is a plain draw. Every state x_i on its way is a sample of "what follows from x_i", with
 the reward r of its end, so that the least-squares fit V(x_i, i) to r is E[r(x_S) | x_i] (Li et al.,
 arXiv 2408.08252, algorithm 3). The soft value alpha log E[exp(r / alpha) | x_i] is a fit to
-exp((r - max r) / alpha). With a network no denoiser call is spent on the proposals.
+exp((r - max r) / alpha), by cross-entropy. With a network no denoiser call is spent on the
+proposals.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class LatentValue(nn.Module):
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         """Values [R], in any unit, of latents `x` [R, C, h, w] at steps `step` [R] int64."""
+        x = x.float()
         for layer, scale in zip((self.first, self.second, self.third), self.scales, strict=True):
             x = layer(x)
             x = F.silu(x * (1.0 + scale(step)[:, :, None, None]))
@@ -57,9 +59,9 @@ class Rollouts:
     """States of plain draws with the reward of their end.
 
     Attributes:
-        x: Latents [N, C, h, w].
+        x: Latents [N, C, h, w], or strings [N, L] (token_value.py).
         step: Their steps [N] int64.
-        reward: Reward of the picture that each of them became [N].
+        reward: Reward of the picture or string that each of them became [N].
     """
 
     x: Tensor
@@ -87,14 +89,14 @@ class Regressor:
     """A fitted value.
 
     Attributes:
-        network: The network, frozen.
+        network: `network(x, step)` gives values [R] in any unit; frozen.
         mean: Mean of the rewards of the roll-outs.
         deviation: Their standard deviation.
         most: Their largest.
         alpha: The temperature of a soft value; 0 for E[r | x].
     """
 
-    network: LatentValue
+    network: nn.Module
     mean: float
     deviation: float
     most: float
@@ -102,8 +104,8 @@ class Regressor:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
-        """Values [R], in the units of the reward, of latents [R, C, h, w] at steps [R] int64."""
-        raw = self.network(x.float(), step)
+        """Values [R], in the units of the reward, of R states at steps [R] int64."""
+        raw: Tensor = self.network(x, step)
         if self.alpha == 0.0:
             return self.mean + self.deviation * raw
         return self.most + self.alpha * torch.sigmoid(raw).clamp_min(LEAST).log()
@@ -116,6 +118,7 @@ def fit_value(
     alpha: float = 0.0,
     batch: int = 128,
     lr: float = 2e-3,
+    network: nn.Module | None = None,
 ) -> Regressor:
     """Fit a network to roll-outs, by AdamW with a cosine.
 
@@ -126,6 +129,7 @@ def fit_value(
         alpha: 0 fits E[r | x]; above 0 the soft value of that temperature.
         batch: States an update.
         lr: Peak learning rate.
+        network: What is fitted, as `Regressor.network`; None for a new `LatentValue`.
 
     Returns:
         The value, frozen.
@@ -138,7 +142,8 @@ def fit_value(
     reward = rollouts.reward
     mean, deviation = float(reward.mean()), max(float(reward.std()), 1e-8)
     most = float(reward.max())
-    network = LatentValue(rollouts.x.shape[1], int(rollouts.step.max()) + 1)
+    if network is None:
+        network = LatentValue(rollouts.x.shape[1], int(rollouts.step.max()) + 1)
     target = (reward - mean) / deviation
     if alpha > 0.0:
         target = torch.exp((reward - most) / alpha)
@@ -149,8 +154,10 @@ def fit_value(
     for _ in range(updates):
         rows = torch.randint(len(reward), (batch,), generator=generator)
         raw = network(rollouts.x[rows], rollouts.step[rows])
-        guess = torch.sigmoid(raw) if alpha > 0.0 else raw
-        loss = (guess - target[rows]).square().mean()
+        if alpha > 0.0:  # its least is at the mean too, and small means count, since v is their log
+            loss = F.binary_cross_entropy_with_logits(raw, target[rows])
+        else:
+            loss = (raw - target[rows]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

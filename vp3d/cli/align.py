@@ -61,10 +61,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--steps", metavar="N", help="training steps (200)")
     parser.add_argument("--k", metavar="LAW", help="fixed:K, uniform:K or gaussian (uniform:5)")
     parser.add_argument("--rank", metavar="N", help="rank of the LoRA (4)")
-    parser.add_argument("--repeat-last", metavar="N", help="DRaFT-LV with N fresh noises")
     parser.add_argument(
-        "--guard", choices=("auto", "clip", "aesthetic", "dino", "none"), help="held-out score"
+        "--text-encoder", action="store_const", const="true", help="train the text encoders as well"
     )
+    parser.add_argument("--repeat-last", metavar="N", help="DRaFT-LV with N fresh noises")
+    guards = ("auto", "clip", "aesthetic", "dino", "tower", "none")
+    parser.add_argument("--guard", choices=guards, help="held-out score (auto)")
     parser.add_argument("--from", dest="start", metavar="LORA", help="continue to train this LoRA")
     parser.add_argument("--seed", metavar="N", help="of all randomness (0)")
     add_config(parser)
@@ -95,6 +97,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
         "updates": arguments.steps,
         "k": arguments.k,
         "rank": arguments.rank,
+        "text_encoder": arguments.text_encoder,
         "repeat_last": arguments.repeat_last,
         "guard": arguments.guard,
         "start": arguments.start,

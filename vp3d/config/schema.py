@@ -388,6 +388,7 @@ class AlignConfig:
     warmup: Annotated[int, Range(0, 1000)] = 5  # steps over which the learning rate rises
     weight_decay: Annotated[float, Range(0, 10)] = 1.0e-4  # of AdamW
     rank: Annotated[int, Range(1, 256)] = 4  # of the LoRA; alpha is equal to it
+    text_encoder: bool = False  # also train the attention of the text encoders
     start: str = ""  # a LoRA to continue from; "" for a new one
     steps: Annotated[int, Range(1, 1000)] = 10  # denoising steps of a drawing
     guidance_scale: Annotated[float, Range(0, 200)] = 1.0  # of the drawing; above 1 costs twice
@@ -401,8 +402,9 @@ class AlignConfig:
     # rewards that many standard deviations above the base no longer pull; 0 for no limit
     hinge: Annotated[float, Range(0, 1000)] = 0.0
     ema: Annotated[float, Range(0, 0.9999)] = 0.95  # of the weights that are judged and saved
-    # the score that is not optimised and must not fall; none watches the spread alone
-    guard: Literal["auto", "clip", "aesthetic", "dino", "none"] = "auto"
+    # the score that is not optimised and must not fall; dino and tower (embedded) are the likeness
+    # to the base model's drawings; none watches the spread alone
+    guard: Literal["auto", "clip", "aesthetic", "dino", "tower", "none"] = "auto"
     guard_every: Annotated[int, Range(1, 10_000)] = 10  # steps between checks and checkpoints
 
 

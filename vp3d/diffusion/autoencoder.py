@@ -6,9 +6,10 @@ TAESD family) has no posterior.
 
 Two things fail in float16. Values: the autoencoder of SDXL overflows, so `safe_dtype` gives it
 float32. Gradients: the gradient of a mean over many elements is below float16's smallest number in
-the network and would vanish. So `encode` multiplies it by s before the network's backward pass and
-divides by s after it; s is the power of two that brings its largest element to [1, 2), computed in
-each call (loss scaling, Micikevicius et al., arXiv 1710.03740, section 3.2, for this one network).
+the network and would vanish. So `encode` and `decode` multiply it by s before the network's
+backward pass and divide by s after it; s is the power of two that brings its largest element to
+[1, 2), computed in each call (loss scaling, Micikevicius et al., arXiv 1710.03740, section 3.2, for
+this one network).
 
 The caller passes the networks; this module does not import diffusers.
 """
@@ -52,8 +53,12 @@ def encode(vae: Any, rgb: Tensor) -> Tensor:
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """rgb [B, 3, H, W] float32, clipped to [0, 1], of latents [B, C, h, w]; differentiable."""
-    z = latents / vae.config.scaling_factor + _shift(vae)
-    return (vae.decode(z.to(vae.dtype)).sample.float() * 0.5 + 0.5).clamp(0.0, 1.0)
+    z = latents.float() / vae.config.scaling_factor + _shift(vae)
+    guarded = vae.dtype == torch.float16 and z.requires_grad
+    pixels = vae.decode(z.to(vae.dtype)).sample.float()
+    if guarded:
+        _scale_gradient(z, pixels)
+    return (pixels * 0.5 + 0.5).clamp(0.0, 1.0)
 
 
 def _shift(vae: Any) -> float:

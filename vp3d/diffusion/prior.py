@@ -283,7 +283,6 @@ class Prior:
         noise = self.noise(len(prompts), generator)
         return self.decode(sample(drawing, noise, drawing.levels, on_step=on_step))
 
-    @torch.no_grad()
     def drawing(
         self,
         prompts: list[str],
@@ -292,9 +291,16 @@ class Prior:
         guidance_scale: float,
         image: Tensor | None = None,
         gate: float | Tensor = 1.0,
+        text_gradient: bool = False,
     ) -> Drawing:
-        """The guided denoiser of B prompts, with the levels of a draw; arguments as in `sample`."""
-        text, null = self.encode_text(prompts), self.encode_null(negative)
+        """The guided denoiser of B prompts, with the levels of a draw; arguments as in `sample`.
+
+        With `text_gradient` the gradient, where autograd is on, also flows into the text encoders.
+        """
+        live = text_gradient and torch.is_grad_enabled()
+        with torch.set_grad_enabled(live), self._on_device(self._text_towers):
+            text = self.text_encoders.encode(prompts)
+            null = self.text_encoders.encode_null(negative)
         weights = branch_weights("joint", guidance_scale, 1.0, 1.0, image is not None)
         texts: dict[Branch, TextEmbedding] = {
             branch: null if branch == "null" else text for branch in weights

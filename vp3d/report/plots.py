@@ -28,6 +28,7 @@ COUNTERS = {"time", "kind", "step", "steps", "iteration", "samples", "samples_pe
 COUNTERS |= {"seconds_a_step", "eta_s", "rate_scale"}
 # The raw SDS number has no meaning, and the weighted sum adds nothing to its terms.
 NOT_PLOTTED = ("loss", "sds")
+LOGARITHMIC = ("Losses", "Guard")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vp3d",
@@ -80,17 +81,19 @@ def _curve(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarra
 
 
 def grouped(found: Curves) -> dict[str, Curves]:
-    """The curves by plot: "Rewards" (higher is better), "Opacity", and "Losses" (unweighted).
+    """The curves by plot: "Rewards" (higher is better), "Opacity", "Losses" (unweighted), "Guard".
 
     Plots without a finite value are left out. Losses have a logarithmic axis, so a loss that is
     never above zero is left out too, such as the negative of a reward, which has its own curve.
     """
-    plots: dict[str, Curves] = {"Rewards": {}, "Opacity": {}, "Losses": {}}
+    plots: dict[str, Curves] = {"Rewards": {}, "Opacity": {}, "Losses": {}, "Guard": {}}
     for name, curve in found.items():
         title = "Opacity" if name == "opacity" else "Losses"
         title = "Rewards" if name.startswith("reward") else title
-        if name not in NOT_PLOTTED and (title != "Losses" or bool((curve[1] > 0.0).any())):
-            plots[title][name.removeprefix("reward_").replace("_", " ")] = curve
+        title = "Guard" if name.startswith("guard_") else title
+        if name not in NOT_PLOTTED and (title not in LOGARITHMIC or bool((curve[1] > 0.0).any())):
+            label = name.removeprefix("reward_").removeprefix("guard_")
+            plots[title][label.replace("_", " ")] = curve
     return {
         title: group
         for title, group in plots.items()
@@ -106,7 +109,7 @@ def draw(axes: Axes, title: str, group: Curves) -> None:
         axes.plot(steps, values, color=color, label=name, marker=marker)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel("step")
-    if title == "Losses":
+    if title in LOGARITHMIC:
         axes.set_yscale("log")
     if title == "Opacity":
         axes.set_ylim(0.0, 1.0)

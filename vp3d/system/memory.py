@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from vp3d.config.schema import PriorConfig, RenderConfig
@@ -85,6 +86,21 @@ def fit_to_memory(asked: FittedSettings, profile: Profile) -> FittedSettings:
     )
     render = dataclasses.replace(asked.render, chunk=min(asked.render.chunk, profile.samples))
     return FittedSettings(prior, drawing_prior, render, profile.name)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process held at once: on a CUDA device there, else in main memory.
+
+    Where the system does not say, it is what the process holds now.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return int(psutil.Process().memory_info().rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if psutil.MACOS else peak * 1024)
 
 
 def free_memory_gb(device: torch.device) -> float:

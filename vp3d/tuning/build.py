@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-
-import torch
 
 from vp3d.align.learner import parse_law
 from vp3d.align.objectives import parse_rewards
 from vp3d.build import resolve_device
-from vp3d.config.schema import Config
+from vp3d.config.schema import Config, PriorConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.errors import UserError
 from vp3d.prompts import with_view
-from vp3d.rewards.image_image import image_image
-from vp3d.rewards.towers import load_dino
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal
 from vp3d.system.files import write_json
-from vp3d.tuning.rewards import TEXT_REWARDS, build_objective, build_objectives
-from vp3d.tuning.session import HeldOut, Prompts, Training
+from vp3d.tuning.held_out import held_out_score, is_foreign_clip
+from vp3d.tuning.rewards import build_objectives
+from vp3d.tuning.session import Prompts, Training
 
 VALIDATION_SHARE = 0.25  # of the prompts, which the guard keeps for itself
 LEAST_PROMPTS = 4
@@ -53,13 +49,30 @@ def check_request(config: Config) -> None:
     if config.align.guard in optimised:
         name = config.align.guard
         raise UserError(f"--guard {name} is optimised itself, so it guards nothing: use another")
+    if "clip" in (*optimised, config.align.guard) and is_foreign_clip(
+        config.rewards.clip, config.prior.path
+    ):
+        raise UserError(
+            "clip is the embedded CLIP, which knows the embedded models' pictures only: fetch one "
+            "and name it (models fetch clip-vit-b32, rewards.clip=clip-vit-b32), or use imagereward"
+        )
     parse_law(config.align.k)
     if config.align.method == "ddpo" and config.align.steps < 2:
         raise UserError("--method ddpo needs align.steps=2 or more: the last step has no density")
     if config.prior.compile:
         raise UserError("prior.compile and align exclude each other: set prior.compile=false")
+    if config.align.text_encoder:
+        _check_encoders_stay(config.prior)
     if config.prior.loras:
         raise UserError("align trains one LoRA: give --from FILE instead of prior.loras")
+
+
+def _check_encoders_stay(prior: PriorConfig) -> None:
+    if prior.offload_encoders:
+        raise UserError(
+            "a LoRA of the text encoders needs them on the device: set "
+            "prior.offload_encoders=false, or train the denoiser alone"
+        )
 
 
 def start_run(config: Config, prompts: Prompts) -> RunFolder:
@@ -80,7 +93,8 @@ def load_training(config: Config, prompts: Prompts, journal: Journal) -> Trainin
     hinge = config.align.hinge or None
     rewards, manifest = config.rewards, config.prior.manifest
     objectives = build_objectives(config.align.reward, rewards, manifest, device, hinge)
-    name, held_out = _held_out(config, [one.name for one in objectives], device)
+    names = [one.name for one in objectives]
+    name, held_out = held_out_score(config.align.guard, names, rewards, config.prior, device)
     training = Training(
         prior,
         config.align,
@@ -90,6 +104,13 @@ def load_training(config: Config, prompts: Prompts, journal: Journal) -> Trainin
         config.negative_prompt,
         config.seed,
     )
+    if training.learner.trains_text:  # also where the file of --from has text encoders
+        _check_encoders_stay(config.prior)
+    if len(objectives) == 1:
+        journal.warn(
+            f"{objectives[0].name} is the only reward: a model soon scores higher and shows less; "
+            "add a second one to --reward, such as clip:1, or set align.anchor, and look at sheets/"
+        )
     if name == "none":
         journal.warn(
             "no score is held out, so only the spread of the drawings is guarded: "
@@ -100,34 +121,3 @@ def load_training(config: Config, prompts: Prompts, journal: Journal) -> Trainin
 
 def _report_fewer(journal: Journal, count: int, network: str) -> None:
     journal.warn(f"out of memory: continuing with {count} images in one call of the {network}")
-
-
-def _held_out(
-    config: Config, optimised: Sequence[str], device: torch.device
-) -> tuple[str, HeldOut | None]:
-    """The score that is not optimised: as asked, or the first that is not among the rewards."""
-    asked, rewards, manifest = config.align.guard, config.rewards, config.prior.manifest
-    if asked == "auto":
-        asked = "clip" if "clip" not in optimised else "none"
-        fetched = Path(rewards.dinov2).is_dir()
-        if asked == "none" and fetched:
-            asked = "dino"
-    if asked in (*TEXT_REWARDS, "aesthetic"):
-        return asked, build_objective(asked, 1.0, rewards, manifest, device).score
-    if asked == "dino":
-        return "dino", _dino_score(rewards.dinov2, device)
-    return "none", None
-
-
-def _dino_score(location: str, device: torch.device) -> HeldOut:
-    """Similarity to the first drawings that it is called with, those of the base model."""
-    tower = load_dino(location, device)
-    base: list[torch.Tensor] = []
-
-    def score(rgb: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        del prompts
-        if not base:
-            base.append(tower.image(rgb).detach())
-        return image_image(rgb, base[0], tower)
-
-    return score

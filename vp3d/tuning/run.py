@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vp3d.align.guard import Check
 from vp3d.checks import check_same_weights
 from vp3d.diffusion.lora import save_lora
@@ -24,14 +26,17 @@ from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal
 from vp3d.system.console import clock
 from vp3d.system.files import read_json_object, write_text
+from vp3d.system.memory import peak_memory
 from vp3d.train import checkpoint
 from vp3d.tuning.build import check_request, load_training
 from vp3d.tuning.session import Prompts, Training
 from vp3d.types import to_uint8
+from vp3d.weights.locate import licence_of
 from vp3d.weights.lora_files import FILE_NAME
 
 STAGE = "align"
-SHEET_PICTURES = 6
+SHEET_PICTURES = 3  # of training prompts, and as many of prompts that only the guard sees
+SHEET_TITLE = "base, aligned, where they differ; left: trained on, right: unseen"
 TILE = 128  # pixels of a drawing on a sheet
 CHANGE_SCALE = 4.0  # of a change of grey level, 0 to 1, on a sheet
 
@@ -89,6 +94,7 @@ def _train(training: Training, base: str, run: RunFolder, journal: Journal) -> N
     watch.on_event(Stage(STAGE, f"aligning to {settings.reward}", settings.updates))
     stopped = "" if training.guard.checks else _check(training, run, journal)
     stopped = stopped or str(_verdict(run))
+    first, device = training.step_number, training.prior.device
     while training.step_number < settings.updates and not stopped:
         if watch.stop.is_set():
             _save(training, run)
@@ -109,15 +115,25 @@ def _train(training: Training, base: str, run: RunFolder, journal: Journal) -> N
         values |= {"reward_total": report.total, "keep": report.keep, "norm": report.norm}
         journal.log("step", step=training.step_number, seconds=seconds, **values)
         watch.on_event(Step(STAGE, training.step_number, settings.updates, values))
-        if training.step_number == 1:
-            left = clock(seconds * (settings.updates - 1))
-            journal.note(f"a step takes {seconds:.1f} s, about {left} are left")
+        if training.step_number == first + 1:
+            journal.note(_forecast(seconds, settings.updates - training.step_number, device))
         if training.step_number % settings.guard_every == 0:
             stopped = _check(training, run, journal)
     else:
         if training.guard.checks[-1].step != training.step_number and not stopped:
             stopped = _check(training, run, journal)
     _finish(training, base, run, journal, stopped)
+
+
+def _forecast(seconds: float, steps: int, device: torch.device) -> str:
+    """What a step costs, and when the rest is done."""
+    left = seconds * steps
+    end = time.strftime("%H:%M", time.localtime(time.time() + left))
+    memory = peak_memory(device) / 1e9
+    return (
+        f"a step takes {seconds:.1f} s and {memory:.1f} GB at its peak; about {clock(left)} are "
+        f"left, until {end}"
+    )
 
 
 def _check(training: Training, run: RunFolder, journal: Journal) -> str:
@@ -147,21 +163,25 @@ def _save(training: Training, run: RunFolder) -> None:
 
 
 def _write_sheet(training: Training, path: Path) -> None:
-    """Drawings of the guard's prompts: base, aligned, and where they differ (the drift map)."""
+    """Base, aligned, and where they differ (the drift map): training prompts left, unseen right."""
     with training.averaged():
         rgb = training.draw_validation()
-    change = CHANGE_SCALE * (rgb - training.base_rgb).abs().mean(1, keepdim=True)
     stride = max(1, len(rgb) // SHEET_PICTURES)
-    chosen = list(range(0, len(rgb), stride))[:SHEET_PICTURES]
-    rows = [
+    rows = list(range(0, len(rgb), stride))[:SHEET_PICTURES]
+    prompts, base, tuned = training.draw_training(SHEET_PICTURES)
+    prompts += [training.drawn[row] for row in rows]
+    base = torch.cat([base, training.base_rgb[rows]])
+    tuned = torch.cat([tuned, rgb[rows]])
+    change = CHANGE_SCALE * (tuned - base).abs().mean(1, keepdim=True)
+    tiles = [
         [
-            labelled(resized(to_uint8(pictures[i : i + 1])[0], TILE), training.drawn[i])
-            for i in chosen
+            labelled(resized(to_uint8(picture[None])[0], TILE), prompt)
+            for picture, prompt in zip(pictures, prompts, strict=True)
         ]
-        for pictures in (training.base_rgb, rgb, change.clamp_max(1.0).expand_as(rgb))
+        for pictures in (base, tuned, change.clamp_max(1.0).expand_as(base))
     ]
     path.parent.mkdir(exist_ok=True)
-    save_image(sheet(rows, "base, aligned, and where they differ"), path)
+    save_image(sheet(tiles, SHEET_TITLE), path)
 
 
 def _finish(training: Training, base: str, run: RunFolder, journal: Journal, stopped: str) -> None:
@@ -173,6 +193,7 @@ def _finish(training: Training, base: str, run: RunFolder, journal: Journal, sto
         "method": training.config.method,
         "step": best.step,
         "queries": training.queries,
+        "base_licence": licence_of(base),
     }
     for folder, tensors, step in (
         ("lora", training.best or training.average, best.step),
@@ -182,13 +203,23 @@ def _finish(training: Training, base: str, run: RunFolder, journal: Journal, sto
         path.parent.mkdir(exist_ok=True)
         save_lora(path, tensors, notes | {"step": step})
         journal.watch.on_event(Artifact(folder, path))
-    events = [event | {"kind": "step"} for event in run.events("step")]
-    write_plots(events, run.path / "curves.png")
+    write_plots(_curve_events(training, run), run.path / "curves.png")
     write_text(run.path / "report.html", _report(training, run, stopped))
     journal.note(
         f"the LoRA of step {best.step} was kept: "
         + ", ".join(f"{name} {value:.4g}" for name, value in best.rewards.items())
     )
+
+
+def _curve_events(training: Training, run: RunFolder) -> list[dict[str, Any]]:
+    """What the curves show: the steps, and what the guard found of the drawings."""
+    held = f"reward_{training.guard.held_name} (held out)"
+    checks = [
+        {"kind": "step", "step": check.step, held: check.held}
+        | {f"guard_{name}": getattr(check, name) for name in ("spread", "drift", "sharpness")}
+        for check in training.guard.checks
+    ]
+    return [*run.events("step"), *checks]
 
 
 def _report(training: Training, run: RunFolder, stopped: str) -> str:

@@ -99,13 +99,15 @@ class Training:
             check_gradient(objectives, config.method)
         self.prior, self.config, self.prompts, self.seed = prior, config, prompts, seed
         self.held_out = held_out[1]
-        self.networks = {"unet": prior.unet}
+        with_text = config.text_encoder or bool(config.start)  # a file may have both
+        self.networks = prior.networks if with_text else {"unet": prior.unet}
         self.parameters = self._attach()
         settings = step_settings(config, negative)
         optimizer = torch.optim.AdamW(
             self.parameters.values(), config.lr, weight_decay=config.weight_decay
         )
         self.learner = Learner(prior, self.parameters, optimizer, [], settings)
+        self.learner.recompute = prior.device.type != "cpu"  # where memory is short
         with adapters_off(self.networks):
             rgb, drawn = self._scale_drawings()
         self.learner.objectives = on_scale(objectives, rgb, drawn)
@@ -171,6 +173,24 @@ class Training:
             drawing = self.learner.drawing(self.drawn)
             return self.prior.decode(sample(drawing, self.noise, drawing.levels))
 
+    def draw_training(self, count: int) -> tuple[list[str], Tensor, Tensor]:
+        """What the base and the averaged LoRA draw of the first training prompts, by fixed seeds.
+
+        Returns:
+            The n <= `count` prompts, and rgb [n, 3, H, W] in [0, 1] of the base and of the LoRA.
+        """
+        prompts = list(self.prompts.training[:count])
+        noise = self.prior.noise(len(prompts), make_generator(self.seed, "align sheet"))
+
+        def drawn() -> Tensor:
+            drawing = self.learner.drawing(prompts)
+            return self.prior.decode(sample(drawing, noise, drawing.levels))
+
+        with torch.no_grad(), adapters_off(self.networks):
+            base = drawn()
+        with torch.no_grad(), self.averaged():
+            return prompts, base, drawn()
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The averaged LoRA instead of the trained one, for the time of a `with` block."""
@@ -224,7 +244,15 @@ class Training:
 
     def _attach(self) -> Mapping[str, nn.Parameter]:
         if self.config.start:
-            return attach_trained(self.networks, "align", lora_file(locate(self.config.start)))
+            found = attach_trained(self.networks, "align", lora_file(locate(self.config.start)))
+            parts = {key.partition(".")[0] for key in found}
+            missing = next((part for part in self.networks if part not in parts), None)
+            if missing is not None and self.config.text_encoder:
+                raise UserError(
+                    f"{self.config.start} has no matrices of {missing}, which --text-encoder "
+                    "trains: leave --text-encoder out, or start a new LoRA"
+                )
+            return found
         generator = make_generator(self.seed, "align lora")
         return attach(self.networks, "align", self.config.rank, generator)
 
@@ -256,7 +284,6 @@ class Training:
         self.noise = self.prior.noise(len(self.drawn), generator)
         watched = {self.config.steps // 2, self.config.steps - 1}
         self._anchors: list[tuple[int, Tensor, Tensor]] = []
-        drawing = self.learner.drawing(self.drawn)
 
         def denoise(x: Tensor, i: int) -> Tensor:
             epsilon = drawing(x, i)
@@ -265,6 +292,7 @@ class Training:
             return epsilon
 
         with torch.no_grad(), adapters_off(self.networks):
+            drawing = self.learner.drawing(self.drawn)
             self.base_rgb = self.prior.decode(sample(denoise, self.noise, drawing.levels))
             self._held_base = (
                 None if self.held_out is None else self.held_out(self.base_rgb, self.drawn)

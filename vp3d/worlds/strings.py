@@ -57,3 +57,48 @@ def gc_share(x: Tensor) -> Tensor:
 def _matches(x: Tensor, motif: str) -> Tensor:
     """Equal letters [R, L - len(motif) + 1] float64 of the motif in each place."""
     return (x.unfold(1, len(motif), 1) == encode(motif)).sum(-1).double()
+
+
+def tilted_hits(length: int, motif: str, alpha: float) -> float:
+    """The mean number of hits of the target p(x) exp(hits(x) / alpha) / Z, for the chain's p.
+
+    It is summed exactly over all strings, by transfer matrices on the pairs of a letter and of how
+    much of the motif the string ends with (the automaton of Knuth, Morris and Pratt).
+
+    Args:
+        length: L, at least 1.
+        motif: Letters of `LETTERS`.
+        alpha: Temperature, above 0; infinity for the chain itself.
+    """
+    table, goal = transitions(), len(motif)
+    following = torch.tensor(
+        [
+            [_longest(motif[:known] + letter, motif) for letter in LETTERS]
+            for known in range(goal + 1)
+        ]
+    )
+    boost = float(torch.exp(torch.tensor(1.0 / alpha, dtype=torch.float64)))
+    mass = torch.zeros(4, goal + 1, dtype=torch.float64)  # of strings, by last letter and match
+    total = torch.zeros_like(mass)  # of their hits
+    arriving = torch.full((4,), 0.25, dtype=torch.float64)
+    for letter in range(4):
+        known = int(following[0, letter])
+        weight = arriving[letter] * (boost if known == goal else 1.0)
+        mass[letter, known] += weight
+        total[letter, known] += weight * (known == goal)
+    for _ in range(length - 1):
+        new_mass, new_total = torch.zeros_like(mass), torch.zeros_like(total)
+        for known in range(goal + 1):
+            reached, summed = mass[:, known] @ table, total[:, known] @ table  # [4], next letter
+            for letter in range(4):
+                after = int(following[known, letter])
+                factor, hit = (boost, 1.0) if after == goal else (1.0, 0.0)
+                new_mass[letter, after] += factor * reached[letter]
+                new_total[letter, after] += factor * (summed[letter] + hit * reached[letter])
+        mass, total = new_mass, new_total
+    return float(total.sum() / mass.sum())
+
+
+def _longest(text: str, motif: str) -> int:
+    """The length of the longest end of `text` that is a beginning of `motif`."""
+    return next(n for n in range(len(motif), -1, -1) if text.endswith(motif[:n]))

@@ -25,11 +25,11 @@ from vp3d.config.schema import AlignConfig, PriorConfig, RewardsConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.sampling import sample
 from vp3d.errors import DivergedError
+from vp3d.evaluate.claims.frame import recorded
 from vp3d.evaluate.toybench import judges
 from vp3d.metrics.attribute_judge import judge_views
 from vp3d.metrics.attributes import check_view
 from vp3d.prompts import strip_view, with_view
-from vp3d.system.files import plain
 from vp3d.train import checkpoint
 from vp3d.train.generators import make_generator
 from vp3d.tuning.rewards import build_objectives
@@ -114,7 +114,7 @@ def train_to(
             have more queries, so a longer training costs only what is missing.
         training: This training with fewer queries, if it is in memory.
     """
-    training, mark = training or start(config, seed), {"config": plain(config), "seed": seed}
+    training, mark = training or start(config, seed), {"config": recorded(config), "seed": seed}
     numbers = [int(path.stem) for path in states.glob("*.safetensors") if path.stem.isdigit()]
     for number in sorted((n for n in numbers if training.queries < n <= queries), reverse=True):
         try:

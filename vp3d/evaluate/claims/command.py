@@ -15,7 +15,9 @@ from vp3d.evaluate.claims import (
     alignprop_mix,
     alignprop_truncation,
     best_of,
+    molecules,
     strings,
+    strings_value,
     svdd,
     svdd_assets,
     svdd_framing,
@@ -36,6 +38,8 @@ CLAIMS = {
         svdd_assets,
         strings,
         best_of,
+        strings_value,
+        molecules,
     )
 }
 
