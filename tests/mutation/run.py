@@ -102,7 +102,9 @@ GROUPS = {
     "sampling": Group(("vp3d/diffusion/sampling.py",), ("tests/diffusion/test_sampling.py",)),
     "perp_neg": Group(("vp3d/diffusion/perp_neg.py",), ("tests/diffusion/test_perp_neg.py",)),
     "resize": Group(("vp3d/rewards/resize.py",), ("tests/rewards/test_resize.py",)),
-    "rewards": Group(("vp3d/rewards",), ("tests/rewards",)),
+    "rewards": Group(
+        ("vp3d/rewards",), ("tests/rewards", "tests/diffusion/test_no_code_of_a_folder.py")
+    ),
     "render": Group(("vp3d/render",), ("tests/render",)),
     "watchdog": Group(("vp3d/train/watchdog.py",), ("tests/train/test_watchdog.py",)),
     "loop": Group(("vp3d/train/loop.py",), ("tests/train/test_loop.py",)),
