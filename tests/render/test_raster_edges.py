@@ -13,7 +13,7 @@ from vp3d.types import Mesh
 
 @pytest.mark.parametrize("turn", range(4))
 def test_pixel_centres_on_an_edge_belong_to_the_triangle(turn: int) -> None:
-    """Corners at centres, the right angle at each corner of the picture in turn: 5 + 4 + ... + 1."""
+    """Corners at centres, the right angle at each corner of the picture: 5 + 4 + 3 + 2 + 1."""
     corners = np.array([[[1.5, 1.5], [5.5, 1.5], [1.5, 5.5]]])
     if turn % 2:
         corners[..., 0] = 7.0 - corners[..., 0]
