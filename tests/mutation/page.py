@@ -23,7 +23,7 @@ from tests.mutation.run import (
 from vp3d.system.files import write_text
 
 PAGE = ROOT / "docs" / "results" / "mutants.md"
-KNOWN_BEFORE = "export, rewards, perp_neg, guidance, schedule, statistics and train"
+KNOWN_BEFORE = "export, rewards, perp_neg, guidance, schedule and train"
 PARTS = ("resize", "watchdog", "loop")  # groups that are part of another one
 HEAD = """# Mutation run: do the tests notice a changed line?
 
