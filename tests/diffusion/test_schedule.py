@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -40,6 +42,19 @@ def test_alpha_bar_agrees_with_diffusers(kind: str, zero_snr: bool) -> None:
 def test_trained_betas_are_used() -> None:
     bar = S.alpha_bar_from_config({"trained_betas": [0.1, 0.5]})
     torch.testing.assert_close(bar, torch.tensor([0.9, 0.45]))
+
+
+def test_cosine_betas_by_hand_end_at_their_cap() -> None:
+    """Four steps: 1 - f(i + 1) / f(i) with f(i) = cos^2 of (i / 4 + 0.008) / 1.008 quarter turns.
+
+    f(4) is 0, so the last beta would be 1 and leave nothing; Nichol and Dhariwal cap it.
+    """
+    config = {"num_train_timesteps": 4, "beta_schedule": "squaredcos_cap_v2"}
+    betas = S.betas_from_config(config | {"beta_start": 0.1, "beta_end": 0.2})
+    turns = [(i / 4 + 0.008) / 1.008 * 90.0 for i in range(5)]
+    f = [math.cos(math.radians(turn)) ** 2 for turn in turns]
+    expected = [1 - f[1] / f[0], 1 - f[2] / f[1], 1 - f[3] / f[2], 0.999]
+    torch.testing.assert_close(betas, torch.tensor(expected))
 
 
 def test_unknown_schedule_is_refused() -> None:
@@ -103,6 +118,16 @@ def test_sampled_t_is_stratified_uniform_and_reproducible() -> None:
     first, again = (S.sample_t(4, 0, 999, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(S.sample_t(3, 7, 7, GENERATOR), torch.full((3,), 7))
+
+
+def test_a_share_that_is_rounded_up_to_1_stays_in_the_range() -> None:
+    """In float32, 2^21 - 1 and a random number close to 1 are 2^21, as with this seed."""
+    batch, seed = 2**21, 5
+    generator = torch.Generator().manual_seed(seed)
+    stratum = torch.randperm(batch, generator=generator)
+    assert ((stratum + torch.rand(batch, generator=generator)) / batch).max() == 1.0
+    drawn = S.sample_t(batch, 3, 9, torch.Generator().manual_seed(seed))
+    assert drawn.min() == 3 and drawn.max() == 9
 
 
 @pytest.mark.parametrize("steps", [1, 7, 30, 1000])

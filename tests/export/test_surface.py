@@ -121,6 +121,13 @@ def test_decimation_respects_the_limit_and_keeps_the_mesh_closed(faces: int) -> 
     assert repair.is_watertight(mesh)
 
 
+@pytest.mark.parametrize("faces", [1, 2, 3])
+def test_a_limit_of_few_faces_is_not_that_of_none(faces: int) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=2)
+    mesh = Mesh(np.asarray(ball.vertices, np.float32), np.asarray(ball.faces, np.int64))
+    assert len(surface.decimate(mesh, faces).faces) <= 4 < len(mesh.faces)
+
+
 def test_zero_faces_keeps_all() -> None:
     ball = trimesh.creation.icosphere(subdivisions=2)
     mesh = Mesh(np.asarray(ball.vertices, np.float32), np.asarray(ball.faces, np.int64))

@@ -20,7 +20,7 @@ from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.schedule import add_noise, sample_t, x0_from_epsilon
 from vp3d.errors import UserError
 from vp3d.guidance.condition import Condition, build_condition
-from vp3d.guidance.vp_sds import Guidance, sds_loss
+from vp3d.guidance.vp_sds import Guidance, Target, sds_loss
 from vp3d.types import Camera
 
 PROMPT, NEGATIVE = "a red cube", "blurry"
@@ -360,6 +360,14 @@ def test_works_with_autoencoder_kl_and_v_prediction(
     prior = load_prior(tiny_prior_config(folder, vae="kl", prediction_type="v_prediction"))
     loss, grad = loss_and_grad(prior, HALF, build_condition(prior, PROMPT, NEGATIVE, VISUAL_PROMPT))
     assert loss > 0 and grad.isfinite().all() and grad.abs().sum() > 0
+
+
+def test_the_gradient_of_a_target_is_a_number_without_a_graph() -> None:
+    """weight * (current - target), view by view: 2 * (3 - 1) and 0.5 * (3 - 7)."""
+    current = torch.full((2, 1, 1, 1), 3.0, requires_grad=True)
+    target = Target(torch.tensor([1.0, 7.0]).view(2, 1, 1, 1), torch.tensor([2.0, 0.5]))
+    found = target.grad(current)
+    assert found.flatten().tolist() == [4.0, -2.0] and not found.requires_grad
 
 
 def test_sds_loss_hand_values() -> None:

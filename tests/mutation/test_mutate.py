@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +89,19 @@ def test_every_reason_is_of_a_mutant_that_exists() -> None:
         for mutant in mutants(source)
     }
     assert set(read_reasons()) <= known
+
+
+def test_the_tests_of_a_module_are_those_of_the_copy_that_runs(tmp_path: Path) -> None:
+    """Of the checkout, a file that was added since would be missing, which looks like a failure."""
+    folder = tmp_path / "tests" / "render"
+    folder.mkdir(parents=True)
+    (folder / "test_raster.py").write_text("")
+    (folder / "test_other.py").write_text("from vp3d.render.shade import lambert")
+    (folder / "test_last.py").write_text("")
+    render = GROUPS["render"]
+    assert render.tests_of("vp3d/render/raster.py", tmp_path) == ["tests/render/test_raster.py"]
+    assert render.tests_of("vp3d/render/shade.py", tmp_path) == ["tests/render/test_other.py"]
+    assert render.tests_of("vp3d/render/camera.py", tmp_path) == []
 
 
 def test_a_sample_is_the_start_of_one_order() -> None:

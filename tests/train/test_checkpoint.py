@@ -57,6 +57,24 @@ def test_only_the_newest_are_kept_and_none_is_none(tmp_path: Path) -> None:
     ]
 
 
+def test_equal_content_is_equal_bytes_whatever_the_order_of_its_notes(tmp_path: Path) -> None:
+    meta = {"step": 7, "stage": "coarse", "loop": {"b": 1, "a": 2}}
+    turned = {"loop": {"a": 2, "b": 1}, "stage": "coarse", "step": 7}
+    for name, notes in (("one", meta), ("other", turned)):
+        checkpoint.write(tmp_path / f"{name}.safetensors", 7, tensors_of(3), notes)
+    one, other = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "other"))
+    assert one == other
+
+
+def test_a_parameter_has_the_digest_of_its_values() -> None:
+    values = torch.arange(6.0).reshape(2, 3)
+    same = {"a": torch.nn.Parameter(values), "b": values.T}
+    plain = {"b": values.T.contiguous(), "a": values}
+    assert checkpoint.content_digest(same, {}) == checkpoint.content_digest(plain, {})
+    moved = {"a": values.T, "b": values}
+    assert checkpoint.content_digest(moved, {}) != checkpoint.content_digest(plain, {})
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "garbage", "header", "number"])
 def test_damage_falls_back_to_the_previous_one(tmp_path: Path, damage: str) -> None:
     checkpoint.save(tmp_path, 1, tensors_of(1), {})

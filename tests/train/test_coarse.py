@@ -128,6 +128,28 @@ def test_step_has_named_terms_and_the_loss_is_their_weighted_sum(tmp_path: Path)
     )
 
 
+def test_grey_backgrounds_are_uniform_between_their_bounds(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir, config.optim.views = str(tmp_path), 400
+    config.render.background_min, config.render.background_max = 0.2, 0.6
+    stage = make_stage(config, RunFolder.create(config))
+    _, grey = stage._views()
+    assert grey.shape == (400,) and 0.2 <= grey.min() < 0.22 and 0.58 < grey.max() <= 0.6
+    assert float(grey.mean()) == pytest.approx(0.4, abs=0.02)
+    assert float(grey.std()) == pytest.approx(0.4 / 12**0.5, abs=0.01)
+
+
+def test_the_occupancy_grid_is_updated_at_the_multiples_of_its_interval(tmp_path: Path) -> None:
+    config = small_config()
+    config.output_dir = str(tmp_path)
+    stage, updated = make_stage(config, RunFolder.create(config)), []
+    update = stage.occupancy.update
+    stage.occupancy.update = lambda *given: (updated.append(step), update(*given))
+    for step in range(8):
+        stage.step(step)
+    assert updated == [0, 3, 6]
+
+
 def test_reward_before_its_window_is_shown_but_does_not_act(tmp_path: Path) -> None:
     config = small_config()
     config.output_dir = str(tmp_path)

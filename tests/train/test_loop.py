@@ -283,6 +283,20 @@ def test_other_settings_are_refused_and_older_checkpoints_by_their_hash(tmp_path
         loop.check_same_settings(run, path, {"config_hash": "another"}, {})
 
 
+def test_a_checkpoint_that_names_no_version_was_optimised_without_fog(tmp_path: Path) -> None:
+    """It is of version 2; version 3 added the fog loss, which is on by default."""
+    run = RunFolder.create(config_of(tmp_path, 2))
+    stored = {"loss": {"sparsity": 0.5}}
+    off = {"loss": {"sparsity": 0.5, "fog": {"start": 0.0, "end": 0.0, "from_": 0.0, "to": 1.0}}}
+    on = {"loss": {"sparsity": 0.5, "fog": {"start": 1.0, "end": 1.0, "from_": 0.0, "to": 1.0}}}
+    path = tmp_path / "00000001.safetensors"
+    loop.check_same_settings(run, path, {"settings": stored}, off, default=on)
+    with pytest.raises(UserError, match=r"other settings than .*loss\.fog"):
+        loop.check_same_settings(run, path, {"settings": stored}, on, default=on)
+    newer = {"settings": stored, "config_version": 3}
+    loop.check_same_settings(run, path, newer, on, default=on)
+
+
 def test_a_stop_before_the_first_step_keeps_a_checkpoint(tmp_path: Path) -> None:
     config, stop = config_of(tmp_path, 9), threading.Event()
     stop.set()
