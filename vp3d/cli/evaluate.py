@@ -44,8 +44,8 @@ suites:
 
 claims NAME measures a claim instead of a suite: alignprop, alignprop-few-steps,
 alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings,
-strings-value, molecules (needs the extra of its name), and best-of, what choosing among seeds by
-the reward gains and costs.
+strings-value, molecules, best-of. best-of measures what choosing among seeds by the reward gains
+and costs; molecules needs the extra of its name.
 Each takes up to 30 minutes on two cores (--jobs 2) and continues where it was interrupted; --pages
 DIR is where its page is written (--work).
 
