@@ -1,15 +1,16 @@
 """Training of the embedded models that need no denoiser.
 
 These are the autoencoder, the CLIP of the rewards, the judge and the IP-Adapter's vision tower.
-Each function trains one part and writes it to `ASSETS`; its arguments are the training pictures,
-the plan, the folder of the part's checkpoints and the device. A plan with a seed other than 0
-continues from the committed weights.
+Each function trains one part and writes it to the folder `models`; its arguments are the training
+pictures, the plan, the folder of the part's checkpoints, the device and `models`. A plan with a
+seed other than 0 continues from the weights in `models`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,50 +24,57 @@ from torch import Tensor, nn
 
 from vp3d.config.paths import ASSETS
 from vp3d.embedded import architectures
-from vp3d.embedded.fit import Plan, first_process_first, fit, process_rank, use_ema
+from vp3d.embedded.fit import (
+    Plan,
+    first_process_first,
+    fit,
+    half_precision,
+    process_rank,
+    use_ema,
+)
 from vp3d.embedded.save import save_clip
 from vp3d.metrics.attribute_judge import Judge, save_judge
 from vp3d.system.files import atomic_write, sha256_file
-from vp3d.worlds.toybox.data import (
-    HEADS,
-    Pictures,
-    attribute_targets,
-    augment,
-    confuse,
-    noun_maps,
-    spec_targets,
-    to_tensor,
-)
-from vp3d.worlds.toybox.scenes import NOUNS, caption, words
+from vp3d.worlds.base import LATENT_CHANNELS, TrainingPictures
+from vp3d.worlds.toybox.data import augment, to_tensor
 
-VISION_TOWER = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
+VAE = Path("pipeline", "vae")
+VISION_TOWER = Path("ip_adapter", "models", "image_encoder")
 LATENTS = "latents.safetensors"
 
 
-def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_autoencoder(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train the AutoencoderTiny; the loss is L1 + 2 L2 on pixels in [-1, 1].
 
-    It sees 32 x 32 crops near the middle, where the objects are. At the end the latents are
-    normalised (`whiten`) and the decoder is trained a little longer.
+    It sees crops of half the side near the middle, where the objects are. At the end the latents
+    are normalised (`whiten`) and the decoder is trained a little longer.
     """
     model = architectures.new_autoencoder().to(device, memory_format=torch.channels_last)
-    folder = ASSETS / "pipeline" / "vae"
+    folder, start = models / VAE, pictures.world.start
     if folder.exists() and plan.seed:
         model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    elif start is not None:
+        model.load_state_dict(load_file(start / VAE / "diffusion_pytorch_model.safetensors"))
+    crop = pictures.world.sizes.resolution // 2
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=plan.batch)
         # the sum of two draws is most often near the middle
-        corners = rng.integers(0, 17, (plan.batch, 2)) + rng.integers(0, 17, (plan.batch, 2))
+        most = crop // 2 + 1
+        corners = rng.integers(0, most, (plan.batch, 2)) + rng.integers(0, most, (plan.batch, 2))
         crops = [
-            pictures.images[i, y : y + 32, x : x + 32]
-            for i, (y, x) in zip(index, corners, strict=True)
+            picture[y : y + crop, x : x + crop]
+            for picture, (y, x) in zip(pictures.images[index], corners, strict=True)
         ]
         target = (to_tensor(np.stack(crops), device) * 2.0 - 1.0).contiguous(
             memory_format=torch.channels_last
         )
-        latents = model.encoder(target)
-        error = model.decoder(latents) - target
+        with half_precision(target.device) if start else nullcontext():
+            latents = model.encoder(target)
+            decoded = model.decoder(latents)
+        latents, error = latents.float(), decoded.float() - target
         return {
             "loss_l1": error.abs().mean(),
             "loss_l2": 2.0 * error.square().mean(),
@@ -101,26 +109,30 @@ def whiten(model: architectures.AutoencoderTiny, rgb: Tensor, std: float = 0.5) 
     model.register_to_config(scaling_factor=1.0 / std)
 
 
-def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_clip(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train the CLIP of the rewards: contrast pictures with captions and with nearly right ones.
 
-    Nearly right captions are those of `confuse`. Auxiliary heads predict the attributes.
+    Nearly right captions are those of `pictures.confused`. Auxiliary heads predict the attributes.
     """
-    tokenizer = architectures.load_tokenizer(ASSETS / "clip", words())
-    model = architectures.new_clip(tokenizer)
+    world = pictures.world
+    tokenizer = architectures.load_tokenizer(models / "clip", world.words)
+    model = architectures.new_clip(tokenizer, world.sizes)
     if plan.seed:
-        weights = load_file(ASSETS / "clip" / "open_clip_model.safetensors")
+        weights = load_file(models / "clip" / "open_clip_model.safetensors")
         model.load_state_dict(weights, strict=False)
-    heads = nn.ModuleDict({k: architectures.AttributeHeads(128, HEADS) for k in ("image", "text")})
+    heads = nn.ModuleDict(
+        {k: architectures.AttributeHeads(128, world.heads) for k in ("image", "text")}
+    )
     both = nn.ModuleDict({"clip": model, "aids": heads}).to(device).train()
-    answers = torch.from_numpy(attribute_targets(pictures))
+    answers = torch.from_numpy(pictures.visible_targets())
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.choice(len(pictures), plan.batch, replace=False)
         views = [f", {pictures.view(i)}" if rng.random() < 0.4 else "" for i in index]
-        specs = [pictures.specs[pictures.scene_of[i]] for i in index]
-        texts = [caption(s) + v for s, v in zip(specs, views, strict=True)]
-        texts += [caption(confuse(s, rng)) + v for s, v in zip(specs, views, strict=True)]
+        texts = [pictures.caption(int(i)) + v for i, v in zip(index, views, strict=True)]
+        texts += [pictures.confused(int(i), rng) + v for i, v in zip(index, views, strict=True)]
         rgb = augment(to_tensor(pictures.images[index], device), rng, strength=0.5)
         image = model.encode_image((rgb - 0.5) / 0.25)
         text = model.encode_text(architectures.tokenize(tokenizer, texts).to(device))
@@ -128,7 +140,7 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         logits = logits.masked_fill(_equal_captions(texts, device), -1e4)
         right = torch.arange(plan.batch, device=device)
-        image_targets, text_targets = answers[index].to(device), spec_targets(specs).to(device)
+        image_targets, text_targets = answers[index].to(device), pictures.stated_targets(index).to(device)
         attributes = heads["image"](image, image_targets)
         return {
             "loss_image_text": F.cross_entropy(logits, right),
@@ -142,7 +154,7 @@ def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
         model.visual, pictures, lambda rgb: model.encode_image((rgb - 0.5) / 0.25), device
     )
     if not process_rank():
-        save_clip(model.eval().cpu(), tokenizer, ASSETS / "clip")
+        save_clip(model.eval().cpu(), tokenizer, models / "clip", world)
 
 
 def _equal_captions(texts: list[str], device: str) -> Tensor:
@@ -158,13 +170,16 @@ def _equal_captions(texts: list[str], device: str) -> Tensor:
     return torch.cat([right, torch.diag(equal.float())], 1) > 0
 
 
-def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_judge(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train the judge on the exact attributes of pictures blurred, noised and tinted at random."""
     torch.manual_seed(4242 + plan.seed)
-    judge = Judge(HEADS).to(device).train()
+    heads = dict(pictures.world.heads)
+    judge = Judge(heads).to(device).train()
     if plan.seed:
-        judge.load_state_dict(load_file(ASSETS / "judge" / "judge.safetensors"))
-    answers = torch.from_numpy(attribute_targets(pictures))
+        judge.load_state_dict(load_file(models / "judge" / "judge.safetensors"))
+    answers = torch.from_numpy(pictures.visible_targets())
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=plan.batch)
@@ -172,11 +187,11 @@ def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
         targets = answers[index].to(device)
         right = [
             (logits[h].argmax(1) == targets[:, i]) | (targets[:, i] < 0)
-            for i, h in enumerate(HEADS)
+            for i, h in enumerate(heads)
         ]
         losses = [
             F.cross_entropy(logits[h], targets[:, i], ignore_index=-100)
-            for i, h in enumerate(HEADS)
+            for i, h in enumerate(heads)
         ]
         all_right = torch.stack(right).all(0).float().mean()
         return {"loss": torch.stack(losses).sum(), "all_right": all_right}
@@ -184,28 +199,32 @@ def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None
     use_ema(judge, fit("judge", judge, losses, replace(plan, seed=plan.seed + 900), work))
     _recompute_batch_norm(judge, pictures, judge, device)
     if not process_rank():
-        save_judge(judge.eval().cpu(), ASSETS / "judge")
+        save_judge(judge.eval().cpu(), models / "judge")
 
 
-def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_vision_tower(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train the IP-Adapter's vision tower.
 
     Its embedding must predict the exact attributes; each patch must predict which noun it shows
     and the latents below it.
     """
     torch.manual_seed(plan.seed)
-    tower: Any = architectures.new_image_encoder()
+    world = pictures.world
+    tower: Any = architectures.new_image_encoder(world.sizes)
     if plan.seed:
-        tower.load_state_dict(load_file(ASSETS / VISION_TOWER / "model.safetensors"))
-    attribute_heads = architectures.AttributeHeads(architectures.IMAGE_EMBED, HEADS)
-    noun_head = architectures.new_noun_head(architectures.IMAGE_WIDTH, len(NOUNS))
-    latent_head = nn.Linear(architectures.IMAGE_WIDTH, 4 * 2 * 2)
+        tower.load_state_dict(load_file(models / VISION_TOWER / "model.safetensors"))
+    attribute_heads = architectures.AttributeHeads(architectures.IMAGE_EMBED, world.heads)
+    noun_head = architectures.new_noun_head(architectures.IMAGE_WIDTH, len(world.nouns))
+    side = world.sizes.latent // 8  # of the latents below a patch
+    latent_head = nn.Linear(architectures.IMAGE_WIDTH, LATENT_CHANNELS * side**2)
     heads = {"whole": attribute_heads, "patches": noun_head, "local": latent_head}
     model = nn.ModuleDict({"vision_tower": tower, **heads}).to(device).train()
     latents = first_process_first(
-        lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device)
+        lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device, models)
     )
-    answers = torch.from_numpy(attribute_targets(pictures))
+    answers = torch.from_numpy(pictures.visible_targets())
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=plan.batch)
@@ -213,9 +232,9 @@ def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) 
         outputs = architectures.vision_outputs(
             tower, augment(rgb, rng, strength=0.25, most_shift=0)
         )
-        shares, cells = noun_maps(pictures, index, device), architectures.patches(outputs)[:, 1:]
+        shares, cells = pictures.noun_maps(index, device), architectures.patches(outputs)[:, 1:]
         log_share = F.log_softmax(noun_head(cells.mT.unflatten(2, shares.shape[2:])), 1)
-        cell_latents = F.unfold(latents[index].to(device).float(), 2, stride=2).mT
+        cell_latents = F.unfold(latents[index].to(device).float(), side, stride=side).mT
         latent_error = F.mse_loss(latent_head(cells), cell_latents)
         return {
             "loss_attributes": attribute_heads(outputs.image_embeds, answers[index].to(device)),
@@ -225,12 +244,12 @@ def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) 
 
     use_ema(model, fit("vision_tower", model, losses, plan, work))
     if not process_rank():
-        tower.cpu().save_pretrained(ASSETS / VISION_TOWER, safe_serialization=True)
+        tower.cpu().save_pretrained(models / VISION_TOWER, safe_serialization=True)
 
 
 @torch.no_grad()
 def _recompute_batch_norm(
-    module: nn.Module, pictures: Pictures, forward: Callable[[Tensor], Any], device: str
+    module: nn.Module, pictures: TrainingPictures, forward: Callable[[Tensor], Any], device: str
 ) -> None:
     """Recompute the running statistics of batch norms, in place.
 
@@ -247,17 +266,17 @@ def _recompute_batch_norm(
         norm.momentum = 0.1
 
 
-def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
-    """Scaled latents [N, 4, 16, 16] float16 of all pictures.
+def encode_pictures(
+    pictures: TrainingPictures, path: Path, device: str, models: Path = ASSETS
+) -> Tensor:
+    """Scaled latents [N, 4, S, S] float16 of all pictures.
 
     The file `path` keeps them; only latents that it lacks are computed. Latents of another
     autoencoder are not used.
     """
-    vae = (
-        architectures.AutoencoderTiny.from_pretrained(ASSETS / "pipeline" / "vae").to(device).eval()
-    )
-    weights = autoencoder_hash()
-    known = torch.empty(0, 4, 16, 16, dtype=torch.float16)
+    vae = architectures.AutoencoderTiny.from_pretrained(models / VAE).to(device).eval()
+    weights, side = autoencoder_hash(models), pictures.world.sizes.latent
+    known = torch.empty(0, LATENT_CHANNELS, side, side, dtype=torch.float16)
     if path.exists():
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("autoencoder") == weights:
@@ -277,6 +296,6 @@ def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
     return latents
 
 
-def autoencoder_hash() -> str:
-    """The SHA-256 of the committed autoencoder, which identifies latents and their reader."""
-    return sha256_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
+def autoencoder_hash(models: Path = ASSETS) -> str:
+    """The SHA-256 of the autoencoder, which identifies latents and their reader."""
+    return sha256_file(models / VAE / "diffusion_pytorch_model.safetensors")

@@ -9,6 +9,9 @@ with a new schedule. It runs on the GPU if there is one. On a CPU, one process f
 faster than one process with many threads:
 `torchrun --nproc-per-node 2 -m vp3d.embedded.train prior --threads 1`.
 
+`--world household` trains the models of named meshes (`vp3d.worlds.household`) instead; the folder
+of its packed meshes is `--library`.
+
 `python -m vp3d.embedded.measure` prints the figures of the result and writes them to MANIFEST.json.
 Frames, backgrounds and cameras of the pictures: `vp3d.worlds.toybox.data`.
 """
@@ -40,6 +43,9 @@ from vp3d.embedded.prior_training import (
 from vp3d.embedded.save import save_manifest
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output, write_json
+from vp3d.worlds import library_data
+from vp3d.worlds.base import TrainingPictures
+from vp3d.worlds.household import HOUSEHOLD, household
 from vp3d.worlds.toybox.data import training_pictures
 from vp3d.worlds.toybox.scenes import vocabulary
 
@@ -53,6 +59,16 @@ PLANS = {
     "prior": Plan(steps=6000, lr=1e-3, batch=32, warmup=300, muon=INNER),
     "adapter": Plan(steps=1500, lr=2e-3, batch=32, warmup=30, muon=INNER),
     "align": Plan(steps=800, lr=3e-4, batch=16, warmup=50, muon=INNER),
+}
+# What differs for a world at 128 pixels that starts from the toybox's weights
+LARGE_PLANS = PLANS | {
+    "autoencoder": Plan(
+        steps=4000, lr=7e-4, batch=24, weight_decay=0.0, muon=r"(encoder|decoder)\.layers\.\d+\.conv"
+    ),
+    "prior": replace(
+        PLANS["prior"], steps=100_000, hold=0.85, ema_share=0.01, save_every_s=300.0
+    ),
+    "align": replace(PLANS["align"], save_every_s=300.0),
 }
 PARTS = tuple(PLANS)
 TRAINERS = {
@@ -84,7 +100,7 @@ def prepare_folder(folder: Path, more: int | None, fresh: bool) -> None:
 
 def plan_of(part: str, options: argparse.Namespace) -> Plan:
     """The plan of a part with the changes that the command line asks for."""
-    plan = PLANS[part]
+    plan = (PLANS if options.world == "toybox" else LARGE_PLANS)[part]
     if options.more:
         warmup = min(plan.warmup, options.more // 10)
         plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1, warmup=warmup)
@@ -109,8 +125,17 @@ def new_parser() -> Parser:
     chunks = "chunks of 12,000 training pictures (default 4)"
     parser.add_argument("--chunks", type=int, default=4, help=chunks)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    data = "pictures and checkpoints (default data/toybox)"
-    parser.add_argument("--data", type=Path, default=Path("data/toybox"), help=data)
+    data = "pictures and checkpoints (default data/WORLD)"
+    parser.add_argument("--data", type=Path, help=data)
+    world = "toybox (default) or household"
+    parser.add_argument("--world", choices=("toybox", "household"), default="toybox", help=world)
+    library = "packed meshes of the household (default data/household/library)"
+    default = Path("data/household/library")
+    parser.add_argument("--library", type=Path, default=default, help=library)
+    nouns = "train on the first N nouns of the household only"
+    parser.add_argument("--nouns", type=int, metavar="N", help=nouns)
+    models = "folder the models are written to (default: that of the shipped ones)"
+    parser.add_argument("--models", type=Path, help=models)
     parser.add_argument("--fresh", action="store_true", help="ignore the part's checkpoint")
     return parser
 
@@ -124,13 +149,25 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     if options.more is not None and options.steps is not None:
         parser.error("--more and --steps exclude each other: give one of them")
-    for name in ("more", "steps", "batch", "chunks", "threads"):
+    for name in ("more", "steps", "batch", "chunks", "threads", "nouns"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} takes a whole number of 1 or more")
     if options.lr is not None and not 0.0 < options.lr < 1.0:
         parser.error("--lr takes a number between 0 and 1")
+    options.data = options.data or Path("data", options.world)
     check_output(options.data, "--data FOLDER")
+    if options.models:
+        check_output(options.models, "--models FOLDER")
     return options
+
+
+def pictures_of(options: argparse.Namespace) -> TrainingPictures:
+    """The training pictures that the command line asks for."""
+    if options.world == "toybox":
+        return training_pictures(options.data / "pictures", options.chunks, say)
+    world, library = household(options.library, options.nouns)
+    folder = options.data / f"pictures-{len(library.nouns)}"
+    return library_data.training_pictures(library, world, folder, options.chunks, say)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -143,21 +180,20 @@ def main(argv: list[str] | None = None) -> None:
         torch.distributed.init_process_group()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not process_rank():
-        write_json(ASSETS / "vocabulary.json", vocabulary())
-    pictures = first_process_first(
-        lambda: training_pictures(options.data / "pictures", options.chunks, say)
-    )
+    models = options.models or (ASSETS if options.world == "toybox" else HOUSEHOLD)
+    if not process_rank() and options.world == "toybox":
+        write_json(models / "vocabulary.json", vocabulary())
+    pictures = first_process_first(lambda: pictures_of(options))
     for part in options.parts or PARTS:
         folder = work / part
         first_process_first(partial(prepare_folder, folder, options.more, options.fresh))
-        TRAINERS[part](pictures, plan_of(part, options), folder, device)
+        TRAINERS[part](pictures, plan_of(part, options), folder, device, models)
         if torch.distributed.is_initialized():
             # the next part may read what process 0 has just written
             torch.distributed.barrier()
         (folder / MORE).unlink(missing_ok=True)
     if not process_rank():
-        save_manifest(ASSETS)
+        save_manifest(models)
 
 
 if __name__ == "__main__":
