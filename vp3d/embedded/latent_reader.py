@@ -58,7 +58,11 @@ class LatentReader(nn.Module):
             )
 
         self.body = nn.Sequential(
-            block(LATENT_CHANNELS, 48), block(48, 64, first), block(64, 128, 2), block(128, 128), block(128, 128)
+            block(LATENT_CHANNELS, 48),
+            block(48, 64, first),
+            block(64, 128, 2),
+            block(128, 128),
+            block(128, 128),
         )
         self.map = nn.Conv2d(128, len(world.nouns), 1)
         self.squeeze = nn.Sequential(

@@ -140,7 +140,10 @@ def train_clip(
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         logits = logits.masked_fill(_equal_captions(texts, device), -1e4)
         right = torch.arange(plan.batch, device=device)
-        image_targets, text_targets = answers[index].to(device), pictures.stated_targets(index).to(device)
+        image_targets, text_targets = (
+            answers[index].to(device),
+            pictures.stated_targets(index).to(device),
+        )
         attributes = heads["image"](image, image_targets)
         return {
             "loss_image_text": F.cross_entropy(logits, right),
@@ -287,7 +290,10 @@ def encode_pictures(
     with torch.no_grad():
         for first in range(len(known), len(pictures), 256):
             rgb = to_tensor(pictures.images[first : first + 256], device)
-            parts.append((vae.encoder(rgb * 2.0 - 1.0) * vae.config.scaling_factor).half().cpu())
+            # the toybox's latents keep their bytes
+            with half_precision(rgb.device) if pictures.world.start else nullcontext():
+                encoded = vae.encoder(rgb * 2.0 - 1.0) * vae.config.scaling_factor
+            parts.append(encoded.half().cpu())
             if (first - len(known)) % 8192 == 0:
                 sys.stderr.write(f"prior: latents {first}/{len(pictures)}\n")
     latents = torch.cat(parts).contiguous()

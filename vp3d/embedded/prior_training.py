@@ -36,12 +36,14 @@ from vp3d.embedded.picture_training import (
     autoencoder_hash,
     encode_pictures,
 )
-from vp3d.embedded.save import ADAPTER_FILE, resampler_state, save_adapter, save_pipeline
 from vp3d.embedded.sample_sheet import SampleSheet
+from vp3d.embedded.save import ADAPTER_FILE, resampler_state, save_adapter, save_pipeline
 from vp3d.embedded.warm_start import start_from
 from vp3d.worlds.base import TrainingPictures, World
 from vp3d.worlds.toybox.data import TOYBOX, thumbnails
 
+TEXT_STEPS, WARM_TEXT_STEPS = 1500, 400  # of the text encoder alone, at most
+WARM_READER_STEPS = 600
 PRIOR_PARTS = ("unet", "text", "projection", "vision_tower")
 ADAPTER = Path("ip_adapter", "models")
 # Shares of the kinds of condition without an image branch: text and nothing
@@ -56,7 +58,7 @@ def train_prior(
     """Train denoiser, text encoder and image branch together on latents (see `PriorLosses`)."""
     torch.manual_seed(plan.seed)
     world = pictures.world
-    tokenizer = _tokenizer(models, world)
+    tokenizer = prior_tokenizer(models, world)
     parts = new_prior_parts(tokenizer, bool(plan.seed), world, models)
     heads = reader_heads(world)
     if not plan.seed:  # the committed text encoder predicts all of it already
@@ -86,7 +88,7 @@ def train_adapter(
     """
     torch.manual_seed(plan.seed)
     world = pictures.world
-    tokenizer = _tokenizer(models, world)
+    tokenizer = prior_tokenizer(models, world)
     parts = new_prior_parts(tokenizer, True, world, models)
     model = nn.ModuleDict(parts).to(device).requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -118,7 +120,7 @@ def train_align(
     """
     torch.manual_seed(plan.seed)
     world = pictures.world
-    tokenizer = _tokenizer(models, world)
+    tokenizer = prior_tokenizer(models, world)
     parts = new_prior_parts(tokenizer, True, world, models)
     model = nn.ModuleDict({k: p for k, p in parts.items() if k in PRIOR_PARTS}).to(device)
     shares = {} if "projection" in parts else {"shares": TEXT_SHARES}
@@ -158,7 +160,8 @@ def train_text_encoder(
         work: Folder of the checkpoints.
         device: Where to train.
     """
-    pooling = model.get_submodule("unet.add_embedding.text")
+    pooling = model.get_submodule("unet.add_embedding")
+    pooling = getattr(pooling, "text", pooling)  # of a denoiser with image branch
     trained = nn.ModuleDict({k: model[k] for k in ("text", "aid_pooled", "aid_tokens")})
     trained["pooling"] = pooling
 
@@ -171,7 +174,8 @@ def train_text_encoder(
             "loss_tokens": model["aid_tokens"](text.mean(1), targets, thumbnail),
         }
 
-    plan = replace(plan, steps=min(1500, plan.steps))
+    steps = TEXT_STEPS if pictures.world.start is None else WARM_TEXT_STEPS
+    plan = replace(plan, steps=min(steps, plan.steps), hold=0.0, ema_share=0.03)
     use_ema(trained, fit("text", trained, losses, plan, work))
 
 
@@ -205,7 +209,8 @@ def prior_losses(
     )
     targets = read_targets(pictures)
     reader_folder = work / f"reader-{autoencoder_hash(models)[:8]}"
-    reader = train_reader(pictures, latents, targets, reader_folder, device, plan.steps)
+    most = plan.steps if pictures.world.start is None else min(plan.steps, WARM_READER_STEPS)
+    reader = train_reader(pictures, latents, targets, reader_folder, device, most)
     return PriorLosses(
         model, tokenizer, pictures, latents, targets, reader, batch=plan.batch, **options
     )
@@ -307,5 +312,6 @@ def remove_checkpoints(folder: Path) -> None:
             checkpoint.unlink(missing_ok=True)
 
 
-def _tokenizer(models: Path, world: World) -> architectures.CLIPTokenizer:
+def prior_tokenizer(models: Path, world: World) -> architectures.CLIPTokenizer:
+    """The tokenizer in `models`, or a new one of the words of `world`."""
     return architectures.load_tokenizer(models / "pipeline" / "tokenizer", world.words)

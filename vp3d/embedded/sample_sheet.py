@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vp3d.diffusion.sampling import noise_levels, sample
+from vp3d.diffusion.sampling import ddim_timesteps, noise_levels, sample
 from vp3d.diffusion.schedule import alpha_bar_from_config, epsilon_from_v
 from vp3d.embedded import architectures
 from vp3d.embedded.fit import half_precision
@@ -20,6 +21,7 @@ from vp3d.worlds.base import LATENT_CHANNELS, TrainingPictures
 
 COLUMNS, ROWS = 8, 4
 STEPS, GUIDANCE = 30, 2.0
+BATCH = 32
 
 
 class SampleSheet:
@@ -68,26 +70,53 @@ class SampleSheet:
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Pictures [N, 3, S, S] in [0, 1] of the texts with the weights of the model."""
-        device = next(self.model.parameters()).device
-        alpha_bar = alpha_bar_from_config(architectures.new_scheduler().config).to(device)
-        length = len(alpha_bar)
-        times = [max(round(length * i / STEPS) - 1, 0) for i in range(STEPS, 0, -1)]
-        levels = noise_levels(alpha_bar, torch.tensor(times, device=device))
-        texts = [*self.texts, *[""] * len(self.texts)]
-        tokens = architectures.tokenize(self.tokenizer, texts).to(device)
-        embedded = self.model["text"](tokens)[0]
+        latents = draw_latents(self.model, self.tokenizer, self.texts, self.side, generator)
+        return decode(latents, self.models)
 
-        def denoise(x: Tensor, step: int) -> Tensor:
+
+@torch.no_grad()
+def draw_latents(
+    model: nn.ModuleDict,
+    tokenizer: object,
+    texts: Sequence[str],
+    side: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Scaled latents [N, 4, side, side] drawn for N texts: DDIM, `STEPS` steps, `GUIDANCE`.
+
+    Args:
+        model: "unet", "text".
+        tokenizer: Of the text encoder.
+        texts: The captions.
+        side: Of the latents.
+        generator: Draws the noise, on the CPU.
+    """
+    device = next(model.parameters()).device
+    alpha_bar = alpha_bar_from_config(architectures.new_scheduler().config).to(device)
+    levels = noise_levels(alpha_bar, ddim_timesteps(len(alpha_bar), STEPS).to(device))
+    times = ddim_timesteps(len(alpha_bar), STEPS).tolist()
+    parts = []
+    for first in range(0, len(texts), BATCH):
+        batch = list(texts[first : first + BATCH])
+        tokens = architectures.tokenize(tokenizer, [*batch, *[""] * len(batch)]).to(device)
+        embedded = model["text"](tokens)[0]
+
+        def denoise(x: Tensor, step: int, embedded: Tensor = embedded) -> Tensor:
+            both = torch.cat([x, x])
             with half_precision(device):
-                v = self.model["unet"](torch.cat([x, x]), times[step], embedded).sample.float()
-            named, empty = epsilon_from_v(
-                torch.cat([x, x]), v, levels[step].expand(2 * len(x))
-            ).chunk(2)
+                v = model["unet"](both, times[step], embedded).sample.float()
+            epsilon = epsilon_from_v(both, v, levels[step].expand(len(both)))
+            named, empty = epsilon.chunk(2)
             return empty + GUIDANCE * (named - empty)
 
-        shape = (len(self.texts), LATENT_CHANNELS, self.side, self.side)
-        start = torch.randn(shape, generator=generator).to(device)
-        latents = sample(denoise, start, levels)
-        vae = architectures.AutoencoderTiny.from_pretrained(self.models / VAE).to(device).eval()
-        rgb = vae.decoder(latents / vae.config.scaling_factor)
-        return (rgb * 0.5 + 0.5).clamp(0.0, 1.0).cpu()
+        shape = (len(batch), LATENT_CHANNELS, side, side)
+        parts.append(sample(denoise, torch.randn(shape, generator=generator).to(device), levels))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def decode(latents: Tensor, models: Path) -> Tensor:
+    """Pictures [N, 3, S, S] in [0, 1] of scaled latents by the autoencoder in `models`."""
+    vae = architectures.AutoencoderTiny.from_pretrained(models / VAE).to(latents.device).eval()
+    parts = [vae.decoder(part / vae.config.scaling_factor) for part in latents.split(BATCH)]
+    return (torch.cat(parts) * 0.5 + 0.5).clamp(0.0, 1.0).cpu()

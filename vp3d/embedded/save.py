@@ -133,7 +133,10 @@ def save_clip(model: nn.Module, tokenizer: Any, folder: Path, world: World = TOY
     preprocess |= {"interpolation": "bilinear", "resize_mode": "squash"}
     write_json(
         folder / "open_clip_config.json",
-        {"model_cfg": architectures.clip_config(tokenizer, world.sizes, world.name), "preprocess_cfg": preprocess},
+        {
+            "model_cfg": architectures.clip_config(tokenizer, world.sizes, world.name),
+            "preprocess_cfg": preprocess,
+        },
     )
     state = {
         k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"

@@ -10,7 +10,8 @@ faster than one process with many threads:
 `torchrun --nproc-per-node 2 -m vp3d.embedded.train prior --threads 1`.
 
 `--world household` trains the models of named meshes (`vp3d.worlds.household`) instead; the folder
-of its packed meshes is `--library`.
+of its packed meshes is `--library`. `--world FOLDER` trains on your own meshes
+(`vp3d.worlds.own_meshes`).
 
 `python -m vp3d.embedded.measure` prints the figures of the result and writes them to MANIFEST.json.
 Frames, backgrounds and cameras of the pictures: `vp3d.worlds.toybox.data`.
@@ -45,7 +46,10 @@ from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output, write_json
 from vp3d.worlds import library_data
 from vp3d.worlds.base import TrainingPictures
-from vp3d.worlds.household import HOUSEHOLD, household
+from vp3d.worlds.household import HOUSEHOLD, household, library_world
+from vp3d.worlds.household import vocabulary as library_vocabulary
+from vp3d.worlds.library import Library
+from vp3d.worlds.own_meshes import pack_folder
 from vp3d.worlds.toybox.data import training_pictures
 from vp3d.worlds.toybox.scenes import vocabulary
 
@@ -63,11 +67,13 @@ PLANS = {
 # What differs for a world at 128 pixels that starts from the toybox's weights
 LARGE_PLANS = PLANS | {
     "autoencoder": Plan(
-        steps=4000, lr=7e-4, batch=24, weight_decay=0.0, muon=r"(encoder|decoder)\.layers\.\d+\.conv"
+        steps=4000,
+        lr=7e-4,
+        batch=24,
+        weight_decay=0.0,
+        muon=r"(encoder|decoder)\.layers\.\d+\.conv",
     ),
-    "prior": replace(
-        PLANS["prior"], steps=100_000, hold=0.85, ema_share=0.01, save_every_s=300.0
-    ),
+    "prior": replace(PLANS["prior"], steps=100_000, hold=0.85, ema_share=0.01, save_every_s=300.0),
     "align": replace(PLANS["align"], save_every_s=300.0),
 }
 PARTS = tuple(PLANS)
@@ -127,8 +133,8 @@ def new_parser() -> Parser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     data = "pictures and checkpoints (default data/WORLD)"
     parser.add_argument("--data", type=Path, help=data)
-    world = "toybox (default) or household"
-    parser.add_argument("--world", choices=("toybox", "household"), default="toybox", help=world)
+    world = "toybox (default), household, or a folder of your own meshes"
+    parser.add_argument("--world", default="toybox", help=world)
     library = "packed meshes of the household (default data/household/library)"
     default = Path("data/household/library")
     parser.add_argument("--library", type=Path, default=default, help=library)
@@ -154,7 +160,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} takes a whole number of 1 or more")
     if options.lr is not None and not 0.0 < options.lr < 1.0:
         parser.error("--lr takes a number between 0 and 1")
-    options.data = options.data or Path("data", options.world)
+    named = options.world in ("toybox", "household")
+    if not named and not Path(options.world).is_dir():
+        parser.error(f"--world takes toybox, household or a folder of meshes: {options.world!r}")
+    options.data = options.data or Path("data", options.world if named else "own")
     check_output(options.data, "--data FOLDER")
     if options.models:
         check_output(options.models, "--models FOLDER")
@@ -165,9 +174,20 @@ def pictures_of(options: argparse.Namespace) -> TrainingPictures:
     """The training pictures that the command line asks for."""
     if options.world == "toybox":
         return training_pictures(options.data / "pictures", options.chunks, say)
-    world, library = household(options.library, options.nouns)
+    if options.world == "household":
+        world, library = household(options.library, options.nouns)
+    else:
+        packed = options.data / "library"
+        say(f"packed {pack_folder(Path(options.world), packed)} meshes into {packed}")
+        world, library = library_world(packed, "own"), Library(packed)
     folder = options.data / f"pictures-{len(library.nouns)}"
     return library_data.training_pictures(library, world, folder, options.chunks, say)
+
+
+def default_models(options: argparse.Namespace) -> Path:
+    """Where the models go if `--models` is not given."""
+    folders = {"toybox": ASSETS, "household": HOUSEHOLD}
+    return folders.get(options.world, options.data / "models")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -180,10 +200,12 @@ def main(argv: list[str] | None = None) -> None:
         torch.distributed.init_process_group()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    models = options.models or (ASSETS if options.world == "toybox" else HOUSEHOLD)
-    if not process_rank() and options.world == "toybox":
-        write_json(models / "vocabulary.json", vocabulary())
+    models = options.models or default_models(options)
     pictures = first_process_first(lambda: pictures_of(options))
+    if not process_rank():
+        toybox = options.world == "toybox"
+        known = vocabulary() if toybox else library_vocabulary(pictures.world)
+        write_json(models / "vocabulary.json", known)
     for part in options.parts or PARTS:
         folder = work / part
         first_process_first(partial(prepare_folder, folder, options.more, options.fresh))

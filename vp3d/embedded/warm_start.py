@@ -60,9 +60,7 @@ def _narrowed(weight: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def _start_text(
-    pipeline: Path, text: nn.Module, tokenizer: architectures.CLIPTokenizer
-) -> None:
+def _start_text(pipeline: Path, text: nn.Module, tokenizer: architectures.CLIPTokenizer) -> None:
     old = load_file(pipeline / "text_encoder" / "model.safetensors")
     known = architectures.CLIPTokenizer.from_pretrained(
         pipeline / "tokenizer", trust_remote_code=False

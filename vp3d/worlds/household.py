@@ -15,7 +15,7 @@ from vp3d.errors import UserError
 from vp3d.prompts import SECTORS
 from vp3d.worlds.base import Sizes, World
 from vp3d.worlds.library import MATERIALS, TABLE, Library, read_table
-from vp3d.worlds.toybox.scenes import COLORS
+from vp3d.worlds.toybox.scenes import COLORS, is_held_out
 
 HOUSEHOLD = ASSETS.parent / "household"
 SIZES = Sizes(
@@ -52,6 +52,22 @@ def library_world(
     for phrase in (*nouns, *SECTORS):
         words |= set(phrase.split())
     return World(name, SIZES, known, heads, tuple(sorted(words)), start=ASSETS)
+
+
+def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
+    """Content of the `vocabulary.json` next to a library world's models: what they know."""
+    nouns = set(world.nouns)
+    views = {w for sector in SECTORS for w in sector.split()} | {"from", "above"}
+    known = {"a", "an", *views, *COLORS, *MATERIALS}
+    for noun in nouns:
+        known |= set(noun.split())
+    pairs = [[c, n] for n in world.nouns for c in COLORS if held_out and is_held_out(c, n)]
+    return {
+        "words": sorted(known),
+        "nouns": list(world.nouns),
+        "colors": {k: list(v) for k, v in COLORS.items()},
+        "held_out": pairs,
+    }
 
 
 def household(folder: Path, nouns: int | None = None) -> tuple[World, Library]:

@@ -110,7 +110,9 @@ class Library:
         for row in self.rows:
             if row.name not in self.held_out:
                 found[row.noun].append(row)
-        return {n: sorted(rows, key=lambda r: _rank(r.name))[-MOST_MESHES:] for n, rows in found.items()}
+        return {
+            n: sorted(rows, key=lambda r: _rank(r.name))[-MOST_MESHES:] for n, rows in found.items()
+        }
 
     @cached_property
     def row(self) -> dict[str, Row]:

@@ -169,8 +169,12 @@ def _texel(texels: np.ndarray, row: np.ndarray, u: float, v: float, out: np.ndar
     xa, xb = (x0 + width) % width, (x0 + 1) % width
     ya, yb = (y0 + height) % height, (y0 + 1) % height
     for c in range(4):
-        top = texels[first + ya * width + xa, c] * (1 - fx) + texels[first + ya * width + xb, c] * fx
-        low = texels[first + yb * width + xa, c] * (1 - fx) + texels[first + yb * width + xb, c] * fx
+        top = (
+            texels[first + ya * width + xa, c] * (1 - fx) + texels[first + ya * width + xb, c] * fx
+        )
+        low = (
+            texels[first + yb * width + xa, c] * (1 - fx) + texels[first + yb * width + xb, c] * fx
+        )
         out[c] = (top * (1 - fy) + low * fy) / 255.0
 
 
@@ -311,7 +315,9 @@ def _render(
         projected = _project(position, view, side)
         near[:] = 0.0
         hit[:] = -1
-        _raster(projected, uv, triangles, material, table, texels, False, nothing, near, hit, weights)
+        _raster(
+            projected, uv, triangles, material, table, texels, False, nothing, near, hit, weights
+        )
         if has_glass:
             near_glass[:] = 0.0
             hit_glass[:] = -1
@@ -369,7 +375,9 @@ def _depths(
     for n in range(len(views)):
         projected = _project(position, views[n], side)
         near[:] = 0.0
-        _raster(projected, uv, triangles, material, table, texels, False, nothing, near, hit, weights)
+        _raster(
+            projected, uv, triangles, material, table, texels, False, nothing, near, hit, weights
+        )
         for y in range(side):
             for x in range(side):
                 depth[n, y, x] = 1.0 / near[y, x] if near[y, x] > 0.0 else np.inf

@@ -65,7 +65,9 @@ def read_obj(name: str, read: Reader, texture_side: int = 128) -> ObjModel:
     if data is None:
         raise ValueError(f"no such file: {name}")
     lines = data.decode("latin-1").replace("\\\n", " ").splitlines()
-    columns = {key: _numbers(lines, f"{key} ", size) for key, size in (("v", 3), ("vt", 2), ("vn", 3))}
+    columns = {
+        key: _numbers(lines, f"{key} ", size) for key, size in (("v", 3), ("vt", 2), ("vn", 3))
+    }
     corners, sizes, material, names, libraries = _faces(lines, columns)
     if not len(sizes):
         raise ValueError(f"{name}: no faces")
