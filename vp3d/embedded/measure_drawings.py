@@ -1,7 +1,7 @@
 """Judge drawings from outside: `python -m vp3d.embedded.measure_drawings`.
 
-For every noun that the outside judge (`vp3d.metrics.photo_judge`) knows, "a NOUN" is drawn from four
-views, several times. The ceiling is the same judge on renders of the true meshes from the same
+For every noun that the outside judge (`vp3d.metrics.photo_judge`) knows, "a NOUN" is drawn from
+four views, several times. The ceiling is the same judge on renders of the true meshes from the same
 cameras on the same backgrounds. The gate of the training is half of the ceiling. `--checkpoint`
 judges a training that is still running, by its averaged weights.
 """
@@ -79,7 +79,7 @@ def share(judge: PhotoJudge, rgb: Tensor, nouns: Sequence[str]) -> dict[str, tup
     for noun, probabilities in zip(nouns, found, strict=True):
         said = verdict(probabilities, noun)
         rows.setdefault(noun, []).append((said.top1, said.top5))
-    return {n: tuple(np.mean(v, axis=0).tolist()) for n, v in rows.items()}  # type: ignore[misc]
+    return {n: tuple(np.mean(v, axis=0).tolist()) for n, v in rows.items()}
 
 
 def write_sheet(rgb: Tensor, path: Path, columns: int = 16) -> None:

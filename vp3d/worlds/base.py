@@ -108,7 +108,6 @@ class TrainingPictures(Protocol):
         """What the captions of B pictures state [B, heads] int64, -100 where they do not."""
         ...
 
-    @staticmethod
-    def without_colors(text: str) -> str:
+    def without_colors(self, text: str) -> str:
         """A caption without its colours, as a user writes it next to an image."""
         ...

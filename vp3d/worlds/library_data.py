@@ -142,7 +142,9 @@ class LibraryPictures:
             )
         return torch.tensor(rows)
 
-    without_colors = staticmethod(without_colors)
+    def without_colors(self, text: str) -> str:
+        """A caption without its colours (`toybox.scenes.without_colors`)."""
+        return without_colors(text)
 
     @cached_property
     def _present(self) -> list[str]:
@@ -235,12 +237,11 @@ def training_pictures(
         parts.append(_read_chunk(path, world))
     return LibraryPictures(
         StackedImages([p.images.parts[0] for p in parts]),
-        *(
-            np.concatenate([getattr(p, k) for p in parts])
-            for k in ("coverage", "azimuth_deg", "elevation_deg")
-        ),
-        specs=[s for p in parts for s in p.specs],
-        world=world,
+        np.concatenate([p.coverage for p in parts]),
+        np.concatenate([p.azimuth_deg for p in parts]),
+        np.concatenate([p.elevation_deg for p in parts]),
+        [s for p in parts for s in p.specs],
+        world,
     )
 
 

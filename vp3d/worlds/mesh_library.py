@@ -128,7 +128,7 @@ def load_mesh(path: Path) -> LibraryMesh:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        textures = []
+        textures: list[np.ndarray] = []
         while f"texture{len(textures)}" in arrays:
             data = arrays[f"texture{len(textures)}"].tobytes()
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:

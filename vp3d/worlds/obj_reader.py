@@ -72,7 +72,7 @@ def read_obj(name: str, read: Reader, texture_side: int = 128) -> ObjModel:
     if not len(sizes):
         raise ValueError(f"{name}: no faces")
     folder = posixpath.dirname(name)
-    known = {}
+    known: dict[str, Material] = {}
     for library in libraries:
         known |= read_mtl(posixpath.join(folder, library), read, texture_side)
     materials = [known.get(n, Material(n)) for n in names]

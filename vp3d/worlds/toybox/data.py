@@ -97,7 +97,9 @@ class Pictures:
         """The toybox."""
         return TOYBOX
 
-    without_colors = staticmethod(without_colors)
+    def without_colors(self, text: str) -> str:
+        """A caption without its colours (`scenes.without_colors`)."""
+        return without_colors(text)
 
     def confused(self, index: int, rng: np.random.Generator) -> str:
         """A nearly right caption of picture `index` (`confuse`)."""
