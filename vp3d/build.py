@@ -32,6 +32,7 @@ from vp3d.guidance.condition import Condition, build_condition
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.vp_sds import Guidance
 from vp3d.prompt_length import cut_lines
+from vp3d.prompt_world import choose_world
 from vp3d.prompts import all_views, strip_view, view_prompts, with_view
 from vp3d.render.volume import DENSE, March
 from vp3d.rewards.build import Judges, load_judges
@@ -112,7 +113,8 @@ def load_models(config: Config, watch: Watch | None = None) -> Models:
     """Read and verify every network a run uses.
 
     Args:
-        config: its groups `prior`, `rewards`, `render`, `backend` and `cuda` are read.
+        config: its groups `prior`, `rewards`, `render`, `backend` and `cuda` are read, and its
+            prompt, where it decides between embedded models (`embedded`).
         watch: hears what is loaded.
 
     Returns:
@@ -123,7 +125,7 @@ def load_models(config: Config, watch: Watch | None = None) -> Models:
         DamagedFileError: a weight file is not the published one.
         OutOfMemoryError: the models do not fit.
     """
-    watch = watch or Watch()
+    watch, config = watch or Watch(), choose_world(config)
     device = resolve_device(config.backend)
     return _load_models(config, fit_to_device(config, device), device, watch)
 

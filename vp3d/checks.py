@@ -14,6 +14,7 @@ from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
 from vp3d.prompt_reading import read_prompt
+from vp3d.prompt_world import choose_world
 from vp3d.prompts import (
     check_negative_prompt,
     check_prompt,
@@ -73,9 +74,10 @@ def check_request(config: Config, new: bool, drawn: bool = False) -> None:
 def read_prompts(config: Config) -> tuple[Config, list[str]]:
     """The request with its prompts in the words of its priors, and a line on each change.
 
-    The config itself is returned if every word is known, or if no prior has a vocabulary.
+    Of the embedded worlds it gets the models of the one whose words it uses (`choose_world`). The
+    config itself is returned if its models are given and every word is known.
     """
-    notes = []
+    config, notes = choose_world(config), []
     for prior in (config.prior, config.visual_prompt.prior):
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         prompt = read_prompt(config.prompt, vocabulary)

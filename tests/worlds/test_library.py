@@ -9,9 +9,11 @@ import pytest
 
 from tests.worlds.test_mesh_library import cube
 from vp3d.errors import UserError
+from vp3d.worlds import library as library_module
 from vp3d.worlds import library_data
 from vp3d.worlds.household import HOUSEHOLD, NOUNS, library_world, vocabulary
-from vp3d.worlds.library import Library, LibrarySpec, caption, read_table
+from vp3d.worlds.library import Library, read_table
+from vp3d.worlds.library_captions import LibrarySpec, caption
 from vp3d.worlds.library_data import make_pictures, training_pictures
 from vp3d.worlds.mesh_library import save_mesh
 from vp3d.worlds.toybox.scenes import COLORS, is_held_out
@@ -52,7 +54,8 @@ def test_one_mesh_of_a_noun_with_three_and_a_tenth_of_the_colours_are_held_out(
     assert {library.sample(rng, "mesh").mesh for _ in range(5)} == library.held_out
 
 
-def test_pictures_state_what_they_show(folder: Path) -> None:
+def test_pictures_state_what_they_show(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_module, "PAIR_SHARE", 0.0)
     library, world = Library(folder), library_world(folder, "test")
     pictures = make_pictures(library, world, 12, np.random.default_rng(1))
     index = np.arange(12)
@@ -66,7 +69,7 @@ def test_pictures_state_what_they_show(folder: Path) -> None:
     present = maps.sum((2, 3)) > 0
     assert present.sum(1).tolist() == [1] * 12
     assert present[:, 0].tolist() == [s.noun == "armchair" for s in pictures.specs]
-    cells = pictures.coverage / 255.0
+    cells = pictures.coverage.sum(1) / 255.0
     np.testing.assert_allclose(maps.sum(1).numpy(), cells, atol=1e-6)
     for number, other in zip(
         index, pictures.other_views(index, np.random.default_rng(2)), strict=True

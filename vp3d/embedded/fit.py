@@ -34,6 +34,7 @@ from vp3d.system.files import atomic_write
 
 T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AID = "aid_"  # how the names of auxiliary heads begin; no model is saved with them
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,8 @@ def _load(
     with safe_open(path, framework="pt") as file, torch.no_grad():
         step, known = int(file.metadata()["step"]), set(file.keys())
         for key, parameter in named.items():
+            if key.startswith(AID) and f"model/{key}" not in known:
+                continue  # an auxiliary head that was added since starts untrained
             parameter.copy_(file.get_tensor(f"model/{key}"))
             ema[key].copy_(file.get_tensor(f"ema/{key}"))
             moments = {

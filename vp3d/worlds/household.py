@@ -13,11 +13,14 @@ from pathlib import Path
 from vp3d.config.paths import ASSETS
 from vp3d.errors import UserError
 from vp3d.prompts import SECTORS
+from vp3d.worlds.arrangement import SUPPORTS, sensible_pairs
 from vp3d.worlds.base import Sizes, World
-from vp3d.worlds.library import MATERIALS, TABLE, Library, read_table
+from vp3d.worlds.library import TABLE, Library, read_table
+from vp3d.worlds.library_captions import MATERIALS, RELATIONS
 from vp3d.worlds.toybox.scenes import COLORS, is_held_out
 
 HOUSEHOLD = ASSETS.parent / "household"
+HOUSEHOLD_PART = HOUSEHOLD / "library"  # the small CC0 part of the meshes
 SIZES = Sizes(
     resolution=128, widths=(48, 96, 96, 160), layers=(1, 2, 1, 1), time_width=384, patch=16
 )
@@ -48,6 +51,12 @@ def library_world(
         "color_a": list(COLORS),
         "material": ["none", *MATERIALS],
     }
+    if sensible_pairs(known):
+        heads |= {
+            "relation": ["none", *RELATIONS],
+            "object_b": ["none", *known],
+            "color_b": ["none", *COLORS],
+        }
     words = {"a", "an", "with", "on", "next", "to", "from", "above", *COLORS, *MATERIALS}
     for phrase in (*nouns, *SECTORS):
         words |= set(phrase.split())
@@ -59,6 +68,8 @@ def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
     nouns = set(world.nouns)
     views = {w for sector in SECTORS for w in sector.split()} | {"from", "above"}
     known = {"a", "an", *views, *COLORS, *MATERIALS}
+    if "relation" in world.heads:
+        known |= {word for relation in RELATIONS for word in relation.split()}
     for noun in nouns:
         known |= set(noun.split())
     pairs = [[c, n] for n in world.nouns for c in COLORS if held_out and is_held_out(c, n)]
@@ -67,6 +78,7 @@ def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
         "nouns": list(world.nouns),
         "colors": {k: list(v) for k, v in COLORS.items()},
         "held_out": pairs,
+        "supports": [n for n in world.nouns if n in SUPPORTS],
     }
 
 

@@ -10,9 +10,9 @@ The folder has `meshes.csv` and the packed meshes `meshes/NAME.npz`. A row of th
     own        the word for its own colour, if there is one
     material   "wooden" or "leather", if its texture shows it
 
-A caption is "a NOUN", "a COLOUR NOUN" or "a MATERIAL NOUN", and may end in view words. One colour
-in ten is held out of each noun (`toybox.scenes.is_held_out`), and one mesh of every noun that has
-three or more.
+Captions are those of `library_captions`; pairs of objects, those of `arrangement.sensible_pairs`.
+One colour in ten is held out of each noun (`toybox.scenes.is_held_out`), and one mesh of every noun
+that has three or more.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from pathlib import Path
 import numpy as np
 
 from vp3d.errors import UserError
+from vp3d.worlds.arrangement import sensible_pairs
+from vp3d.worlds.library_captions import LibrarySpec, joined
 from vp3d.worlds.mesh_library import PAINT, LibraryMesh, load_mesh
 from vp3d.worlds.toybox.scenes import COLORS, is_held_out
 
 TABLE, MESHES = "meshes.csv", "meshes"
-MATERIALS = ("wooden", "leather")
 MOST_MESHES = 10  # of a noun that are trained on
 HELD_OUT_FROM = 3  # meshes of a noun from which one is held out
+PAIR_SHARE = 0.04  # of captions that name two objects; they are drawn several times as often
 
 
 @dataclass(frozen=True)
@@ -51,27 +53,6 @@ class Row:
     paint: tuple[int, ...] = ()
     own: str = ""
     material: str = ""
-
-
-@dataclass(frozen=True)
-class LibrarySpec:
-    """What a picture shows: the words of its caption and the mesh, by its name in the table.
-
-    `color` and `material` are "" where the caption does not name them; `painted` says whether the
-    mesh is painted in `color`, which otherwise is its own.
-    """
-
-    noun: str
-    color: str = ""
-    material: str = ""
-    mesh: str = ""
-    painted: bool = False
-
-
-def caption(spec: LibrarySpec) -> str:
-    """The caption of `spec`, without view words."""
-    words = " ".join(w for w in (spec.color, spec.material, spec.noun) if w)
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 class Library:
@@ -96,12 +77,7 @@ class Library:
     @cached_property
     def held_out(self) -> frozenset[str]:
         """Names of the meshes that are not trained on."""
-        found = set()
-        for noun in self.nouns:
-            names = [r.name for r in self.rows if r.noun == noun]
-            if len(names) >= HELD_OUT_FROM:
-                found.add(min(names, key=_rank))
-        return frozenset(found)
+        return held_out_names(self.rows)
 
     @cached_property
     def trained(self) -> dict[str, list[Row]]:
@@ -113,6 +89,11 @@ class Library:
         return {
             n: sorted(rows, key=lambda r: _rank(r.name))[-MOST_MESHES:] for n, rows in found.items()
         }
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str, str]]:
+        """The (noun, relation, second noun) of captions with two objects."""
+        return sensible_pairs([n for n, rows in self.trained.items() if rows])
 
     @cached_property
     def row(self) -> dict[str, Row]:
@@ -138,11 +119,20 @@ class Library:
             unseen: "" for what is trained on; "pair" for a held-out pair of colour and noun;
                 "mesh" for a held-out mesh.
         """
+        rows = self._choices(unseen)
+        if not unseen and self.pairs and rng.random() < PAIR_SHARE:
+            a, relation, b = self.pairs[int(rng.integers(len(self.pairs)))]
+            return joined(self._draw(a, rows, rng), relation, self._draw(b, rows, rng))
+        nouns = list(rows)
+        return self._draw(nouns[int(rng.integers(len(nouns)))], rows, rng, unseen == "pair")
+
+    def _draw(
+        self, noun: str, rows: dict[str, list[Row]], rng: np.random.Generator, pair: bool = False
+    ) -> LibrarySpec:
+        """One object; `pair`: of a held-out pair of colour and noun."""
         while True:
-            rows = self._choices(unseen)
-            noun = list(rows)[int(rng.integers(len(rows)))]
             row = rows[noun][int(rng.integers(len(rows[noun])))]
-            spec = self._described(row, rng, unseen == "pair")
+            spec = self._described(row, rng, pair)
             if spec is not None:
                 return spec
 
@@ -171,6 +161,14 @@ class Library:
         if row.own and kind < 0.5 and not is_held_out(row.own, row.noun):
             return replace(spec, color=row.own)
         return spec
+
+
+def held_out_names(rows: Sequence[Row]) -> frozenset[str]:
+    """Of every noun with `HELD_OUT_FROM` meshes, the name of one, chosen by hash."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row.noun, []).append(row.name)
+    return frozenset(min(n, key=_rank) for n in names.values() if len(n) >= HELD_OUT_FROM)
 
 
 def read_table(path: Path) -> list[Row]:

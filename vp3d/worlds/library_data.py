@@ -20,10 +20,18 @@ from torch import Tensor
 
 from vp3d.prompts import view_words
 from vp3d.system.files import atomic_write, read_json
+from vp3d.worlds.arrangement import arrange, drawn_ratio
 from vp3d.worlds.base import World
-from vp3d.worlds.library import Library, LibrarySpec, caption
-from vp3d.worlds.mesh_render import CELLS, build_scene, render_scene
-from vp3d.worlds.toybox.data import DISTANCE, ELEVATION_DEG, FOV_DEG, OBJECT_VISIBLE
+from vp3d.worlds.library import Library
+from vp3d.worlds.library_captions import LibrarySpec, caption, joined
+from vp3d.worlds.mesh_render import CELLS, Scene, build_scene, render_scene
+from vp3d.worlds.toybox.data import (
+    DISTANCE,
+    EACH_VISIBLE,
+    ELEVATION_DEG,
+    FOV_DEG,
+    OBJECT_VISIBLE,
+)
 from vp3d.worlds.toybox.images import GROUNDS, view_vectors
 from vp3d.worlds.toybox.scenes import COLORS, without_colors
 
@@ -60,7 +68,8 @@ class LibraryPictures:
 
     Attributes:
         images: [N, S, S, 3] uint8.
-        coverage: Share of each of 8 x 8 cells that the object covers [N, 8, 8], times 255, uint8.
+        coverage: Share of each of 8 x 8 cells that each of two objects covers [N, 2, 8, 8], times
+            255, uint8; the second is 0 where a caption names one object.
         azimuth_deg: [N], degrees.
         elevation_deg: [N], degrees.
         specs: The N captions with their meshes.
@@ -90,8 +99,15 @@ class LibraryPictures:
         return view_words(float(self.azimuth_deg[index]), float(self.elevation_deg[index]))
 
     def confused(self, index: int, rng: np.random.Generator) -> str:
-        """The caption with another colour or, one time in two, another noun."""
+        """The caption with another colour or, one time in two, another noun.
+
+        Of two objects the colours are exchanged one time in three, or the second is another noun.
+        """
         spec, colors, nouns = self.specs[index], list(COLORS), self._present
+        if spec.relation and rng.random() < 1 / 3:
+            return caption(replace(spec, color=spec.color_b, color_b=spec.color))
+        if spec.relation and rng.random() < 0.5:
+            return caption(replace(spec, noun_b=nouns[int(rng.integers(len(nouns)))]))
         if spec.color and rng.random() < 0.5:
             return caption(replace(spec, color=colors[int(rng.integers(len(colors)))]))
         return caption(replace(spec, noun=nouns[int(rng.integers(len(nouns)))]))
@@ -102,45 +118,66 @@ class LibraryPictures:
         return np.array([rng.choice(of[_look(self.specs[i])]) for i in index], dtype=np.int64)
 
     def quantiles(self, frequency: Mapping[str, float]) -> np.ndarray:
-        """Cumulative probabilities [N]: all pictures alike, for all are of one kind."""
-        weight = frequency.get("plain", 1.0)
-        weights = np.full(len(self), weight).cumsum()
-        return np.asarray(weights / weights[-1])
+        """Cumulative probabilities [N]; `frequency` of a relation or "plain", 1 if missing."""
+        weights = [frequency.get(s.relation or "plain", 1.0) for s in self.specs]
+        total = np.cumsum(weights)
+        return np.asarray(total / total[-1])
 
     def noun_maps(self, index: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """Share of each of 8 x 8 cells that each noun covers [B, nouns, 8, 8], in [0, 1]."""
         share = torch.from_numpy(self.coverage[index]).to(device).float() / 255.0
         nouns = self.world.nouns
         maps = torch.zeros(len(index), len(nouns), CELLS, CELLS, device=device)
-        number = torch.tensor([nouns.index(self.specs[i].noun) for i in index], device=device)
-        maps[torch.arange(len(index), device=device), number] = share
+        rows = torch.arange(len(index), device=device)
+        specs = [self.specs[i] for i in index]
+        for part, names in enumerate(([s.noun for s in specs], [s.noun_b for s in specs])):
+            number = torch.tensor([nouns.index(n) if n else 0 for n in names], device=device)
+            maps[rows, number] += share[:, part]
         return maps
 
     def visible_targets(self) -> np.ndarray:
-        """What each picture shows [N, heads] int64 (`stated_targets`): all that its caption states.
+        """What each picture shows [N, heads] int64: what its caption states (`stated_targets`).
 
-        A picture that hardly shows its object has none.
+        A picture that hardly shows its object has no targets. Of two objects next to each other, a
+        is the left one in the picture; from behind that is the caption's second. In side views,
+        where one hides the other, they have no targets.
         """
-        targets = self.stated_targets(np.arange(len(self))).numpy()
-        targets[self.coverage.mean((1, 2)) < 255 * OBJECT_VISIBLE] = -100
-        return np.asarray(targets)
+        seen = self.coverage.mean((2, 3)) / 255.0
+        facing = np.cos(np.deg2rad(self.azimuth_deg))
+        names = list(self.world.heads)
+        pairs = [i for i, name in enumerate(names) if name != "relation"]
+        rows = []
+        for number, spec in enumerate(self.specs):
+            beside = spec.relation == "next to"
+            if beside and facing[number] < 0:
+                spec = joined(spec.second, spec.relation, replace(spec, relation=""))
+            row = self._stated(spec)
+            hidden = abs(facing[number]) < 0.4 or seen[number].min() < EACH_VISIBLE
+            if beside and hidden:
+                row = [-100 if i in pairs else value for i, value in enumerate(row)]
+            shown = seen[number].sum() if not spec.relation else seen[number].min()
+            rows.append(row if shown >= OBJECT_VISIBLE else [-100] * len(names))
+        return np.array(rows, dtype=np.int64)
 
     def stated_targets(self, index: np.ndarray) -> Tensor:
-        """Noun, colour and material of B captions [B, 3] int64, -100 where they name none.
+        """What B captions state [B, heads] int64, -100 where they do not.
 
-        Painted things have no material.
+        Painted things have no material. Where a world has captions of two objects, a caption of
+        one states that there is no second.
         """
-        heads, rows = self.world.heads, []
-        for spec in (self.specs[i] for i in index):
-            material = spec.material or ("none" if spec.painted else "")
-            rows.append(
-                [
-                    heads["object_a"].index(spec.noun),
-                    heads["color_a"].index(spec.color) if spec.color else -100,
-                    heads["material"].index(material) if material else -100,
-                ]
-            )
-        return torch.tensor(rows)
+        return torch.tensor([self._stated(self.specs[i]) for i in index])
+
+    def _stated(self, spec: LibrarySpec) -> list[int]:
+        values = {
+            "object_a": spec.noun,
+            "color_a": spec.color,
+            "material": spec.material or ("none" if spec.painted else ""),
+            "relation": spec.relation or "none",
+            "object_b": spec.noun_b or "none",
+            "color_b": spec.color_b if spec.relation else "none",
+        }
+        heads = self.world.heads.items()
+        return [known.index(v) if (v := values[name]) else -100 for name, known in heads]
 
     def without_colors(self, text: str) -> str:
         """A caption without its colours (`toybox.scenes.without_colors`)."""
@@ -160,7 +197,29 @@ class LibraryPictures:
 
 def _look(spec: LibrarySpec) -> LibrarySpec:
     """What decides the look of a mesh: the words for its own look do not."""
-    return spec if spec.painted else replace(spec, color="", material="")
+    if not spec.painted:
+        spec = replace(spec, color="", material="")
+    return spec if spec.painted_b else replace(spec, color_b="", material_b="")
+
+
+def scene_of(library: Library, spec: LibrarySpec, rng: np.random.Generator | None = None) -> Scene:
+    """The scene of a caption; `rng` varies the paint a little, None leaves its exact colour."""
+
+    def paint(part: LibrarySpec) -> np.ndarray | None:
+        if not part.painted:
+            return None
+        color = np.array(COLORS[part.color])
+        if rng is None:
+            return color
+        return np.asarray(np.clip(color + rng.normal(0.0, COLOR_JITTER, 3), 0.02, 1.0))
+
+    mesh, color = library.mesh(spec.mesh), paint(spec)
+    if not spec.relation:
+        return build_scene([mesh], [color])
+    other, second = library.mesh(spec.mesh_b), spec.second
+    ratio = drawn_ratio(spec.noun, spec.relation, spec.noun_b)
+    scales, offsets = arrange(mesh, other, spec.relation, ratio)
+    return build_scene([mesh, other], [color, paint(second)], scales, offsets)
 
 
 def render_specs(
@@ -182,19 +241,15 @@ def render_specs(
         rng: Varies the paint a little; None for its exact colour.
 
     Returns:
-        [N, size, size, 3] uint8, and the coverage of 8 x 8 cells [N, 8, 8] in [0, 1].
+        [N, size, size, 3] uint8, and the coverage of 8 x 8 cells by both objects [N, 2, 8, 8] in
+        [0, 1].
     """
     images = np.empty((len(specs), size, size, 3), dtype=np.uint8)
-    coverage = np.empty((len(specs), CELLS, CELLS), dtype=np.float32)
+    coverage = np.empty((len(specs), 2, CELLS, CELLS), dtype=np.float32)
     for n, spec in enumerate(specs):
-        color = None
-        if spec.painted:
-            color = np.array(COLORS[spec.color])
-            if rng is not None:
-                color = np.clip(color + rng.normal(0.0, COLOR_JITTER, 3), 0.02, 1.0)
-        scene = build_scene([library.mesh(spec.mesh)], [color])
+        scene = scene_of(library, spec, rng)
         image, cells = render_scene(scene, views[n : n + 1], grounds[n : n + 1], size)
-        images[n], coverage[n] = image[0], cells[0, 0]
+        images[n], coverage[n] = image[0], cells[0]
     return images, coverage
 
 
@@ -271,9 +326,13 @@ def _write_chunk(library: Library, world: World, path: Path, index: int) -> None
 def _read_chunk(path: Path, world: World) -> LibraryPictures:
     rows: Any = read_json(path.with_suffix(".json"))
     images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+    arrays = load_file(path)
+    if arrays["coverage"].ndim == 3:  # a chunk rendered before there were captions of two objects
+        one = arrays["coverage"]
+        arrays["coverage"] = np.stack([one, np.zeros_like(one)], 1)
     return LibraryPictures(
         StackedImages([images]),
-        **load_file(path),
+        **arrays,
         specs=[LibrarySpec(**row) for row in rows],
         world=world,
     )
