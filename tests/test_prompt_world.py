@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from vp3d import prompt_world
-from vp3d.checks import check_request, read_prompts
+from vp3d.checks import check_request, choose_world, in_world, read_prompts
+from vp3d.config import paths
 from vp3d.config.loader import load_config
 from vp3d.config.migrations import migrate
 from vp3d.config.paths import ASSETS
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
-from vp3d.prompt_world import choose_world, in_world, known_worlds, read_world
+from vp3d.prompt_world import known_worlds, read_world
 from vp3d.worlds.household import HOUSEHOLD, NOUNS, library_world, vocabulary
 
 
@@ -40,7 +41,8 @@ def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assets.mkdir()
     (assets / "toybox").symlink_to(ASSETS)
     monkeypatch.setattr(prompt_world, "ASSETS", assets / "toybox")
-    monkeypatch.setattr(prompt_world, "ROOT", tmp_path)
+    for module in (prompt_world, paths):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     known = vocabulary(library_world(HOUSEHOLD, known=NOUNS))
     fake_world(assets / "household", "household", known)
     (tmp_path / "gnome").mkdir()

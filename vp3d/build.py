@@ -17,7 +17,7 @@ from torch import Tensor
 from vp3d.align.sampler import describe, steered_sampler
 from vp3d.align.steer import SteeredSampler
 from vp3d.align.svdd import advice
-from vp3d.checks import is_drawn
+from vp3d.checks import choose_world, is_drawn
 from vp3d.config.identity import changed_settings, stage_settings
 from vp3d.config.paths import locate
 from vp3d.config.schema import Config, CudaConfig, FieldConfig
@@ -32,7 +32,6 @@ from vp3d.guidance.condition import Condition, build_condition
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.vp_sds import Guidance
 from vp3d.prompt_length import cut_lines
-from vp3d.prompt_world import choose_world
 from vp3d.prompts import all_views, strip_view, view_prompts, with_view
 from vp3d.render.volume import DENSE, March
 from vp3d.rewards.build import Judges, load_judges

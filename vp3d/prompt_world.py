@@ -11,11 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vp3d.config.paths import ASSETS, ROOT, locate
-from vp3d.config.schema import Config, PriorConfig, RewardsConfig
+from vp3d.config.paths import ASSETS, ROOT
+from vp3d.config.schema import PriorConfig, RewardsConfig
 from vp3d.errors import UserError
 from vp3d.prompt_reading import read_prompt
-from vp3d.prompts import Vocabulary, check_negative_prompt, check_prompt, load_vocabulary
+from vp3d.prompts import (
+    Vocabulary,
+    check_negative_prompt,
+    check_prompt,
+    load_vocabulary,
+    words_of,
+)
 from vp3d.system.files import JsonError, read_json_object
 from vp3d.weights.locate import models_folder
 
@@ -92,18 +98,17 @@ def known_worlds() -> list[EmbeddedWorld]:
     return [world for folder in folders if (world := read_world(folder)) is not None]
 
 
-def uses_embedded(config: Config) -> bool:
-    """Whether the models are those that a config names by default."""
+def is_default(prior: PriorConfig, clip: str) -> bool:
+    """Whether prior and reward CLIP are those that a config names by default."""
     default = PriorConfig()
-    same = all(getattr(config.prior, f) == getattr(default, f) for f in PRIOR_FIELDS)
-    draws = config.visual_prompt.prior.path
-    return same and not draws and config.rewards.clip == RewardsConfig().clip
+    same = all(getattr(prior, field) == getattr(default, field) for field in PRIOR_FIELDS)
+    return same and clip == RewardsConfig().clip
 
 
-def with_world(config: Config, world: EmbeddedWorld) -> Config:
-    """The config with the models of `world`, whatever the prompt is; `config` stays as it is."""
-    prior = replace(
-        config.prior,
+def prior_of(world: EmbeddedWorld, prior: PriorConfig) -> PriorConfig:
+    """`prior` with the models of `world`."""
+    return replace(
+        prior,
         path=world.path("pipeline"),
         ip_adapter=world.path("ip_adapter"),
         ip_adapter_weight=world.adapter,
@@ -111,45 +116,34 @@ def with_world(config: Config, world: EmbeddedWorld) -> Config:
         vocabulary=world.path("vocabulary.json"),
         resolution=world.resolution,
     )
-    rewards = replace(config.rewards, clip=world.path("clip"))
-    return replace(config, prior=prior, rewards=rewards, embedded="given")
 
 
-def in_world(config: Config, name: str) -> Config:
-    """The config with the models of the shipped world `name`, unless it names other models.
+def shipped_world(name: str) -> EmbeddedWorld:
+    """The world `name` of `SHIPPED`.
 
     Raises:
-        UserError: The models of that world are not there.
+        UserError: Its models are not there.
     """
-    if config.embedded == "given" or not uses_embedded(config):
-        return config
     world = read_world(ASSETS.parent / name)
     if world is None:
         raise UserError(
             f"the models of the {name} are not here: train them with `python -m "
             f"vp3d.embedded.train --world {name}`, or judge meshes that exist with --assets"
         )
-    return with_world(config, world)
+    return world
 
 
-def choose_world(config: Config) -> Config:
-    """The config with the models of the world whose words the prompt uses.
-
-    The config itself is returned if it names other models, if its models were chosen already, or
-    if it has no prompt. If no world knows every word, the one that knows most of the prompt stays,
-    and `check_request` refuses the prompt with that world's words.
-    """
-    if config.embedded == "given" or not config.prompt.strip() or not uses_embedded(config):
-        return config
+def world_of(prompt: str, negative_prompt: str = "") -> EmbeddedWorld:
+    """The first world that knows every word of a prompt, else the one that misses the fewest."""
     worlds = known_worlds()
-    unknown = [_unknown(config, load_vocabulary(locate(w.path("vocabulary.json")))) for w in worlds]
-    return with_world(config, worlds[unknown.index(min(unknown))]) if worlds else config
+    missed = [_missed(prompt, negative_prompt, world.vocabulary()) for world in worlds]
+    return worlds[missed.index(min(missed))]
 
 
-def _unknown(config: Config, vocabulary: Vocabulary) -> int:
-    """How many words of the request are unknown; one more if it is refused for another reason."""
-    texts = [read_prompt(t, vocabulary).text for t in (config.prompt, config.negative_prompt)]
-    missing = {w for t in texts for w in t.replace(",", " ").split()} - vocabulary.words
+def _missed(prompt: str, negative_prompt: str, vocabulary: Vocabulary) -> int:
+    """How many words of the prompts are unknown; one more if they are refused all the same."""
+    texts = [read_prompt(text, vocabulary).text for text in (prompt, negative_prompt)]
+    missing = {word for text in texts for word in words_of(text)} - vocabulary.words
     try:
         check_prompt(texts[0], vocabulary)
         check_negative_prompt(texts[1], vocabulary)

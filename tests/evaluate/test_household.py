@@ -130,7 +130,7 @@ def test_the_share_of_the_ceiling_is_a_ratio_of_means_with_an_interval() -> None
 
 
 def test_the_own_judge_is_asked_for_what_the_caption_names() -> None:
-    judge = Judge(dict(library_world(HOUSEHOLD, known=NOUNS).heads)).eval()
+    judge = Judge(dict(library_world(HOUSEHOLD, known=NOUNS).heads), size=SIZE).eval()
     rgb = torch.zeros(2, 3, SIZE, SIZE)
     named = named_shares(judge, rgb, parse_caption("a sofa", NOUNS))
     assert set(named) == {"passed", "objects", "colors"} and named["colors"] is None

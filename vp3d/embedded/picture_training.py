@@ -33,7 +33,7 @@ from vp3d.embedded.fit import (
     use_ema,
 )
 from vp3d.embedded.save import save_clip
-from vp3d.metrics.attribute_judge import Judge, save_judge
+from vp3d.metrics.attribute_judge import SIZE, WIDTHS, Judge, save_judge
 from vp3d.system.files import atomic_write, sha256_file
 from vp3d.worlds.base import LATENT_CHANNELS, TrainingPictures
 from vp3d.worlds.toybox.data import augment, to_tensor
@@ -52,6 +52,13 @@ def train_autoencoder(
 
     It sees crops of half the side near the middle, where the objects are. At the end the latents
     are normalised (`whiten`) and the decoder is trained a little longer.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
     """
     model = architectures.new_autoencoder().to(device, memory_format=torch.channels_last)
     folder, start = models / VAE, pictures.world.start
@@ -114,7 +121,15 @@ def whiten(model: architectures.AutoencoderTiny, rgb: Tensor, std: float = 0.5) 
 def train_clip(
     pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
 ) -> None:
-    """Train the CLIP of the rewards, `clip`."""
+    """Train the CLIP of the rewards, `clip`.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
+    """
     _train_clip("clip", pictures, plan, work, device, models)
 
 
@@ -125,6 +140,13 @@ def train_measuring_clip(
 
     Its initial weights, batches and augmentations differ from those of `clip`. `train.py` also
     gives it pictures that no other model is trained on.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
     """
     _train_clip("measuring_clip", pictures, plan, work, device, models, MEASURING_SEED)
 
@@ -214,7 +236,15 @@ def _equal_captions(texts: list[str], device: str) -> Tensor:
 def train_judge(
     pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
 ) -> None:
-    """Train the judge, which measures and never optimises."""
+    """Train the judge, which measures and never optimises.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
+    """
     _train_judge("judge", pictures, plan, work, device, models, JUDGE_SEEDS)
 
 
@@ -224,6 +254,13 @@ def train_feature_tower(
     """Train a network of the judge's kind from another seed.
 
     Its features are the local part of the hallucination score, which may be a reward.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
     """
     _train_judge("feature_tower", pictures, plan, work, device, models, TOWER_SEEDS)
 
@@ -251,7 +288,10 @@ def _train_judge(
     of_weights, of_batches = first_seeds
     torch.manual_seed(of_weights + plan.seed)
     heads = dict(pictures.world.heads)
-    judge = Judge(heads).to(device).train()
+    size = pictures.world.sizes.resolution
+    halvings = (size // SIZE).bit_length() - 1  # more than the stages of a judge of 64 pixels have
+    widths = (*WIDTHS, *WIDTHS[-1:] * halvings)
+    judge = Judge(heads, widths, size).to(device).train()
     if plan.seed:
         judge.load_state_dict(load_file(models / name / "judge.safetensors"))
     answers = torch.from_numpy(pictures.visible_targets())
@@ -284,6 +324,13 @@ def train_vision_tower(
 
     Its embedding must predict the exact attributes; each patch must predict which noun it shows
     and the latents below it.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
     """
     torch.manual_seed(plan.seed)
     world = pictures.world

@@ -90,7 +90,7 @@ LARGE_PLANS = PLANS | {
 PARTS = tuple(PLANS)
 UNASKED = tuple(part for part in PARTS if part != "upscaler")  # trained without parts
 MEASURING = ("measuring_clip",)  # parts trained on chunks of pictures that no other part uses
-TRAINERS = {
+TRAINERS: dict[str, Callable[..., None]] = {
     "autoencoder": train_autoencoder,
     "clip": train_clip,
     "judge": train_judge,

@@ -275,10 +275,9 @@ def by_pictures(rgb: Tensor, spec: LibrarySpec, prompt: str) -> dict[str, Any]:
     judge = own_judge()
     if judge is not None and spec.noun in judge.values["object_a"]:
         figures |= named_shares(judge, rgb, spec)
-    clip = measuring_clip()
-    if prompt:
-        known = clip is not None and prompt in clip[1]
-        figures["r_precision"] = r_precision(clip[0], rgb, prompt, clip[1]) if known else None
+    known = measuring_clip()
+    if known is not None and prompt in known[1]:
+        figures["r_precision"] = r_precision(known[0], rgb, prompt, known[1])
     return figures
 
 

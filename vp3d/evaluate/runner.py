@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from vp3d.build import Models, load_every_model
-from vp3d.checks import check_request
+from vp3d.checks import check_request, choose_world, in_world
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
@@ -39,7 +39,6 @@ from vp3d.evaluate.results_folder import (
 from vp3d.export.read import SUFFIXES, fit_to_cube, read_mesh
 from vp3d.finish import exported
 from vp3d.jobs.make_once import failure_of, make
-from vp3d.prompt_world import choose_world, in_world
 from vp3d.report.report import time_spent
 from vp3d.runs.folder import RunFolder, slug
 from vp3d.runs.provenance import git_state, machine_name
