@@ -37,12 +37,12 @@ def fake_world(folder: Path, name: str, words: dict[str, object]) -> Path:
 @pytest.fixture
 def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The toybox, a household without weights, and own meshes of one noun."""
-    assets = tmp_path / "assets"
-    assets.mkdir()
+    assets = tmp_path / "repository" / "assets"
+    assets.mkdir(parents=True)
     (assets / "toybox").symlink_to(ASSETS)
     monkeypatch.setattr(prompt_world, "ASSETS", assets / "toybox")
     for module in (prompt_world, paths):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+        monkeypatch.setattr(module, "ROOT", assets.parent)
     known = vocabulary(library_world(HOUSEHOLD, known=NOUNS))
     fake_world(assets / "household", "household", known)
     (tmp_path / "gnome").mkdir()
@@ -103,7 +103,7 @@ def test_models_that_are_named_are_kept(worlds: Path) -> None:
 
 
 def test_a_world_in_training_or_damaged_is_none(worlds: Path) -> None:
-    household = worlds / "assets" / "household"
+    household = worlds / "repository" / "assets" / "household"
     assert [w.name for w in known_worlds()] == ["own", "household", "toybox"]
     (household / "clip" / "open_clip_config.json").unlink()
     (worlds / "models" / "worlds" / "gnomes" / "world.json").write_text('{"name": "../x"}')

@@ -134,10 +134,17 @@ def shipped_world(name: str) -> EmbeddedWorld:
 
 
 def world_of(prompt: str, negative_prompt: str = "") -> EmbeddedWorld:
-    """The first world that knows every word of a prompt, else the one that misses the fewest."""
+    """The first world that knows every word of a prompt.
+
+    If there is none, the one that misses the fewest; of several, that of the most words.
+    """
     worlds = known_worlds()
-    missed = [_missed(prompt, negative_prompt, world.vocabulary()) for world in worlds]
-    return worlds[missed.index(min(missed))]
+    known = [world.vocabulary() for world in worlds]
+    missed = [_missed(prompt, negative_prompt, words) for words in known]
+    if 0 in missed:
+        return worlds[missed.index(0)]
+    ranks = [(-count, len(words.words)) for count, words in zip(missed, known, strict=True)]
+    return worlds[ranks.index(max(ranks))]
 
 
 def _missed(prompt: str, negative_prompt: str, vocabulary: Vocabulary) -> int:
