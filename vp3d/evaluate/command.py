@@ -191,7 +191,8 @@ def evaluate_household(
     folder = (library or household.HOUSEHOLD_PART).absolute()
     meshes = household.library_of(folder)
     tasks = household.suite_tasks(seeds) if assets is None else household.folder_tasks(assets)
-    suite = {"suite": "household", "assets": str(assets.absolute()) if assets else None}
+    suite: dict[str, Any] = {"suite": "household"}
+    suite["assets"] = str(assets.absolute()) if assets else None
     suite |= {"library": relative_to_repository(folder), "meshes": len(meshes.rows)}
     lock_to_settings(settings, suite, household.judge_sources())
     records = run_tasks(tasks, settings, partial(household.judge_asset, library=folder), jobs)
