@@ -14,7 +14,10 @@ setup(
     package_data={
         "vp3d": ["py.typed"],
         "vp3d.serve": ["static/*", "static/vendor/*"],
-        "vp3d.assets": ["**/*.json", "**/*.safetensors", "**/*.txt"],
+        "vp3d.assets": [
+            *("**/*.json", "**/*.safetensors", "**/*.txt"),
+            *("household/*.csv", "household/library/**/*"),  # meshes that assets are compared with
+        ],
         "vp3d.configs": ["*.yaml"],
     },
 )

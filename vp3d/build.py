@@ -18,7 +18,7 @@ from vp3d.align.objectives import PictureScore
 from vp3d.align.sampler import describe, steered_sampler
 from vp3d.align.steer import SteeredSampler
 from vp3d.align.svdd import advice
-from vp3d.checks import is_drawn
+from vp3d.checks import choose_world, is_drawn
 from vp3d.config.identity import changed_settings, stage_settings
 from vp3d.config.paths import locate
 from vp3d.config.schema import Config, CudaConfig, FieldConfig
@@ -113,7 +113,8 @@ def load_models(config: Config, watch: Watch | None = None) -> Models:
     """Read and verify every network a run uses.
 
     Args:
-        config: its groups `prior`, `rewards`, `render`, `backend` and `cuda` are read.
+        config: its groups `prior`, `rewards`, `render`, `backend` and `cuda` are read, and its
+            prompt, where it decides between embedded models (`embedded`).
         watch: hears what is loaded.
 
     Returns:
@@ -124,7 +125,7 @@ def load_models(config: Config, watch: Watch | None = None) -> Models:
         DamagedFileError: a weight file is not the published one.
         OutOfMemoryError: the models do not fit.
     """
-    watch = watch or Watch()
+    watch, config = watch or Watch(), choose_world(config)
     device = resolve_device(config.backend)
     return _load_models(config, fit_to_device(config, device), device, watch)
 

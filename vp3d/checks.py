@@ -14,6 +14,7 @@ from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
 from vp3d.prompt_reading import read_prompt
+from vp3d.prompt_world import EmbeddedWorld, is_default, prior_of, shipped_world, world_of
 from vp3d.prompts import (
     check_negative_prompt,
     check_prompt,
@@ -76,9 +77,10 @@ def check_request(
 def read_prompts(config: Config) -> tuple[Config, list[str]]:
     """The request with its prompts in the words of its priors, and a line on each change.
 
-    The config itself is returned if every word is known, or if no prior has a vocabulary.
+    Of the embedded worlds it gets the models of the one whose words it uses (`choose_world`). The
+    config itself is returned if its models are given and every word is known.
     """
-    notes = []
+    config, notes = choose_world(config), []
     for prior in (config.prior, config.visual_prompt.prior):
         vocabulary = load_vocabulary(locate(prior.vocabulary)) if prior.vocabulary else None
         prompt = read_prompt(config.prompt, vocabulary)
@@ -87,6 +89,40 @@ def read_prompts(config: Config) -> tuple[Config, list[str]]:
             config = dataclasses.replace(config, prompt=prompt.text, negative_prompt=negative.text)
         notes += [prompt.note(), negative.note("negative prompt")]
     return config, [note for note in notes if note]
+
+
+def choose_world(config: Config) -> Config:
+    """The request with the models of the embedded world whose words its prompt uses.
+
+    The config itself is returned if it names other models, if its models were chosen already, or
+    if it has no prompt. If no world knows every word, the one that misses the fewest is taken, and
+    `check_request` refuses the prompt with the words of that world.
+    """
+    if not config.prompt.strip() or not _is_open(config):
+        return config
+    return _with_world(config, world_of(config.prompt, config.negative_prompt))
+
+
+def in_world(config: Config, name: str) -> Config:
+    """The request with the models of the shipped world `name`, unless it names other models.
+
+    Raises:
+        UserError: The models of that world are not there.
+    """
+    return _with_world(config, shipped_world(name)) if _is_open(config) else config
+
+
+def _is_open(config: Config) -> bool:
+    """Whether an embedded world has still to be chosen."""
+    draws = config.visual_prompt.prior.path
+    by_default = is_default(config.prior, config.rewards.clip) and not draws
+    return config.embedded == "by_words" and by_default
+
+
+def _with_world(config: Config, world: EmbeddedWorld) -> Config:
+    prior = prior_of(world, config.prior)
+    rewards = dataclasses.replace(config.rewards, clip=world.path("clip"))
+    return dataclasses.replace(config, prior=prior, rewards=rewards, embedded="given")
 
 
 def needed_weights(config: Config, drawn: bool) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Words that mean the same as, or are near to, the words of the toybox.
+"""Words that mean the same as, or are near to, the words of the embedded worlds.
 
 Source: compiled by hand for VP3D from everyday English. No dictionary, word list or other data was
 copied. The colour words that CSS defines were compared with the toybox's colours by CIEDE2000
@@ -11,6 +11,9 @@ Two tables, each line `target: phrase, phrase`:
   nothing to a picture of one object and is left out.
 * `NEAR`: a phrase without an equal in the toybox. It is refused, and the targets, separated by
   slashes, are the hint.
+
+`SAME_HOUSEHOLD` and `NEAR_HOUSEHOLD` are the same for the objects of the household. A phrase may be
+in both tables of a kind; of its targets, the first that a vocabulary knows counts.
 
 Phrases are lower case and in the singular, except parts and patterns that come in the plural.
 """
@@ -158,27 +161,120 @@ orange: tangerine, clementine
 pink: rose, flamingo
 """
 
+SAME_HOUSEHOLD = """
+sofa: sofa bed, sectional, corner sofa, leather couch
+armchair: arm chair, easy chair, recliner, wing chair, club chair, lounge chair, cozy chair
+car: suv, minicar, city car, saloon car, estate car, hatchback car
+mug: beaker, tankard, beer mug, stein, coffee mug, tea mug
+teddy bear: teddybear, plush bear, stuffed bear, toy bear, cuddly bear, bear toy
+barrel: keg, cask, wine barrel, wooden barrel, oil drum
+hamburger: burger, cheeseburger, beefburger
+vase: urn, flower vase, amphora
+dog: puppy, pup, hound, doggy, doggie, pooch, labrador, retriever, canine
+washing machine: washer, laundry machine, clothes washer
+soccer ball: soccerball, association football
+piano: upright piano, grand piano, pianoforte
+chair: seat, dining chair, kitchen chair, desk chair, office chair
+table: dining table, coffee table, kitchen table, tabletop, bedside table, end table
+bench: park bench, garden bench, pew
+desk: writing desk, bureau, computer desk, office desk
+bed: bedstead, double bed, single bed, bunk, four poster
+wardrobe: closet, armoire, cupboard
+lamp: reading lamp, floor lamp, bedside lamp, standard lamp
+bookcase: bookshelf, book shelf, bookrack, shelving
+potted plant: houseplant, house plant, pot plant, indoor plant, ficus
+bicycle: bike, pushbike, push bike, mountain bike, racing bike, velocipede
+scooter: vespa, motor scooter, moped, motorscooter
+truck: lorry, pickup, pickup truck, dump truck
+van: minivan, delivery van, camper van, transporter
+bus: coach, omnibus, city bus, double decker, minibus
+forklift: forklift truck, fork lift, fork lift truck
+rowboat: rowing boat, row boat, skiff, dinghy, canoe
+wheelbarrow: barrow, wheel barrow, garden cart
+cat: kitten, kitty, pussycat, tomcat, feline, tabby
+horse: pony, mare, stallion, foal, colt, steed
+rabbit: bunny, hare, bunny rabbit
+bottle: flask, wine bottle, beer bottle, glass bottle
+bowl: dish, basin, fruit bowl, salad bowl
+cup: teacup, tea cup, coffee cup, espresso cup
+teapot: tea pot, tea kettle
+hot dog: hotdog, frankfurter, wiener
+toaster: bread toaster
+microwave: microwave oven
+fridge: refrigerator, icebox, ice box, freezer
+trash can: garbage can, rubbish bin, dustbin, waste bin, garbage bin, trashcan, bin, litter bin
+box: carton, cardboard box, package
+crate: wooden crate, packing case
+sink: washbasin, wash basin, washbowl
+bathtub: bath, tub, bath tub
+toilet: loo, lavatory, wc
+brush: scrubbing brush, paintbrush, paint brush
+tv: television, telly, tv set, television set
+laptop: notebook computer, portable computer, macbook
+phone: telephone, smartphone, mobile phone, cell phone, cellphone, mobile
+camera: photo camera, digital camera, dslr
+radio: radio set, transistor radio, wireless set
+guitar: electric guitar, acoustic guitar
+hat: top hat, tophat, bowler, fedora, sunhat
+jacket: coat, blazer, anorak
+umbrella: parasol, brolly, sunshade
+drill: power drill, electric drill, hand drill
+basketball: basket ball
+pool table: billiard table, billiards table, snooker table
+fire hydrant: hydrant, fireplug, fire plug
+wooden: timber, oaken, wood, made of wood
+leather: leathery, made of leather
+"""
+
+NEAR_HOUSEHOLD = """
+truck / bus / van: vehicle, train, tractor, jeep, wagon
+bicycle / scooter: motorcycle, motorbike, tricycle
+chair / armchair / bench: stool, throne, rocker
+bed / sofa: mattress, ottoman, daybed, hammock
+table / desk: counter, workbench, stand, nightstand
+bookcase / wardrobe: shelf, cabinet, sideboard, dresser
+bottle / vase: pitcher, jug, jar, goblet, glass
+cup / mug: chalice
+teapot: kettle
+laptop / tv: computer, pc, screen, tablet
+dog / cat / rabbit: animal, pet, fox, wolf, mouse, hamster
+horse: donkey, cow, zebra, deer
+potted plant: plant, flower, bush, shrub, cactus, tree
+guitar / piano: violin, drum, trumpet, cello, keyboard
+soccer ball / basketball: ball, football, volleyball, tennis ball
+hat: cap, helmet, beanie
+hamburger / hot dog: pizza, sandwich, bread, cake
+box / crate: suitcase, parcel, trunk, brick
+fridge / washing machine: oven, stove, dishwasher, dryer
+sink / bathtub: shower, faucet
+rowboat: boat, ship, kayak, raft, sailboat
+"""
+
 SHADES = ("dark", "deep", "bright", "vivid", "rich", "light", "pale", "strong", "pure")
 SHADED = ("red", "orange", "yellow", "lime", "green", "cyan", "blue", "purple", "pink", "brown")
 
 
-def _read(table: str) -> dict[str, str]:
-    """The targets of a table's phrases; the first line with a phrase counts."""
-    found: dict[str, str] = {}
-    for line in filter(None, table.splitlines()):
-        target, phrases = line.split(":")
-        for phrase in phrases.split(","):
-            found.setdefault(phrase.strip(), target.strip())
+def _read(*tables: str) -> dict[str, tuple[str, ...]]:
+    """The targets of each phrase, table by table; in one table its first line counts."""
+    found: dict[str, tuple[str, ...]] = {}
+    for table in tables:
+        own: dict[str, str] = {}
+        for line in filter(None, table.splitlines()):
+            target, phrases = line.split(":")
+            for phrase in phrases.split(","):
+                own.setdefault(phrase.strip(), target.strip())
+        for phrase, target in own.items():
+            found[phrase] = tuple(dict.fromkeys((*found.get(phrase, ()), target)))
     return found
 
 
-SYNONYMS = _read(SAME)
+SYNONYMS = _read(SAME_HOUSEHOLD, SAME)
 for _color in SHADED:
     for _shade in SHADES:
-        SYNONYMS.setdefault(f"{_shade} {_color}", _color)
+        SYNONYMS.setdefault(f"{_shade} {_color}", (_color,))
 NEIGHBOURS = {
-    phrase: tuple(target.strip() for target in targets.split("/"))
-    for phrase, targets in _read(NEAR).items()
+    phrase: tuple(one.strip() for targets in lines for one in targets.split("/"))
+    for phrase, lines in _read(NEAR, NEAR_HOUSEHOLD).items()
 }
 LONGEST = max(len(phrase.split()) for phrase in SYNONYMS)  # words in a phrase
 ENDINGS = (  # of a plural, and what the singular has instead
@@ -225,9 +321,9 @@ def meaning(phrase: str, known: Collection[str]) -> str | None:
     for spelled in (phrase, *other_numbers(phrase)):
         if spelled in known:
             return spelled
-        target = SYNONYMS.get(spelled)
-        if target is not None and all(word in known for word in target.split()):
-            return target
+        for target in SYNONYMS.get(spelled, ()):
+            if all(word in known for word in target.split()):
+                return target
     return None
 
 

@@ -123,6 +123,7 @@ def test_the_image_is_the_picture_itself_or_where_words_tell_the_view_often_anot
 ) -> None:
     prior = losses.prior
     index, kind = np.arange(72), np.tile([0, 2, 3], 24)
+    views = len(prior.pictures) // len(prior.pictures.specs)
     silent, told = np.zeros(72, bool), np.ones(72, bool)
     assert np.array_equal(
         prior._image_index(index, kind, silent, np.random.default_rng(0)),
@@ -131,8 +132,7 @@ def test_the_image_is_the_picture_itself_or_where_words_tell_the_view_often_anot
     shown = prior._image_index(index, kind, told, np.random.default_rng(0))
     image = kind > 1
     assert (
-        np.array_equal(shown[image] // prior.views, index[image] // prior.views)
-        and (shown[~image] == -1).all()
+        np.array_equal(shown[image] // views, index[image] // views) and (shown[~image] == -1).all()
     )
     assert 0.3 < np.mean(shown[image] != index[image]) < 0.7, (
         "three in four, of three views of which one is the same"

@@ -13,7 +13,7 @@ import torch
 from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.embedded import latent_reader
-from vp3d.worlds.toybox.data import draw_specs, make_pictures, noun_maps, to_tensor
+from vp3d.worlds.toybox.data import HEADS, draw_specs, make_pictures, noun_maps, to_tensor
 from vp3d.worlds.toybox.scenes import kind_of
 
 
@@ -69,7 +69,7 @@ def test_an_attribute_that_no_picture_of_the_batch_tells_costs_nothing(
     network, latents, _, targets = taught
     whole, silent = network.whole(network.body(latents)), targets.clone()
     silent[:, [0, -1]] = -100
-    heads = len(latent_reader.HEADS)
+    heads = len(HEADS)
     assert float(network.attribute_loss(whole, torch.full_like(targets, -100))) == 0.0
     lost = network.attribute_loss(whole, targets) - network.attribute_loss(whole, silent)
     first = torch.nn.functional.cross_entropy(
@@ -94,9 +94,7 @@ def test_kinds_are_drawn_as_often_as_asked() -> None:
     pictures = make_pictures(draw_specs(rng, 200, reserved=False), 2, rng)
     kinds = np.array([kind_of(s) for s in pictures.specs])[pictures.scene_of]
     often = {"on": 6.0, "checks": 0.5}
-    index = np.searchsorted(
-        latent_reader.kind_quantiles(pictures, often), rng.random(40_000), side="right"
-    )
+    index = np.searchsorted(pictures.quantiles(often), rng.random(40_000), side="right")
     weights = np.array([often.get(k, 1.0) for k in kinds])
     for kind in ("on", "checks", "part"):
         assert (kinds[index] == kind).mean() == pytest.approx(

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -152,27 +151,26 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_latents_are_kept_added_to_and_made_anew_for_another_autoencoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picture_training, "ASSETS", tmp_path)
     rng = np.random.default_rng(0)
     pictures = data.make_pictures(data.draw_specs(rng, 6, reserved=False), 2, rng)
     few = replace(pictures, images=pictures.images[:5], scene_of=pictures.scene_of[:5])
     path = tmp_path / "latents.safetensors"
     architectures.new_autoencoder().save_pretrained(tmp_path / "pipeline" / "vae")
-    first = picture_training.encode_pictures(few, path, "cpu")
+    first = picture_training.encode_pictures(few, path, "cpu", tmp_path)
     encoded = []
     monkeypatch.setattr(
         picture_training,
         "to_tensor",
         lambda images, device: encoded.append(len(images)) or data.to_tensor(images),
     )
-    whole = picture_training.encode_pictures(pictures, path, "cpu")
+    whole = picture_training.encode_pictures(pictures, path, "cpu", tmp_path)
     assert whole.shape == (12, 4, 16, 16) and torch.equal(whole[:5], first) and encoded == [7]
     assert torch.equal(
-        picture_training.encode_pictures(pictures, path, "cpu"), whole
+        picture_training.encode_pictures(pictures, path, "cpu", tmp_path), whole
     ) and encoded == [7]
     architectures.new_autoencoder().save_pretrained(tmp_path / "pipeline" / "vae")
     assert not torch.equal(
-        picture_training.encode_pictures(pictures, path, "cpu"), whole
+        picture_training.encode_pictures(pictures, path, "cpu", tmp_path), whole
     ) and encoded == [
         7,
         12,
@@ -271,8 +269,10 @@ def test_align_keeps_the_mean_of_where_it_began_and_what_it_found(
         "fit",
         lambda _, model, *__: {k: p.detach() + 2.0 for k, p in model.named_parameters()},
     )
-    monkeypatch.setattr(prior_training, "save_prior", lambda model, _: saved.append(model))
-    prior_training.train_align(cast(data.Pictures, None), train.PLANS["align"], tmp_path, "cpu")
+    monkeypatch.setattr(prior_training, "save_prior", lambda model, *_: saved.append(model))
+    rng = np.random.default_rng(0)
+    pictures = data.make_pictures(data.draw_specs(rng, 1, reserved=False), 1, rng)
+    prior_training.train_align(pictures, train.PLANS["align"], tmp_path, "cpu")
     tokenizer = architectures.load_tokenizer(paths.ASSETS / "pipeline" / "tokenizer", words())
     committed = prior_training.new_prior_parts(tokenizer, trained=True)
     for part, found in saved[0].items():

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers.tiny_models import save_manifest
-from vp3d.errors import UserError
+from vp3d.errors import DamagedFileError, UserError
 from vp3d.metrics.attribute_judge import Judge, judge_loss, judge_views, load_judge, save_judge
 
 HEADS = {"color": ["red", "green", "blue"], "place": ["left", "right"]}
@@ -123,3 +123,18 @@ def test_every_parameter_gets_a_finite_gradient_and_the_mode_is_kept() -> None:
     assert judge.training and torch.equal(before, judge.norm.running_mean)
     with pytest.raises(ValueError, match="judge_views resizes"):
         judge(torch.rand(1, 3, 32, 32))
+
+
+def test_a_judge_of_larger_pictures_keeps_its_size(tmp_path: Path) -> None:
+    save_judge(Judge(HEADS, SMALL, 128), tmp_path / "large")
+    save_judge(Judge(HEADS, SMALL), tmp_path / "small")
+    assert "size" not in json.loads((tmp_path / "small" / "judge.json").read_text())
+    large, small = (load_judge(tmp_path / name) for name in ("large", "small"))
+    assert (large.size, small.size) == (128, 64)
+    assert len(judge_views(large, torch.rand(1, 3, 96, 96))) == 1
+    with pytest.raises(ValueError, match=r"takes rgb \[B, 3, 128, 128\]"):
+        large.features(torch.zeros(1, 3, 64, 64))
+    text = (tmp_path / "large" / "judge.json").read_text().replace("128", "100")
+    (tmp_path / "large" / "judge.json").write_text(text)
+    with pytest.raises(DamagedFileError, match="does not describe a judge"):
+        load_judge(tmp_path / "large")

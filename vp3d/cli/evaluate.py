@@ -39,6 +39,9 @@ suites:
              WORK/gallery.png.
   stylised   three nouns with each of five reference pictures, and without; try it with
              --config configs/stylize.yaml.
+  household  72 prompts of real things (assets/prompts/household.txt), judged by a network that
+             was trained on photographs (extra photo-judge), as a share of what it says of the true
+             meshes, and compared with the nearest of them; --library DIR has all of them.
   t3bench    the protocol of T3Bench on your own copy of its prompts, or on any other prompts:
              162 positions x 5 focal lengths, regional means.
 
@@ -75,6 +78,7 @@ class Suite:
 
     run: Callable[[argparse.Namespace, Settings], str]  # returns the tables as text
     options: dict[str, Any] = field(default_factory=dict)  # no other suite reads them
+    world: str = "toybox"  # whose models make the assets, unless others are given
 
 
 def run_toybench(arguments: argparse.Namespace, settings: Settings) -> str:
@@ -102,6 +106,15 @@ def run_stylised(arguments: argparse.Namespace, settings: Settings) -> str:
     return evaluate_stylised(settings, arguments.seeds, pool_of(arguments))
 
 
+def run_household(arguments: argparse.Namespace, settings: Settings) -> str:
+    """Run `household`; returns its tables."""
+    from vp3d.evaluate.command import evaluate_household
+
+    return evaluate_household(
+        settings, arguments.assets, arguments.library, arguments.seeds, pool_of(arguments)
+    )
+
+
 def run_t3bench(arguments: argparse.Namespace, settings: Settings) -> str:
     """Run `t3bench`; returns its tables."""
     from vp3d.evaluate.command import evaluate_t3bench
@@ -123,6 +136,7 @@ SUITES = {
     "toybench": Suite(run_toybench, {"subset": "all", "assets": None}),
     "gallery": Suite(run_gallery, {"prompts": [], "every": 1}),
     "stylised": Suite(run_stylised),
+    "household": Suite(run_household, {"assets": None, "library": None}, "household"),
     "t3bench": Suite(
         run_t3bench,
         {
@@ -134,6 +148,7 @@ SUITES = {
             "endpoint_model": "",
             "size": 512,
         },
+        world="",
     ),
 }
 
@@ -162,6 +177,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--subset", choices=("all", "mini"), help="toybench: all 72 prompts, or 6 of each set (all)"
+    )
+    parser.add_argument(
+        "--library",
+        metavar="DIR",
+        type=Path,
+        help="household: the packed true meshes (the small part that ships with VP3D)",
     )
     add_preset(parser, "standard")
     add_config(parser)
@@ -223,7 +244,8 @@ def run(arguments: argparse.Namespace) -> int:
     from vp3d.evaluate.runner import Settings
 
     folder = absolute(folder, arguments)
-    settings = Settings(folder, arguments.preset, tuple(files), tuple(overrides))
+    world = SUITES[arguments.suite].world
+    settings = Settings(folder, arguments.preset, tuple(files), tuple(overrides), world)
     pool_of(arguments).check(settings.config().cuda.memory_gb)
     sys.stdout.write(SUITES[arguments.suite].run(arguments, settings))
     return 0

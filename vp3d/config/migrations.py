@@ -37,10 +37,17 @@ def with_baked_light(tree: Tree) -> None:
         tree["export"].setdefault("light", "baked")
 
 
+def with_given_models(tree: Tree) -> None:
+    """Version 4 to 5: version 5 added `embedded`; older runs have the models that they name."""
+    if isinstance(tree.get("prior"), dict):
+        tree.setdefault("embedded", "given")
+
+
 MIGRATIONS: dict[int, Migration] = {
     1: no_change,
     2: without_fog,
     3: with_baked_light,
+    4: with_given_models,
 }  # version -> the step to the next one
 CONFIG_VERSION = 1 + len(MIGRATIONS)
 

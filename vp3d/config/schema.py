@@ -422,6 +422,9 @@ class Config:
     # auto takes a CUDA device if torch sees one; cuda without one is an error
     backend: Literal["auto", "cpu", "cuda"] = "auto"
     output_dir: str = "outputs"  # folder that gets one folder per run
+    # by_words: where prior and rewards are the embedded ones, those of the world whose words the
+    # prompt uses; given: those that prior and rewards name
+    embedded: Literal["by_words", "given"] = "by_words"
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
     visual_prompt: VisualPromptConfig = dataclasses.field(default_factory=VisualPromptConfig)
     guidance: GuidanceConfig = dataclasses.field(default_factory=GuidanceConfig)

@@ -35,18 +35,19 @@ from transformers import (
 )
 
 from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD, GatedImageAttention, pool_image
+from vp3d.worlds.base import LATENT_CHANNELS, Sizes
 
 TOKENS = 20  # length of a tokenized prompt
 TEXT_WIDTH = 128
 IMAGE_EMBED = 128
 IMAGE_WIDTH = 128  # of the vision tower's patches, of which there are 8 x 8
 IMAGE_TOKENS = TOKENS  # as many as the caption has: they are first trained to equal its tokens
-RESOLUTION = 64  # side of a picture, pixels
+TOYBOX_SIZES = Sizes()
 UPSCALER_NOISE = 100  # the highest level of the noise on the upscaler's small picture
 
 
 def new_autoencoder() -> AutoencoderTiny:
-    """An untrained autoencoder from 64 x 64 x 3 to 16 x 16 x 4.
+    """An untrained autoencoder from S x S x 3 to S/4 x S/4 x 4.
 
     `scaling_factor` is set after training, so that latents have unit variance.
     """
@@ -116,20 +117,22 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def new_unet() -> UNet2DConditionModel:
-    """An untrained denoiser with v-prediction on latents [B, 4, 16, 16].
+def new_unet(sizes: Sizes = TOYBOX_SIZES) -> UNet2DConditionModel:
+    """An untrained denoiser with v-prediction on latents [B, 4, S, S].
 
     It has cross-attention to the prompt at 8 x 8 and 4 x 4. The pooled text is also added to the
     time embedding, which scales and shifts every block: nouns are learnt sooner that way.
     """
+    outer = len(sizes.widths) - 2
     return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(96, 96, 160),
-        layers_per_block=(2, 1, 1),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=sizes.latent,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=sizes.widths,
+        layers_per_block=sizes.layers,
+        down_block_types=("DownBlock2D",) * outer + ("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * outer,
+        time_embedding_dim=sizes.time_width,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
@@ -179,10 +182,10 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def new_image_encoder() -> CLIPVisionModelWithProjection:
+def new_image_encoder(sizes: Sizes = TOYBOX_SIZES) -> CLIPVisionModelWithProjection:
     """The IP-Adapter's vision tower, untrained.
 
-    It turns 64 x 64 pictures into an embedding [B, 128] and patches [B, 1 + 64, 128].
+    It turns pictures into an embedding [B, 128] and patches [B, 1 + 64, 128].
     """
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
@@ -190,8 +193,8 @@ def new_image_encoder() -> CLIPVisionModelWithProjection:
             intermediate_size=384,
             num_hidden_layers=6,
             num_attention_heads=4,
-            image_size=RESOLUTION,
-            patch_size=8,
+            image_size=sizes.resolution,
+            patch_size=sizes.patch,
             projection_dim=IMAGE_EMBED,
         )
     )
@@ -241,19 +244,21 @@ def add_image_branch(unet: UNet2DConditionModel) -> nn.ModuleDict:
     return branches
 
 
-def clip_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
+def clip_config(
+    tokenizer: CLIPTokenizer, sizes: Sizes = TOYBOX_SIZES, name: str = "toybox"
+) -> dict[str, object]:
     """The `model_cfg` of the reward model: a small ResNet and a text transformer."""
-    text = {"context_length": TOKENS, "vocab_size": len(tokenizer), "hf_tokenizer_name": "toybox"}
+    text = {"context_length": TOKENS, "vocab_size": len(tokenizer), "hf_tokenizer_name": name}
     return {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": RESOLUTION, "layers": [1, 1, 1, 1], "width": 24},
+        "vision_cfg": {"image_size": sizes.resolution, "layers": [1, 1, 1, 1], "width": 24},
         "text_cfg": text | {"width": 128, "heads": 4, "layers": 3},
     }
 
 
-def new_clip(tokenizer: CLIPTokenizer) -> open_clip.CLIP:
+def new_clip(tokenizer: CLIPTokenizer, sizes: Sizes = TOYBOX_SIZES) -> open_clip.CLIP:
     """The open_clip model of the rewards, untrained."""
-    return open_clip.CLIP(**clip_config(tokenizer))
+    return open_clip.CLIP(**clip_config(tokenizer, sizes))
 
 
 def new_noun_head(width: int, nouns: int) -> nn.Conv2d:
@@ -314,7 +319,7 @@ class TextHeads(nn.Module):
 
 
 def vision_outputs(tower: nn.Module, rgb: torch.Tensor) -> Any:
-    """`image_embeds` [B, 128] and hidden states of rgb [B, 3, 64, 64] in [0, 1]."""
+    """`image_embeds` [B, 128] and hidden states of rgb [B, 3, S, S] in [0, 1]."""
     mean, std = (rgb.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
     return tower((rgb - mean) / std, output_hidden_states=True)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,11 @@ from vp3d.embedded import architectures
 from vp3d.embedded.fit import half_precision
 from vp3d.embedded.latent_reader import (
     NO_TARGET,
-    READER_HEADS,
     LatentReader,
     caption_batch,
-    kind_quantiles,
 )
-from vp3d.worlds.toybox.data import Pictures, augment, noun_maps, to_tensor
-from vp3d.worlds.toybox.scenes import without_colors
+from vp3d.worlds.base import LATENT_CHANNELS, TrainingPictures
+from vp3d.worlds.toybox.data import augment, to_tensor
 
 # What a sample is conditioned on, by number
 TEXT, NOTHING, TEXT_AND_IMAGE, IMAGE, TEXT_AND_NULL_IMAGE, NULL_IMAGE = range(6)
@@ -42,22 +41,23 @@ class Conditions:
     Attributes:
         index: Number of the true picture [B].
         kind: What the sample is conditioned on [B], `TEXT` to `NULL_IMAGE`.
-        inputs: Text embeddings [B, L, C], image tokens [B, T, C] and gates [B] for the denoiser.
-        targets: Attributes [B, heads] int64 in the order of `READER_HEADS`, `NO_TARGET` where the
+        inputs: Text embeddings [B, L, C], image tokens [B, T, C] and gates [B] for the denoiser;
+            the text alone if it has no image branch.
+        targets: Attributes [B, heads] int64 in the order of `reader_heads`, `NO_TARGET` where the
             condition does not determine them.
         image_targets: The same of the picture behind the image tokens, `NO_TARGET` without one.
     """
 
     index: np.ndarray
     kind: np.ndarray
-    inputs: tuple[Tensor, Tensor, Tensor]
+    inputs: tuple[Tensor, ...]
     targets: Tensor
     image_targets: Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The last input of the denoiser: conditions, noisy latents [B, 4, 16, 16], time steps [B]."""
+    """The last input of the denoiser: conditions, noisy latents [B, 4, S, S], time steps [B]."""
 
     conditions: Conditions
     noisy: Tensor
@@ -106,7 +106,7 @@ class PriorLosses:
         self,
         model: nn.ModuleDict,
         tokenizer: object,
-        pictures: Pictures,
+        pictures: TrainingPictures,
         latents: Tensor,
         targets: Tensor,
         reader: LatentReader,
@@ -118,10 +118,11 @@ class PriorLosses:
         """Prepare the losses of a model.
 
         Args:
-            model: "unet", "text", "projection", "vision_tower" and any of the auxiliary heads.
+            model: "unet", "text" and any of the auxiliary heads; "projection" and "vision_tower" if
+                the denoiser has an image branch.
             tokenizer: Of the text encoder.
             pictures: The N training pictures.
-            latents: Their scaled latents [N, 4, 16, 16].
+            latents: Their scaled latents [N, 4, S, S].
             targets: Their attributes [N, heads] (`read_targets`).
             reader: The frozen network behind `loss_read`.
             shares: Shares of the kinds of condition, in their order; the last kind has the rest.
@@ -134,8 +135,7 @@ class PriorLosses:
         self.batch, self.extra_images, self.image_weight = batch, extra_images, image_weight
         self.device = next(model.parameters()).device
         self.alpha_bar = alpha_bar_from_config(architectures.new_scheduler().config).to(self.device)
-        self.views = len(pictures) // len(pictures.specs)
-        self.quantiles = kind_quantiles(pictures, self.KIND_FREQUENCY)
+        self.quantiles = pictures.quantiles(self.KIND_FREQUENCY)
         self.cells = torch.empty(0)  # features [B, C, 8, 8] of the last forward pass
         if "aid_map" in model:
             model.get_submodule("unet.up_blocks.1.upsamplers.0").register_forward_pre_hook(
@@ -157,9 +157,9 @@ class PriorLosses:
         noisy = alpha * x0 + sigma * noise
         self.last = Batch(conditions, noisy, t)
         with half_precision(self.device):
-            predicted = self.model["unet"](noisy, t, conditions.inputs).sample
+            predicted = self.model["unet"](noisy, t, denoiser_inputs(conditions.inputs)).sample
         predicted = predicted.float()
-        shares = noun_maps(self.pictures, conditions.index, self.device)
+        shares = self.pictures.noun_maps(conditions.index, self.device)
         known = torch.from_numpy(determines_scene(conditions.kind)).to(self.device)
         known_shares = shares * known[:, None, None, None]
         with half_precision(self.device):
@@ -191,20 +191,22 @@ class PriorLosses:
             np.where(kind < 2, 0.0, rng.uniform(0.4, 1.0, batch)).astype(np.float32)
         )
         gate = torch.where(torch.from_numpy(kind == IMAGE), torch.ones_like(gate), gate)
-        known = torch.from_numpy(determines_scene(kind))[:, None].repeat(1, len(READER_HEADS))
+        known = torch.from_numpy(determines_scene(kind))[:, None].repeat(1, self.targets.shape[1])
         known[:, -1] &= torch.from_numpy(names_view)
         none = self.targets.new_tensor(NO_TARGET)
         targets = self.targets[index].where(known, none)
         has_image = torch.from_numpy(image_index >= 0)[:, None]
         image_targets = self.targets[image_index].where(has_image, none)
-        inputs = (self.encode(texts), self.image_tokens(image_index, rng), gate.to(self.device))
+        inputs: tuple[Tensor, ...] = (self.encode(texts),)
+        if "projection" in self.model:
+            inputs += (self.image_tokens(image_index, rng), gate.to(self.device))
         return Conditions(
             index, kind, inputs, targets.to(self.device), image_targets.to(self.device)
         )
 
     def null_patches(self) -> Tensor:
         """Patches [1, 65, 128] that the vision tower gives for no image (zeros, normalised)."""
-        side = architectures.RESOLUTION
+        side = self.pictures.world.sizes.resolution
         nothing = torch.zeros(1, 3, side, side, device=self.device)
         tower = self.model["vision_tower"]
         return architectures.patches(tower(nothing, output_hidden_states=True))
@@ -256,7 +258,7 @@ class PriorLosses:
             return view if kind == IMAGE and rng.random() < 0.3 else ""
         text = self.pictures.caption(index)
         if rng.random() < (0.4 if kind == TEXT_AND_IMAGE else 0.04):
-            text = without_colors(text)
+            text = self.pictures.without_colors(text)
         return f"{text}, {view}" if view else text
 
     def _image_index(
@@ -264,9 +266,13 @@ class PriorLosses:
     ) -> np.ndarray:
         """Number [B] of the picture behind the image tokens, -1 without one."""
         other = names_view & (rng.random(len(index)) < 0.75)
-        other_view = index // self.views * self.views + rng.integers(self.views, size=len(index))
-        chosen = np.where(other, other_view, index)
+        chosen = np.where(other, self.pictures.other_views(index, rng), index)
         return np.where((kind == TEXT_AND_IMAGE) | (kind == IMAGE), chosen, -1)
+
+
+def denoiser_inputs(inputs: tuple[Tensor, ...]) -> Any:
+    """`Conditions.inputs` as the denoiser takes them: without image branch the text itself."""
+    return inputs if len(inputs) > 1 else inputs[0]
 
 
 def determines_scene(kind: np.ndarray) -> np.ndarray:
@@ -294,8 +300,10 @@ class AlignLosses:
     NOISE = 0.4  # largest standard deviation of the noise on a drawing that is read
     READ_WEIGHT, ENERGY_WEIGHT = 0.02, 0.3
 
-    def __init__(self, prior: PriorLosses, paired: int = 8) -> None:
-        self.prior, self.paired, self.shares = prior, paired, np.cumsum(self.SHARES)
+    def __init__(
+        self, prior: PriorLosses, paired: int = 8, shares: Sequence[float] = SHARES
+    ) -> None:
+        self.prior, self.paired, self.shares = prior, paired, np.cumsum(shares)
 
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of one batch; the training minimises the sum of those named `loss*`."""
@@ -325,7 +333,7 @@ class AlignLosses:
     def draw(
         self, inputs: tuple[Tensor, ...], rng: np.random.Generator, generator: torch.Generator
     ) -> Tensor:
-        """Latents [B, 4, 16, 16] sampled from noise, with their gradient.
+        """Latents [B, 4, S, S] sampled from noise, with their gradient.
 
         Args:
             inputs: Text embeddings, image tokens and gates of B samples (`Conditions.inputs`).
@@ -338,11 +346,13 @@ class AlignLosses:
         exact_times = len(alpha_bar) * (np.arange(self.STEPS, 0, -1) - jitter) / self.STEPS
         times = [max(round(time) - 1, 0) for time in exact_times]
         levels = noise_levels(alpha_bar, torch.tensor(times, device=alpha_bar.device))
-        start = torch.randn(batch, 4, 16, 16, generator=generator, device=alpha_bar.device)
+        side = self.prior.pictures.world.sizes.latent
+        shape = (batch, LATENT_CHANNELS, side, side)
+        start = torch.randn(shape, generator=generator, device=alpha_bar.device)
 
         def denoise(x: Tensor, step: int) -> Tensor:
             with half_precision(self.prior.device):
-                v = self.prior.model["unet"](x, times[step], inputs).sample
+                v = self.prior.model["unet"](x, times[step], denoiser_inputs(inputs)).sample
             return epsilon_from_v(x, v.float(), levels[step].expand(len(x)))
 
         return sample(denoise, start, levels)

@@ -34,6 +34,7 @@ from vp3d.system.files import atomic_write
 
 T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AID = "aid_"  # how the names of auxiliary heads begin; no model is saved with them
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,18 @@ class Plan:
     save_every_s: float = 120.0  # seconds between checkpoints
     seed: int = 0
     muon: str = "(?!)"  # matches nothing
+    hold: float = 0.0  # share of the steps after the warm-up at the peak rate
+    watch_every_s: float = 1200.0  # seconds between calls of the watcher, if there is one
 
 
 def rate(plan: Plan, step: int) -> float:
-    """Learning rate of `step`: linear warm-up, then cosine to zero."""
+    """Learning rate of `step`: linear warm-up, the peak for a while, then cosine to zero."""
     if step < plan.warmup:
         return plan.lr * (step + 1) / plan.warmup
-    progress = (step - plan.warmup) / max(plan.steps - plan.warmup, 1)
+    first = plan.warmup + plan.hold * (plan.steps - plan.warmup)
+    if step < first:
+        return plan.lr
+    progress = (step - first) / max(plan.steps - first, 1)
     return plan.lr * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
@@ -70,6 +76,7 @@ def fit(
     losses: Callable[[np.random.Generator, torch.Generator], dict[str, Tensor]],
     plan: Plan,
     folder: Path,
+    watch: Callable[[dict[str, Tensor], int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Train the parameters of `model` that require gradients.
 
@@ -80,6 +87,7 @@ def fit(
             named `loss*` is minimised; all are printed.
         plan: Number of steps, learning rate and so on.
         folder: Where the checkpoint is.
+        watch: Called from time to time (`Plan.watch_every_s`) with the EMA and the steps so far.
 
     Returns:
         The EMA of the trained parameters by name, on the CPU.
@@ -103,7 +111,7 @@ def fit(
         )
         return {k: v.cpu() for k, v in ema.items()}
     decay = 0.5 ** (1.0 / max(plan.ema_share * plan.steps, 1.0))
-    started = saved = printed = time.monotonic()
+    started = saved = printed = watched = time.monotonic()
     for step in range(first, plan.steps):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = rate(plan, step)
@@ -140,11 +148,15 @@ def fit(
             left = (now - started) / (step + 1 - first) * (plan.steps - step - 1)
             numbers = "  ".join(f"{k} {float(v.detach()):.4f}" for k, v in values.items())
             sys.stderr.write(
-                f"{name} {step + 1}/{plan.steps}  {numbers}  eta {left / 60:.1f} min\n"
+                f"{name} {step + 1}/{plan.steps}  {numbers}  seen {(step + 1) * plan.batch}"
+                f"  eta {left / 60:.1f} min\n"
             )
         if now - saved > plan.save_every_s:
             saved = now
             _save(path, step + 1, named, ema, optimizers)
+        if watch and now - watched > plan.watch_every_s:
+            watched = now
+            watch(ema, step + 1)
     if not rank:
         _save(path, plan.steps, named, ema, optimizers)
     return {k: v.cpu() for k, v in ema.items()}
@@ -249,6 +261,8 @@ def _load(
     with safe_open(path, framework="pt") as file, torch.no_grad():
         step, known = int(file.metadata()["step"]), set(file.keys())
         for key, parameter in named.items():
+            if key.startswith(AID) and f"model/{key}" not in known:
+                continue  # an auxiliary head that was added since starts untrained
             parameter.copy_(file.get_tensor(f"model/{key}"))
             ema[key].copy_(file.get_tensor(f"ema/{key}"))
             moments = {

@@ -10,7 +10,6 @@ trained through it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,34 +21,36 @@ from torch import Tensor, nn
 from vp3d.embedded import architectures
 from vp3d.embedded.fit import Plan, fit, half_precision, use_ema
 from vp3d.prompts import all_views
-from vp3d.worlds.toybox.data import (
-    HEADS,
-    Pictures,
-    attribute_targets,
-    noun_maps,
-    spec_targets,
-    thumbnails,
-)
-from vp3d.worlds.toybox.scenes import NOUNS, caption, kind_of
+from vp3d.worlds.base import LATENT_CHANNELS, TrainingPictures, World
+from vp3d.worlds.toybox.data import TOYBOX, thumbnails
 
 PLAN = Plan(steps=1500, lr=2e-3)
 BATCH = 96
 KIND_FREQUENCY = {"on": 6.0, "next to": 6.0}  # two objects are small and hard to recognise
 VIEW_HEAD = {"view": all_views()}
-READER_HEADS = HEADS | VIEW_HEAD
+
+
+def reader_heads(world: World) -> dict[str, list[str]]:
+    """What the reader names: the attributes of the world, and the view last."""
+    return {**world.heads, **VIEW_HEAD}
+
+
+READER_HEADS = reader_heads(TOYBOX)
 NO_TARGET = -100  # a target that the cross-entropy ignores
 # Largest standard deviation of the noise added to the latents in training; theirs is 1
 NOISE = 0.4
 
 
 class LatentReader(nn.Module):
-    """Recognises the content of scaled latents [B, 4, 16, 16].
+    """Recognises the content of scaled latents [B, 4, S, S].
 
     Its outputs are the noun of each of 8 x 8 cells, the attributes of the picture and its view.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: World = TOYBOX) -> None:
         super().__init__()
+        # 16 x 16 latents are halved once before the 8 x 8 cells, larger ones in every early block
+        first = world.sizes.latent // 16
 
         def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
             return nn.Sequential(
@@ -57,20 +58,24 @@ class LatentReader(nn.Module):
             )
 
         self.body = nn.Sequential(
-            block(4, 48), block(48, 64), block(64, 128, 2), block(128, 128), block(128, 128)
+            block(LATENT_CHANNELS, 48),
+            block(48, 64, first),
+            block(64, 128, 2),
+            block(128, 128),
+            block(128, 128),
         )
-        self.map = nn.Conv2d(128, len(NOUNS), 1)
+        self.map = nn.Conv2d(128, len(world.nouns), 1)
         self.squeeze = nn.Sequential(
             nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 8 * 8, 256), nn.SiLU()
         )
-        self.aid = architectures.AttributeHeads(256, HEADS)
+        self.aid = architectures.AttributeHeads(256, world.heads)
         self.view = architectures.AttributeHeads(256, VIEW_HEAD)
 
     def forward(self, latents: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
         """The loss: cross-entropy of the noun maps, plus `attribute_loss`. A scalar.
 
         Args:
-            latents: Scaled latents [B, 4, 16, 16].
+            latents: Scaled latents [B, 4, S, S].
             shares: Share of each cell that each noun covers [B, nouns, 8, 8] (`noun_maps`).
             targets: Attributes [B, heads] int64 (`read_targets`), `NO_TARGET` for none.
         """
@@ -91,25 +96,15 @@ class LatentReader(nn.Module):
         return self.aid(whole, targets[:, :-1]) + 0.5 * self.view(whole, targets[:, -1:])
 
 
-def read_targets(pictures: Pictures) -> Tensor:
-    """Targets [N, heads] int64 in the order of `READER_HEADS`: `attribute_targets` and the view."""
-    numbers = {view: number for number, view in enumerate(READER_HEADS["view"])}
+def read_targets(pictures: TrainingPictures) -> Tensor:
+    """Targets [N, heads] int64 in the order of `reader_heads`: what is visible, and the view."""
+    numbers = {view: number for number, view in enumerate(VIEW_HEAD["view"])}
     views = torch.tensor([numbers[pictures.view(i)] for i in range(len(pictures))])
-    return torch.cat([torch.from_numpy(attribute_targets(pictures)), views[:, None]], 1)
-
-
-def kind_quantiles(pictures: Pictures, frequency: Mapping[str, float]) -> np.ndarray:
-    """Cumulative probabilities [N] for drawing pictures.
-
-    `frequency` gives the relative frequency of a kind of caption (`scenes.kind_of`), 1 if missing.
-    """
-    weights = np.array([frequency.get(kind_of(s), 1.0) for s in pictures.specs])
-    weights = weights[pictures.scene_of].cumsum()
-    return np.asarray(weights / weights[-1])
+    return torch.cat([torch.from_numpy(pictures.visible_targets()), views[:, None]], 1)
 
 
 def train_reader(
-    pictures: Pictures,
+    pictures: TrainingPictures,
     latents: Tensor,
     targets: Tensor,
     work: Path,
@@ -120,7 +115,7 @@ def train_reader(
 
     Args:
         pictures: The N training pictures.
-        latents: Their scaled latents [N, 4, 16, 16].
+        latents: Their scaled latents [N, 4, S, S].
         targets: Their targets [N, heads] (`read_targets`).
         work: Folder of the checkpoint.
         device: Where to train.
@@ -129,15 +124,15 @@ def train_reader(
     Returns:
         The reader on `device`, without gradient in its parameters.
     """
-    reader = LatentReader().to(device)
-    quantiles = kind_quantiles(pictures, KIND_FREQUENCY)
+    reader = LatentReader(pictures.world).to(device)
+    quantiles = pictures.quantiles(KIND_FREQUENCY)
 
     def losses(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         index = np.searchsorted(quantiles, rng.random(BATCH), side="right")
         x0 = latents[index].to(device).float()
         strength = NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator, device=device)
         noisy = x0 + strength * torch.randn(x0.shape, generator=generator, device=device)
-        shares = noun_maps(pictures, index, device)
+        shares = pictures.noun_maps(index, device)
         with half_precision(x0.device):
             return {"loss_read": reader(noisy, shares, targets[index].to(device))}
 
@@ -147,7 +142,7 @@ def train_reader(
 
 
 def caption_batch(
-    pictures: Pictures, index: np.ndarray, device: torch.device | str
+    pictures: TrainingPictures, index: np.ndarray, device: torch.device | str
 ) -> tuple[list[str], Tensor, Tensor]:
     """Captions of pictures with what they must predict.
 
@@ -158,11 +153,10 @@ def caption_batch(
 
     Returns:
         B captions with view words; the attributes they state [B, heads] int64 in the order of
-        `READER_HEADS`; the thumbnails of the pictures [B, T] (`data.thumbnails`).
+        `reader_heads`; the thumbnails of the pictures [B, T] (`data.thumbnails`).
     """
-    specs = [pictures.specs[pictures.scene_of[i]] for i in index]
     views = [pictures.view(int(i)) for i in index]
-    view_targets = torch.tensor([[READER_HEADS["view"].index(v)] for v in views])
-    targets = torch.cat([spec_targets(specs), view_targets], 1)
-    texts = [f"{caption(s)}, {v}" for s, v in zip(specs, views, strict=True)]
+    view_targets = torch.tensor([[VIEW_HEAD["view"].index(v)] for v in views])
+    targets = torch.cat([pictures.stated_targets(index), view_targets], 1)
+    texts = [f"{pictures.caption(int(i))}, {v}" for i, v in zip(index, views, strict=True)]
     return texts, targets.to(device), thumbnails(pictures.images[index]).to(device)

@@ -1,15 +1,16 @@
 """Training of the embedded models that need no denoiser.
 
 These are the autoencoder, the CLIP of the rewards, the judge and the IP-Adapter's vision tower.
-Each function trains one part and writes it to `ASSETS`; its arguments are the training pictures,
-the plan, the folder of the part's checkpoints and the device. A plan with a seed other than 0
-continues from the committed weights.
+Each function trains one part and writes it to the folder `models`; its arguments are the training
+pictures, the plan, the folder of the part's checkpoints, the device and `models`. A plan with a
+seed other than 0 continues from the weights in `models`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,52 +24,66 @@ from torch import Tensor, nn
 
 from vp3d.config.paths import ASSETS
 from vp3d.embedded import architectures
-from vp3d.embedded.fit import Plan, first_process_first, fit, process_rank, use_ema
-from vp3d.embedded.save import save_clip
-from vp3d.metrics.attribute_judge import Judge, save_judge
-from vp3d.system.files import atomic_write, sha256_file
-from vp3d.worlds.toybox.data import (
-    HEADS,
-    Pictures,
-    attribute_targets,
-    augment,
-    confuse,
-    noun_maps,
-    spec_targets,
-    to_tensor,
+from vp3d.embedded.fit import (
+    Plan,
+    first_process_first,
+    fit,
+    half_precision,
+    process_rank,
+    use_ema,
 )
-from vp3d.worlds.toybox.scenes import NOUNS, caption, words
+from vp3d.embedded.save import save_clip
+from vp3d.metrics.attribute_judge import SIZE, WIDTHS, Judge, save_judge
+from vp3d.system.files import atomic_write, sha256_file
+from vp3d.worlds.base import LATENT_CHANNELS, TrainingPictures
+from vp3d.worlds.toybox.data import augment, to_tensor
 
-VISION_TOWER = Path("ip_adapter", "models", "image_encoder")  # in ASSETS
+VAE = Path("pipeline", "vae")  # in the folder of the models
+VISION_TOWER = Path("ip_adapter", "models", "image_encoder")
 MEASURING_SEED = 7000  # of the CLIP that measures; that of the rewards has 0
 JUDGE_SEEDS, TOWER_SEEDS = (4242, 900), (8000, 8000)  # of the initial weights, of the batches
 LATENTS = "latents.safetensors"
 
 
-def train_autoencoder(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_autoencoder(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train the AutoencoderTiny; the loss is L1 + 2 L2 on pixels in [-1, 1].
 
-    It sees 32 x 32 crops near the middle, where the objects are. At the end the latents are
-    normalised (`whiten`) and the decoder is trained a little longer.
+    It sees crops of half the side near the middle, where the objects are. At the end the latents
+    are normalised (`whiten`) and the decoder is trained a little longer.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
     """
     model = architectures.new_autoencoder().to(device, memory_format=torch.channels_last)
-    folder = ASSETS / "pipeline" / "vae"
+    folder, start = models / VAE, pictures.world.start
     if folder.exists() and plan.seed:
         model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    elif start is not None:
+        model.load_state_dict(load_file(start / VAE / "diffusion_pytorch_model.safetensors"))
+    crop = pictures.world.sizes.resolution // 2
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=plan.batch)
         # the sum of two draws is most often near the middle
-        corners = rng.integers(0, 17, (plan.batch, 2)) + rng.integers(0, 17, (plan.batch, 2))
+        most = crop // 2 + 1
+        corners = rng.integers(0, most, (plan.batch, 2)) + rng.integers(0, most, (plan.batch, 2))
         crops = [
-            pictures.images[i, y : y + 32, x : x + 32]
-            for i, (y, x) in zip(index, corners, strict=True)
+            picture[y : y + crop, x : x + crop]
+            for picture, (y, x) in zip(pictures.images[index], corners, strict=True)
         ]
         target = (to_tensor(np.stack(crops), device) * 2.0 - 1.0).contiguous(
             memory_format=torch.channels_last
         )
-        latents = model.encoder(target)
-        error = model.decoder(latents) - target
+        with half_precision(target.device) if start else nullcontext():
+            latents = model.encoder(target)
+            decoded = model.decoder(latents)
+        latents, error = latents.float(), decoded.float() - target
         return {
             "loss_l1": error.abs().mean(),
             "loss_l2": 2.0 * error.square().mean(),
@@ -103,51 +118,79 @@ def whiten(model: architectures.AutoencoderTiny, rgb: Tensor, std: float = 0.5) 
     model.register_to_config(scaling_factor=1.0 / std)
 
 
-def train_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
-    """Train the CLIP of the rewards, `clip`."""
-    _train_clip("clip", pictures, plan, work, device)
+def train_clip(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
+    """Train the CLIP of the rewards, `clip`.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
+    """
+    _train_clip("clip", pictures, plan, work, device, models)
 
 
-def train_measuring_clip(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_measuring_clip(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train `measuring_clip`, which measures R-precision and never optimises.
 
     Its initial weights, batches and augmentations differ from those of `clip`. `train.py` also
     gives it pictures that no other model is trained on.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
     """
-    _train_clip("measuring_clip", pictures, plan, work, device, MEASURING_SEED)
+    _train_clip("measuring_clip", pictures, plan, work, device, models, MEASURING_SEED)
 
 
 def _train_clip(
-    name: str, pictures: Pictures, plan: Plan, work: Path, device: str, first_seed: int = 0
+    name: str,
+    pictures: TrainingPictures,
+    plan: Plan,
+    work: Path,
+    device: str,
+    models: Path,
+    first_seed: int = 0,
 ) -> None:
-    """Contrast pictures with captions and with nearly right ones; write the model to ASSETS/name.
+    """Contrast pictures with captions and with nearly right ones; write the model to models/name.
 
-    Nearly right captions are those of `confuse`. Auxiliary heads predict the attributes.
+    Nearly right captions are those of `pictures.confused`. Auxiliary heads predict the attributes.
 
     Args:
-        name: folder in ASSETS and name of the checkpoint.
+        name: folder in `models` and name of the checkpoint.
         pictures: the training pictures.
-        plan: the plan; with a seed other than 0 it continues from the committed weights.
+        plan: the plan; with a seed other than 0 it continues from the weights in `models`.
         work: folder of the checkpoint.
         device: where it is trained.
+        models: folder of the models.
         first_seed: added to the seed of the plan.
     """
-    tokenizer = architectures.load_tokenizer(ASSETS / name, words())
+    world = pictures.world
+    tokenizer = architectures.load_tokenizer(models / name, world.words)
     torch.manual_seed(plan.seed + first_seed)
-    model = architectures.new_clip(tokenizer)
+    model = architectures.new_clip(tokenizer, world.sizes)
     if plan.seed:
-        weights = load_file(ASSETS / name / "open_clip_model.safetensors")
+        weights = load_file(models / name / "open_clip_model.safetensors")
         model.load_state_dict(weights, strict=False)
-    heads = nn.ModuleDict({k: architectures.AttributeHeads(128, HEADS) for k in ("image", "text")})
+    heads = nn.ModuleDict(
+        {k: architectures.AttributeHeads(128, world.heads) for k in ("image", "text")}
+    )
     both = nn.ModuleDict({"clip": model, "aids": heads}).to(device).train()
-    answers = torch.from_numpy(attribute_targets(pictures))
+    answers = torch.from_numpy(pictures.visible_targets())
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.choice(len(pictures), plan.batch, replace=False)
         views = [f", {pictures.view(i)}" if rng.random() < 0.4 else "" for i in index]
-        specs = [pictures.specs[pictures.scene_of[i]] for i in index]
-        texts = [caption(s) + v for s, v in zip(specs, views, strict=True)]
-        texts += [caption(confuse(s, rng)) + v for s, v in zip(specs, views, strict=True)]
+        texts = [pictures.caption(int(i)) + v for i, v in zip(index, views, strict=True)]
+        texts += [pictures.confused(int(i), rng) + v for i, v in zip(index, views, strict=True)]
         rgb = augment(to_tensor(pictures.images[index], device), rng, strength=0.5)
         image = model.encode_image((rgb - 0.5) / 0.25)
         text = model.encode_text(architectures.tokenize(tokenizer, texts).to(device))
@@ -155,7 +198,10 @@ def _train_clip(
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         logits = logits.masked_fill(_equal_captions(texts, device), -1e4)
         right = torch.arange(plan.batch, device=device)
-        image_targets, text_targets = answers[index].to(device), spec_targets(specs).to(device)
+        image_targets, text_targets = (
+            answers[index].to(device),
+            pictures.stated_targets(index).to(device),
+        )
         attributes = heads["image"](image, image_targets)
         return {
             "loss_image_text": F.cross_entropy(logits, right),
@@ -171,7 +217,7 @@ def _train_clip(
     )
     if not process_rank():
         dtype = torch.float16 if first_seed else torch.float32
-        save_clip(model.eval().cpu(), tokenizer, ASSETS / name, dtype)
+        save_clip(model.eval().cpu(), tokenizer, models / name, world, dtype)
 
 
 def _equal_captions(texts: list[str], device: str) -> Tensor:
@@ -187,43 +233,68 @@ def _equal_captions(texts: list[str], device: str) -> Tensor:
     return torch.cat([right, torch.diag(equal.float())], 1) > 0
 
 
-def train_judge(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
-    """Train the judge, which measures and never optimises."""
-    _train_judge("judge", pictures, plan, work, device, JUDGE_SEEDS)
+def train_judge(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
+    """Train the judge, which measures and never optimises.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
+    """
+    _train_judge("judge", pictures, plan, work, device, models, JUDGE_SEEDS)
 
 
-def train_feature_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_feature_tower(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train a network of the judge's kind from another seed.
 
     Its features are the local part of the hallucination score, which may be a reward.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
     """
-    _train_judge("feature_tower", pictures, plan, work, device, TOWER_SEEDS)
+    _train_judge("feature_tower", pictures, plan, work, device, models, TOWER_SEEDS)
 
 
 def _train_judge(
     name: str,
-    pictures: Pictures,
+    pictures: TrainingPictures,
     plan: Plan,
     work: Path,
     device: str,
+    models: Path,
     first_seeds: tuple[int, int],
 ) -> None:
     """Train on the exact attributes of pictures blurred, noised and tinted at random.
 
     Args:
-        name: folder in ASSETS and name of the checkpoint.
+        name: folder in `models` and name of the checkpoint.
         pictures: the training pictures.
-        plan: the plan; with a seed other than 0 it continues from the committed weights.
+        plan: the plan; with a seed other than 0 it continues from the weights in `models`.
         work: folder of the checkpoint.
         device: where it is trained.
+        models: folder of the models.
         first_seeds: added to the seed of the plan, for the initial weights and for the batches.
     """
     of_weights, of_batches = first_seeds
     torch.manual_seed(of_weights + plan.seed)
-    judge = Judge(HEADS).to(device).train()
+    heads = dict(pictures.world.heads)
+    size = pictures.world.sizes.resolution
+    halvings = (size // SIZE).bit_length() - 1  # more than the stages of a judge of 64 pixels have
+    widths = (*WIDTHS, *WIDTHS[-1:] * halvings)
+    judge = Judge(heads, widths, size).to(device).train()
     if plan.seed:
-        judge.load_state_dict(load_file(ASSETS / name / "judge.safetensors"))
-    answers = torch.from_numpy(attribute_targets(pictures))
+        judge.load_state_dict(load_file(models / name / "judge.safetensors"))
+    answers = torch.from_numpy(pictures.visible_targets())
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=plan.batch)
@@ -231,11 +302,11 @@ def _train_judge(
         targets = answers[index].to(device)
         right = [
             (logits[h].argmax(1) == targets[:, i]) | (targets[:, i] < 0)
-            for i, h in enumerate(HEADS)
+            for i, h in enumerate(heads)
         ]
         losses = [
             F.cross_entropy(logits[h], targets[:, i], ignore_index=-100)
-            for i, h in enumerate(HEADS)
+            for i, h in enumerate(heads)
         ]
         all_right = torch.stack(right).all(0).float().mean()
         return {"loss": torch.stack(losses).sum(), "all_right": all_right}
@@ -243,28 +314,39 @@ def _train_judge(
     use_ema(judge, fit(name, judge, losses, replace(plan, seed=plan.seed + of_batches), work))
     _recompute_batch_norm(judge, pictures, judge, device)
     if not process_rank():
-        save_judge(judge.eval().cpu(), ASSETS / name)
+        save_judge(judge.eval().cpu(), models / name)
 
 
-def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_vision_tower(
+    pictures: TrainingPictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train the IP-Adapter's vision tower.
 
     Its embedding must predict the exact attributes; each patch must predict which noun it shows
     and the latents below it.
+
+    Args:
+        pictures: the training pictures.
+        plan: the plan.
+        work: folder of the checkpoint.
+        device: where it is trained.
+        models: folder of the models.
     """
     torch.manual_seed(plan.seed)
-    tower: Any = architectures.new_image_encoder()
+    world = pictures.world
+    tower: Any = architectures.new_image_encoder(world.sizes)
     if plan.seed:
-        tower.load_state_dict(load_file(ASSETS / VISION_TOWER / "model.safetensors"))
-    attribute_heads = architectures.AttributeHeads(architectures.IMAGE_EMBED, HEADS)
-    noun_head = architectures.new_noun_head(architectures.IMAGE_WIDTH, len(NOUNS))
-    latent_head = nn.Linear(architectures.IMAGE_WIDTH, 4 * 2 * 2)
+        tower.load_state_dict(load_file(models / VISION_TOWER / "model.safetensors"))
+    attribute_heads = architectures.AttributeHeads(architectures.IMAGE_EMBED, world.heads)
+    noun_head = architectures.new_noun_head(architectures.IMAGE_WIDTH, len(world.nouns))
+    side = world.sizes.latent // 8  # of the latents below a patch
+    latent_head = nn.Linear(architectures.IMAGE_WIDTH, LATENT_CHANNELS * side**2)
     heads = {"whole": attribute_heads, "patches": noun_head, "local": latent_head}
     model = nn.ModuleDict({"vision_tower": tower, **heads}).to(device).train()
     latents = first_process_first(
-        lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device)
+        lambda: encode_pictures(pictures, work.parent / "prior" / LATENTS, device, models)
     )
-    answers = torch.from_numpy(attribute_targets(pictures))
+    answers = torch.from_numpy(pictures.visible_targets())
 
     def losses(rng: np.random.Generator, _: torch.Generator) -> dict[str, Tensor]:
         index = rng.integers(len(pictures), size=plan.batch)
@@ -272,9 +354,9 @@ def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) 
         outputs = architectures.vision_outputs(
             tower, augment(rgb, rng, strength=0.25, most_shift=0)
         )
-        shares, cells = noun_maps(pictures, index, device), architectures.patches(outputs)[:, 1:]
+        shares, cells = pictures.noun_maps(index, device), architectures.patches(outputs)[:, 1:]
         log_share = F.log_softmax(noun_head(cells.mT.unflatten(2, shares.shape[2:])), 1)
-        cell_latents = F.unfold(latents[index].to(device).float(), 2, stride=2).mT
+        cell_latents = F.unfold(latents[index].to(device).float(), side, stride=side).mT
         latent_error = F.mse_loss(latent_head(cells), cell_latents)
         return {
             "loss_attributes": attribute_heads(outputs.image_embeds, answers[index].to(device)),
@@ -284,12 +366,12 @@ def train_vision_tower(pictures: Pictures, plan: Plan, work: Path, device: str) 
 
     use_ema(model, fit("vision_tower", model, losses, plan, work))
     if not process_rank():
-        tower.cpu().save_pretrained(ASSETS / VISION_TOWER, safe_serialization=True)
+        tower.cpu().save_pretrained(models / VISION_TOWER, safe_serialization=True)
 
 
 @torch.no_grad()
 def _recompute_batch_norm(
-    module: nn.Module, pictures: Pictures, forward: Callable[[Tensor], Any], device: str
+    module: nn.Module, pictures: TrainingPictures, forward: Callable[[Tensor], Any], device: str
 ) -> None:
     """Recompute the running statistics of batch norms, in place.
 
@@ -306,17 +388,17 @@ def _recompute_batch_norm(
         norm.momentum = 0.1
 
 
-def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
-    """Scaled latents [N, 4, 16, 16] float16 of all pictures.
+def encode_pictures(
+    pictures: TrainingPictures, path: Path, device: str, models: Path = ASSETS
+) -> Tensor:
+    """Scaled latents [N, 4, S, S] float16 of all pictures.
 
     The file `path` keeps them; only latents that it lacks are computed. Latents of another
     autoencoder are not used.
     """
-    vae = (
-        architectures.AutoencoderTiny.from_pretrained(ASSETS / "pipeline" / "vae").to(device).eval()
-    )
-    weights = autoencoder_hash()
-    known = torch.empty(0, 4, 16, 16, dtype=torch.float16)
+    vae = architectures.AutoencoderTiny.from_pretrained(models / VAE).to(device).eval()
+    weights, side = autoencoder_hash(models), pictures.world.sizes.latent
+    known = torch.empty(0, LATENT_CHANNELS, side, side, dtype=torch.float16)
     if path.exists():
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("autoencoder") == weights:
@@ -327,7 +409,10 @@ def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
     with torch.no_grad():
         for first in range(len(known), len(pictures), 256):
             rgb = to_tensor(pictures.images[first : first + 256], device)
-            parts.append((vae.encoder(rgb * 2.0 - 1.0) * vae.config.scaling_factor).half().cpu())
+            # the toybox's latents keep their bytes
+            with half_precision(rgb.device) if pictures.world.start else nullcontext():
+                encoded = vae.encoder(rgb * 2.0 - 1.0) * vae.config.scaling_factor
+            parts.append(encoded.half().cpu())
             if (first - len(known)) % 8192 == 0:
                 sys.stderr.write(f"prior: latents {first}/{len(pictures)}\n")
     latents = torch.cat(parts).contiguous()
@@ -336,6 +421,6 @@ def encode_pictures(pictures: Pictures, path: Path, device: str) -> Tensor:
     return latents
 
 
-def autoencoder_hash() -> str:
-    """The SHA-256 of the committed autoencoder, which identifies latents and their reader."""
-    return sha256_file(ASSETS / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
+def autoencoder_hash(models: Path = ASSETS) -> str:
+    """The SHA-256 of the autoencoder, which identifies latents and their reader."""
+    return sha256_file(models / VAE / "diffusion_pytorch_model.safetensors")

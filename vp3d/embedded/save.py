@@ -14,8 +14,10 @@ from vp3d.diffusion.image_prompt import POOLED
 from vp3d.embedded import architectures
 from vp3d.system.files import atomic_write, read_json_object, write_json
 from vp3d.weights.manifest import WEIGHT_SUFFIXES, file_entry
+from vp3d.worlds.base import World
+from vp3d.worlds.toybox.data import TOYBOX
 
-ADAPTER_FILE = "ip-adapter_toybox.safetensors"
+ADAPTER_FILE = "ip-adapter_{world}.safetensors"
 MADE_BY = (
     "python -m vp3d.embedded.train; its runs, and the steps taken by hand, are listed in"
     " docs/explanation/embedded_models.md"
@@ -33,12 +35,14 @@ PUBLISHED = {
 LAYER, KV = re.compile(r"layers\.(\d+)\.(.+)\.(\w+)"), "0.to_kv"
 
 
-def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, folder: Path) -> None:
+def save_pipeline(
+    unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, folder: Path, world: World = TOYBOX
+) -> None:
     """Write a StableDiffusionPipeline folder; the UNet in float16.
 
     The autoencoder must be in `folder / "vae"` already.
     """
-    plain = architectures.new_unet()
+    plain = architectures.new_unet(world.sizes)
     state = {
         k.replace("add_embedding.text.", "add_embedding."): v for k, v in unet.state_dict().items()
     }
@@ -62,8 +66,10 @@ def save_pipeline(unet: nn.Module, text_encoder: nn.Module, tokenizer: Any, fold
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
-    """Write the IP-Adapter in the published layout, `models/ip-adapter_toybox.safetensors`.
+def save_adapter(
+    unet: nn.Module, projection: nn.Module, folder: Path, world: World = TOYBOX
+) -> None:
+    """Write the IP-Adapter in the published layout, `models/ip-adapter_WORLD.safetensors`.
 
     In addition to the published keys the file has `pooled.weight`, the image's part in the time
     embedding (`image_prompt.PooledPrompt`).
@@ -77,7 +83,7 @@ def save_adapter(unet: nn.Module, projection: nn.Module, folder: Path) -> None:
         if name.endswith("attn2.processor"):
             tensors |= {f"ip_adapter.{number}.{k}": v for k, v in processor.state_dict().items()}
     (folder / "models").mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "models" / ADAPTER_FILE) as temporary:
+    with atomic_write(folder / "models" / ADAPTER_FILE.format(world=world.name)) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
 
 
@@ -116,12 +122,16 @@ def resampler_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def save_clip(
-    model: nn.Module, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    world: World = TOYBOX,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write an open_clip local-dir folder: configuration, weights as `dtype`, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {
-        "size": architectures.RESOLUTION,
+        "size": world.sizes.resolution,
         "mode": "RGB",
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
@@ -129,7 +139,10 @@ def save_clip(
     preprocess |= {"interpolation": "bilinear", "resize_mode": "squash"}
     write_json(
         folder / "open_clip_config.json",
-        {"model_cfg": architectures.clip_config(tokenizer), "preprocess_cfg": preprocess},
+        {
+            "model_cfg": architectures.clip_config(tokenizer, world.sizes, world.name),
+            "preprocess_cfg": preprocess,
+        },
     )
     state = {
         k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous()

@@ -10,6 +10,10 @@ training is interrupted, run the same command again to resume it from the last c
 the GPU if there is one. On a CPU, one process for each core is faster than one process with many
 threads: `torchrun --nproc-per-node 2 -m vp3d.embedded.train prior --threads 1`.
 
+`--world household` trains the models of named meshes (`vp3d.worlds.household`) instead; the folder
+of its packed meshes is `--library`. `--world FOLDER` trains on your own meshes
+(`vp3d.worlds.own_meshes`).
+
 `python -m vp3d.embedded.measure` prints the figures of the result and writes them to MANIFEST.json.
 Frames, backgrounds and cameras of the pictures: `vp3d.worlds.toybox.data`.
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,9 +47,18 @@ from vp3d.embedded.prior_training import (
 )
 from vp3d.embedded.save import save_manifest
 from vp3d.embedded.upscaler_training import train_upscaler
+from vp3d.prompt_world import OWN, WORLD_FILE
+from vp3d.runs.folder import slug
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output, write_json
-from vp3d.worlds.toybox.data import Pictures, training_pictures
+from vp3d.weights.locate import models_folder
+from vp3d.worlds import library_data
+from vp3d.worlds.base import TrainingPictures
+from vp3d.worlds.household import HOUSEHOLD, household, library_world
+from vp3d.worlds.household import vocabulary as library_vocabulary
+from vp3d.worlds.library import Library
+from vp3d.worlds.own_meshes import pack_folder
+from vp3d.worlds.toybox.data import training_pictures
 from vp3d.worlds.toybox.scenes import vocabulary
 
 # Matrices that Muon trains
@@ -61,10 +75,22 @@ PLANS = {
     "align": Plan(steps=800, lr=3e-4, batch=16, warmup=50, muon=INNER),
     "upscaler": Plan(steps=1500, lr=1e-3, batch=16, weight_decay=0.01, warmup=100),
 }
+# What differs for a world at 128 pixels that starts from the toybox's weights
+LARGE_PLANS = PLANS | {
+    "autoencoder": Plan(
+        steps=4000,
+        lr=7e-4,
+        batch=24,
+        weight_decay=0.0,
+        muon=r"(encoder|decoder)\.layers\.\d+\.conv",
+    ),
+    "prior": replace(PLANS["prior"], steps=100_000, hold=0.85, ema_share=0.01, save_every_s=300.0),
+    "align": replace(PLANS["align"], save_every_s=300.0),
+}
 PARTS = tuple(PLANS)
 UNASKED = tuple(part for part in PARTS if part != "upscaler")  # trained without parts
 MEASURING = ("measuring_clip",)  # parts trained on chunks of pictures that no other part uses
-TRAINERS = {
+TRAINERS: dict[str, Callable[..., None]] = {
     "autoencoder": train_autoencoder,
     "clip": train_clip,
     "judge": train_judge,
@@ -96,7 +122,7 @@ def prepare_folder(folder: Path, more: int | None, fresh: bool) -> None:
 
 def plan_of(part: str, options: argparse.Namespace) -> Plan:
     """The plan of a part with the changes that the command line asks for."""
-    plan = PLANS[part]
+    plan = (PLANS if options.world == "toybox" else LARGE_PLANS)[part]
     if options.more:
         warmup = min(plan.warmup, options.more // 10)
         plan = replace(plan, steps=options.more, lr=plan.lr / 2, seed=plan.seed + 1, warmup=warmup)
@@ -121,8 +147,17 @@ def new_parser() -> Parser:
     chunks = "chunks of 12,000 training pictures (default 4)"
     parser.add_argument("--chunks", type=int, default=4, help=chunks)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    data = "pictures and checkpoints (default data/toybox)"
-    parser.add_argument("--data", type=Path, default=Path("data/toybox"), help=data)
+    data = "pictures and checkpoints (default data/WORLD)"
+    parser.add_argument("--data", type=Path, help=data)
+    world = "toybox (default), household, or a folder of your own meshes"
+    parser.add_argument("--world", default="toybox", help=world)
+    library = "packed meshes of the household (default data/household/library)"
+    default = Path("data/household/library")
+    parser.add_argument("--library", type=Path, default=default, help=library)
+    nouns = "train on the first N nouns of the household only"
+    parser.add_argument("--nouns", type=int, metavar="N", help=nouns)
+    models = "folder the models are written to (default: that of the shipped ones)"
+    parser.add_argument("--models", type=Path, help=models)
     parser.add_argument("--fresh", action="store_true", help="ignore the part's checkpoint")
     return parser
 
@@ -136,13 +171,45 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     if options.more is not None and options.steps is not None:
         parser.error("--more and --steps exclude each other: give one of them")
-    for name in ("more", "steps", "batch", "chunks", "threads"):
+    for name in ("more", "steps", "batch", "chunks", "threads", "nouns"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} takes a whole number of 1 or more")
     if options.lr is not None and not 0.0 < options.lr < 1.0:
         parser.error("--lr takes a number between 0 and 1")
+    named = options.world in ("toybox", "household")
+    if not named and not Path(options.world).is_dir():
+        parser.error(f"--world takes toybox, household or a folder of meshes: {options.world!r}")
+    if "upscaler" in options.parts and options.world != "toybox":
+        parser.error("the upscaler is trained on the toybox only: leave out --world")
+    options.data = options.data or Path("data", options.world if named else "own")
     check_output(options.data, "--data FOLDER")
+    if options.models:
+        check_output(options.models, "--models FOLDER")
     return options
+
+
+def pictures_of(options: argparse.Namespace) -> Callable[[int], TrainingPictures]:
+    """A function from the number of the first chunk to the pictures that `options` asks for."""
+    if options.world == "toybox":
+        folder = options.data / "pictures"
+        return lambda first: training_pictures(folder, options.chunks, say, first)
+    if options.world == "household":
+        world, library = household(options.library, options.nouns)
+    else:
+        packed = options.data / "library"
+        say(f"packed {pack_folder(Path(options.world), packed)} meshes into {packed}")
+        world, library = library_world(packed, "own"), Library(packed)
+    folder = options.data / f"pictures-{len(library.nouns)}"
+    return lambda first: library_data.training_pictures(
+        library, world, folder, options.chunks, say, first
+    )
+
+
+def default_models(options: argparse.Namespace) -> Path:
+    """Where the models go if `--models` is not given."""
+    folders = {"toybox": ASSETS, "household": HOUSEHOLD}
+    own = models_folder() / OWN / slug(Path(options.world).resolve().name)
+    return folders.get(options.world, own)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -155,24 +222,29 @@ def main(argv: list[str] | None = None) -> None:
         torch.distributed.init_process_group()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    models = options.models or default_models(options)
+    read_pictures = first_process_first(lambda: pictures_of(options))
+    read = {0: first_process_first(partial(read_pictures, 0))}  # first chunk -> pictures
     if not process_rank():
-        write_json(ASSETS / "vocabulary.json", vocabulary())
-    read: dict[int, Pictures] = {}  # first chunk -> pictures
+        toybox = options.world == "toybox"
+        known = vocabulary() if toybox else library_vocabulary(read[0].world)
+        write_json(models / "vocabulary.json", known)
+        if not toybox:
+            size = {"resolution": read[0].world.sizes.resolution}
+            write_json(models / WORLD_FILE, {"name": read[0].world.name, **size})
     for part in options.parts or UNASKED:
         first = options.chunks if part in MEASURING else 0
         if first not in read:
-            read[first] = first_process_first(
-                partial(training_pictures, options.data / "pictures", options.chunks, say, first)
-            )
+            read[first] = first_process_first(partial(read_pictures, first))
         folder = work / part
         first_process_first(partial(prepare_folder, folder, options.more, options.fresh))
-        TRAINERS[part](read[first], plan_of(part, options), folder, device)
+        TRAINERS[part](read[first], plan_of(part, options), folder, device, models)
         if torch.distributed.is_initialized():
             # the next part may read what process 0 has just written
             torch.distributed.barrier()
         (folder / MORE).unlink(missing_ok=True)
     if not process_rank():
-        save_manifest(ASSETS)
+        save_manifest(models)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from vp3d.worlds.toybox.images import GROUNDS, render_scenes, view_vectors
 from vp3d.worlds.toybox.scenes import Spec, build_scene
 
 SIDE = 128  # pixels of the large picture
-FOLDER = "upscaler"  # in ASSETS
+FOLDER = "upscaler"  # in the folder of the models
 BLUR_SD = (0.5, 1.5)  # of the large picture, pixels
 NOISE_SD = (0.0, 0.05)  # of the small picture
 JPEG_QUALITY = (40, 96)  # of the small picture, lowest and one above the highest
@@ -52,7 +52,9 @@ INDEX: dict[str, Any] = {
 }
 
 
-def train_upscaler(pictures: Pictures, plan: Plan, work: Path, device: str) -> None:
+def train_upscaler(
+    pictures: Pictures, plan: Plan, work: Path, device: str, models: Path = ASSETS
+) -> None:
     """Train the denoiser; the loss is the squared error of v (Salimans and Ho, arXiv 2202.00512).
 
     The captions of `pictures` are rendered again at 128 pixels, from new cameras.
@@ -60,16 +62,16 @@ def train_upscaler(pictures: Pictures, plan: Plan, work: Path, device: str) -> N
     torch.manual_seed(plan.seed)
     model = architectures.new_upscaler()
     if plan.seed:
-        folder = ASSETS / FOLDER / "unet"
+        folder = models / FOLDER / "unet"
         model = architectures.UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32)
     model.to(device).train()
-    vae, text, tokenizer = _frozen()
+    vae, text, tokenizer = _frozen(models)
     vae.to(device)
     tokens = text(architectures.tokenize(tokenizer, [""]))[0].detach().to(device)
     losses = UpscalerLosses(model, vae, tokens, pictures.specs, plan.batch)
     use_ema(model, fit("upscaler", model, losses, plan, work))
     if not process_rank():
-        save_upscaler(model, vae.cpu(), text, tokenizer, ASSETS / FOLDER)
+        save_upscaler(model, vae.cpu(), text, tokenizer, models / FOLDER)
 
 
 class UpscalerLosses:
@@ -178,9 +180,9 @@ def save_upscaler(
     write_json(folder / "model_index.json", INDEX)
 
 
-def _frozen() -> tuple[Any, Any, Any]:
+def _frozen(models: Path) -> tuple[Any, Any, Any]:
     """The embedded autoencoder, text encoder and tokenizer, which are trained before."""
-    pipeline = ASSETS / "pipeline"
+    pipeline = models / "pipeline"
     vae = architectures.AutoencoderTiny.from_pretrained(pipeline / "vae")
     text = architectures.CLIPTextModel.from_pretrained(
         pipeline / "text_encoder", trust_remote_code=False

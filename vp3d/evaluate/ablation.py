@@ -195,7 +195,7 @@ def run_arm(
     """
     folder = options.work / "".join(c if c.isalnum() else "-" for c in name)
     words = (*options.overrides, *overrides)
-    settings = Settings(folder, options.preset, tuple(options.config), words)
+    settings = Settings(folder, options.preset, tuple(options.config), words, "toybox")
     lock_to_settings(settings, {"suite": "ablation"}, toybench.JUDGES)
     sys.stderr.write(f"--- {name}: {' '.join(overrides) or 'defaults'}\n")
     return run_tasks(tasks, settings, toybench.judge_asset, Pool(options.jobs))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vp3d.engine.pool import Pool
 from vp3d.errors import UserError
-from vp3d.evaluate import gallery, stylised, t3bench, toybench
+from vp3d.evaluate import gallery, household, stylised, t3bench, toybench
 from vp3d.evaluate.html import PARTS, write_page
 from vp3d.evaluate.prompt_tasks import adopt_former
 from vp3d.evaluate.results_folder import relative_to_repository
@@ -162,6 +164,43 @@ def evaluate_gallery(
     write_contact_sheet(tasks, settings, "gallery.png", f"{names}, {settings.preset}")
     tables = finish("Gallery suite", tasks, records, settings, gallery.FIGURES, ("figures",))
     return f"{gallery.asset_table(records)}\n{tables}"
+
+
+def evaluate_household(
+    settings: Settings, assets: Path | None, library: Path | None, seeds: int, pool: Pool
+) -> str:
+    """Runs the household suite; also says which share of the ceiling is reached.
+
+    Args:
+        settings: how assets are generated, and the folder of results.
+        assets: a folder of meshes or runs to judge; None to generate the assets.
+        library: the packed true meshes; None for the small part of the repository.
+        seeds: seeds for each prompt.
+        pool: what runs the tasks.
+
+    Returns:
+        The tables as text, and the shares of the ceiling.
+
+    Raises:
+        UserError: an option changes nothing, the outside judge is not installed, or
+            `lock_to_settings` or `run_tasks` refuses.
+    """
+    if assets is not None:
+        given = run_options(settings, seeds) | {"--config": bool(settings.files)}
+        refuse_unused(given | dict.fromkeys(settings.overrides, True))
+        settings = replace(settings, world="")  # its models are not read
+    folder = (library or household.HOUSEHOLD_PART).absolute()
+    meshes = household.library_of(folder)
+    tasks = household.suite_tasks(seeds) if assets is None else household.folder_tasks(assets)
+    suite: dict[str, Any] = {"suite": "household"}
+    suite["assets"] = str(assets.absolute()) if assets else None
+    suite |= {"library": relative_to_repository(folder), "meshes": len(meshes.rows)}
+    lock_to_settings(settings, suite, household.judge_sources())
+    records = run_tasks(tasks, settings, partial(household.judge_asset, library=folder), pool)
+    tables = finish("Household suite", tasks, records, settings, household.FIGURES, tuple(PARTS))
+    shares = {part: household.share_of_ceiling(records, part) for part in ("drawn", "figures")}
+    write_json(settings.folder / "ceiling.json", shares)
+    return "\n".join([tables.rstrip(), *household.ceiling_lines(records), ""])
 
 
 def evaluate_stylised(settings: Settings, seeds: int, pool: Pool) -> str:

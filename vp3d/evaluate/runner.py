@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from vp3d.build import Models, load_every_model
-from vp3d.checks import check_request
+from vp3d.checks import check_request, choose_world, in_world
 from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.config.schema import Config
@@ -83,12 +83,15 @@ class Settings:
         preset: the preset of the runs.
         files: YAML configurations.
         overrides: key=value words.
+        world: the embedded world whose models make the assets, where the configuration names no
+            other ones; "" takes for each prompt that whose words it uses.
     """
 
     folder: Path
     preset: str = "standard"
     files: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
+    world: str = ""
 
     def config(self, task: Task | None = None) -> Config:
         """The configuration of the runs, with the prompt, seed and picture of `task` if given."""
@@ -96,6 +99,7 @@ class Settings:
         if task is not None:
             config.prompt, config.seed = task.prompt, task.seed
             config.image = config.image if task.image is None else task.image
+        config = in_world(config, self.world) if self.world else choose_world(config)
         if not any(word.startswith("export.light=") for word in self.overrides):
             config.export.light = "baked"  # the true scenes are lit in the same way
         return config

@@ -9,8 +9,9 @@ rendered scenes. A folder holds `judge.safetensors` and `judge.json`:
 
 This module has the network, its loss and its files; `vp3d.embedded` trains it.
 
-Conventions: pictures are rgb `[B, 3, H, W]` in [0, 1] sRGB; the network sees 64 x 64. The names of
-the heads and the order of their values are those of `judge.json`.
+Conventions: pictures are rgb `[B, 3, H, W]` in [0, 1] sRGB; the network sees 64 x 64, or as many
+pixels as `"size"` says. The names of the heads and the order of their values are those of
+`judge.json`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from vp3d.errors import DamagedFileError, MissingWeightsError
 from vp3d.system.files import JsonError, atomic_write, read_json_object, write_json
 from vp3d.weights.manifest import verify_files
 
-SIZE = 64  # pixels of a side of the network's input
+SIZE = 64  # pixels of a side of the network's input, if its file does not say it
 WIDTHS = (24, 48, 96, 192)  # 55 MFLOP a picture
 WEIGHTS, SPEC = "judge.safetensors", "judge.json"
 # Limits of a `judge.json`: each stage halves the side of 64 pixels.
-MAX_LAYERS, MAX_WIDTH = 7, 1024
+MAX_LAYERS, MAX_WIDTH, MAX_SIZE = 7, 1024, 512
 
 
 class Block(nn.Module):
@@ -62,10 +63,17 @@ class Judge(nn.Module):
     Args:
         heads: name of an attribute -> its values.
         widths: channels of the stem and of each stage.
+        size: side S of the pictures, pixels.
     """
 
-    def __init__(self, heads: Mapping[str, Sequence[str]], widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(
+        self,
+        heads: Mapping[str, Sequence[str]],
+        widths: Sequence[int] = WIDTHS,
+        size: int = SIZE,
+    ) -> None:
         super().__init__()
+        self.size = size
         self.values: dict[str, list[str]] = {name: list(values) for name, values in heads.items()}
         self.widths = list(widths)
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1, bias=False)
@@ -78,17 +86,17 @@ class Judge(nn.Module):
         )
 
     def features(self, rgb: Tensor) -> Tensor:
-        """Input of the heads, `[B, 2 * widths[-1]]` >= 0, of pictures `[B, 3, 64, 64]` in [0, 1].
+        """Input of the heads, `[B, 2 * widths[-1]]` >= 0, of pictures `[B, 3, S, S]` in [0, 1].
 
         Raises:
             ValueError: the pictures have another shape.
         """
-        if rgb.ndim != 4 or tuple(rgb.shape[1:]) != (3, SIZE, SIZE):
+        if rgb.ndim != 4 or tuple(rgb.shape[1:]) != (3, self.size, self.size):
             raise ValueError(
-                f"the judge takes rgb [B, 3, {SIZE}, {SIZE}], got {tuple(rgb.shape)}; "
+                f"the judge takes rgb [B, 3, {self.size}, {self.size}], got {tuple(rgb.shape)}; "
                 "judge_views resizes pictures"
             )
-        x = F.pixel_unshuffle(rgb * 2.0 - 1.0, 2)  # [B, 12, 32, 32]
+        x = F.pixel_unshuffle(rgb * 2.0 - 1.0, 2)  # [B, 12, S / 2, S / 2]
         x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu(self.norm(self.stem(x)))
         x = self.stages(x)
@@ -107,7 +115,7 @@ class Judge(nn.Module):
         return found
 
     def forward(self, rgb: Tensor) -> dict[str, Tensor]:
-        """Logits `[B, n]` over each head's n values, of pictures `[B, 3, 64, 64]` in [0, 1]."""
+        """Logits `[B, n]` over each head's n values, of pictures `[B, 3, S, S]` in [0, 1]."""
         x = self.features(rgb)
         return {name: head(x) for name, head in self.heads.items()}
 
@@ -163,12 +171,13 @@ def judge_loss(
 def judge_views(judge: Judge, rgb: Tensor) -> list[dict[str, str]]:
     """What the judge names in each of B pictures `[B, 3, H, W]` in [0, 1].
 
-    They are resized to 64 x 64 with antialiasing.
+    They are resized to the judge's size with antialiasing.
     """
-    if rgb.shape[-2:] != (SIZE, SIZE):
-        rgb = F.interpolate(
-            rgb, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False
-        ).clamp(0.0, 1.0)
+    side = (judge.size, judge.size)
+    if rgb.shape[-2:] != side:
+        rgb = F.interpolate(rgb, side, mode="bilinear", antialias=True, align_corners=False).clamp(
+            0.0, 1.0
+        )
     was_training = judge.training
     judge.eval()
     try:
@@ -183,7 +192,8 @@ def save_judge(judge: Judge, folder: Path) -> None:
     with atomic_write(folder / WEIGHTS) as temporary:
         state = {name: tensor.contiguous() for name, tensor in judge.state_dict().items()}
         save_file(state, temporary)
-    write_json(folder / SPEC, {"widths": judge.widths, "heads": judge.values})
+    size = {} if judge.size == SIZE else {"size": judge.size}
+    write_json(folder / SPEC, {"widths": judge.widths, **size, "heads": judge.values})
 
 
 def read_spec(path: Path) -> dict[str, Any]:
@@ -217,7 +227,9 @@ def read_spec(path: Path) -> dict[str, Any]:
         and 2 <= len(widths) <= MAX_LAYERS
         and all(type(width) is int and 0 < width <= MAX_WIDTH for width in widths)
     )
-    if not has_heads or not has_widths:
+    size = spec.setdefault("size", SIZE)
+    has_size = type(size) is int and size in range(SIZE, MAX_SIZE + 1, SIZE)
+    if not has_heads or not has_widths or not has_size:
         raise DamagedFileError(
             f"{path} does not describe a judge: it needs `widths` and `heads`; "
             "restore it from the repository"
@@ -244,7 +256,7 @@ def load_judge(folder: Path | str, manifest: Path | None = None) -> Judge:
     if manifest is not None:
         verify_files(manifest, folder)
     spec = read_spec(folder / SPEC)
-    judge = Judge(spec["heads"], spec["widths"])
+    judge = Judge(spec["heads"], spec["widths"], spec["size"])
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise MissingWeightsError(

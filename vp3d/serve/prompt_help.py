@@ -10,6 +10,7 @@ from vp3d.config.paths import locate
 from vp3d.errors import UserError
 from vp3d.jobs.request import Limits, check_text, profile_layers
 from vp3d.prompt_reading import read_prompt
+from vp3d.prompt_world import is_default, world_of
 from vp3d.prompts import (
     Vocabulary,
     check_negative_prompt,
@@ -35,9 +36,12 @@ def _load(path: str) -> Vocabulary:
     return load_vocabulary(locate(path))
 
 
-def vocabularies(profile: str) -> list[Vocabulary]:
-    """The vocabularies of the priors of a profile."""
+def vocabularies(profile: str, prompt: str = "") -> list[Vocabulary]:
+    """The vocabularies of the priors of a profile; of the embedded ones, that of the prompt."""
     config = build_config(None, profile_layers(profile))
+    draws, given = config.visual_prompt.prior.path, config.embedded == "given"
+    if prompt.strip() and is_default(config.prior, config.rewards.clip) and not (draws or given):
+        return [_load(world_of(prompt).path("vocabulary.json"))]
     paths = [config.prior.vocabulary, config.visual_prompt.prior.vocabulary]
     return [_load(path) for path in dict.fromkeys(paths) if path]
 
@@ -74,7 +78,7 @@ def check(prompt: str, profile: str, limits: Limits) -> dict[str, Any]:
 
     Raises UserError for an unknown profile.
     """
-    found = vocabularies(profile)
+    found = vocabularies(profile, prompt)
     answer: dict[str, Any] = {"ok": False, "in_grammar": True, "unknown": [], "read_as": prompt}
     try:
         check_text(prompt, "prompt", limits.prompt)

@@ -136,7 +136,7 @@ def measure_arm(
     bench: Bench, name: str, overrides: tuple[str, ...], kind: str, number: int
 ) -> list[Record]:
     """The records of one arm, of `kind` "assets" or "drawings"; those that exist are kept."""
-    settings = Settings(bench.folder / f"{kind}-{number}", "draft", (), overrides)
+    settings = Settings(bench.folder / f"{kind}-{number}", "draft", (), overrides, "toybox")
     lock_to_settings(settings, {"suite": f"claims {kind}"}, toybench.JUDGES)
     judge = toybench.judge_asset if kind == "assets" else judge_drawing
     bench.say(f"{kind}: {name}")

@@ -33,7 +33,7 @@ def chosen_tasks() -> list[Task]:
 def measure_arm(bench: Bench, name: str) -> list[Record]:
     """Generate and judge the assets of one arm; assets that exist are kept."""
     folder = bench.folder / "".join(c if c.isalnum() else "-" for c in name)
-    settings = Settings(folder, "draft", (), ARMS[name])
+    settings = Settings(folder, "draft", (), ARMS[name], "toybox")
     lock_to_settings(settings, {"suite": "claims"}, toybench.JUDGES)
     return run_tasks(chosen_tasks(), settings, toybench.judge_asset, bench.pool)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vp3d.prompts import view_words
 from vp3d.system.files import atomic_write, read_json
+from vp3d.worlds.base import Sizes, World
 from vp3d.worlds.toybox.images import GROUNDS, render_scenes, view_vectors
 from vp3d.worlds.toybox.scenes import (
     COLORS,
@@ -39,7 +40,10 @@ from vp3d.worlds.toybox.scenes import (
     build_scene,
     caption,
     default_accent,
+    kind_of,
     sample_spec,
+    without_colors,
+    words,
 )
 
 SCENES, VIEWS = 4000, 3
@@ -85,6 +89,44 @@ class Pictures:
     def view(self, index: int) -> str:
         """The view words of picture `index`."""
         return view_words(float(self.azimuth_deg[index]), float(self.elevation_deg[index]))
+
+    # What `vp3d.worlds.base.TrainingPictures` asks for
+
+    @property
+    def world(self) -> World:
+        """The toybox."""
+        return TOYBOX
+
+    def without_colors(self, text: str) -> str:
+        """A caption without its colours (`scenes.without_colors`)."""
+        return without_colors(text)
+
+    def confused(self, index: int, rng: np.random.Generator) -> str:
+        """A nearly right caption of picture `index` (`confuse`)."""
+        return caption(confuse(self.specs[self.scene_of[index]], rng))
+
+    def other_views(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Numbers [B] of random views of the same scenes."""
+        views = len(self) // len(self.specs)
+        return np.asarray(index // views * views + rng.integers(views, size=len(index)))
+
+    def quantiles(self, frequency: Mapping[str, float]) -> np.ndarray:
+        """Cumulative probabilities [N]; `frequency` of a kind of caption, 1 if missing."""
+        weights = np.array([frequency.get(kind_of(s), 1.0) for s in self.specs])
+        weights = weights[self.scene_of].cumsum()
+        return np.asarray(weights / weights[-1])
+
+    def noun_maps(self, index: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """`noun_maps` of these pictures."""
+        return noun_maps(self, index, device)
+
+    def visible_targets(self) -> np.ndarray:
+        """`attribute_targets` of all pictures."""
+        return attribute_targets(self)
+
+    def stated_targets(self, index: np.ndarray) -> Tensor:
+        """`spec_targets` of the captions of B pictures."""
+        return spec_targets([self.specs[self.scene_of[i]] for i in index])
 
 
 def is_reserved(text: str) -> bool:
@@ -212,25 +254,26 @@ def augment(rgb: Tensor, rng: np.random.Generator, strength: float, most_shift: 
     """Augment pictures at random: shift, blur, gain, tint and noise.
 
     Args:
-        rgb: Pictures [B, 3, 64, 64] in [0, 1].
+        rgb: Pictures [B, 3, S, S] in [0, 1].
         rng: The source of randomness.
         strength: Of all but the shift, in [0, 1].
         most_shift: Largest shift in pixels, vertically and horizontally; 0 for none. All pictures
             of the batch are shifted and blurred alike.
 
     Returns:
-        [B, 3, 64, 64] in [0, 1].
+        [B, 3, S, S] in [0, 1].
     """
     if most_shift:
         shift, edge = rng.integers(-most_shift, most_shift + 1, 2), most_shift
         padded = F.pad(rgb, (edge,) * 4, mode="replicate")
         rgb = torch.roll(padded, tuple(shift), (2, 3))[:, :, edge:-edge, edge:-edge]
     if rng.random() < 0.6 * strength:
-        side = int(rng.integers(24, 60))
+        full = rgb.shape[2:]
+        side = int(rng.integers(24, 60)) * full[0] // 64
         small = F.interpolate(
             rgb, (side, side), mode="bilinear", antialias=True, align_corners=False
         )
-        rgb = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
+        rgb = F.interpolate(small, full, mode="bilinear", align_corners=False)
     gain, noise = 1.0 + 0.12 * strength * rng.uniform(-1, 1), 0.05 * strength * rng.random()
     tint = torch.from_numpy(rng.normal(0, 0.02 * strength, (len(rgb), 3, 1, 1))).to(rgb)
     generator = torch.Generator(device=rgb.device).manual_seed(int(rng.integers(2**62)))
@@ -239,14 +282,15 @@ def augment(rgb: Tensor, rng: np.random.Generator, strength: float, most_shift: 
 
 
 def thumbnails(images: np.ndarray) -> Tensor:
-    """Coarse versions [N, 112] in [0, 1] of pictures [N, 64, 64, 3] uint8.
+    """Coarse versions [N, 112] in [0, 1] of pictures [N, S, S, 3] uint8.
 
     Opacity (`opacity`) on 8 x 8 cells, then colour times opacity on 4 x 4 cells.
     """
     rgb = to_tensor(images)
     opaque = opacity(rgb)
-    color = F.avg_pool2d(rgb * opaque, 16)
-    return torch.cat([F.avg_pool2d(opaque, 8).flatten(1), color.flatten(1)], 1)
+    cell = rgb.shape[2] // 8
+    color = F.avg_pool2d(rgb * opaque, 2 * cell)
+    return torch.cat([F.avg_pool2d(opaque, cell).flatten(1), color.flatten(1)], 1)
 
 
 def noun_maps(pictures: Pictures, index: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -363,6 +407,8 @@ HEADS: dict[str, list[str]] = {
     "object_b": ["none", *NOUNS],
     "color_b": ["none", *COLORS],
 }
+
+TOYBOX = World("toybox", Sizes(), NOUNS, HEADS, tuple(words()))
 
 
 def spec_targets(specs: list[Spec]) -> Tensor:

@@ -148,6 +148,11 @@ def janus_figures(found: Comparison, truth: Truth) -> dict[str, Any]:
     yaw = found.pose.yaw_deg
     light = {"made": yaw, "true": 0.0, "none": None}[found.light]
     own, true = view_features(found.mesh, light), view_features(truth.mesh, None)
+    return view_figures(own, true, yaw)
+
+
+def view_figures(own: ViewFeatures, true: ViewFeatures, yaw_deg: float) -> dict[str, Any]:
+    """`janus_figures` of the views of a mesh, turned by `yaw_deg` to fit the true views."""
     to_truth, truth_to_truth = similarity(own, true), similarity(true, true)
     half = COUNT // 2
     janus = janus_score(to_truth, truth_to_truth)
@@ -159,5 +164,5 @@ def janus_figures(found: Comparison, truth: Truth) -> dict[str, Any]:
         "janus": janus,
         "front_error": front,
         "two_faced": two_faced,
-        "view_agreement": azimuth_agreement(to_truth, truth_to_truth, yaw),
+        "view_agreement": azimuth_agreement(to_truth, truth_to_truth, yaw_deg),
     }

@@ -1,0 +1,103 @@
+"""Your own meshes: packed, trained on for a few steps, and made into an asset by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from tests.helpers.assets import asset_of
+from tests.helpers.tiny_run import write_disc
+from vp3d import generate, load_config
+from vp3d.cli import main
+from vp3d.embedded import train
+from vp3d.errors import UserError
+from vp3d.export.glb import write_glb
+from vp3d.export.read import read_mesh
+from vp3d.prompt_world import known_worlds
+from vp3d.types import Mesh
+from vp3d.worlds import library_data
+from vp3d.worlds.library import Library
+from vp3d.worlds.own_meshes import noun_of, pack_folder
+
+
+def shape(kind: str, rgb: tuple[float, float, float]) -> Mesh:
+    made = {
+        "box": trimesh.creation.box((0.8, 0.6, 0.4)),
+        "ball": trimesh.creation.icosphere(2, 0.5),
+        "cone": trimesh.creation.cone(0.4, 0.9),
+    }[kind]
+    vertices = np.asarray(made.vertices, np.float32)
+    colors = np.tile(np.float32(rgb), (len(vertices), 1))
+    return Mesh(vertices, np.asarray(made.faces, np.int32), vertex_colors=colors)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three meshes of two nouns, as a user keeps them."""
+    found = tmp_path_factory.mktemp("meshes")
+    write_glb(asset_of(shape("box", (0.8, 0.1, 0.1))), found / "toolbox.glb")
+    write_glb(asset_of(shape("ball", (0.1, 0.2, 0.8))), found / "garden-gnome.glb")
+    write_glb(asset_of(shape("cone", (0.1, 0.7, 0.2))), found / "garden_gnome_2.glb")
+    return found
+
+
+def test_files_become_a_library_by_their_names(folder: Path, tmp_path: Path) -> None:
+    assert pack_folder(folder, tmp_path) == 3
+    library = Library(tmp_path)
+    assert sorted(library.nouns) == ["garden gnome", "toolbox"]
+    assert all(row.paint for row in library.rows) and not library.held_out
+    mesh = library.mesh(library.trained["toolbox"][0].name)
+    assert np.linalg.norm(mesh.position, axis=1).max() == pytest.approx(0.85, abs=1e-3)
+    extent = np.ptp(mesh.position, axis=0)
+    np.testing.assert_allclose(extent / extent[0], [1.0, 0.75, 0.5], atol=0.01)
+
+
+def test_names_and_folders_that_do_not_do_are_refused(tmp_path: Path) -> None:
+    assert noun_of(Path("Garden_Gnome-12.obj")) == "garden gnome"
+    with pytest.raises(UserError, match="name the file by what it shows"):
+        noun_of(Path("0815.glb"))
+    with pytest.raises(UserError, match="has no meshes"):
+        pack_folder(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="--world takes toybox, household or a folder"):
+        train.main(["prior", "--world", str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="upscaler is trained on the toybox only"):
+        train.main(["upscaler", "--world", str(tmp_path)])
+
+
+def test_three_meshes_are_trained_on_and_their_words_choose_the_models(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The models see eight pictures: what the asset looks like is not asked."""
+    monkeypatch.setattr(library_data, "CHUNK", 8)
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
+    parts = ["autoencoder", "clip", "judge", "vision_tower", "prior"]
+    small = ["--steps", "1", "--chunks", "1", "--batch", "2", "--threads", "1"]
+    train.main([*parts, *small, "--world", str(folder), "--data", str(tmp_path / "data")])
+    (world,) = (w for w in known_worlds() if w.name == "own")
+    assert world.folder.parent == tmp_path / "models" / "worlds" and world.resolution == 128
+    config = load_config(
+        "draft",
+        prompt="a red garden gnome",
+        output_dir=str(tmp_path / "runs"),
+        image=str(write_disc(tmp_path / "disc.png")),
+        field={"resolution": 20},
+        render={"resolution": 32, "samples": 16},
+        optim={"steps": 8, "views": 2},
+        export={"grid": 24, "faces": 400, "turntable_frames": 4, "turntable_size": 32},
+    )
+    asset = generate(config)
+    stored = (asset.run_dir / "config.yaml").read_text()
+    assert str(world.folder / "pipeline") in stored and "embedded: given" in stored
+    mesh = read_mesh(asset.path("glb"))
+    assert len(mesh.faces) > 0 and np.isfinite(mesh.vertices).all()
+
+
+def test_the_command_names_the_words_that_no_world_knows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main.main(["a red garden gnome"]) == 2
+    printed = capsys.readouterr().err
+    assert "unknown words in the prompt" in printed and '"gnome"' in printed
