@@ -98,8 +98,11 @@ def measure(bench: Bench) -> Finding:
         else float("nan")
         for name, best in gains.items()
     }
+    ends = "; ".join(
+        f"{name} {mixes[0][name]:.3g} to {mixes[-1][name]:.3g}" for name in ("compress", "colorful")
+    )
     verdicts = [
-        Verdict("both rewards are monotone over the mixes", f"{compress}, {colorful}", monotone),
+        Verdict("both rewards are monotone over the mixes", ends, monotone),
         Verdict(
             "the midpoint keeps >= 40 % of each gain",
             ", ".join(f"{name} {share:.0%}" for name, share in kept.items()),
