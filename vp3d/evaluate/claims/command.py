@@ -13,10 +13,12 @@ from vp3d.evaluate.claims import (
     alignprop_few_steps,
     alignprop_mix,
     alignprop_truncation,
+    hallucination,
     strings,
     svdd,
     svdd_assets,
     svdd_framing,
+    upscale,
 )
 from vp3d.evaluate.claims.frame import Bench, Claim, as_text, write_claim
 from vp3d.system.console import say
@@ -33,6 +35,8 @@ CLAIMS = {
         svdd_framing,
         svdd_assets,
         strings,
+        hallucination,
+        upscale,
     )
 }
 

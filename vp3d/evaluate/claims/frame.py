@@ -8,7 +8,7 @@ command run again continues. The page has the tables, a plot and a line for each
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from vp3d.system.files import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from PIL import Image
 
 Cell = str | float | int | None
 # key, settings and computation of a part of a measurement, as `Bench.once` takes them
@@ -65,12 +66,14 @@ class Finding:
         tables: The figures.
         notes: Sentences on circumstances and limits.
         plot: Draws the plot of the page; None for a page without one.
+        pictures: Pictures of the page below its figures, by title.
     """
 
     verdicts: Sequence[Verdict]
     tables: Sequence[Table]
     notes: Sequence[str] = ()
     plot: Callable[[Axes], None] | None = None
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def with_interval(values: Sequence[float] | Tensor, digits: int = 3) -> str:
 
 
 def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seconds: float) -> Path:
-    """Write the page `align-NAME.md` and its plot `align-NAME.png` into `folder`.
+    """Write the page `align-NAME.md`, its plot `align-NAME.png` and its pictures into `folder`.
 
     Args:
         claim: The claim.
@@ -203,6 +206,11 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
     lines += ["", "## Figures"]
     for table in finding.tables:
         lines += ["", f"### {table.title}", "", *_table(table)]
+    for number, (title, shown) in enumerate(finding.pictures.items(), start=1):
+        picture = folder / f"{page.stem}-{number}.png"
+        with atomic_write(picture) as temporary:
+            shown.save(temporary, format="PNG", optimize=True)
+        lines += ["", f"### {title}", "", f"![{title}]({picture.name})"]
     if finding.notes:
         lines += ["", "## Limits", "", *(f"- {note}" for note in finding.notes)]
     write_text(page, "\n".join(lines) + "\n")
