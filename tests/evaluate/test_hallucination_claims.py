@@ -106,8 +106,10 @@ def test_an_upscaler_that_invents_less_and_stays_sharp_passes_and_a_blurred_one_
         upscale.MSE: soft,
         upscale.PLAIN: upscale_values(2.8, 0.18, 0.4, 26),
     }
+    arms[upscale.ALONE] = upscale_values(3.5, 0.18, 6.0, 21.0)
     arms[upscale.SCORE] = upscale_values(2.0, 0.1, 0.6, 25.9)
-    assert all(verdict.holds for verdict in upscale.judged("x", arms))
+    held = [verdict.holds for verdict in upscale.judged("x", arms)]
+    assert held.count(True) == 7 and held.count(None) == 1
     arms[upscale.SCORE] = upscale_values(3.2, 0.19, 0.2, 25.0)
     assert not any(verdict.holds for verdict in upscale.judged("x", arms))
 
@@ -133,11 +135,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_claim_on_upscalers_is_measured_and_written(small: None, tmp_path: Path) -> None:
     lines: list[str] = []
     finding = upscale.CLAIM.measure(Bench(tmp_path / "work", lines.append))
-    assert len(lines) == 6  # the table, bicubic, the base and three arms
+    assert len(lines) == 7  # the table, bicubic, the base and four arms
     assert (
         upscale.CLAIM.measure(Bench(tmp_path / "work", lines.append)).verdicts == finding.verdicts
     )
-    assert len(lines) == 6 and any("no weights" in note for note in finding.notes)
+    assert len(lines) == 7 and any("no weights" in note for note in finding.notes)
     page = write_claim(upscale.CLAIM, finding, tmp_path, "x", 1.0)
     assert "align-upscale-1.png" in page.read_text() and (tmp_path / "align-upscale.png").is_file()
 
@@ -162,7 +164,7 @@ def test_the_embedded_upscaler_is_tuned_through_its_draws_and_continues(
     base = upscale_lab.load_subject("embedded").module.conv_in.weight
     assert all(not torch.equal(weight, base) for weight in found.values())
     assert not torch.equal(found["score"], found["MSE"])
-    assert len(list((tmp_path / "states").iterdir())) == 3
+    assert len(list((tmp_path / "states").iterdir())) == 4
     again = upscale_lab.tune("embedded", "score", 0, tmp_path / "states")  # from its kept state
     assert torch.equal(again.module.conv_in.weight, found["score"])
     figures = upscale_lab.figures(again.enlarge, upscale_lab.held_out_table())

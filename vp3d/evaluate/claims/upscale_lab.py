@@ -10,9 +10,9 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vp3d.align.hallucination import distance, grade
 from vp3d.align.learner import Law
 from vp3d.align.upscaling import (
+    ANCHOR,
     Enlarge,
     PictureLoss,
     absolute_error,
@@ -54,8 +55,9 @@ from vp3d.worlds.toybox.planted import planted_pairs
 from vp3d.worlds.toybox.scenes import Spec
 
 REALESRGAN, EMBEDDED = "Real-ESRGAN small", "embedded"
-BICUBIC, BASE, SCORE, MSE, PLAIN = "bicubic", "base", "score", "MSE", "plain loss"
-METHODS = (SCORE, MSE, PLAIN)
+BICUBIC, BASE = "bicubic", "base"
+SCORE, ALONE, MSE, PLAIN = "score", "score without anchor", "MSE", "plain loss"
+METHODS = (SCORE, ALONE, MSE, PLAIN)
 STEPS, NOISE_LEVEL = 10, 20  # of the draws of the embedded upscaler
 LAW = Law("uniform", 3)  # of its last steps that the gradient flows through
 PICTURES = 256  # that are measured
@@ -67,6 +69,7 @@ PLANS = {
     REALESRGAN: Plan(steps=150, lr=3e-4, batch=8, weight_decay=0.0, warmup=10, save_every_s=30.0),
     EMBEDDED: Plan(steps=100, lr=1e-4, batch=8, weight_decay=0.0, warmup=10, save_every_s=30.0),
 }
+Terms = Mapping[str, tuple[float, PictureLoss]]  # weight and loss by name
 Losses = Callable[[np.random.Generator, torch.Generator], dict[str, Tensor]]
 Table = Sequence[tuple[float, float]]
 
@@ -95,16 +98,14 @@ def load_subject(name: str) -> Subject:
     if name == REALESRGAN:
         network = load_realesrgan("small")
         enlarge = feed_forward(network)
-        return Subject(network, enlarge, lambda specs, batch:
-                       PictureLosses(enlarge, absolute_error, specs, batch))  # fmt: skip
+        terms = {"l1": (1.0, absolute_error)}
+        return Subject(network, enlarge, partial(PictureLosses, enlarge, terms))
     upscaler = load_diffusion_upscaler(ASSETS / FOLDER, DrawSettings(STEPS, NOISE_LEVEL))
     parts = upscaler.parts
     return Subject(
         parts.unet,
         through_the_draw(upscaler, LAW),
-        lambda specs, batch: UpscalerLosses(
-            parts.unet, parts.vae, upscaler.tokens[:1], specs, batch
-        ),
+        partial(UpscalerLosses, parts.unet, parts.vae, upscaler.tokens[:1]),
     )
 
 
@@ -124,18 +125,19 @@ class PictureLosses:
 
     Args:
         enlarge: the network.
-        loss: of its pictures and the true ones.
+        terms: weight and loss of its pictures and the true ones, by name.
         specs: the captions.
         batch: pictures of a step.
     """
 
-    def __init__(self, enlarge: Enlarge, loss: PictureLoss, specs: list[Spec], batch: int) -> None:
-        self.enlarge, self.loss, self.specs, self.batch = enlarge, loss, specs, batch
+    def __init__(self, enlarge: Enlarge, terms: Terms, specs: list[Spec], batch: int) -> None:
+        self.enlarge, self.terms, self.specs, self.batch = enlarge, terms, specs, batch
 
     def __call__(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss of one step."""
+        """The weighted losses of one step, by name."""
         small, truth = examples(self.specs, self.batch, rng)
-        return {"loss": self.loss(self.enlarge(small, generator), truth)}
+        large = self.enlarge(small, generator)
+        return {f"loss_{key}": w * loss(large, truth) for key, (w, loss) in self.terms.items()}
 
 
 def examples(specs: list[Spec], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -156,10 +158,16 @@ def tune(name: str, method: str, seed: int, states: Path) -> Subject:
     """A network after its tuning by one of `METHODS`; it continues from the states in a folder."""
     subject, plan = load_subject(name), PLANS[name]
     specs = draw_specs(np.random.default_rng([27, 5, seed]), CAPTIONS, reserved=False)
-    pixel_losses = {SCORE: score_loss(embedded_features()), MSE: squared_error}
-    losses = subject.plain_loss(specs, plan.batch)
-    if method in pixel_losses:
-        losses = PictureLosses(subject.enlarge, pixel_losses[method], specs, plan.batch)
+    score, error = (1.0, score_loss(embedded_features())), (1.0, squared_error)
+    terms: dict[str, Terms] = {
+        SCORE: {"score": score, "mse": (ANCHOR, squared_error)},
+        ALONE: {"score": score},
+        MSE: {"mse": error},
+    }
+    if method == PLAIN:
+        losses = subject.plain_loss(specs, plan.batch)
+    else:
+        losses = PictureLosses(subject.enlarge, terms[method], specs, plan.batch)
     plan = replace(plan, seed=seed)
     digest = hashlib.sha256(
         json.dumps([plain(plan), name, method, weights_of(name)]).encode()
