@@ -32,7 +32,7 @@ examples:
   python launch.py hallucination --image render.png --reference photo.jpg --heat-map where.png
   python launch.py hallucination --image a.png --reference b.png \\
       --endpoint http://localhost:8000/v1 --endpoint-model qwen2.5-vl-7b
-  python launch.py hallucination --image a.png --reference b.png \
+  python launch.py hallucination --image a.png --reference b.png \\
       --judge models/dinov2-small --cache answers
 """
 
