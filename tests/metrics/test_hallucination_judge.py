@@ -222,16 +222,18 @@ def test_damaged_answers_end_in_a_grade_or_a_reason(server: Server) -> None:
     graded = 0
     for number in range(60):
         data = bytearray(good if number % 2 else whole)
-        for _ in range(int(rng.integers(1, 4))):
-            at, kind = int(rng.integers(len(data))), int(rng.integers(4))
+        for _ in range(int(rng.integers(1, 3))):
+            at, kind = int(rng.integers(len(data))), int(rng.integers(6))
             if kind == 0:
                 data[at] = int(rng.integers(256))
             elif kind == 1:
                 del data[at : at + int(rng.integers(1, 20))]
             elif kind == 2:
                 data[at:at] = data[: int(rng.integers(30))]
-            else:
+            elif kind == 3:
                 data[at:] = data[at:][::-1]
+            else:
+                data = bytearray(b" " * kind) + data + b"\n" * kind
             data = data or bytearray(b"{")
         text: str | bytes = data.decode("utf-8", "replace") if number % 2 else bytes(data)
         server.answers = [(200, text, {})]
