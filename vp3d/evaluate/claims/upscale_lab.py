@@ -56,7 +56,7 @@ from vp3d.worlds.toybox.scenes import Spec
 
 REALESRGAN, EMBEDDED = "Real-ESRGAN small", "embedded"
 BICUBIC, BASE = "bicubic", "base"
-SCORE, ALONE, MSE, PLAIN = "score", "score without anchor", "MSE", "plain loss"
+SCORE, ALONE, MSE, PLAIN = "score", "score alone", "MSE", "plain loss"
 METHODS = (SCORE, ALONE, MSE, PLAIN)
 STEPS, NOISE_LEVEL = 10, 20  # of the draws of the embedded upscaler
 LAW = Law("uniform", 3)  # of its last steps that the gradient flows through
@@ -66,7 +66,7 @@ KNOWN_SCENES = 24  # of planted cases, for the table of the held-out grade
 BATCH = 16  # pictures measured at a time
 SHOWN = 6  # of them, the first
 PLANS = {
-    REALESRGAN: Plan(steps=150, lr=3e-4, batch=8, weight_decay=0.0, warmup=10, save_every_s=30.0),
+    REALESRGAN: Plan(steps=150, lr=1e-3, batch=8, weight_decay=0.0, warmup=10, save_every_s=30.0),
     EMBEDDED: Plan(steps=100, lr=1e-4, batch=8, weight_decay=0.0, warmup=10, save_every_s=30.0),
 }
 Terms = Mapping[str, tuple[float, PictureLoss]]  # weight and loss by name
@@ -137,7 +137,10 @@ class PictureLosses:
         """The weighted losses of one step, by name."""
         small, truth = examples(self.specs, self.batch, rng)
         large = self.enlarge(small, generator)
-        return {f"loss_{key}": w * loss(large, truth) for key, (w, loss) in self.terms.items()}
+        return {
+            f"loss_{key}": weight * loss(large, truth, generator)
+            for key, (weight, loss) in self.terms.items()
+        }
 
 
 def examples(specs: list[Spec], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -158,11 +161,11 @@ def tune(name: str, method: str, seed: int, states: Path) -> Subject:
     """A network after its tuning by one of `METHODS`; it continues from the states in a folder."""
     subject, plan = load_subject(name), PLANS[name]
     specs = draw_specs(np.random.default_rng([27, 5, seed]), CAPTIONS, reserved=False)
-    score, error = (1.0, score_loss(embedded_features())), (1.0, squared_error)
+    features = embedded_features()
     terms: dict[str, Terms] = {
-        SCORE: {"score": score, "mse": (ANCHOR, squared_error)},
-        ALONE: {"score": score},
-        MSE: {"mse": error},
+        SCORE: {"score": (1.0, score_loss(features)), "mse": (ANCHOR, squared_error)},
+        ALONE: {"score": (1.0, score_loss(features, noise_sd=0.0))},
+        MSE: {"mse": (1.0, squared_error)},
     }
     if method == PLAIN:
         losses = subject.plain_loss(specs, plan.batch)
