@@ -7,10 +7,8 @@ for training, with pictures that were made small:
     reward = - log(local + EPSILON) - log(global + EPSILON)
 
 with the terms of `hallucination.py`, the local one as a mean over the largest `SMOOTH_SHARE`. Alone
-it is hacked: a network learns fine patterns that please the towers of the reward and no others. Two
-things prevent it. The same noise is added to both pictures before the towers see them, so the
-reward is an average over a neighbourhood (randomised smoothing: Cohen et al. 2019,
-arXiv 1902.02918). And `ANCHOR` times the mean squared error is added, as perceptual losses of
+it is hacked: a network learns fine patterns that please the towers of the reward and no others. So
+`ANCHOR` times the mean squared error is added, which such patterns raise, as perceptual losses of
 upscalers have a pixel loss next to them.
 
 A diffusion upscaler is tuned as by AlignProp (Prabhudesai et al., arXiv 2310.03739): the gradient
@@ -34,12 +32,11 @@ from vp3d.upscale.diffusion import DiffusionUpscaler
 from vp3d.upscale.network import Upscaler
 
 ANCHOR = 4000.0  # from 26 dB, 0.1 dB less costs as much as 25 % more local x global distance
-NOISE_SD = 0.05  # before the towers see the pictures
 
 # (small pictures, generator) -> large ones with a graph to the weights
 Enlarge = Callable[[Tensor, torch.Generator], Tensor]
-# (large pictures, true ones, generator) -> a scalar that is minimised
-PictureLoss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+# (large pictures, true ones) -> a scalar that is minimised
+PictureLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def feed_forward(network: Upscaler) -> Enlarge:
@@ -63,28 +60,17 @@ def through_the_draw(upscaler: DiffusionUpscaler, law: Law) -> Enlarge:
     return enlarge
 
 
-def score_loss(features: Features, noise_sd: float = NOISE_SD) -> PictureLoss:
-    """Minus the mean reward: small where the large picture shows what the true one does.
-
-    Args:
-        features: Of the distance.
-        noise_sd: Standard deviation of the noise that both pictures get; 0 for none.
-    """
-
-    def loss(large: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-        noise = noise_sd * torch.randn(truth.shape, generator=generator).to(truth)
-        pictures = [(picture + noise).clamp(0.0, 1.0) for picture in (large, truth)]
-        return distance(*pictures, features).smooth_proxy.mean()
-
-    return loss
+def score_loss(features: Features) -> PictureLoss:
+    """Minus the mean reward: small where the large picture shows what the true one does."""
+    return lambda large, truth: distance(large, truth, features).smooth_proxy.mean()
 
 
-def squared_error(large: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+def squared_error(large: Tensor, truth: Tensor) -> Tensor:
     """The control: the mean squared error, which is smallest for the mean of all true pictures."""
     return F.mse_loss(large, truth)
 
 
-def absolute_error(large: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+def absolute_error(large: Tensor, truth: Tensor) -> Tensor:
     """The pixel loss that Real-ESRGAN starts from (Wang et al. 2021, arXiv 2107.10833)."""
     return F.l1_loss(large, truth)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vp3d.align.upscaling import ANCHOR, NOISE_SD
+from vp3d.align.upscaling import ANCHOR
 from vp3d.evaluate.claims.frame import (
     Bench,
     Cell,
@@ -69,7 +69,7 @@ def measure(bench: Bench) -> Finding:
     parts: list[Part] = []
     for name in names:
         settings = common | {"plan": PLANS[name], "captions": CAPTIONS, "law": LAW}
-        settings |= {"weights": weights_of(name), "reward": [ANCHOR, NOISE_SD]}
+        settings |= {"weights": weights_of(name), "anchor": ANCHOR}
         for method in METHODS:
             for seed, key in zip(_seeds(name, method), _keys(name, method), strict=True):
                 compute = partial(measure_tuned, name, method, seed, states, table)
@@ -100,8 +100,8 @@ def finding(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Fin
         "measuring CLIP, which no reward uses, with a table of its own.",
         "Sharpness is the energy of the gradient as a share of the true picture's.",
         *(_budget(name) for name in names),
-        f"The score is averaged over noise of {NOISE_SD:g} on both pictures and has an anchor, "
-        f"{ANCHOR:g} times the mean squared error. Without these it is hacked: see its row.",
+        f"The score has an anchor, {ANCHOR:g} times the mean squared error. Without it, it is "
+        "hacked: see its row.",
         "Each arm of a network has the same updates, batch, learning rate and pictures; the loss "
         "alone differs. All weights are tuned, because the networks are small.",
         "Toybox pictures alone: nothing is said of photographs.",
@@ -174,7 +174,7 @@ def judged(name: str, arms: Mapping[str, Values]) -> list[Verdict]:
     alone = {figure: arms[ALONE][figure] - arms[BASE][figure] for figure in FIGURES}
     found.append(
         Verdict(
-            f"{name}: what the score alone, without noise and anchor, does to what it does not see",
+            f"{name}: what the score alone, without its anchor, does to what it does not see",
             f"held-out grade {_signed(alone['held out'])}, PSNR {_signed(alone['psnr'])}, "
             f"sharpness {float(arms[ALONE]['sharpness'].mean()):.2f}",
             None,

@@ -137,10 +137,7 @@ class PictureLosses:
         """The weighted losses of one step, by name."""
         small, truth = examples(self.specs, self.batch, rng)
         large = self.enlarge(small, generator)
-        return {
-            f"loss_{key}": weight * loss(large, truth, generator)
-            for key, (weight, loss) in self.terms.items()
-        }
+        return {f"loss_{key}": w * loss(large, truth) for key, (w, loss) in self.terms.items()}
 
 
 def examples(specs: list[Spec], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -161,10 +158,10 @@ def tune(name: str, method: str, seed: int, states: Path) -> Subject:
     """A network after its tuning by one of `METHODS`; it continues from the states in a folder."""
     subject, plan = load_subject(name), PLANS[name]
     specs = draw_specs(np.random.default_rng([27, 5, seed]), CAPTIONS, reserved=False)
-    features = embedded_features()
+    score = (1.0, score_loss(embedded_features()))
     terms: dict[str, Terms] = {
-        SCORE: {"score": (1.0, score_loss(features)), "mse": (ANCHOR, squared_error)},
-        ALONE: {"score": (1.0, score_loss(features, noise_sd=0.0))},
+        SCORE: {"score": score, "mse": (ANCHOR, squared_error)},
+        ALONE: {"score": score},
         MSE: {"mse": (1.0, squared_error)},
     }
     if method == PLAIN:
