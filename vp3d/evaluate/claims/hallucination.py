@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,11 @@ class Measured:
     cases: Cases
     values: dict[str, np.ndarray]
     grades: np.ndarray
+
+    @cached_property
+    def samples(self) -> dict[str, dict[str, np.ndarray]]:
+        """Bootstrap samples of the figures of each distance; sample i is of the same scenes."""
+        return {name: planted.resampled(self.cases, row) for name, row in self.values.items()}
 
 
 def measure_scenes(first: int, size: int, count: int = CHUNK) -> dict[str, Any]:
@@ -110,8 +115,8 @@ def finding(measured: Mapping[int, Measured]) -> Finding:
         "Intervals are of a bootstrap over scenes; differences are paired by scene.",
         "The embedded judge is held out: its features are in one baseline only. The LPIPS-like "
         "baselines are means of squared feature distances, without LPIPS's learnt weights.",
-        "The judge's baseline has the same kind of tower as the proxy, with another seed; only the "
-        "pooling differs.",
+        "The judge's tower is of the proxy's kind, with another seed, so its baseline shows what "
+        "the pooling and the global part add.",
         "Exact scenes of the toybox alone. Pictures of other worlds were not measured.",
     ]
     tables += [_by_kind(main), _calibration(main)]
@@ -128,7 +133,7 @@ def verdicts(main: Measured) -> list[Verdict]:
     """The statements, from the pairs of size `MAIN`."""
     cases, values = main.cases, main.values
     figures = planted.figures(cases, values[PROXY])
-    samples = {name: planted.resampled(cases, values[name]) for name in (PROXY, *BASELINES)}
+    samples = main.samples
     found = [
         Verdict(f"{text} >= {least}", _spread(figures[key], samples[PROXY][key]),
                 figures[key] >= least)
@@ -174,7 +179,7 @@ def _spread(value: float, samples: np.ndarray) -> str:
 def _distances(size: int, one: Measured) -> Table:
     rows: list[list[Cell]] = []
     for name, values in one.values.items():
-        found, samples = planted.figures(one.cases, values), planted.resampled(one.cases, values)
+        found, samples = planted.figures(one.cases, values), one.samples[name]
         cells = [_spread(found[key], samples[key]) for key in ("all", "harmful", "auc")]
         rows.append([name, *cells, *(f"{found[f'auc {kind}']:.2f}" for kind in BENIGN)])
     columns = ("distance", "correlation, all", "harmful", "AUC", *(f"AUC, {k}" for k in BENIGN))
