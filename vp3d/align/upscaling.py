@@ -31,7 +31,7 @@ from vp3d.align.learner import Law
 from vp3d.upscale.diffusion import DiffusionUpscaler
 from vp3d.upscale.network import Upscaler
 
-ANCHOR = 4000.0  # from 26 dB, 0.1 dB less costs as much as 25 % more local x global distance
+ANCHOR = 2000.0  # from 26 dB, 0.1 dB less costs as much as 12 % more local x global distance
 
 # (small pictures, generator) -> large ones with a graph to the weights
 Enlarge = Callable[[Tensor, torch.Generator], Tensor]

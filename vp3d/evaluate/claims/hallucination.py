@@ -233,15 +233,13 @@ def examples(size: int = MAIN, scene: int = 1) -> Image.Image:
 
 
 def _plot(one: Measured, axes: Axes) -> None:
-    harmful, truth = one.cases.harmful, one.cases.severity
-    rng = np.random.default_rng(0)
+    known, rng = one.cases, np.random.default_rng(0)
     for position, kind in enumerate(SHOWN):
-        values = one.values[PROXY][one.cases.kind == kind]
-        spread = position + rng.uniform(-0.3, 0.3, len(values))
-        severe = truth[one.cases.kind == kind]
-        color = severe if kind in HARMFUL else "tab:gray"
-        limits = {"vmin": 0.0, "vmax": float(truth[harmful].max())} if kind in HARMFUL else {}
-        axes.scatter(spread, values, s=5, c=color, cmap="plasma", **limits)
+        chosen = known.kind == kind
+        places = position + rng.uniform(-0.3, 0.3, int(chosen.sum()))
+        values, severity = one.values[PROXY][chosen], known.severity[chosen]
+        axes.scatter(places, values, s=5, c=severity, cmap="plasma", vmin=0.0,
+                     vmax=float(known.severity.max()))  # fmt: skip
     axes.set_xticks(range(len(SHOWN)), SHOWN, rotation=30)
     axes.set_ylabel("proxy; colour: share of the picture that moved")
 

@@ -101,7 +101,8 @@ def finding(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Fin
         "Sharpness is the energy of the gradient as a share of the true picture's.",
         *(_budget(name) for name in names),
         f"The score has an anchor, {ANCHOR:g} times the mean squared error. Without it, it is "
-        "hacked: see its row.",
+        "hacked: see its row. It was chosen among 400, 1500, 4000 and 10,000 by 40 updates of "
+        f"{REALESRGAN} on 24 other pictures: a larger one follows MSE into blur.",
         "Each arm of a network has the same updates, batch, learning rate and pictures; the loss "
         "alone differs. All weights are tuned, because the networks are small.",
         "Toybox pictures alone: nothing is said of photographs.",
