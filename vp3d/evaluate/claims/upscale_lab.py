@@ -169,9 +169,8 @@ def tune(name: str, method: str, seed: int, states: Path) -> Subject:
     else:
         losses = PictureLosses(subject.enlarge, terms[method], specs, plan.batch)
     plan = replace(plan, seed=seed)
-    digest = hashlib.sha256(
-        json.dumps([plain(plan), name, method, weights_of(name)]).encode()
-    ).hexdigest()
+    identity = [plain(plan), name, method, weights_of(name), ANCHOR, STEPS]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     subject.module.requires_grad_(True)
     ema = fit("tuned", subject.module, losses, plan, states / digest[:16])
     use_ema(subject.module, ema)
