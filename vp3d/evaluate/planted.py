@@ -223,7 +223,7 @@ def calibrate(pairs: Sequence[Pair], proxy: np.ndarray) -> list[list[float]]:
 
 def table_of(
     features: Features, cache: Path | None = None, name: str = ""
-) -> Sequence[Sequence[float]]:
+) -> Sequence[tuple[float, float]]:
     """The table of grades of other features than the embedded ones, fitted on planted cases.
 
     Args:
@@ -238,7 +238,8 @@ def table_of(
         except (JsonError, TypeError, ValueError):
             path.unlink(missing_ok=True)  # a damaged table is fitted again
     pairs = planted_pairs(TABLE_SCENES, SIZE, seed=1)
-    table = calibrate(pairs, proxies(pairs, features)["proxy"])
+    rows = calibrate(pairs, proxies(pairs, features)["proxy"])
+    table = [(proxy, grade) for proxy, grade in rows]
     if path is not None:
         write_json(path, table)
     return table
