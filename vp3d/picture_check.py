@@ -8,6 +8,7 @@ visual prompt. The embedded features were calibrated on exact scenes
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from vp3d.align.hallucination import distance, grade
+from vp3d.align.hallucination import Features, distance, grade
 from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.metrics.hallucination_towers import embedded_features, grades
@@ -57,6 +58,21 @@ class HallucinationScore:
     whole: float
     where: np.ndarray
     verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What pictures are compared by.
+
+    Attributes:
+        features: of the distance.
+        table: (proxy, grade), both rising, fitted for these features at this size.
+        size: pixels of a side at which pictures are compared.
+    """
+
+    features: Features
+    table: Sequence[tuple[float, float]]
+    size: int = SIZE
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,7 @@ def hallucination_score(
     a: Path | str | np.ndarray,
     b: Path | str | np.ndarray,
     judge: MultimodalJudge | None = None,
+    yardstick: Yardstick | None = None,
 ) -> HallucinationScore:
     """Grade what picture `a` shows that its reference `b` does not support.
 
@@ -134,6 +151,7 @@ def hallucination_score(
         a: a picture file, or uint8 `[H, W, 3]` sRGB.
         b: its reference, the same.
         judge: a multimodal model to ask as well; the pictures are sent to its server.
+        yardstick: features other than the embedded ones.
 
     Raises:
         UserError: a file cannot be read as a picture.
@@ -144,10 +162,11 @@ def hallucination_score(
         1.0
     """
     pictures = [_read(a, "--image"), _read(b, "--reference")]
-    squares = [_square(picture) for picture in pictures]
+    used = yardstick or Yardstick(embedded_features(), grades())
+    squares = [_square(picture, used.size) for picture in pictures]
     with torch.no_grad():
-        found = distance(squares[0], squares[1], embedded_features())
-        score = float(grade(found.proxy, grades())[0])
+        found = distance(squares[0], squares[1], used.features)
+        score = float(grade(found.proxy, used.table)[0])
     height, width = pictures[0].shape[-2:]
     where = F.interpolate(
         found.maps[:, None], (height, width), mode="bilinear", align_corners=False
@@ -189,7 +208,7 @@ def _read(picture: Path | str | np.ndarray, option: str) -> Tensor:
     return found.rgb * found.alpha + 0.5 * (1.0 - found.alpha)
 
 
-def _square(rgb: Tensor) -> Tensor:
+def _square(rgb: Tensor, size: int) -> Tensor:
     return F.interpolate(
-        rgb[None], (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False
+        rgb[None], (size, size), mode="bilinear", antialias=True, align_corners=False
     ).clamp(0.0, 1.0)

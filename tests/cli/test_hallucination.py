@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.tiny_rewards import write_dino
 from vp3d import hallucination_score
 from vp3d.cli.main import main
+from vp3d.evaluate import planted
 from vp3d.worlds.toybox.images import render_spec
 from vp3d.worlds.toybox.scenes import parse_caption
 
@@ -72,6 +74,8 @@ def test_transparent_parts_are_grey(files: tuple[Path, Path, Path]) -> None:
         (["--image", "https://x.org/a.png", "--reference", "{b}"], "is an address"),
         (["--image", "{b}", "--reference", "{b}", "--endpoint", "http://127.0.0.1:9"], "model"),
         (["--image", "{b}", "--reference", "{b}", "--heat-map", "{b}/x/y.png"], "--heat-map"),
+        (["--image", "{b}", "--reference", "{b}", "--judge", "no-folder"], "is not a folder"),
+        (["--image", "{b}", "--reference", "{b}", "--judge", "http://x.org/m"], "is an address"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -100,3 +104,22 @@ def test_a_server_that_is_not_there_is_a_reason_and_no_grade(
     assert main(["hallucination", *words, *server]) == 0
     out = capsys.readouterr().out
     assert "no grade by some-model: the endpoint" in out and grade_of(out) > 2.5
+
+
+def test_a_tower_of_a_folder_grades_too_and_its_table_is_kept(
+    files: tuple[Path, Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planted, "TABLE_SCENES", 2)
+    tower, kept = write_dino(tmp_path / "dino"), tmp_path / "kept"
+    words = [f"--image={files[1]}", f"--judge={tower}", f"--cache={kept}"]
+    assert main(["hallucination", f"--reference={files[1]}", *words]) == 0
+    assert "grade 1.0 of 5 by the features of dino" in capsys.readouterr().out
+    table = next(kept.glob("grades-dino-*.json"))
+    written = table.read_bytes()
+    monkeypatch.setattr(planted, "planted_pairs", None)  # the table is not fitted again
+    assert main(["hallucination", f"--reference={files[0]}", *words]) == 0
+    assert "of 5 by the features of dino" in capsys.readouterr().out
+    assert table.read_bytes() == written and len(list(kept.iterdir())) == 1

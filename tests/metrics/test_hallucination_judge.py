@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vp3d.metrics import hallucination_judge
+from vp3d.metrics import hallucination_judge, scorers
 from vp3d.metrics.hallucination_judge import MultimodalJudge, in_words
 from vp3d.metrics.rubric import KINDS, SCHEMA, Element, as_json, read_answer
 from vp3d.metrics.scorers import KEY_VARIABLE, ChatEndpoint
@@ -201,6 +201,47 @@ def test_every_fault_of_a_server_ends_in_a_reason(
     server.answers = [answer]
     found = judge_of(server).score(A, B)
     assert found.score is None and "\n" not in found.reason and server.url in found.reason
+
+
+def test_an_answer_of_more_than_the_limit_is_a_reason(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorers, "MAX_ANSWER_BYTES", 4000)
+    server.answers = [(200, GOOD, {})]
+    assert judge_of(server).score(A, B).score == 2.0
+    server.answers = [(200, GOOD + " " * 4000, {})]
+    found = judge_of(server).score(A, B)
+    assert found.score is None and "gave no answer" in found.reason
+
+
+def test_damaged_answers_end_in_a_grade_or_a_reason(server: Server) -> None:
+    """Cut, doubled, mixed up and with random bytes, in the model's text and in the server's."""
+    rng = np.random.default_rng(0)
+    good = GOOD.encode()
+    whole = json.dumps({"choices": [{"message": {"content": GOOD}}]}).encode()
+    graded = 0
+    for number in range(60):
+        data = bytearray(good if number % 2 else whole)
+        for _ in range(int(rng.integers(1, 3))):
+            at, kind = int(rng.integers(len(data))), int(rng.integers(6))
+            if kind == 0:
+                data[at] = int(rng.integers(256))
+            elif kind == 1:
+                del data[at : at + int(rng.integers(1, 20))]
+            elif kind == 2:
+                data[at:at] = data[: int(rng.integers(30))]
+            elif kind == 3:
+                data[at:] = data[at:][::-1]
+            else:
+                data = bytearray(b" " * kind) + data + b"\n" * kind
+            data = data or bytearray(b"{")
+        text: str | bytes = data.decode("utf-8", "replace") if number % 2 else bytes(data)
+        server.answers = [(200, text, {})]
+        found = judge_of(server).score(A, B)
+        assert (found.score is None) != (found.reason == "") and "\n" not in found.reason
+        assert found.score is None or 1.0 <= found.score <= 5.0
+        graded += found.score is not None
+    assert 0 < graded < 60
 
 
 def test_a_slow_server_ends_in_a_reason(server: Server) -> None:

@@ -69,6 +69,11 @@ class Distance:
         """`[B]`, any range: log local + log global; differentiable, finite for equal pictures."""
         return torch.log(self.local + EPSILON) + torch.log(self.whole + EPSILON)
 
+    @property
+    def smooth_proxy(self) -> Tensor:
+        """The proxy with the smooth local distance: a loss that more positions have a say in."""
+        return torch.log(self.smooth + EPSILON) + torch.log(self.whole + EPSILON)
+
 
 def distance(a: Tensor, b: Tensor, features: Features) -> Distance:
     """The distance of pictures `a` from `b`, both `[B, 3, H, H]` in [0, 1]; differentiable.

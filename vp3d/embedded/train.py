@@ -63,6 +63,7 @@ from vp3d.worlds.toybox.scenes import vocabulary
 
 # Matrices that Muon trains
 INNER = r"unet\.(?!conv_in|conv_out)|projection\.layers|vision_tower\.vision_model\.encoder"
+OWN_INNER = r"(?!conv_in|conv_out|class_embedding)"  # of the upscaler, which is the denoiser itself
 PLANS = {
     "autoencoder": Plan(steps=6000, lr=2e-3, batch=32, weight_decay=0.0),
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
@@ -73,7 +74,7 @@ PLANS = {
     "prior": Plan(steps=6000, lr=1e-3, batch=32, warmup=300, muon=INNER),
     "adapter": Plan(steps=1500, lr=2e-3, batch=32, warmup=30, muon=INNER),
     "align": Plan(steps=800, lr=3e-4, batch=16, warmup=50, muon=INNER),
-    "upscaler": Plan(steps=1500, lr=1e-3, batch=16, weight_decay=0.01, warmup=100),
+    "upscaler": Plan(steps=4000, lr=1e-3, batch=16, warmup=100, muon=OWN_INNER),
 }
 # What differs for a world at 128 pixels that starts from the toybox's weights
 LARGE_PLANS = PLANS | {

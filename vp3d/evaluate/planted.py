@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +31,19 @@ from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.evaluate.statistics import circumstances
 from vp3d.metrics.attribute_judge import Judge, load_judge
 from vp3d.metrics.hallucination_features import EmbeddedFeatures
-from vp3d.metrics.hallucination_towers import GRADES, embedded_features
+from vp3d.metrics.hallucination_towers import GRADES, embedded_features, read_table
 from vp3d.rewards.encoders import ClipEncoder
 from vp3d.system.console import Parser, run_program
-from vp3d.system.files import write_json, write_text
+from vp3d.system.files import JsonError, write_json, write_text
 from vp3d.worlds.toybox.data import to_tensor
-from vp3d.worlds.toybox.planted import BENIGN, Pair, planted_pairs
+from vp3d.worlds.toybox.planted import BENIGN, HARMFUL, Pair, planted_pairs
 
 BATCH = 16  # pairs at a time
 RESAMPLES = 1000  # of the bootstrap
 STEPS = (0.0, 0.01, 0.03, 0.08)  # severities at which the grade passes 1, 2, 3 and 4
 KNOTS = 12  # of the table of grades
+SIZE = 128  # pixels of a side of the pictures that a table is fitted on
+TABLE_SCENES = 8  # that the table of other features is fitted on
 
 
 def psnr(pairs: Sequence[Pair]) -> np.ndarray:
@@ -100,6 +103,7 @@ def proxies(pairs: Sequence[Pair], features: Features) -> dict[str, np.ndarray]:
     """The parts of the proxy and the proxy itself, each [N]."""
     parts: dict[str, Callable[[Distance], Tensor]] = {
         "local": lambda d: d.local,
+        "smooth": lambda d: d.smooth,
         "global": lambda d: d.whole,
         "proxy": lambda d: d.proxy,
     }
@@ -134,43 +138,70 @@ def auc(harmful: np.ndarray, benign: np.ndarray) -> float:
     return float(above / (len(harmful) * len(benign)))
 
 
-def figures(pairs: Sequence[Pair], values: np.ndarray) -> dict[str, float]:
-    """The figures of one distance: "all", "harmful", "auc", and "auc KIND" of each benign kind."""
-    severity = np.array([pair.severity for pair in pairs])
-    harmful = np.array([pair.harmful for pair in pairs])
-    kinds = np.array([pair.kind for pair in pairs])
+@dataclass(frozen=True)
+class Cases:
+    """What is known about N pairs.
+
+    Attributes:
+        kind: the change of each `[N]`, of `HARMFUL` or `BENIGN`.
+        severity: of each `[N]`, in [0, 1].
+        scene: names the scene of each `[N]`; pairs of one scene are not independent.
+    """
+
+    kind: np.ndarray
+    severity: np.ndarray
+    scene: np.ndarray
+
+    @property
+    def harmful(self) -> np.ndarray:
+        """Whether something was invented, bool `[N]`."""
+        return np.isin(self.kind, HARMFUL)
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Cases:
+        """The cases of some pairs, whose captions name their scenes."""
+        rows = [(pair.kind, pair.severity, pair.caption) for pair in pairs]
+        kinds, severities, captions = zip(*rows, strict=True)
+        return cls(np.array(kinds), np.array(severities), np.array(captions))
+
+
+def figures(cases: Cases, values: np.ndarray) -> dict[str, float]:
+    """The figures of one distance [N]: "all", "harmful", "auc", and "auc KIND" of benign kinds."""
+    harmful = cases.harmful
     found = {
-        "all": spearman(values, severity),
-        "harmful": spearman(values[harmful], severity[harmful]),
+        "all": spearman(values, cases.severity),
+        "harmful": spearman(values[harmful], cases.severity[harmful]),
         "auc": auc(values[harmful], values[~harmful]),
     }
     for kind in BENIGN:
-        found[f"auc {kind}"] = auc(values[harmful], values[kinds == kind])
+        found[f"auc {kind}"] = auc(values[harmful], values[cases.kind == kind])
     return found
 
 
-def intervals(
-    pairs: Sequence[Pair], values: np.ndarray, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """95 % intervals of "all", "harmful" and "auc", by a bootstrap over scenes."""
-    scenes: dict[str, list[int]] = {}
-    for number, pair in enumerate(pairs):
-        scenes.setdefault(pair.caption, []).append(number)
-    groups, rng = list(scenes.values()), np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {name: [] for name in ("all", "harmful", "auc")}
-    severity = np.array([pair.severity for pair in pairs])
-    is_harmful = np.array([pair.harmful for pair in pairs])
+def resampled(cases: Cases, values: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """The figures "all", "harmful" and "auc" of bootstrap samples of scenes, each [RESAMPLES].
+
+    The samples of one seed are the same for every distance, so differences can be taken.
+    """
+    groups = [np.flatnonzero(cases.scene == name) for name in dict.fromkeys(cases.scene.tolist())]
+    rng, is_harmful, rows = np.random.default_rng(seed), cases.harmful, []
     for _ in range(RESAMPLES):
         chosen = rng.integers(len(groups), size=len(groups))
         index = np.concatenate([groups[group] for group in chosen])
-        value, harmful = values[index], is_harmful[index]
-        drawn["all"].append(spearman(value, severity[index]))
-        drawn["harmful"].append(spearman(value[harmful], severity[index][harmful]))
-        drawn["auc"].append(auc(value[harmful], value[~harmful]))
-    return {
-        name: (float(np.quantile(row, 0.025)), float(np.quantile(row, 0.975)))
-        for name, row in drawn.items()
-    }
+        value, severity, harmful = values[index], cases.severity[index], is_harmful[index]
+        inside = spearman(value[harmful], severity[harmful])
+        rows.append((spearman(value, severity), inside, auc(value[harmful], value[~harmful])))
+    return dict(zip(("all", "harmful", "auc"), np.array(rows).T, strict=True))
+
+
+def intervals(cases: Cases, values: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % intervals of "all", "harmful" and "auc", by a bootstrap over scenes."""
+    return {name: middle_95(row) for name, row in resampled(cases, values, seed).items()}
+
+
+def middle_95(samples: np.ndarray) -> tuple[float, float]:
+    """The range of the middle 95 % of samples [N]."""
+    return float(np.quantile(samples, 0.025)), float(np.quantile(samples, 0.975))
 
 
 def true_grade(severity: float) -> float:
@@ -188,6 +219,30 @@ def calibrate(pairs: Sequence[Pair], proxy: np.ndarray) -> list[list[float]]:
     places = np.linspace(0, len(order) - 1, KNOTS).round().astype(int)
     table = [[float(proxy[order][i]), float(smooth[i])] for i in places]
     return [row for n, row in enumerate(table) if n == 0 or row[0] > table[n - 1][0]]
+
+
+def table_of(
+    features: Features, cache: Path | None = None, name: str = ""
+) -> Sequence[tuple[float, float]]:
+    """The table of grades of other features than the embedded ones, fitted on planted cases.
+
+    Args:
+        features: the features; pictures are compared at `SIZE` pixels.
+        cache: a folder that keeps the table; None for none.
+        name: of the features, valid as a file name and different for other weights.
+    """
+    path = None if cache is None else cache / f"grades-{name}.json"
+    if path is not None and path.is_file():
+        try:
+            return read_table(path)
+        except (JsonError, TypeError, ValueError):
+            path.unlink(missing_ok=True)  # a damaged table is fitted again
+    pairs = planted_pairs(TABLE_SCENES, SIZE, seed=1)
+    rows = calibrate(pairs, proxies(pairs, features)["proxy"])
+    table = [(proxy, grade) for proxy, grade in rows]
+    if path is not None:
+        write_json(path, table)
+    return table
 
 
 def markdown(
@@ -250,6 +305,7 @@ def measure(
         "LPIPS-like, the judge": perceptual(pairs, held_out.stages),
         "global alone": found["global"],
         "local alone": found["local"],
+        "local alone, mean of the top 10 %": found["smooth"],
         "proxy": found["proxy"],
     }
 
@@ -277,8 +333,9 @@ def main(argv: list[str] | None = None) -> None:
         write_json(GRADES, calibrate(known, proxies(known, features)["proxy"]))
     pairs = planted_pairs(options.scenes, options.size, seed=2, held_out=True)
     values = measure(pairs, features, load_judge(ASSETS / "judge", MANIFEST))
-    rows = {name: figures(pairs, value) for name, value in values.items()}
-    spread = {name: intervals(pairs, value) for name, value in values.items()}
+    cases = Cases.of(pairs)
+    rows = {name: figures(cases, value) for name, value in values.items()}
+    spread = {name: intervals(cases, value) for name, value in values.items()}
     about = circumstances()
     harmful = sum(pair.harmful for pair in pairs)
     facts = (

@@ -1,12 +1,19 @@
-"""Features for the hallucination score (`vp3d.align.hallucination.Features`)."""
+"""Features for the hallucination score (`vp3d.align.hallucination.Features`).
+
+`EmbeddedFeatures` are those that ship with the package; `TokenFeatures` those of a DINOv2 or CLIP.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from vp3d.metrics.attribute_judge import Judge
 from vp3d.rewards.encoders import ClipEncoder
+from vp3d.rewards.image_image import ImageFeatures
 
 STAGES = (0, 1)  # of the tower: the first sees edges and texture, the second parts
 MULTIPLE = 16  # sides that the tower takes
@@ -36,3 +43,30 @@ class EmbeddedFeatures:
     def whole(self, rgb: Tensor) -> Tensor:
         """CLIP's unit features `[B, D]`."""
         return self.clip.image(rgb)
+
+
+class TokenTower(ImageFeatures, Protocol):
+    """A frozen image tower with a feature for each patch."""
+
+    folder: Path  # that it was read from
+
+    def tokens(self, rgb: Tensor) -> Tensor:
+        """Unit features `[B, T, C]` of the T patches of `rgb [B, 3, H, H]` in [0, 1]."""
+        ...
+
+
+class TokenFeatures:
+    """Patch tokens and pooled features of one tower, such as DINOv2's."""
+
+    def __init__(self, tower: TokenTower) -> None:
+        self.tower = tower
+
+    def stages(self, rgb: Tensor) -> list[Tensor]:
+        """The patch tokens as one stage `[B, C, h, w]`, unit length at each position."""
+        tokens = self.tower.tokens(rgb)
+        side = round(tokens.shape[1] ** 0.5)
+        return [tokens.transpose(1, 2).unflatten(2, (side, side))]
+
+    def whole(self, rgb: Tensor) -> Tensor:
+        """Unit features `[B, D]`."""
+        return self.tower.image(rgb)

@@ -1,7 +1,8 @@
-"""The hallucination score by a multimodal model behind an OpenAI-compatible server.
+"""The hallucination score by a multimodal model: of an OpenAI-compatible server, or of a folder.
 
 The pictures leave this machine if the server is another one. The key is read from the environment
-variable `VP3D_ENDPOINT_KEY` and never written to a file. The model is asked in both orders of the
+variable `VP3D_ENDPOINT_KEY` and never written to a file. `vp3d.metrics.local_chat` has the models
+of folders. The model is asked in both orders of the
 pictures' questions; a score exists only if both answers are valid: there is no default score.
 """
 
@@ -11,9 +12,10 @@ import hashlib
 import math
 import time
 import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -30,7 +32,6 @@ from vp3d.metrics.rubric import (
     complaint,
     read_answer,
 )
-from vp3d.metrics.scorers import ChatEndpoint
 from vp3d.system.files import write_text
 
 LEAST_SIDE = 256  # pixels; smaller pictures are enlarged, since a model sees patches of 14 or more
@@ -59,18 +60,30 @@ class Verdict:
     reason: str = ""
 
 
+class Chat(Protocol):
+    """A multimodal model that answers questions; `ChatEndpoint` is one."""
+
+    model: str  # its name, which kept answers are found by
+
+    def ask(
+        self, text: str, pictures: Sequence[Image.Image], schema: Mapping[str, Any] | None
+    ) -> str:
+        """The answer to a text about pictures; UserError without one."""
+        ...
+
+
 class MultimodalJudge:
     """Asks a multimodal model for the hallucination score.
 
     Args:
-        endpoint: the server and its model.
+        endpoint: the model, such as that of a server.
         cache: a folder of answers, by the hash of pictures, model and question; None for none.
         sleep: waits for so many seconds.
     """
 
     def __init__(
         self,
-        endpoint: ChatEndpoint,
+        endpoint: Chat,
         cache: Path | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -116,7 +129,7 @@ class MultimodalJudge:
             return answer
         raise UserError(
             f"no score: {self.endpoint.model} gave no valid answer in {ATTEMPTS} tries ({fault}); "
-            "use another --endpoint-model"
+            "use another model"
         )
 
     def _ask(self, question: str, pictures: Sequence[Image.Image]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.errors import DamagedFileError
@@ -31,12 +32,21 @@ def grades() -> tuple[tuple[float, float], ...]:
         DamagedFileError: the file is missing or damaged.
     """
     try:
-        rows = read_json(GRADES)
-        table = tuple((float(proxy), float(grade)) for proxy, grade in rows)  # type: ignore[attr-defined]
+        return read_table(GRADES)
     except (JsonError, TypeError, ValueError) as error:
         raise DamagedFileError(
-            f"{GRADES} cannot be read; restore it from the repository"
+            f"{GRADES} cannot be read ({error}); restore it from the repository"
         ) from error
+
+
+def read_table(path: Path) -> tuple[tuple[float, float], ...]:
+    """A table of grades: (proxy, grade), the proxies rising.
+
+    Raises:
+        JsonError, TypeError, ValueError: the file is missing or damaged.
+    """
+    rows = read_json(path)
+    table = tuple((float(proxy), float(grade)) for proxy, grade in rows)  # type: ignore[attr-defined]
     if len(table) < 2 or any(a[0] >= b[0] for a, b in zip(table[:-1], table[1:], strict=True)):
-        raise DamagedFileError(f"{GRADES} is no rising table; restore it from the repository")
+        raise ValueError("it is no rising table")
     return table

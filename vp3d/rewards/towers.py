@@ -70,6 +70,11 @@ class ClipTower(Tower):
         pooled = self.model.vision_model(pixel_values=self.preprocess(rgb)).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
+    def tokens(self, rgb: Tensor) -> Tensor:
+        """Unit patch features `[B, T, C]` of `rgb [B, 3, H, H]` in [0, 1]; differentiable."""
+        found = self.model.vision_model(pixel_values=self.preprocess(rgb)).last_hidden_state
+        return F.normalize(found[:, 1:], dim=-1)
+
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
         """Unit features `[B, D]` of prompts, in the space of `image`; without gradient."""
@@ -144,9 +149,14 @@ def load_clip_tower(
     return _load(location, key, lambda folder: ClipTower(folder, device, text))
 
 
-def load_dino(location: str, device: torch.device | str = "cpu") -> DinoTower:
-    """Load the frozen DINOv2 of a folder or a name of `models list`; UserError if it is unfit."""
-    return _load(location, "rewards.dinov2", lambda folder: DinoTower(folder, device))
+def load_dino(
+    location: str, device: torch.device | str = "cpu", key: str = "rewards.dinov2"
+) -> DinoTower:
+    """Load the frozen DINOv2 of a folder or a name of `models list`; UserError if it is unfit.
+
+    `key` is the config key or option that `location` is the value of, for error messages.
+    """
+    return _load(location, key, lambda folder: DinoTower(folder, device))
 
 
 def _load(location: str, key: str, build: Callable[[Path], T]) -> T:

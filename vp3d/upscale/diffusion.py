@@ -109,10 +109,13 @@ class DiffusionUpscaler:
         """Channels of the latents."""
         return int(self.parts.unet.config.out_channels)
 
-    def noise(self, rgb: Tensor, channels: int) -> Tensor:
-        """Normal noise `[B, channels, H', W']` for rgb `[B, 3, H, W]`, sides rounded up."""
+    def noise(self, rgb: Tensor, channels: int, generator: torch.Generator | None = None) -> Tensor:
+        """Normal noise `[B, channels, H', W']` for rgb `[B, 3, H, W]`, sides rounded up.
+
+        `generator`, on the CPU, draws it; None for that of the seed.
+        """
         sides = [side + -side % self.multiple for side in rgb.shape[-2:]]
-        return torch.randn(len(rgb), channels, *sides, generator=self.generator)
+        return torch.randn(len(rgb), channels, *sides, generator=generator or self.generator)
 
     def draw(
         self, rgb: Tensor, noise: Tensor, latents: Tensor, grad_steps: int | None = None

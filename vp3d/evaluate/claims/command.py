@@ -15,12 +15,14 @@ from vp3d.evaluate.claims import (
     alignprop_mix,
     alignprop_truncation,
     best_of,
+    hallucination,
     molecules,
     strings,
     strings_value,
     svdd,
     svdd_assets,
     svdd_framing,
+    upscale,
 )
 from vp3d.evaluate.claims.frame import Bench, Claim, as_text, write_claim
 from vp3d.system.console import say
@@ -40,6 +42,8 @@ CLAIMS = {
         best_of,
         strings_value,
         molecules,
+        hallucination,
+        upscale,
     )
 }
 

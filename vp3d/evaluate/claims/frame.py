@@ -8,7 +8,7 @@ command run again continues. The page has the tables, a plot and a line for each
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from vp3d.system.files import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from PIL import Image
 
 Cell = str | float | int | None
 # Settings that exist only since results were recorded, at their defaults: such results stay valid.
@@ -68,12 +69,14 @@ class Finding:
         tables: The figures.
         notes: Sentences on circumstances and limits.
         plot: Draws the plot of the page; None for a page without one.
+        pictures: Pictures of the page below its figures, by title.
     """
 
     verdicts: Sequence[Verdict]
     tables: Sequence[Table]
     notes: Sequence[str] = ()
     plot: Callable[[Axes], None] | None = None
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def with_interval(values: Sequence[float] | Tensor, digits: int = 3) -> str:
 
 
 def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seconds: float) -> Path:
-    """Write the page, such as `align-NAME.md`, and its plot `align-NAME.png` into `folder`.
+    """Write the page, such as `align-NAME.md`, its plot and its pictures into `folder`.
 
     Args:
         claim: The claim.
@@ -218,6 +221,11 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
     lines += ["", "## Figures"]
     for table in finding.tables:
         lines += ["", f"### {table.title}", "", *_table(table)]
+    for number, (title, shown) in enumerate(finding.pictures.items(), start=1):
+        picture = folder / f"{page.stem}-{number}.png"
+        with atomic_write(picture) as temporary:
+            shown.save(temporary, format="PNG", optimize=True)
+        lines += ["", f"### {title}", "", f"![{title}]({picture.name})"]
     if finding.notes:
         lines += ["", "## Limits", "", *(f"- {note}" for note in finding.notes)]
     write_text(page, "\n".join(lines) + "\n")

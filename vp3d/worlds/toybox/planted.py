@@ -79,7 +79,9 @@ class Pair:
         return self.kind in HARMFUL
 
 
-def planted_pairs(count: int, size: int, seed: int = 0, held_out: bool = False) -> list[Pair]:
+def planted_pairs(
+    count: int, size: int, seed: int = 0, held_out: bool = False, first: int = 0
+) -> list[Pair]:
     """Every kind and level of change in `count` random scenes, seen from random sides.
 
     Args:
@@ -87,12 +89,13 @@ def planted_pairs(count: int, size: int, seed: int = 0, held_out: bool = False) 
         size: side of a picture, pixels.
         seed: of the scenes, views and changes.
         held_out: scenes with pairs of colour and object that no training used.
+        first: number of the first scene; a scene depends on its number and the seed alone.
 
     Returns:
         The pairs, scene by scene; harmful changes that cannot be seen are left out.
     """
     pairs = []
-    for index in range(count):
+    for index in range(first, first + count):
         rng = np.random.default_rng([27, seed, index])
         spec, view = sample_spec(rng, held_out), _view(rng)
         for kind in (*HARMFUL, *BENIGN):
