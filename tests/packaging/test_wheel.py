@@ -109,7 +109,17 @@ def test_metadata(metadata: Message, site: Path) -> None:
     assert metadata["Version"] == vp3d.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    extras = {"cuda", "dev", "draco", "print", "ray", "serve", "upscale"}
+    extras = {
+        "cuda",
+        "dev",
+        "draco",
+        "molecules",
+        "photo-judge",
+        "print",
+        "ray",
+        "serve",
+        "upscale",
+    }
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert metadata.get_payload().startswith("# VP3D")
     entry_points = (site / DIST_INFO / "entry_points.txt").read_text(encoding="utf-8")
@@ -128,7 +138,9 @@ def test_tested_versions_are_in_the_ranges_of_the_metadata(metadata: Message) ->
             pinned[package.lower()] = version
     for text in metadata.get_all("Requires-Dist"):
         wanted = Requirement(text)
-        if not re.search(r'extra == "(cuda|ray)"', text):  # not installed where tests run
+        if not re.search(
+            r'extra == "(cuda|molecules|photo-judge|ray)"', text
+        ):  # not installed where tests run
             assert wanted.specifier.contains(pinned[wanted.name.lower()]), text
 
 

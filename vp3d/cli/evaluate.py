@@ -237,7 +237,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--pages changes nothing without claims NAME; omit it")
     overrides = read_overrides(arguments)
     files = config_files(arguments)
-    read_config(arguments.preset, files, overrides)
+    config = read_config(arguments.preset, files, overrides)
     check_options(arguments, overrides)
     kind = arguments.assets.name if arguments.assets else arguments.preset
     folder = arguments.work or Path("outputs") / f"{arguments.suite}-{kind}"
@@ -246,7 +246,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = absolute(folder, arguments)
     world = SUITES[arguments.suite].world
     settings = Settings(folder, arguments.preset, tuple(files), tuple(overrides), world)
-    pool_of(arguments).check(settings.config().cuda.memory_gb)
+    pool_of(arguments).check(config.cuda.memory_gb)
     sys.stdout.write(SUITES[arguments.suite].run(arguments, settings))
     return 0
 

