@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vp3d import build, checks, finish
+from vp3d import build, checks, finish, refined
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import ResourceError, UserError
 from vp3d.export.read import fit_to_cube, read_mesh
@@ -60,6 +60,7 @@ def generate(
     if existing is not None:
         checks.check_same_weights(existing, config)
         checks.check_unchanged(existing, build.identity_of(config, models))
+        checks.check_unchanged(existing, refined.refine_identity(config, models), "refine")
     fitted = build.fit_to_device(config, device)
     models = build.use_models(models, config, fitted, watch)
     if existing is not None:  # the branch of a hub id may have moved while it was loaded
@@ -89,14 +90,20 @@ def generate(
         live = finish.LiveMesh(journal, device, config.render) if watch.live_mesh else None
         outcome = loop.run(stage, config.optim, config.camera, journal, live or loop.show_nothing)
         settings = build.finish_settings(config)
-        asset = finish.export_field(outcome.result, settings, journal, device)
+        stopped = outcome.stopped
+        if config.refine.method == "none" or stopped:
+            asset = finish.export_field(outcome.result, settings, journal, device)
+        else:
+            start = refined.load_or_extract(outcome.result, config, journal, device)
+            refined_mesh, stopped = refined.refine(start, config, models, visual_prompt, journal)
+            asset = finish.export_refined(refined_mesh, settings, journal)
         try:
             finish.compare_views(asset, models.prior, settings, journal)
         except ResourceError as error:  # the asset is complete without its Janus score
             journal.warn(f"no Janus score: {error}")
         finish.present(asset, settings, journal)
-        journal.log("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
-    journal.show(Done(run.path, outcome.steps, steps, outcome.stopped, asset.figures))
+        journal.log("done", steps=outcome.steps, stopped=stopped, **asset.figures)
+    journal.show(Done(run.path, outcome.steps, steps, stopped, asset.figures))
     return asset
 
 
@@ -173,8 +180,12 @@ def export_run(run_dir: Path, config: Config, watch: Watch | None = None) -> Ass
     with run.lock():
         device = build.resolve_device(config.backend)
         journal.log("start", prompt=config.prompt, device=str(device), only="export")
-        field = build.load_field(config, journal, device)
-        asset = finish.export_field(field, settings, journal, device)
+        mesh = refined.load_mesh(config, journal)
+        if mesh is None:
+            field = build.load_field(config, journal, device)
+            asset = finish.export_field(field, settings, journal, device)
+        else:
+            asset = finish.export_refined(mesh, settings, journal)
         run.keep_export(dataclasses.replace(config.export, formats=finish.exported_formats(run)))
         finish.present(asset, settings, journal)
     return asset

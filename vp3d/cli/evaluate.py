@@ -40,7 +40,8 @@ suites:
              162 positions x 5 focal lengths, regional means.
 
 claims NAME measures a claim about alignment instead of a suite: alignprop, alignprop-few-steps,
-alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings.
+alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings; or
+whether the refine stage can gain, teacher.
 Each takes up to 30 minutes on two cores (--jobs 2) and continues where it was interrupted; --pages
 DIR is where its page is written (--work).
 

@@ -17,6 +17,7 @@ from vp3d.evaluate.claims import (
     svdd,
     svdd_assets,
     svdd_framing,
+    teacher,
 )
 from vp3d.evaluate.claims.frame import Bench, Claim, as_text, write_claim
 from vp3d.system.console import say
@@ -33,6 +34,7 @@ CLAIMS = {
         svdd_framing,
         svdd_assets,
         strings,
+        teacher,
     )
 }
 
