@@ -182,8 +182,14 @@ def extract_mesh(
     device: torch.device,
 ) -> Mesh:
     """The mesh of a field that the refine stage starts from, with UVs and texture."""
-    size = {"grid": refine.grid, "faces": refine.faces, "texture_size": refine.texture_size}
-    export = dataclasses.replace(settings.export, maps=["base"], lods=[1.0], **size)
+    export = dataclasses.replace(
+        settings.export,
+        grid=refine.grid,
+        faces=refine.faces,
+        texture_size=refine.texture_size,
+        maps=["base"],
+        lods=[1.0],
+    )
     cameras = reference_cameras(settings.camera)
     opacity = field_views(field, settings.render, cameras, REFERENCE_SIZE, device)[1]
     inside = OccupancyGrid(settings.render).to(device).contains
@@ -201,12 +207,12 @@ def export_refined(mesh: Mesh, settings: FinishSettings, journal: Journal) -> As
     """
     journal.show(Stage("export", "exporting"))
     began = time.monotonic()
-    if mesh.texture is None or mesh.uv is None:
+    texture, uv = mesh.texture, mesh.uv
+    if texture is None or uv is None:
         raise ValueError("a refined mesh has UVs and a texture")
-    mesh = with_welded_normals(mesh)
-    colors = sample_texture(mesh.texture, mesh.uv)
-    mesh = dataclasses.replace(mesh, vertex_colors=colors)
-    export = dataclasses.replace(settings.export, texture_size=len(mesh.texture))
+    colors = sample_texture(texture, uv)
+    mesh = dataclasses.replace(with_welded_normals(mesh), vertex_colors=colors)
+    export = dataclasses.replace(settings.export, texture_size=len(texture))
     levels = remade(mesh, export, journal.event)
     figures = {"faces": len(levels[0].faces), "watertight": is_watertight(weld(levels[0]))}
     journal.log("mesh", **figures, atlas="refined")

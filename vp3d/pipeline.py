@@ -60,7 +60,7 @@ def generate(
     if existing is not None:
         checks.check_same_weights(existing, config)
         checks.check_unchanged(existing, build.identity_of(config, models))
-        checks.check_unchanged(existing, refined.refine_identity(config, models), "refine")
+        checks.check_unchanged(existing, build.refine_identity(config, models), "refine")
     fitted = build.fit_to_device(config, device)
     models = build.use_models(models, config, fitted, watch)
     if existing is not None:  # the branch of a hub id may have moved while it was loaded
@@ -94,9 +94,10 @@ def generate(
         if config.refine.method == "none" or stopped:
             asset = finish.export_field(outcome.result, settings, journal, device)
         else:
-            start = refined.load_or_extract(outcome.result, config, journal, device)
-            refined_mesh, stopped = refined.refine(start, config, models, visual_prompt, journal)
-            asset = finish.export_refined(refined_mesh, settings, journal)
+            request = build.refine_request(config, models, visual_prompt)
+            start = refined.load_or_extract(outcome.result, request, journal)
+            mesh, stopped = refined.refine(start, request, journal)
+            asset = finish.export_refined(mesh, settings, journal)
         try:
             finish.compare_views(asset, models.prior, settings, journal)
         except ResourceError as error:  # the asset is complete without its Janus score
@@ -180,7 +181,8 @@ def export_run(run_dir: Path, config: Config, watch: Watch | None = None) -> Ass
     with run.lock():
         device = build.resolve_device(config.backend)
         journal.log("start", prompt=config.prompt, device=str(device), only="export")
-        mesh = refined.load_mesh(config, journal)
+        has_stage = config.refine.method != "none"
+        mesh = refined.load_mesh(journal) if has_stage else None
         if mesh is None:
             field = build.load_field(config, journal, device)
             asset = finish.export_field(field, settings, journal, device)

@@ -1,31 +1,39 @@
 """The second stage of a run: from the coarse field to a refined mesh.
 
-`build.py` builds the parts of the first stage, this module those of the second. The mesh that it
-starts from is kept in the run folder, so that a resumed run continues with the same triangles even
-if the atlas would come out otherwise.
+The mesh that it starts from is kept in the run folder, so that a resumed run continues with the
+same triangles even if the atlas would come out otherwise; so is the result, for later exports.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vp3d import build, finish
+from vp3d import finish
 from vp3d.config.migrations import CONFIG_VERSION
-from vp3d.config.schema import Config, Schedule
+from vp3d.config.schema import (
+    CameraConfig,
+    GuidanceConfig,
+    OptimConfig,
+    RefineConfig,
+    RenderConfig,
+    Schedule,
+)
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.view_classifier import guess_views
 from vp3d.errors import DamagedFileError
 from vp3d.fields.nerf import Field
+from vp3d.guidance.condition import Condition
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.view_gate import gate_weight
 from vp3d.guidance.vp_sds import Guidance
 from vp3d.runs.events import Note, Stage
 from vp3d.runs.journal import Journal
-from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train import checkpoint, loop
 from vp3d.train.coarse import GuidanceCall, part
 from vp3d.train.generators import make_generator
@@ -35,7 +43,6 @@ from vp3d.train.refine_sds import Scored, SdsSettings
 from vp3d.train.refine_views import RedrawnViews
 from vp3d.train.surface_parameters import Start, Surface, load_start, mesh_of, start_of
 from vp3d.types import Camera, Mesh
-from vp3d.visual_prompt.make import VisualPrompt
 
 # Meshes in the folder of the stage's checkpoints: what it starts from, and what came out.
 START_FILE, RESULT_FILE = "start.safetensors", "result.safetensors"
@@ -43,31 +50,69 @@ GENERATORS = ("camera", "background", "noise")
 JUDGED_GATE = 0.5  # view gate from which a view counts for the image-image reward
 
 
-def refine(
-    start: Start,
-    config: Config,
-    models: build.Models,
-    visual_prompt: VisualPrompt,
-    journal: Journal,
-) -> tuple[Mesh, bool]:
+@dataclass(frozen=True)
+class RefineRequest:
+    """What the second stage reads of a run, from `build.refine_request`.
+
+    Attributes:
+        refine: Its settings.
+        optim: Intervals and limits of the loop; the number of steps is not read.
+        camera: Distance, field of view and heights of the views.
+        render: The greys behind the views.
+        guidance: Scales and weight of the guidance.
+        resolution: Side of the prior's pictures, pixels.
+        tolerance: Of the cut-out of redrawn views (`redraw.usable_targets`).
+        prompt: What the object is.
+        seed: Of the run.
+        prior: The frozen 2D model.
+        condition: The encoded prompts and the visual prompt.
+        rewards: The rewards of the run.
+        front: The chosen visual prompt.
+        device: Where everything is.
+        identity: All settings that the result depends on.
+        finish: How the mesh is extracted.
+    """
+
+    refine: RefineConfig
+    optim: OptimConfig
+    camera: CameraConfig
+    render: RenderConfig
+    guidance: GuidanceConfig
+    resolution: int
+    tolerance: float
+    prompt: str
+    seed: int
+    prior: Prior
+    condition: Condition
+    rewards: Mapping[str, Reward]
+    front: Front
+    device: torch.device
+    identity: Mapping[str, Any]
+    finish: finish.FinishSettings
+
+    @property
+    def grey(self) -> float:
+        """Level behind the views that are redrawn or judged, in [0, 1]."""
+        return 0.5 * (self.render.background_min + self.render.background_max)
+
+
+def refine(start: Start, request: RefineRequest, journal: Journal) -> tuple[Mesh, bool]:
     """Optimise the mesh, from the run's newest checkpoint if it has one.
 
     Args:
         start: The mesh of the coarse stage.
-        config: The settings of the run.
-        models: The frozen networks.
-        visual_prompt: The chosen picture.
+        request: Settings and parts.
         journal: The run's log and listener.
 
     Returns:
         The refined mesh, and whether the run was stopped early.
     """
-    stage = build_refine(start, config, models, visual_prompt, journal)
+    stage = build_refine(start, request, journal)
     steps = stage.config.steps
     preview = f"{stage.name}: live preview in {journal.run.preview_file}"
     journal.show(Stage(stage.name, preview, steps))
-    optim = dataclasses.replace(config.optim, steps=steps)
-    outcome = loop.run(stage, optim, config.camera, journal)
+    optim = dataclasses.replace(request.optim, steps=steps)
+    outcome = loop.run(stage, optim, request.camera, journal)
     if not any(event["kept"] for event in journal.run.events("guard")):
         journal.show(Note("refine: no round was better than the mesh itself, which is kept"))
     result = start_of(outcome.result)
@@ -75,107 +120,74 @@ def refine(
     return mesh_of(result, result.vertices, result.texture), outcome.stopped
 
 
-@report_out_of_memory("preparing the refine stage", build.LESS_MEMORY_FOR_MODELS)
-def build_refine(
-    start: Start,
-    config: Config,
-    models: build.Models,
-    visual_prompt: VisualPrompt,
-    journal: Journal,
-) -> Refine:
-    """The refine stage at its first step; arguments as for `refine`."""
-    rewards = {
-        **build.build_rewards(config, models.judges, visual_prompt.rgb.to(models.device)),
-        **models.extra_rewards,
-    }
-    render, identity = config.render, refine_identity(config, models)
-    grey = 0.5 * (render.background_min + render.background_max)
-    settings = RefineSettings(config.refine, config.camera, grey, identity)
+def build_refine(start: Start, request: RefineRequest, journal: Journal) -> Refine:
+    """The stage at its first step; arguments as for `refine`."""
+    settings = RefineSettings(request.refine, request.camera, request.grey, request.identity)
     return Refine(
         settings,
         start,
-        build_objective(config, models, visual_prompt, rewards, grey),
-        guard_judge(config, models.prior, rewards),
-        models.device,
+        build_objective(request),
+        guard_judge(request),
+        request.device,
         journal.event,
-        models.prior.encode_less,
+        request.prior.encode_less,
     )
 
 
-def build_objective(
-    config: Config,
-    models: build.Models,
-    visual_prompt: VisualPrompt,
-    rewards: Mapping[str, Reward],
-    grey: float,
-) -> Objective:
-    """The objective of `refine.method`.
-
-    Args:
-        config: The settings of the run.
-        models: The frozen networks.
-        visual_prompt: The chosen picture.
-        rewards: The rewards of the run.
-        grey: Level behind the views that are redrawn, in [0, 1].
-    """
-    refine, prior, device = config.refine, models.prior, models.device
-    condition = build.find_condition(config, prior, visual_prompt, build.debias(config))
-    generators = {name: make_generator(config.seed, f"refine {name}") for name in GENERATORS}
+def build_objective(request: RefineRequest) -> Objective:
+    """The objective of `refine.method`."""
+    refine, prior, condition = request.refine, request.prior, request.condition
+    generators = {name: make_generator(request.seed, f"refine {name}") for name in GENERATORS}
     if refine.method == "views":
         return RedrawnViews(
             refine,
-            config.camera,
-            Redraw(prior, config.guidance, condition, refine.denoise_steps, refine.lam),
-            config.prior.resolution,
-            grey,
-            config.visual_prompt.cutout_tolerance,
+            request.camera,
+            Redraw(prior, request.guidance, condition, refine.denoise_steps, refine.lam),
+            request.resolution,
+            request.grey,
+            request.tolerance,
             generators,
-            Front(visual_prompt.rgb.to(device), visual_prompt.mask.to(device)),
-            device,
+            request.front,
+            request.device,
         )
     low, guidance = Schedule.constant(refine.t_min), dict[float, GuidanceCall]()
     for strength in refine.strengths:
         high = Schedule.constant(max(strength, refine.t_min))
-        levels = dataclasses.replace(config.guidance, t_min=low, t_max=high)
+        levels = dataclasses.replace(request.guidance, t_min=low, t_max=high)
         guidance[strength] = Guidance(prior, levels)
-    scored = SdsSettings(
-        refine, config.camera, render=config.render, guidance_weight=config.guidance.weight,
-        size=config.prior.resolution,
-    )  # fmt: skip
-    return Scored(scored, guidance, condition, rewards, generators, device)
+    settings = SdsSettings(
+        refine, request.camera, request.render, request.guidance.weight, request.resolution
+    )
+    return Scored(settings, guidance, condition, request.rewards, generators, request.device)
 
 
-def guard_judge(config: Config, prior: Prior, rewards: Mapping[str, Reward]) -> Judge:
+def guard_judge(request: RefineRequest) -> Judge:
     """What the guard asks: both rewards, and how many views around the back have one face."""
 
     @torch.no_grad()
     def judge(rgb: Tensor, camera: Camera) -> dict[str, float]:
         found = {}
         for name in ("text_image", "image_image"):
-            reward = rewards[name]
+            reward = request.rewards[name]
             seen = gate_weight(reward.config.gate, camera.azimuth_deg) >= JUDGED_GATE
             score = reward.score(rgb, reward.target(camera))
             found[name] = float(score[seen].mean()) if bool(seen.any()) else float(score.mean())
-        generator = make_generator(config.seed, "views")
-        guess = guess_views(prior, config.prompt, rgb, generator)
+        generator = make_generator(request.seed, "views")
+        guess = guess_views(request.prior, request.prompt, rgb, generator)
         return {**found, "one_faced": 1.0 - guess.janus}
 
     return judge
 
 
-def refine_identity(config: Config, models: build.Models | None) -> dict[str, object]:
-    """All that the stage's result depends on."""
-    return {**build.identity_of(config, models), "refine": dataclasses.asdict(config.refine)}
-
-
-def load_or_extract(field: Field, config: Config, journal: Journal, device: torch.device) -> Start:
+def load_or_extract(field: Field, request: RefineRequest, journal: Journal) -> Start:
     """The mesh that the stage starts from: that in the run folder, or the field's surface now."""
     found = read_mesh(START_FILE, journal)
     if found is not None:
         return found
     journal.show(Stage(Refine.name, "extracting the mesh to refine"))
-    settings = build.finish_settings(config)
-    start = start_of(finish.extract_mesh(field, settings, config.refine, journal, device))
+    settings = request.finish
+    mesh = finish.extract_mesh(field, settings, request.refine, journal, request.device)
+    start = start_of(mesh)
     write_mesh(start, START_FILE, journal)
     return start
 
@@ -201,10 +213,8 @@ def read_mesh(name: str, journal: Journal) -> Start | None:
         ) from error
 
 
-def load_mesh(config: Config, journal: Journal) -> Mesh | None:
+def load_mesh(journal: Journal) -> Mesh | None:
     """The refined mesh of a run, as far as it is; None for a run without one."""
-    if config.refine.method == "none":
-        return None
     result = read_mesh(RESULT_FILE, journal)
     if result is not None:
         return mesh_of(result, result.vertices, result.texture)

@@ -250,14 +250,6 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
     assert load_config(None, [tmp_path / "empty.yaml"], []) == Config()
 
 
-@pytest.mark.parametrize("name", ["strengths", "elevations_deg"])
-def test_a_refine_stage_without_rounds_or_views_is_refused(name: str) -> None:
-    empty = {"method": "views", name: []}
-    with pytest.raises(UserError, match=f"'refine.{name}' is empty"):
-        load_config(refine=empty)
-    assert load_config(refine={**empty, "method": "none"}).refine.method == "none"
-
-
 def test_every_default_and_preset_is_inside_its_own_range(tmp_path: Path) -> None:
     for preset in PRESETS:
         config = load_config(preset, [], [])

@@ -79,7 +79,7 @@ def test_redrawn_views_stop_resume_and_export_bit_for_bit(tmp_path: Path) -> Non
     assert mesh.visual.material.baseColorTexture.size == (64, 64)
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("kind", [pytest.param("sd", marks=pytest.mark.slow), "sdxl"])
 def test_score_distillation_refines_a_mesh_to_a_glb(kind: str, tmp_path: Path) -> None:
     listener = Listener()
     asset = pipeline.generate(refined_config(tmp_path / "run", "sds", kind), watch=Watch(listener))

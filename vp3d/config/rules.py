@@ -54,9 +54,6 @@ def check_rules(config: Config) -> None:
             "more, or visual_prompt.sampler=ddim"
         )
     check_noise_levels(config.guidance.t_min, config.guidance.t_max)
-    for name in ("strengths", "elevations_deg"):
-        if config.refine.method != "none" and not getattr(config.refine, name):
-            raise UserError(f"config key 'refine.{name}' is empty: give one number or more")
 
 
 def check_noise_levels(low: Schedule, high: Schedule) -> None:

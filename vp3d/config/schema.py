@@ -468,7 +468,7 @@ class Config:
     render: RenderConfig = dataclasses.field(default_factory=RenderConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
     cuda: CudaConfig = dataclasses.field(default_factory=CudaConfig)
     align: AlignConfig = dataclasses.field(default_factory=AlignConfig)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vp3d.build import Models, debias, find_condition, load_models
 from vp3d.config.loader import load_config
-from vp3d.config.schema import Config
+from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.evaluate import toybench
 from vp3d.evaluate.claims.frame import Bench, Cell, Claim, Finding, Table, Verdict, interval
@@ -38,7 +38,7 @@ from vp3d.worlds.toybox.scenes import parse_caption
 from vp3d.worlds.toybox.truth import Truth, compare, lit, rotation, truth_of
 
 PROMPTS = 9
-VIEWS, ELEVATION_DEG = 24, 15.0
+VIEWS, ELEVATION_DEG = 12, 15.0
 STRENGTHS = (0.2, 0.35, 0.5)  # noise levels, as a share of all
 STEPS = (1, 4)  # denoising steps; one step is the direction of VP-SDS
 LAMS = (0.0, 0.6)  # strength of the visual prompt
@@ -106,7 +106,7 @@ def measure_prompt(bench: Bench, task: Task) -> dict[str, dict[str, float]]:
     compared = compare(found.mesh, truth)
     if compared is None:
         raise UserError(f"{task.prompt!r}: its mesh encloses nothing")
-    camera = cameras(config)
+    camera = cameras(config.camera)
     grey, size = 0.5 * (config.render.background_min + config.render.background_max), 64
     own = Views(*pictures(found.mesh, camera, size, grey))
     pose = compared.pose
@@ -125,10 +125,10 @@ def measure_prompt(bench: Bench, task: Task) -> dict[str, dict[str, float]]:
     return result
 
 
-def cameras(config: Config) -> Camera:
+def cameras(config: CameraConfig) -> Camera:
     """The cameras of the measurement."""
     azimuths = [360.0 * n / VIEWS for n in range(VIEWS)]
-    return orbit(azimuths, ELEVATION_DEG, config.camera.distance, config.camera.fov_deg)
+    return orbit(azimuths, ELEVATION_DEG, config.distance, config.fov_deg)
 
 
 def pictures(mesh: Mesh, camera: Camera, size: int, grey: float) -> tuple[Tensor, Tensor]:
