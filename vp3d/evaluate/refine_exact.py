@@ -74,7 +74,7 @@ def blurred_start(spec: Spec) -> Mesh:
 
 
 def figures(mesh: Mesh, spec: Spec) -> Figures:
-    """The figures of a mesh that is in the place of the true scene."""
+    """The figures of a mesh that is where the true scene is."""
     truth, surface = truth_of(spec), SurfaceIndex(mesh)
     inside, volume = inside_points(mesh)
     pose = Pose(0.0, 1.0, np.zeros(3), np.zeros(3))

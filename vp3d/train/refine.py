@@ -70,7 +70,7 @@ class Objective(Protocol):
         ...
 
     def useful(self) -> bool:
-        """Whether the round that was begun has anything to compare the renders with."""
+        """Whether the round in progress has anything to compare the renders with."""
         ...
 
     def terms(self, draw: Draw, progress: float, strength: float) -> dict[str, Tensor]:

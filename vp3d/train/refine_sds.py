@@ -88,7 +88,7 @@ class Scored:
         return {**guided, **rewards, **measured}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Whether a round was begun: nothing else outlives a step."""
+        """Whether a round started: nothing else outlives a step."""
         return {"started": torch.ones(1)} if self.started else {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
