@@ -34,6 +34,7 @@ from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.vp_sds import Guidance
 from vp3d.prompt_length import cut_lines
 from vp3d.prompts import all_views, strip_view, view_prompts, with_view
+from vp3d.refined import RefineRequest
 from vp3d.render.volume import DENSE, March
 from vp3d.rewards.build import Judges, load_judges
 from vp3d.rewards.image_image import image_image, image_target
@@ -46,6 +47,7 @@ from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train import loop
 from vp3d.train.coarse import Coarse, CoarseSettings, part
 from vp3d.train.generators import make_generator, make_generators
+from vp3d.train.redraw import Front
 from vp3d.visual_prompt.make import (
     SHEET_FILE,
     VisualPrompt,
@@ -428,6 +430,35 @@ def debias(config: Config) -> dict[str, str]:
     if not guidance.debias:
         return {}
     return debiased_prompts(config.prompt, guidance.debias, guidance.debias_words)
+
+
+@report_out_of_memory("preparing the refine stage", LESS_MEMORY_FOR_MODELS)
+def refine_request(config: Config, models: Models, visual_prompt: VisualPrompt) -> RefineRequest:
+    """What the second stage of a run needs (vp3d/refined.py)."""
+    rgb, mask = visual_prompt.rgb.to(models.device), visual_prompt.mask.to(models.device)
+    return RefineRequest(
+        config.refine,
+        config.optim,
+        config.camera,
+        config.render,
+        config.guidance,
+        config.prior.resolution,
+        config.visual_prompt.cutout_tolerance,
+        config.prompt,
+        config.seed,
+        models.prior,
+        find_condition(config, models.prior, visual_prompt, debias(config)),
+        {**build_rewards(config, models.judges, rgb), **_checked(models.extra_rewards)},
+        Front(rgb, mask),
+        models.device,
+        refine_identity(config, models),
+        finish_settings(config),
+    )
+
+
+def refine_identity(config: Config, models: Models | None) -> dict[str, Any]:
+    """All settings that the result of the second stage depends on."""
+    return {**identity_of(config, models), "refine": asdict(config.refine)}
 
 
 def find_condition(

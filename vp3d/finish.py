@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d import __version__
-from vp3d.config.schema import CameraConfig, ExportConfig, RenderConfig
+from vp3d.config.schema import CameraConfig, ExportConfig, RefineConfig, RenderConfig
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.view_classifier import guess_views
 from vp3d.errors import UserError, VP3DError
@@ -26,12 +26,15 @@ from vp3d.export.frame import frame_of
 from vp3d.export.glb import write_glb
 from vp3d.export.light import light_of, with_light
 from vp3d.export.live_mesh import rough_mesh
+from vp3d.export.ply import weld
 from vp3d.export.read import read_mesh
+from vp3d.export.repair import is_watertight
+from vp3d.export.surface import vertex_normals
 from vp3d.fields.nerf import Field
 from vp3d.picture_check import FrontCheck, check_front
 from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.occupancy import OccupancyGrid
-from vp3d.render.raster import render_mesh
+from vp3d.render.raster import render_mesh, sample_texture
 from vp3d.render.volume import render_rays
 from vp3d.report.pictures import VIEWS, ring_frames, save_image, write_preview
 from vp3d.report.report import FRONT_PICTURES, write_report
@@ -158,19 +161,96 @@ def export_field(
 
     Each file is read back and compared with the field's renders.
     """
-    run = journal.run
     journal.show(Stage("export", "exporting"))
     began = time.monotonic()
     cameras = reference_cameras(settings.camera)
     rgb, opacity = field_views(field, settings.render, cameras, REFERENCE_SIZE, device)
     inside = OccupancyGrid(settings.render).to(device).contains
     levels = export_levels(field, settings.export, cameras, opacity, device, journal.event, inside)
-    extras = origin_of(settings)
+    views = Views(cameras, rgb, opacity, REFERENCE_BACKGROUND)
+    return write_asset(levels, views, settings, journal, began)
+
+
+@report_out_of_memory(
+    "extracting the mesh", "lower refine.grid or refine.texture_size, then resume the run"
+)
+def extract_mesh(
+    field: Field,
+    settings: FinishSettings,
+    refine: RefineConfig,
+    journal: Journal,
+    device: torch.device,
+) -> Mesh:
+    """The mesh of a field that the refine stage starts from, with UVs and texture."""
+    export = dataclasses.replace(
+        settings.export,
+        grid=refine.grid,
+        faces=refine.faces,
+        texture_size=refine.texture_size,
+        maps=["base"],
+        lods=[1.0],
+    )
+    cameras = reference_cameras(settings.camera)
+    opacity = field_views(field, settings.render, cameras, REFERENCE_SIZE, device)[1]
+    inside = OccupancyGrid(settings.render).to(device).contains
+    return export_levels(field, export, cameras, opacity, device, journal.event, inside)[0]
+
+
+@report_out_of_memory(
+    "exporting", "lower refine.texture_size or export.faces, then export the run again"
+)
+def export_refined(mesh: Mesh, settings: FinishSettings, journal: Journal) -> Asset:
+    """Files of a refined mesh, with normals, vertex colours and maps.
+
+    Each file is read back and compared with renders of the mesh. It keeps its triangles and its
+    texture unless `export.faces` asks for fewer triangles.
+    """
+    journal.show(Stage("export", "exporting"))
+    began = time.monotonic()
+    texture, uv = mesh.texture, mesh.uv
+    if texture is None or uv is None:
+        raise ValueError("a refined mesh has UVs and a texture")
+    colors = sample_texture(texture, uv)
+    mesh = dataclasses.replace(with_welded_normals(mesh), vertex_colors=colors)
+    export = dataclasses.replace(settings.export, texture_size=len(texture))
+    levels = remade(mesh, export, journal.event)
+    figures = {"faces": len(levels[0].faces), "watertight": is_watertight(weld(levels[0]))}
+    journal.log("mesh", **figures, atlas="refined")
+    cameras = reference_cameras(settings.camera)
+    pictures = render_mesh(mesh, cameras, REFERENCE_SIZE, REFERENCE_SIZE, REFERENCE_BACKGROUND)
+    views = Views(cameras, *pictures, REFERENCE_BACKGROUND)
+    return write_asset(levels, views, settings, journal, began)
+
+
+def with_welded_normals(mesh: Mesh) -> Mesh:
+    """The mesh with vertex normals that are equal on both sides of a seam."""
+    positions, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    index = index.reshape(-1)
+    whole = vertex_normals(Mesh(positions, index[mesh.faces]))
+    normals = whole.normals
+    return mesh if normals is None else dataclasses.replace(mesh, normals=normals[index])
+
+
+def write_asset(
+    levels: list[Mesh], views: Views, settings: FinishSettings, journal: Journal, began: float
+) -> Asset:
+    """Write the files of a mesh and its levels of detail, and check each against pictures.
+
+    Args:
+        levels: The mesh, then its levels of detail.
+        views: Pictures of what was exported.
+        settings: Prompt, formats and light.
+        journal: The run.
+        began: When the export began, on the monotonic clock.
+
+    Returns:
+        The asset.
+    """
+    run, extras = journal.run, origin_of(settings)
     delivery = prepare(settings.prompt, levels, settings.export, extras, journal.event)
     lit = None if delivery.light is None else levels[0]
     asset = Asset(settings.prompt, delivery.levels[0], run.path, {}, lit)
     figures = asset.figures
-    views = Views(cameras, rgb, opacity, REFERENCE_BACKGROUND)
     existing = exported_formats(run)  # an older mesh next to this one would mislead
     kinds = sorted({*existing, *settings.export.formats}, key=list(WRITERS).index)
     for kind in kinds:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vp3d import build, checks, finish
+from vp3d import build, checks, finish, refined
 from vp3d.align.objectives import PictureScore
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import ResourceError, UserError
@@ -61,6 +61,7 @@ def generate(
     if existing is not None:
         checks.check_same_weights(existing, config)
         checks.check_unchanged(existing, build.identity_of(config, models))
+        checks.check_unchanged(existing, build.refine_identity(config, models), "refine")
     fitted = build.fit_to_device(config, device)
     models = build.use_models(models, config, fitted, watch)
     if existing is not None:  # the branch of a hub id may have moved while it was loaded
@@ -90,14 +91,21 @@ def generate(
         live = finish.LiveMesh(journal, device, config.render) if watch.live_mesh else None
         outcome = loop.run(stage, config.optim, config.camera, journal, live or loop.show_nothing)
         settings = build.finish_settings(config)
-        asset = finish.export_field(outcome.result, settings, journal, device)
+        stopped = outcome.stopped
+        if config.refine.method == "none" or stopped:
+            asset = finish.export_field(outcome.result, settings, journal, device)
+        else:
+            request = build.refine_request(config, models, visual_prompt)
+            start = refined.load_or_extract(outcome.result, request, journal)
+            mesh, stopped = refined.refine(start, request, journal)
+            asset = finish.export_refined(mesh, settings, journal)
         try:
             finish.compare_views(asset, models.prior, settings, journal)
         except ResourceError as error:  # the asset is complete without its Janus score
             journal.warn(f"no Janus score: {error}")
         finish.present(asset, settings, journal)
-        journal.log("done", steps=outcome.steps, stopped=outcome.stopped, **asset.figures)
-    journal.show(Done(run.path, outcome.steps, steps, outcome.stopped, asset.figures))
+        journal.log("done", steps=outcome.steps, stopped=stopped, **asset.figures)
+    journal.show(Done(run.path, outcome.steps, steps, stopped, asset.figures))
     return asset
 
 
@@ -181,8 +189,13 @@ def export_run(run_dir: Path, config: Config, watch: Watch | None = None) -> Ass
     with run.lock():
         device = build.resolve_device(config.backend)
         journal.log("start", prompt=config.prompt, device=str(device), only="export")
-        field = build.load_field(config, journal, device)
-        asset = finish.export_field(field, settings, journal, device)
+        has_stage = config.refine.method != "none"
+        mesh = refined.load_mesh(journal) if has_stage else None
+        if mesh is None:
+            field = build.load_field(config, journal, device)
+            asset = finish.export_field(field, settings, journal, device)
+        else:
+            asset = finish.export_refined(mesh, settings, journal)
         run.keep_export(dataclasses.replace(config.export, formats=finish.exported_formats(run)))
         finish.present(asset, settings, journal)
     return asset

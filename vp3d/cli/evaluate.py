@@ -47,8 +47,9 @@ suites:
 
 claims NAME measures a claim instead of a suite: alignprop, alignprop-few-steps,
 alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-assets, strings,
-strings-value, molecules, best-of, hallucination, upscale. best-of is what choosing among seeds by
-the reward gains and costs; molecules and upscale need the extras of their names.
+strings-value, molecules, best-of, hallucination, upscale, teacher. best-of is what choosing among
+seeds by the reward gains and costs, teacher whether the refine stage can gain; molecules and
+upscale need the extras of their names.
 Each takes up to 30 minutes on two cores (--jobs 2) and continues where it was interrupted; --pages
 DIR is where its page is written (--work).
 

@@ -14,11 +14,13 @@ from typing import Any
 
 from vp3d.config.schema import Config
 
+OF_COARSE = (
+    *("prompt", "negative_prompt", "image", "mask", "seed", "prior", "visual_prompt"),
+    *("guidance", "rewards", "field", "camera", "render", "loss", "optim"),
+)
 STAGE_SETTINGS = {  # stage -> the keys of `Config` that its result depends on
-    "coarse": (
-        *("prompt", "negative_prompt", "image", "mask", "seed", "prior", "visual_prompt"),
-        *("guidance", "rewards", "field", "camera", "render", "loss", "optim"),
-    ),
+    "coarse": OF_COARSE,
+    "refine": (*OF_COARSE, "refine"),
 }
 NOT_HASHED_IN_VERSION_1 = ("export", "output_dir", "preset", "backend", "cuda")
 

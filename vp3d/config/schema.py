@@ -310,6 +310,45 @@ class OptimConfig:
 
 
 @dataclass
+class RefineConfig:
+    """The second stage: vertices and texture of the extracted mesh are optimised.
+
+    It runs after the coarse stage, in rounds, and a guard keeps the best state (vp3d/train/refine).
+    """
+
+    # views: pictures that the prior redraws; sds: VP-SDS and rewards; none: no second stage
+    method: Literal["none", "views", "sds"] = "none"
+    change: Literal["both", "geometry", "texture"] = "both"  # what it may change
+    grid: Annotated[int, Range(8, 1024)] = 144  # marching-cubes cells of the mesh it starts from
+    # most triangles of that mesh
+    faces: Annotated[int, Range(100, 1000000)] = 8000
+    texture_size: Annotated[int, Range(16, 4096)] = 1024  # side of the texture, texels
+    # side of the renders, pixels; they are averaged down to the prior's resolution
+    render_size: Annotated[int, Range(16, 4096)] = 256
+    rasterizer: Literal["auto", "numba", "torch"] = "auto"  # numba for a CPU, torch for any device
+    # highest noise level of each round, as a share of all
+    strengths: list[Annotated[float, Range(0.001, 1)]] = field(
+        default_factory=lambda: [0.5, 0.35, 0.2]
+    )
+    steps: Annotated[int, Range(1, 1000000)] = 150  # optimisation steps of a round
+    views: Annotated[int, Range(1, 64)] = 2  # views of a step
+    azimuths: Annotated[int, Range(3, 360)] = 24  # views only: cameras of a ring
+    # views only: a ring of cameras at each, degrees above the horizon
+    elevations_deg: list[Elevation] = field(default_factory=lambda: [0.0, 30.0])
+    # views only: denoising steps from a noised view to a picture
+    denoise_steps: Annotated[int, Range(1, 100)] = 4
+    lam: Weight = 0.6  # views only: strength of the image branch, times guidance.lam_gate
+    t_min: Share = 0.02  # sds only: lowest noise level
+    lr_vertices: LearningRate = 2.0e-3  # learning rate of the vertices, world units
+    lr_texture: LearningRate = 3.0e-3  # learning rate of the texture
+    coverage: Weight = 1.0  # views only: weight of the silhouettes; that of the colours is 1
+    bending: Weight = 50.0  # weight of neighbours that move apart
+    smoothness: Weight = 20.0  # weight of a rough surface
+    normals: Weight = 0.1  # weight of normals that differ across an edge
+    variation: Weight = 0.5  # weight of differences between texels
+
+
+@dataclass
 class ExportConfig:
     """From the field to files."""
 
@@ -435,5 +474,6 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
     cuda: CudaConfig = dataclasses.field(default_factory=CudaConfig)
     align: AlignConfig = dataclasses.field(default_factory=AlignConfig)

@@ -9,7 +9,7 @@ for all views. The weight itself is applied where the losses are summed, not her
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -100,3 +100,34 @@ class Reward:
     target: Callable[[Camera], Tensor]
     config: RewardConfig
     background: float | None = None
+
+
+def reward_terms(
+    rewards: Mapping[str, Reward],
+    shown: Callable[[float | None], Tensor],
+    camera: Camera,
+    progress: float,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Loss and mean value of each reward; outside its window only the value, for the display.
+
+    Args:
+        rewards: The rewards by name.
+        shown: The B views rgb `[B, 3, H, W]` in [0, 1] over a grey; None is the step's background.
+        camera: The B cameras.
+        progress: Of the run, in [0, 1].
+
+    Returns:
+        The unweighted losses by name, and the values as "reward_<name>".
+    """
+    terms, values = {}, {}
+    for name, reward in rewards.items():
+        target, rgb = reward.target(camera), shown(reward.background)
+        terms[name], value = reward_term(
+            reward.score, rgb, target, camera.azimuth_deg, reward.config, progress
+        )
+        if not is_active(reward.config, progress):
+            with torch.no_grad():
+                value = reward.score(rgb, target).mean()
+        if value is not None:
+            values[f"reward_{name}"] = value
+    return terms, values

@@ -19,7 +19,7 @@ from typing import Protocol
 class Stage:
     """A part of the work starts."""
 
-    name: str  # load, visual_prompt, coarse, export, views or report
+    name: str  # load, visual_prompt, coarse, refine, export, views or report
     text: str  # the same in words, for people
     steps: int = 0  # how many `Step` events will follow; 0 if none
 

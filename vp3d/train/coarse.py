@@ -302,21 +302,12 @@ class Coarse:
         rgb `[B, 3, H, W]` in [0, 1] is `render` over the step's background; a reward with a
         background of its own gets the views over that.
         """
-        terms, values = {}, {}
-        for name, reward in self.rewards.items():
-            target = reward.target(camera)
-            shown = (
-                rgb if reward.background is None else on_grey(render, reward.background, rgb.shape)
-            )
-            terms[name], value = reward_term.reward_term(
-                reward.score, shown, target, camera.azimuth_deg, reward.config, progress
-            )
-            if not reward_term.is_active(reward.config, progress):
-                with torch.no_grad():
-                    value = reward.score(shown, target).mean()
-            if value is not None:
-                values[f"reward_{name}"] = value
-        return terms, values
+        return reward_term.reward_terms(
+            self.rewards,
+            lambda grey: rgb if grey is None else on_grey(render, grey, rgb.shape),
+            camera,
+            progress,
+        )
 
     def _regularisers(
         self,

@@ -27,6 +27,7 @@ from vp3d.render.camera import ring
 from vp3d.runs.events import Preview, Step
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal
+from vp3d.runs.migrate import FIRST_STAGE
 from vp3d.system.files import atomic_write
 from vp3d.system.out_of_memory import attempt, report_out_of_memory
 from vp3d.train import checkpoint
@@ -188,7 +189,7 @@ def run(
     stopped = state.step < optim.steps
     if stopped:
         save(loop)
-        journal.log("stopped", step=state.step, steps=optim.steps)
+        log(loop, "stopped", step=state.step, steps=optim.steps)
     return Outcome(stage.finish(), state.step, stopped)
 
 
@@ -307,7 +308,7 @@ def report(loop: Loop, numbers: dict[str, float]) -> None:
     numbers = {**numbers, "rate_scale": loop.state.watchdog.rate_scale, **pace}
     journal.show(Step(loop.stage.name, step, optim.steps, numbers))
     if step % LOG_EVERY == 0 or step == optim.steps:
-        journal.log("step", step=step, steps=optim.steps, **numbers)
+        log(loop, "step", step=step, steps=optim.steps, **numbers)
     if step % optim.preview_every == 0:
         path = journal.run.preview_file
         write_preview(loop.stage, loop.camera, path)
@@ -328,6 +329,19 @@ def keep(loop: Loop) -> None:
         loop.snapshot = clone(loop.stage.tensors())
 
 
+def log(loop: Loop, kind: str, **data: object) -> None:
+    """Append an event of the loop's stage to the run's log."""
+    loop.journal.log(event_kind(loop.stage.name, kind), **data)
+
+
+def event_kind(stage: str, kind: str) -> str:
+    """The kind of an event of a stage in the log: "step", and "refine_step" after the first stage.
+
+    Steps are counted by stage, so that readers of the log keep them apart.
+    """
+    return kind if stage == FIRST_STAGE else f"{stage}_{kind}"
+
+
 def save(loop: Loop) -> None:
     """Write a checkpoint: the stage's tensors and settings, and all states."""
     stage, journal = loop.stage, loop.journal
@@ -341,7 +355,7 @@ def save(loop: Loop) -> None:
     }
     folder = journal.run.checkpoints(stage.name)
     path = checkpoint.save(folder, loop.state.iteration, {**stage.tensors(), **generators}, meta)
-    journal.log("checkpoint", step=loop.state.step, file=path.name)
+    log(loop, "checkpoint", step=loop.state.step, file=path.name)
 
 
 def resume(stage: Stage[Any], journal: Journal) -> LoopState:
@@ -355,7 +369,7 @@ def resume(stage: Stage[Any], journal: Journal) -> LoopState:
     stage.load_tensors(found.tensors, state.watchdog.regulariser_scale)
     for name, generator in stage.generators.items():
         generator.set_state(found.tensors[f"generator.{name}"])
-    journal.log("resume", step=state.step, file=found.path.name)
+    journal.log(event_kind(stage.name, "resume"), step=state.step, file=found.path.name)
     journal.note(f"resuming from step {state.step}")
     return state
 

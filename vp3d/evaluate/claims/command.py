@@ -22,6 +22,7 @@ from vp3d.evaluate.claims import (
     svdd,
     svdd_assets,
     svdd_framing,
+    teacher,
     upscale,
 )
 from vp3d.evaluate.claims.frame import Bench, Claim, as_text, write_claim
@@ -44,6 +45,7 @@ CLAIMS = {
         molecules,
         hallucination,
         upscale,
+        teacher,
     )
 }
 

@@ -1,0 +1,97 @@
+"""Runs with a second stage, on tiny models: both methods, two kinds of models, kill and resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+
+from tests.helpers.listening import Listener
+from tests.helpers.tiny_run import tiny_config
+from vp3d import pipeline
+from vp3d.config.loader import load_config
+from vp3d.config.schema import Config
+from vp3d.errors import UserError
+from vp3d.export.read import read_mesh
+from vp3d.runs.events import Stage, Step, Watch
+from vp3d.runs.folder import RunFolder, save_config
+from vp3d.types import Asset
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def refined_config(root: Path, method: str, kind: str = "sd") -> Config:
+    root.mkdir()
+    config = tiny_config(root, kind)
+    config.optim.steps, config.optim.preview_every = 4, 100
+    refine = config.refine
+    refine.method = method  # type: ignore[assignment]
+    refine.grid, refine.faces, refine.texture_size, refine.render_size = 24, 400, 64, 64
+    refine.strengths, refine.steps, refine.azimuths = [0.4, 0.2], 3, 3
+    refine.elevations_deg, refine.denoise_steps = [15.0], 1
+    config.export.formats = ["glb"]
+    return config
+
+
+class StopIn:
+    """Asks to stop once so many steps of the refine stage were heard."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.stages, self.stopped = steps, list[str](), False
+        self.watch = Watch(self.hear, self)
+
+    def hear(self, event: object) -> None:
+        if isinstance(event, Stage):
+            self.stages.append(event.name)
+        if isinstance(event, Step) and event.stage == "refine" and event.step == self.steps:
+            self.stopped = True
+
+    def is_set(self) -> bool:
+        return self.stopped
+
+
+def test_redrawn_views_stop_resume_and_export_bit_for_bit(tmp_path: Path) -> None:
+    config = refined_config(tmp_path / "run", "views")
+    straight = pipeline.generate(config)
+    run = RunFolder.open(straight.run_dir)
+    assert len(run.events("guard")) == 2 and run.events("refine_checkpoint")[-1]["step"] == 6
+    watch = StopIn(4)
+    stopped = pipeline.generate(config, watch=watch.watch)
+    half = RunFolder.open(stopped.run_dir)
+    assert half.events("done")[-1]["stopped"] and "refine" in watch.stages
+    assert stopped.path("glb").stat().st_size > 1000, "what there is was exported"
+    save_config(replace(config, refine=replace(config.refine, views=3)), half.path / "config.yaml")
+    with pytest.raises(UserError, match="refine.views"):
+        pipeline.resume(stopped.run_dir)
+    save_config(config, half.path / "config.yaml")
+    again = pipeline.resume(stopped.run_dir)
+    assert again.path("glb").read_bytes() == straight.path("glb").read_bytes()
+    before = straight.path("glb").read_bytes()
+    pipeline.export_run(straight.run_dir, run.config())
+    assert straight.path("glb").read_bytes() == before, "an export takes the refined mesh"
+    mesh = trimesh.load(straight.path("glb"), force="mesh")
+    assert mesh.visual.material.baseColorTexture.size == (64, 64)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("sd", marks=pytest.mark.slow), "sdxl"])
+def test_score_distillation_refines_a_mesh_to_a_glb(kind: str, tmp_path: Path) -> None:
+    listener = Listener()
+    asset = pipeline.generate(refined_config(tmp_path / "run", "sds", kind), watch=Watch(listener))
+    run = RunFolder.open(asset.run_dir)
+    steps = [event for event in listener.events if isinstance(event, Step)]
+    last = steps[-1]
+    assert (last.stage, last.step, last.steps) == ("refine", 6, 6)
+    assert {"sds", "text_image", "image_image", "normals", "variation"} <= last.values.keys()
+    assert len(run.events("guard")) == 2
+    assert len(read_mesh(asset.path("glb")).faces) <= 400
+
+
+def test_a_run_without_the_stage_has_no_trace_of_it(finished_run: Asset) -> None:
+    assert load_config("standard").refine.method == "none"
+    assert not (finished_run.run_dir / "checkpoints" / "refine").exists()
