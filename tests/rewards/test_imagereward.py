@@ -146,6 +146,17 @@ def test_tokens_agree_with_transformers(model: ImageReward, folder: Path) -> Non
     assert torch.equal(model.target(texts), theirs)
 
 
+def test_a_long_text_is_cut_as_transformers_cut_it(model: ImageReward) -> None:
+    words = transformers.BertTokenizer(
+        vocab={word: i for i, word in enumerate(BERT_WORDS)}, do_lower_case=True
+    )
+    texts = ["a red sphere " * 20, "a red sphere " * 11, "a red"]  # 62, 35 and 4 tokens
+    theirs = words(
+        texts, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+    ).input_ids
+    assert torch.equal(model.target(texts, cut=True), theirs)
+
+
 @torch.no_grad()
 def test_padding_does_not_count(model: ImageReward) -> None:
     rgb, ids = random_rgb(1, 3, 32, 32), model.target(PROMPTS[1:])

@@ -8,6 +8,7 @@ command run again continues. The page has the tables, a plot and a line for each
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Cell = str | float | int | None
+LINE = 100  # columns of the page's prose
 # Settings that exist only since results were recorded, at their defaults: such results stay valid.
 LATER = {"text_encoder": False}.items()
 # key, settings and computation of a part of a measurement, as `Bench.once` takes them
@@ -205,7 +207,8 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
         The page.
     """
     page = folder / f"{claim.page}-{claim.name}.md"
-    lines = [f"# {claim.title}", "", claim.question, "", "```console", command, "```", ""]
+    question = textwrap.wrap(claim.question, LINE, break_on_hyphens=False)
+    lines = [f"# {claim.title}", "", *question, "", "```console", command, "```", ""]
     lines += [f"It took {seconds / 60.0:.0f} CPU minutes.", "", "## Result", ""]
     lines += _table(
         Table(
@@ -227,7 +230,11 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
             shown.save(temporary, format="PNG", optimize=True)
         lines += ["", f"### {title}", "", f"![{title}]({picture.name})"]
     if finding.notes:
-        lines += ["", "## Limits", "", *(f"- {note}" for note in finding.notes)]
+        lines += ["", "## Limits", ""]
+        for note in finding.notes:
+            lines += textwrap.wrap(
+                f"- {note}", LINE, subsequent_indent="  ", break_on_hyphens=False
+            )
     write_text(page, "\n".join(lines) + "\n")
     return page
 
