@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vp3d.config.schema import RewardConfig, ViewGate
-from vp3d.guidance.reward_term import is_active, reward_loss, reward_term
+from vp3d.guidance.reward_term import Reward, is_active, reward_loss, reward_term, reward_terms
+from vp3d.types import Camera
 
 AZIMUTH = torch.tensor([0.0, 90.0, 180.0, 270.0])
 FRONT_HALF = ViewGate(center_deg=0, full_deg=80, zero_deg=100, floor=0.0)
@@ -113,3 +114,37 @@ def test_the_encoder_rests(config: RewardConfig, progress: float) -> None:
     reward = Recorder()
     loss, value = reward_term(reward, views(), torch.zeros(1, 5), AZIMUTH, config, progress)
     assert float(loss) == 0.0 and value is None and reward.calls == []
+
+
+def test_each_reward_has_its_loss_and_its_value_and_outside_its_window_the_value_alone() -> None:
+    """A view in grey is brighter over white: each reward sees its own background."""
+    camera = Camera(AZIMUTH, torch.zeros(4), torch.full((4,), 3.0), torch.full((4,), 40.0))
+    shades, seen = views(), []
+
+    def shown(background: float | None) -> Tensor:
+        seen.append(background)
+        return shades + (background or 0.0)
+
+    rewards = {
+        name: Reward(
+            Recorder(), lambda camera: torch.zeros(len(camera.azimuth_deg), 1), config, grey
+        )
+        for name, config, grey in (
+            ("now", RewardConfig(weight=2.0), None),
+            ("front", RewardConfig(weight=2.0, gate=FRONT_HALF), 0.5),
+            ("later", RewardConfig(weight=2.0, begin=0.5), 0.5),
+        )
+    }
+    losses, values = reward_terms(rewards, shown, camera, 0.25)
+    assert seen == [None, 0.5, 0.5]
+    assert {name: round(loss.item(), 5) for name, loss in losses.items()} == {
+        "now": -0.25,
+        "front": round(-(0.6 + 0.5 * 0.7 + 0.5 * 0.9) / 4, 5),
+        "later": 0.0,
+    }
+    assert {name: round(float(value), 5) for name, value in values.items()} == {
+        "reward_now": 0.25,
+        "reward_front": round((0.6 + 0.7 + 0.9) / 3, 5),
+        "reward_later": 0.75,
+    }
+    assert losses["now"].requires_grad and not values["reward_later"].requires_grad

@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.helpers.tiny_models import tiny_prior_config
 from vp3d.config.schema import GuidanceConfig, PriorConfig, Schedule, ViewGate
 from vp3d.diffusion.load import load_prior
+from vp3d.diffusion.perp_neg import view_negatives
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.schedule import add_noise, sample_t, x0_from_epsilon
 from vp3d.errors import UserError
@@ -316,6 +317,37 @@ def test_progress_drives_noise_level_and_lambda(prior: Prior, condition: Conditi
         estimate = guidance.estimate(latents, CAMERA, condition, progress, seeded())
         assert ((low <= estimate.t) & (estimate.t <= high)).all()
         torch.testing.assert_close(estimate.lam, torch.full((3,), lam))
+
+
+def test_perp_neg_takes_away_what_looks_like_another_view(
+    prior: Prior, condition: Condition
+) -> None:
+    """Perp-Neg by hand, a view at a time: e_hat - s * sum_i w_i perp_i (arXiv 2304.04968)."""
+    latents = prior.encode_images(RGB)
+    found = {
+        share: Guidance(prior, dataclasses.replace(HALF, perp_neg=share)).estimate(
+            latents, CAMERA, condition, 0.0, seeded()
+        )
+        for share in (0.0, 0.8)
+    }
+    azimuths, weights = view_negatives(AZIMUTH)
+    assert float(weights.sum()) > 0.1
+    image, none, null = condition.image, prior.null_image, condition.null
+    lam = torch.tensor([0.6])
+    for i in range(3):
+        t = found[0.0].t[i : i + 1]
+        x_t = add_noise(latents[i : i + 1], found[0.0].noise[i : i + 1], prior.alpha_bar[t])
+        height = CAMERA.elevation_deg[i : i + 1]
+        nothing = prior.predict_noise(x_t, t, null, none, lam)
+        text = condition.text_for(AZIMUTH[i : i + 1], height)
+        wanted = prior.predict_noise(x_t, t, text, image, lam) - nothing
+        expected = found[0.0].e_hat[i : i + 1].clone()
+        for azimuth, weight in zip(azimuths[i], weights[i], strict=True):
+            other = condition.text_for(azimuth[None], height)
+            part = prior.predict_noise(x_t, t, other, none, lam) - nothing
+            part = part - (part * wanted).sum() / (wanted * wanted).sum() * wanted
+            expected -= 0.8 * 7.0 * weight * part
+        torch.testing.assert_close(found[0.8].e_hat[i : i + 1], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_std_rescale_takes_the_spread_of_the_unguided_estimate(
