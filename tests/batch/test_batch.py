@@ -78,7 +78,9 @@ def test_a_prompt_that_fails_leaves_the_others_and_one_line(
     found = lines_of(plain.folder)
     assert [bool(line["failure"]) for line in found] == [False, True, False]
     assert [line["seed"] for line in found] == [0, 0, 2]
-    assert all(isinstance(found[n]["scores"][str(found[n]["seed"])], float) for n in (0, 2))
+    for n in (0, 2):
+        (candidate,) = found[n]["candidates"]
+        assert candidate["seed"] == found[n]["seed"] and isinstance(candidate["score"], float)
 
 
 def test_the_page_shows_every_asset_and_its_links_lead_somewhere(plain: Settings) -> None:
@@ -95,8 +97,9 @@ def test_more_candidates_are_added_and_the_best_is_taken(root: Path, plain: Sett
     before = times(copy.folder)
     (line,) = run_batch(prompts, copy, BatchOptions(best_of=2))
     assert times(copy.folder).items() > before.items()
-    assert set(line["scores"]) == {"0", "1"}
-    assert line["scores"][str(line["seed"])] == max(line["scores"].values())
+    scores = {found["seed"]: found["score"] for found in line["candidates"]}
+    assert set(scores) == {0, 1}
+    assert scores[line["seed"]] == max(scores.values())
     assert f"seed {line['seed']}" in (copy.folder / PAGE).read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,19 @@ def test_part_is_measured_once_and_again_for_other_settings(tmp_path: Path) -> N
     assert Bench(tmp_path).once("a", {"lr": 2}, compute) == 3
 
 
+def test_facts_are_those_of_the_parts_and_not_of_the_page(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.once("new", {}, lambda: 1)
+    record = {"settings": {}, "seconds": 90.0, "value": 2}  # without a commit, as once
+    old = record | {"date": "2020-01-02", "git": {"commit": "0123456789ab", "dirty": True}}
+    for key, kept in (("older", record), ("old", old)):
+        (tmp_path / f"{key}.json").write_text(json.dumps(kept), encoding="utf-8")
+        assert bench.once(key, {}, lambda: 3) == 2
+    facts = bench.facts()
+    assert facts.startswith("It took 3 CPU minutes; date 2020-01-02 to ")
+    assert "none, 0123456789 with changes (3 versions in one table)" in facts
+
+
 def test_a_setting_that_came_later_keeps_older_results(tmp_path: Path) -> None:
     bench, older = Bench(tmp_path), asdict(AlignConfig(reward="clip"))
     del older["text_encoder"]
@@ -45,7 +59,10 @@ def test_page_says_what_holds_and_what_does_not(tmp_path: Path) -> None:
         lambda axes: axes.plot([0, 1], [0, 1]),
     )
     claim = Claim("x", "A title", "A question.", lambda bench: finding)
-    page = write_claim(claim, finding, tmp_path, "launch.py evaluate claims x", 120.0).read_text()
+    facts = "It took 2 CPU minutes, " + "and so on " * 20
+    page = write_claim(claim, finding, tmp_path, "launch.py evaluate claims x", facts).read_text()
+    assert "\nIt took 2 CPU minutes, and" in page
+    assert max(map(len, page.splitlines())) <= 100
     assert "| it is fast | 2 s | holds |" in page
     assert "| it is good | 0.1 | does not hold |" in page
     assert "| a\\|b | 0.123 |" in page and "| c |  |" in page

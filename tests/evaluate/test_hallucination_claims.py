@@ -89,7 +89,7 @@ def test_the_planted_claim_is_measured_in_parts_and_written(
     assert len(lines) == 2  # a scene is a part
     again = hallucination.CLAIM.measure(Bench(tmp_path, lines.append))
     assert again.verdicts == finding.verdicts and len(lines) == 2
-    page = write_claim(hallucination.CLAIM, finding, tmp_path, "x", 1.0)
+    page = write_claim(hallucination.CLAIM, finding, tmp_path, "x", "It took 1 CPU minute.")
     assert "align-hallucination-1.png" in page.read_text()
     assert (tmp_path / "align-hallucination-1.png").stat().st_size > 10_000
 
@@ -143,7 +143,7 @@ def test_the_claim_on_upscalers_is_measured_and_written(small: None, tmp_path: P
         upscale.CLAIM.measure(Bench(tmp_path / "work", lines.append)).verdicts == finding.verdicts
     )
     assert len(lines) == 7 and any("no weights" in note for note in finding.notes)
-    page = write_claim(upscale.CLAIM, finding, tmp_path, "x", 1.0)
+    page = write_claim(upscale.CLAIM, finding, tmp_path, "x", "It took 1 CPU minute.")
     assert "align-upscale-1.png" in page.read_text() and (tmp_path / "align-upscale.png").is_file()
 
 

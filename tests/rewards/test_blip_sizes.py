@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tests.helpers.tiny_rewards import SIZES
 from vp3d.rewards.blip import Blip, BlipSizes
 
 
 @pytest.mark.parametrize("patches", [1, 2, 3, 14])
 def test_sizes_are_found_in_the_shapes(patches: int) -> None:
-    sizes = BlipSizes(
-        image_size=16 * patches,
-        patch_size=16,
-        vision_width=64,
-        vision_layers=2,
-        text_width=128,
-        text_layers=3,
-        text_hidden=96,
-        vocabulary=50,
-        positions=20,
-    )
+    sizes = replace(SIZES, image_size=16 * patches, patch_size=16)
     with torch.device("meta"):
         state = Blip(sizes).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    assert shapes["visual_encoder.pos_embed"] == (1, patches**2 + 1, 64)
+    assert shapes["visual_encoder.pos_embed"] == (1, patches**2 + 1, sizes.vision_width)
     assert BlipSizes.of(shapes) == sizes

@@ -59,7 +59,6 @@ def line_of(asset: Asset, records: Mapping[str, Record], folder: Path) -> dict[s
         "run": best["source"],
         "files": files,
         "seconds": best["figures"].get("seconds"),
-        "scores": {str(found["seed"]): found["score"] for found in candidates},
         "candidates": candidates,
     }
 

@@ -31,7 +31,7 @@ from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.evaluate.html import write_asset_turntable
 from vp3d.evaluate.intervals import mean_interval
-from vp3d.evaluate.prompt_file import read_suite
+from vp3d.evaluate.prompt_file import read_suite, with_seeds
 from vp3d.evaluate.prompt_tasks import hash_of
 from vp3d.evaluate.results_folder import WeightSource
 from vp3d.evaluate.runner import (
@@ -152,11 +152,10 @@ def nouns() -> frozenset[str]:
 def suite_tasks(seeds: int) -> list[Task]:
     """The tasks of the suite, set by set; each prompt has its own seed and those after it."""
     found = []
-    for number, entry in enumerate(read_suite(PROMPTS), 1):
-        group = set_of(parse_caption(entry.prompt, nouns()))
-        for seed in range(entry.seed, entry.seed + seeds):
-            key = f"{key_of(number, entry.prompt, seed)}-{hash_of(group, entry.prompt, seed)}"
-            found.append(Task(group, entry.prompt, seed, key))
+    for number, prompt, seed in with_seeds(read_suite(PROMPTS), seeds):
+        group = set_of(parse_caption(prompt, nouns()))
+        key = f"{key_of(number, prompt, seed)}-{hash_of(group, prompt, seed)}"
+        found.append(Task(group, prompt, seed, key))
     return found
 
 

@@ -6,6 +6,7 @@ A prompt may be followed by `seed=N`; `#` starts a comment.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,18 @@ def read_suite(path: Path) -> list[SuitePrompt]:
         UserError: the file does not exist, is not UTF-8 text, or `parse_suite` refuses it.
     """
     return parse_suite(read_prompt_text(path), str(path))
+
+
+def with_seeds(entries: Iterable[SuitePrompt], seeds: int) -> Iterator[tuple[int, str, int]]:
+    """The number from 1 on, prompt and seed of each run: its own seed and those after it.
+
+    Args:
+        entries: the prompts.
+        seeds: how many seeds each prompt has.
+    """
+    for number, entry in enumerate(entries, 1):
+        for seed in range(entry.seed, entry.seed + seeds):
+            yield number, entry.prompt, seed
 
 
 def read_prompt_text(path: Path) -> str:

@@ -26,7 +26,7 @@ from vp3d.config.paths import ASSETS, MANIFEST, ROOT
 from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.evaluate.html import FPS, FRAMES, SIDE, true_turntable, write_asset_turntable
-from vp3d.evaluate.prompt_file import read_suite
+from vp3d.evaluate.prompt_file import read_suite, with_seeds
 from vp3d.evaluate.runner import (
     FoundAsset,
     Record,
@@ -149,10 +149,9 @@ def suite_tasks(subset: str, seeds: int) -> list[Task]:
     found = []
     for name in SETS:
         entries = read_suite(suite_file(name))[: MINI if subset == "mini" else None]
-        for number, entry in enumerate(entries, 1):
-            for seed in range(entry.seed, entry.seed + seeds):
-                key = f"{name}-{key_of(number, entry.prompt, seed)}"
-                found.append(Task(name, entry.prompt, seed, key))
+        for number, prompt, seed in with_seeds(entries, seeds):
+            key = f"{name}-{key_of(number, prompt, seed)}"
+            found.append(Task(name, prompt, seed, key))
     return found
 
 
@@ -163,10 +162,10 @@ def tuning_tasks(seeds: int) -> list[Task]:
         seeds: how many seeds each prompt has: its own and those after it.
     """
     found = []
-    for number, entry in enumerate(read_suite(ROOT / "assets" / "prompts" / "tuning.txt"), 1):
-        for seed in range(entry.seed, entry.seed + seeds):
-            key = f"tuning-{key_of(number, entry.prompt, seed)}"
-            found.append(Task(set_of(parse_caption(entry.prompt)), entry.prompt, seed, key))
+    entries = read_suite(ROOT / "assets" / "prompts" / "tuning.txt")
+    for number, prompt, seed in with_seeds(entries, seeds):
+        key = f"tuning-{key_of(number, prompt, seed)}"
+        found.append(Task(set_of(parse_caption(prompt)), prompt, seed, key))
     return found
 
 

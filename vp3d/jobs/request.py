@@ -45,8 +45,16 @@ CEILINGS = {  # key -> largest value without --trust-settings
     "visual_prompt.candidates": 16,
     "visual_prompt.steps": 100,
     "guidance.denoise_steps": 20,
+    "refine.grid": 256,
+    "refine.faces": 20_000,
+    "refine.texture_size": 2048,
+    "refine.render_size": 512,
+    "refine.steps": 1000,
+    "refine.views": 8,
+    "refine.azimuths": 48,
+    "refine.denoise_steps": 20,
 }
-LEVELS, MOST_LEVELS = "export.lods", 8  # the most levels of detail that a request may ask for
+LONGEST = 8  # the most entries of a list: levels of detail, rounds, rings of cameras
 ALL_FACES = "export.faces"  # 0 keeps every triangle, which is above any ceiling
 
 
@@ -130,8 +138,8 @@ def check_settings(
 
 
 def _check_ceiling(key: str, value: Any, limits: Limits) -> None:
-    if key == LEVELS and isinstance(value, list) and len(value) > MOST_LEVELS:
-        raise UserError(f"the setting '{key}' takes at most {MOST_LEVELS} shares")
+    if isinstance(value, list) and len(value) > LONGEST:
+        raise UserError(f"the setting '{key}' takes at most {LONGEST} entries")
     if limits.trusted or key not in CEILINGS or not isinstance(value, int | float):
         return
     if value > CEILINGS[key] or (key == ALL_FACES and value == 0):

@@ -144,7 +144,7 @@ def export(
 @router.post(
     "/v1/jobs/{job_id}/refine",
     status_code=202,
-    summary="Refine a finished run, as a new job; 409 where this version has no refinement",
+    summary="Refused: a run is refined while it is made, by its setting refine.method",
     openapi_extra=schema_of(RefineRequest, required=False),
 )
 def refine(
@@ -152,9 +152,13 @@ def refine(
     given: Annotated[Given[RefineRequest], Depends(body_of(RefineRequest))],
     service: Served,
 ) -> JSONResponse:
-    """Refuse: there is no refinement."""
+    """Refuse: the second stage belongs to a run, it is no job of its own."""
     service.job(job_id)
-    raise Problem(409, "not_available", "this version of VP3D has no refinement of meshes")
+    raise Problem(
+        409,
+        "not_available",
+        "a finished run is not refined; submit a job with the setting refine.method",
+    )
 
 
 @router.post(

@@ -83,5 +83,5 @@ def measure_claim(
     command = f"{program()} evaluate claims {name}" + (
         f" --jobs {pool.workers}" if pool.workers > 1 else ""
     )
-    page = write_claim(claim, finding, pages or work, command, bench.seconds)
+    page = write_claim(claim, finding, pages or work, command, bench.facts())
     return f"{as_text(finding)}{page}\n"

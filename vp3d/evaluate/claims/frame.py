@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vp3d.engine.pool import ALONE, Pool
 from vp3d.evaluate.intervals import mean_interval
+from vp3d.evaluate.statistics import circumstances, provenance_of
 from vp3d.system.files import (
     JsonError,
     atomic_write,
@@ -108,13 +109,14 @@ class Bench:
         folder: Where the results are kept.
         say: Reports progress.
         pool: Measures parts that are independent of each other.
-        seconds: CPU seconds that all parts took, those of earlier calls included.
+        parts: The record of each part that was asked for, those of earlier calls included: its
+            settings, value and CPU seconds, and when and by which commit it was measured.
     """
 
     folder: Path
     say: Callable[[str], None] = lambda text: None
     pool: Pool = ALONE
-    seconds: float = field(default=0.0, init=False)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
 
     def once(self, key: str, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
         """The result of one part: that which is kept, or `compute()`.
@@ -133,10 +135,20 @@ class Bench:
             value = plain(compute())
             seconds = round(cpu_seconds() - started, 1)
             kept = {"settings": recorded(settings), "seconds": seconds, "value": value}
+            kept |= circumstances()
             write_json(self.folder / f"{key}.json", kept)
             self.say(f"{key}: {seconds:.0f} CPU seconds")
-        self.seconds += float(kept["seconds"])
+        self.parts[key] = kept
         return kept["value"]
+
+    def facts(self) -> str:
+        """CPU time of all parts, and when, by which commits and where they were measured."""
+        seconds = sum(float(part["seconds"]) for part in self.parts.values())
+        found = provenance_of(list(self.parts.values()))
+        return (
+            f"It took {seconds / 60.0:.0f} CPU minutes; date {found['date']}, "
+            f"commit {found['commit']}, machine {found['machine']}."
+        )
 
     def every(self, parts: Sequence[Part]) -> list[Any]:
         """The results of independent parts, in their order; those that are missing in parallel.
@@ -193,7 +205,7 @@ def with_interval(values: Sequence[float] | Tensor, digits: int = 3) -> str:
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seconds: float) -> Path:
+def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, facts: str) -> Path:
     """Write the page, such as `align-NAME.md`, its plot and its pictures into `folder`.
 
     Args:
@@ -201,15 +213,14 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
         finding: Its answer.
         folder: Where the files go.
         command: The command that measured it.
-        seconds: CPU seconds it took.
+        facts: How long it took, when and where it was measured (`Bench.facts`).
 
     Returns:
         The page.
     """
     page = folder / f"{claim.page}-{claim.name}.md"
-    question = textwrap.wrap(claim.question, LINE, break_on_hyphens=False)
-    lines = [f"# {claim.title}", "", *question, "", "```console", command, "```", ""]
-    lines += [f"It took {seconds / 60.0:.0f} CPU minutes.", "", "## Result", ""]
+    lines = [f"# {claim.title}", "", *wrapped(claim.question), "", "```console", command, "```", ""]
+    lines += [*wrapped(facts), "", "## Result", ""]
     lines += _table(
         Table(
             "",
@@ -231,12 +242,14 @@ def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, seco
         lines += ["", f"### {title}", "", f"![{title}]({picture.name})"]
     if finding.notes:
         lines += ["", "## Limits", ""]
-        for note in finding.notes:
-            lines += textwrap.wrap(
-                f"- {note}", LINE, subsequent_indent="  ", break_on_hyphens=False
-            )
+        lines += [line for note in finding.notes for line in wrapped(f"- {note}", "  ")]
     write_text(page, "\n".join(lines) + "\n")
     return page
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Prose in lines of at most `LINE` columns; all but the first begin with `indent`."""
+    return textwrap.wrap(text, LINE, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def as_text(finding: Finding) -> str:
