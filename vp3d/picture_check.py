@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,9 +30,6 @@ from vp3d.types import Mesh, to_uint8
 from vp3d.visual_prompt.cutout import over_grey, square_up
 from vp3d.visual_prompt.read import read_picture
 
-if TYPE_CHECKING:
-    from vp3d.metrics.hallucination_judge import MultimodalJudge, Verdict
-
 SIZE = 128  # pixels of a side at which pictures are compared, the size of the calibration
 HEAT = "inferno"  # colour map of the picture of where
 STRONG = 0.5  # local distance that has the brightest colour
@@ -50,14 +46,12 @@ class HallucinationScore:
         local: the largest local distances, >= 0.
         whole: the distance of the whole pictures, 0 to 2.
         where: float32 `[H, W]` >= 0, the local distance over picture A.
-        verdict: of the multimodal judge; None if none was asked.
     """
 
     grade: float
     local: float
     whole: float
     where: np.ndarray
-    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,6 @@ def _framed(rgb: Tensor, mask: Tensor, ground: float) -> np.ndarray:
 def hallucination_score(
     a: Path | str | np.ndarray,
     b: Path | str | np.ndarray,
-    judge: MultimodalJudge | None = None,
     yardstick: Yardstick | None = None,
 ) -> HallucinationScore:
     """Grade what picture `a` shows that its reference `b` does not support.
@@ -150,7 +143,6 @@ def hallucination_score(
     Args:
         a: a picture file, or uint8 `[H, W, 3]` sRGB.
         b: its reference, the same.
-        judge: a multimodal model to ask as well; the pictures are sent to its server.
         yardstick: features other than the embedded ones.
 
     Raises:
@@ -171,10 +163,7 @@ def hallucination_score(
     where = F.interpolate(
         found.maps[:, None], (height, width), mode="bilinear", align_corners=False
     )[0, 0]
-    verdict = judge.score(*(to_uint8(picture[None])[0] for picture in pictures)) if judge else None
-    return HallucinationScore(
-        score, float(found.local[0]), float(found.whole[0]), where.numpy(), verdict
-    )
+    return HallucinationScore(score, float(found.local[0]), float(found.whole[0]), where.numpy())
 
 
 def heat_picture(picture: np.ndarray, where: np.ndarray) -> np.ndarray:

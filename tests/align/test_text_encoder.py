@@ -99,6 +99,21 @@ def test_the_other_methods_train_every_part_too(
         assert any(not torch.equal(before[key], found.parameters[key]) for key in keys), part
 
 
+def test_a_lora_of_the_text_alone_has_embeddings_with_a_gradient(
+    model: tuple[str, PriorConfig],
+) -> None:
+    _, config = model
+    learner = training(config).learner
+    parts = {
+        part: {key: p for key, p in learner.parameters.items() if key.partition(".")[0] in names}
+        for part, names in (("text", ("text_encoder",)), ("denoiser", ("unet",)))
+    }
+    learner.parameters = parts["text"]
+    assert learner.trains_text
+    learner.parameters = parts["denoiser"]
+    assert not learner.trains_text
+
+
 def test_the_anchor_and_the_base_are_without_the_change_of_the_text(
     model: tuple[str, PriorConfig],
 ) -> None:

@@ -18,7 +18,6 @@ from vp3d.evaluate import household
 from vp3d.evaluate.household import (
     PROMPTS,
     SIZE,
-    VIEWS,
     folder_tasks,
     named_shares,
     share_of_ceiling,
@@ -195,4 +194,3 @@ def test_requests_that_cannot_work_are_refused(tmp_path: Path) -> None:
         if more or not (HOUSEHOLD / "world.json").is_file():
             with pytest.raises(UserError, match=reason):
                 main.dispatch(["evaluate", "--suite", "household", *words, *more])
-    assert VIEWS == 8

@@ -8,6 +8,7 @@ valid answer.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,14 @@ def test_a_folder_with_code_of_its_own_runs_none(llava: Path, tmp_path: Path) ->
     config["auto_map"] = {"AutoModelForImageTextToText": "trap.Trap", "AutoConfig": "trap.Trap"}
     (folder / "config.json").write_text(json.dumps(config))
     assert MultimodalJudge(LocalChat(folder)).score(A, B).score == 4.0
+
+
+def test_other_weights_of_the_same_size_have_another_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"before")
+    before = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == before
+    weights.write_bytes(b"after!")
+    os.utime(weights, ns=(1, 1))  # clocks of files may be coarse
+    assert fingerprint(tmp_path) != before

@@ -127,7 +127,7 @@ class Learner:
     @property
     def trains_text(self) -> bool:
         """Whether the LoRA also changes a text encoder, so that embeddings have a gradient."""
-        return len(self.networks) > 1
+        return any(part != "unet" for part in self.networks)
 
     def drawing(self, prompts: Sequence[str]) -> Drawing:
         """The guided denoiser of some prompts; its graph is for one backward pass."""

@@ -50,7 +50,7 @@ alignprop-truncation, alignprop-mix, alignprop-assets, svdd, svdd-framing, svdd-
 strings-value, molecules, best-of, hallucination, upscale, teacher. best-of is what choosing among
 seeds by the reward gains and costs, teacher whether the refine stage can gain; molecules and
 upscale need the extras of their names.
-Each takes up to 30 minutes on two cores (--jobs 2) and continues where it was interrupted; --pages
+Each is made for 30 minutes on two cores (--jobs 2) and continues where it was interrupted; --pages
 DIR is where its page is written (--work).
 
 --assets DIR measures meshes that exist, made by VP3D or not: run folders (the prompt is in their

@@ -108,10 +108,8 @@ def further_grade(judge: Chat | TokenFeatures, arguments: argparse.Namespace) ->
     if isinstance(judge, TokenFeatures):
         from vp3d.evaluate.planted import table_of
         from vp3d.metrics.local_chat import fingerprint
-        from vp3d.system.console import say
 
         folder = judge.tower.folder
-        say(f"fitting the grades of {folder.name} on planted cases")
         table = table_of(judge, arguments.cache, f"{folder.name}-{fingerprint(folder)}")
         pictures = arguments.image, arguments.reference
         found = hallucination_score(*pictures, yardstick=Yardstick(judge, table))

@@ -33,7 +33,7 @@ from vp3d.metrics.attribute_judge import Judge, load_judge
 from vp3d.metrics.hallucination_features import EmbeddedFeatures
 from vp3d.metrics.hallucination_towers import GRADES, embedded_features, read_table
 from vp3d.rewards.encoders import ClipEncoder
-from vp3d.system.console import Parser, run_program
+from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import JsonError, write_json, write_text
 from vp3d.worlds.toybox.data import to_tensor
 from vp3d.worlds.toybox.planted import BENIGN, HARMFUL, Pair, planted_pairs
@@ -237,6 +237,7 @@ def table_of(
             return read_table(path)
         except (JsonError, TypeError, ValueError):
             path.unlink(missing_ok=True)  # a damaged table is fitted again
+    say(f"fitting the grades of {name or 'these features'} on planted cases")
     pairs = planted_pairs(TABLE_SCENES, SIZE, seed=1)
     rows = calibrate(pairs, proxies(pairs, features)["proxy"])
     table = [(proxy, grade) for proxy, grade in rows]

@@ -104,8 +104,9 @@ def model_type(folder: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """A short name of a folder's contents: its settings, and the names and sizes of its files."""
+    """A short name of a folder's contents: its settings; names, sizes and times of its files."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.iterdir()):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        state = path.stat()
+        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:DIGITS]

@@ -11,7 +11,16 @@ import numpy as np
 
 from vp3d.config.schema import AlignConfig
 from vp3d.evaluate.claims.alignprop_lab import curve, mean, total_at
-from vp3d.evaluate.claims.frame import Bench, Claim, Finding, Part, Table, Verdict, interval
+from vp3d.evaluate.claims.frame import (
+    Bench,
+    Claim,
+    Finding,
+    Part,
+    Table,
+    Verdict,
+    interval,
+    signed,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,13 +181,11 @@ def match_verdict(curves: dict[Any, Any]) -> Verdict:
         first, last = (curves["alignprop", seed][i]["unseen"] for i in (0, -1))
         for key, values in changes.items():
             values += [b - a for a, b in zip(first[key], last[key], strict=True)]
-    middle, low, high = interval(changes["nearest"])
     return Verdict(
         "unseen drawings find their caption as often as before, but for 3 points, by the CLIP "
         "that is never optimised",
-        f"R-precision {middle:+.3f} ({low:+.3f} to {high:+.3f}), "
-        f"cosine {mean(changes['cosine']):+.4f}",
-        middle >= -JUDGE_LOSS,
+        f"R-precision {signed(changes['nearest'])}, cosine {mean(changes['cosine']):+.4f}",
+        mean(changes["nearest"]) >= -JUDGE_LOSS,
     )
 
 

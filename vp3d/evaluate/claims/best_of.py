@@ -69,7 +69,7 @@ def text_reward(settings: Settings) -> TextImage:
 
 def measure_records(bench: Bench) -> list[Record]:
     """Make, judge and score every seed; those that exist are kept."""
-    settings = Settings(bench.folder / "assets", "draft")
+    settings = Settings(bench.folder / "assets", "draft", world="toybox")
     lock_to_settings(settings, {"suite": "claims"}, toybench.JUDGES)
     return run_tasks(chosen_tasks(), settings, judge_candidate, bench.pool)
 

@@ -205,6 +205,17 @@ def with_interval(values: Sequence[float] | Tensor, digits: int = 3) -> str:
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def signed(values: Sequence[float] | Tensor) -> str:
+    """`with_interval` of differences `values` [N], with their signs."""
+    mean, low, high = interval(values)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def above(statement: str, differences: Sequence[float] | Tensor) -> Verdict:
+    """A verdict that holds if the interval of the mean of `differences` [N] is above 0."""
+    return Verdict(statement, signed(differences), interval(differences)[1] > 0.0)
+
+
 def write_claim(claim: Claim, finding: Finding, folder: Path, command: str, facts: str) -> Path:
     """Write the page, such as `align-NAME.md`, its plot and its pictures into `folder`.
 

@@ -149,7 +149,7 @@ def verdicts(main: Measured) -> list[Verdict]:
     for name in BASELINES:
         gain = figures["all"] - planted.figures(cases, values[name])["all"]
         spread = samples[PROXY]["all"] - samples[name]["all"]
-        statement = f"its correlation is at least {LEAST_GAIN} above that of {name}"
+        statement = f"rank correlation, all pairs, at least {LEAST_GAIN} above that of {name}"
         found.append(Verdict(statement, _spread(gain, spread), gain >= LEAST_GAIN))
     found.append(
         Verdict(

@@ -24,8 +24,7 @@ from vp3d.evaluate.claims.frame import (
     Claim,
     Finding,
     Table,
-    Verdict,
-    interval,
+    above,
     with_interval,
 )
 from vp3d.train.generators import make_generator
@@ -112,7 +111,7 @@ def finding(arms: dict[str, Any]) -> Finding:
     qed = {name: torch.tensor(arm["qed"], dtype=torch.float64) for name, arm in arms.items()}
     steered = qed[f"SVDD-PM, M = {M}"]
     verdicts = [
-        _above(f"SVDD-PM with M = {M} has a higher QED than best-of-{n}{why}",
+        above(f"SVDD-PM with M = {M} has a higher QED than best-of-{n}{why}",
                steered - qed[f"best of {n}"])
         for n, why in ((N, ""), (EQUAL, " (equal reward calls)"))
     ]  # fmt: skip
@@ -137,11 +136,6 @@ def finding(arms: dict[str, Any]) -> Finding:
         "The differences are between independent draws.",
     ]
     return Finding(verdicts, [Table("Molecules", columns, rows)], notes, partial(_plot, qed))
-
-
-def _above(statement: str, differences: Tensor) -> Verdict:
-    mean, low, high = interval(differences)
-    return Verdict(statement, f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", low > 0.0)
 
 
 def _plot(qed: dict[str, Tensor], axes: Axes) -> None:

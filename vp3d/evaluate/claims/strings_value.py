@@ -39,6 +39,7 @@ from vp3d.evaluate.claims.strings import (
     POOL,
     SHORT,
     SHORT_UPDATES,
+    short_tables,
     trained,
 )
 from vp3d.train.generators import make_generator
@@ -128,24 +129,19 @@ def design() -> dict[str, Any]:
 
 def measure(bench: Bench) -> Finding:
     """Both parts, each trained and measured once."""
-    listed: list[Tables] = []
-
-    def tables() -> Tables:  # trained once, when the first motif is measured
-        if not listed:
-            listed.append(Tables.of(trained(SHORT, SHORT_UPDATES, 0)))
-        return listed[0]
-
     fit = {"roll_outs": ROLL_OUTS, "updates": UPDATES, "batch": BATCH}
     settings: dict[str, Any] = {"length": SHORT, "alpha": ALPHA, "draws": DRAWS, **fit}
+    settings |= {"base_updates": SHORT_UPDATES, "tested": TESTED}
     short = {
         motif: bench.once(
             f"exact-{motif}",
             settings | {"motif": motif, "counts": COUNTS},
-            lambda motif=motif: exact(tables(), motif),  # type: ignore[misc]
+            lambda motif=motif: exact(short_tables(), motif),  # type: ignore[misc]
         )
         for motif in MOTIFS
     }
     settings = {"length": LONG, "motif": MOTIF, "m": DESIGN_M, "tilt": TILT, **fit}
+    settings |= {"base_updates": LONG_UPDATES, "designed": DESIGNED, "pool": POOL}
     return finding(short, bench.once("design", settings, design))
 
 

@@ -35,8 +35,7 @@ from vp3d.evaluate.claims.frame import (
     Claim,
     Finding,
     Table,
-    Verdict,
-    interval,
+    above,
     with_interval,
 )
 from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
@@ -233,15 +232,15 @@ def finding(records: Sequence[dict[str, Any]], scale: float) -> Finding:
     curves = torch.stack([rewards[f"PM {m}"] for m in COUNTS], 1)
     slope = (curves * (logs - logs.mean())).sum(1) / (logs - logs.mean()).square().sum()
     verdicts = [
-        _above("PM with M = 8 has a higher reward than best-of-8 (equal denoiser calls)",
+        above("PM with M = 8 has a higher reward than best-of-8 (equal denoiser calls)",
                pm8 - best[8]),
-        _above("PM with M = 8 has a higher reward than best-of-72 (equal reward calls)",
+        above("PM with M = 8 has a higher reward than best-of-72 (equal reward calls)",
                pm8 - best[72]),
-        _above("MC with M = 8 has a higher reward than best-of-8", rewards["MC 8"] - best[8]),
-        _above("PM gains with every doubling of M", slope),
-        _above("PM with M = 8 has a higher reward than SMC with 8 particles",
+        above("MC with M = 8 has a higher reward than best-of-8", rewards["MC 8"] - best[8]),
+        above("PM gains with every doubling of M", slope),
+        above("PM with M = 8 has a higher reward than SMC with 8 particles",
                pm8 - rewards[f"SMC {PARTICLES}"]),
-        _above("PM with M = 8 has a higher reward than DPS", pm8 - rewards["DPS"]),
+        above("PM with M = 8 has a higher reward than DPS", pm8 - rewards["DPS"]),
     ]  # fmt: skip
     rows: list[list[Cell]] = [
         ["plain", with_interval(best[1]), STEPS, 0, *_effects(records, "plain")]
@@ -265,12 +264,6 @@ def finding(records: Sequence[dict[str, Any]], scale: float) -> Finding:
     return Finding(
         verdicts, [Table("All arms", columns, rows)], notes, partial(_plot, best, rewards)
     )
-
-
-def _above(statement: str, differences: Tensor) -> Verdict:
-    """A verdict that holds if the interval of the mean difference is above 0."""
-    mean, low, high = interval(differences)
-    return Verdict(statement, f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", low > 0.0)
 
 
 def _calls(name: str) -> tuple[int, int]:

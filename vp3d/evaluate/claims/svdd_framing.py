@@ -19,7 +19,7 @@ from vp3d.evaluate.claims.frame import (
     Finding,
     Table,
     Verdict,
-    interval,
+    signed,
     with_interval,
 )
 from vp3d.evaluate.claims.svdd import STEPS, Rig, figures_of
@@ -94,13 +94,13 @@ def finding(records: list[dict[str, Any]]) -> Finding:
     best = {n: expected_best(pool, n) for n in (1, 2, 4, 8, 12)}
     verdicts = []
     for m, n in ((4, 8), (4, 4), (2, 2)):
-        mean, low, high = interval(means(f"PM {m}", "reward") - best[n])
+        gains = means(f"PM {m}", "reward") - best[n]
         calls = f"{calls_a_row(STEPS, m)[0]} against {STEPS * n} denoiser calls"
         verdicts.append(
             Verdict(
                 f"PM with M = {m} has at least the reward of best-of-{n} ({calls})",
-                f"{mean:+.3f} ({low:+.3f} to {high:+.3f})",
-                mean >= 0.0,
+                signed(gains),
+                float(gains.mean()) >= 0.0,
             )  # fmt: skip
         )
     plain = [float(means("plain", key).mean()) for key in ("clip", "judge")]

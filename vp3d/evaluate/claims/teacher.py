@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,8 +21,17 @@ from vp3d.config.loader import load_config
 from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.evaluate import toybench
-from vp3d.evaluate.claims.frame import Bench, Cell, Claim, Finding, Table, Verdict, interval
-from vp3d.evaluate.claims.frame import with_interval as text_of
+from vp3d.evaluate.claims.frame import (
+    Bench,
+    Cell,
+    Claim,
+    Finding,
+    Part,
+    Table,
+    Verdict,
+    interval,
+    with_interval,
+)
 from vp3d.evaluate.runner import Settings, Task, find_mesh
 from vp3d.export.verify import psnr
 from vp3d.metrics.colors import ciede2000
@@ -93,12 +103,12 @@ def _models() -> Models:
     return load_models(load_config("standard"))
 
 
-def measure_prompt(bench: Bench, task: Task) -> dict[str, dict[str, float]]:
+def measure_prompt(work: Path, task: Task) -> dict[str, dict[str, float]]:
     """The figures of the mesh's own views and of each arm, means over the views.
 
     The asset is generated, or taken from the work folder.
     """
-    settings = Settings(bench.folder / "assets", "standard")
+    settings = Settings(work / "assets", "standard", world="toybox")
     found = find_mesh(settings, task)
     if found.mesh is None or found.folder is None:
         raise UserError(f"{task.prompt!r} has no mesh to measure: {found.reason}")
@@ -217,15 +227,15 @@ def disagreement(mask: Tensor, true: Tensor, camera: Camera) -> float:
 def measure(bench: Bench) -> Finding:
     """The figures of every prompt, then those of all."""
     settings = {"arms": [arm.name for arm in ARMS], "views": VIEWS, "version": 1}
-    records = [
-        bench.once(
+    parts: list[Part] = [
+        (
             f"prompt-{task.key}",
             {**settings, "prompt": task.prompt, "seed": task.seed},
-            partial(measure_prompt, bench, task),
+            partial(measure_prompt, bench.folder, task),
         )
         for task in chosen_tasks()
     ]
-    return finding(records)
+    return finding(bench.every(parts))
 
 
 def finding(records: Sequence[Mapping[str, Mapping[str, float]]]) -> Finding:
@@ -276,7 +286,7 @@ def _verdict(
     if len(records) < 2:
         return Verdict(statement, f"{gains[best][0]:+.3f} ({best}), one prompt", False)
     low = interval(gains[best])[1]
-    return Verdict(statement, f"{text_of(gains[best])} ({best})", low > 0.0)
+    return Verdict(statement, f"{with_interval(gains[best])} ({best})", low > 0.0)
 
 
 CLAIM = Claim(

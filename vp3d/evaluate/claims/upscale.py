@@ -20,15 +20,14 @@ from vp3d.evaluate.claims.frame import (
     Table,
     Verdict,
     interval,
+    signed,
     with_interval,
 )
 from vp3d.evaluate.claims.upscale_lab import (
     ALONE,
     BASE,
     BICUBIC,
-    CAPTIONS,
     EMBEDDED,
-    LAW,
     METHODS,
     MSE,
     NOISE_LEVEL,
@@ -44,6 +43,7 @@ from vp3d.evaluate.claims.upscale_lab import (
     load_subject,
     measure_base,
     measure_tuned,
+    settings_of,
     true_pictures,
     weights_of,
 )
@@ -70,8 +70,7 @@ def measure(bench: Bench) -> Finding:
     common = {"table": table, "pictures": PICTURES, "steps": STEPS, "noise": NOISE_LEVEL}
     parts: list[Part] = []
     for name in names:
-        settings = common | {"plan": PLANS[name], "captions": CAPTIONS, "law": LAW}
-        settings |= {"weights": weights_of(name), "anchor": ANCHOR}
+        settings = common | settings_of(name)
         for method in METHODS:
             for seed, key in zip(_seeds(name, method), _keys(name, method), strict=True):
                 compute = partial(measure_tuned, name, method, seed, states, table)
@@ -165,9 +164,9 @@ def judged(name: str, arms: Mapping[str, Values]) -> list[Verdict]:
             relative <= FEWER_ERRORS and interval(change("errors"))[2] < 0.0,
         ),
         Verdict(f"{name}: the held-out grade falls (interval below 0)",
-                _signed(change("held out")), held_out[2] < 0.0),
+                signed(change("held out")), held_out[2] < 0.0),
         Verdict(f"{name}: PSNR falls by {MOST_PSNR_LOSS} dB at most",
-                _signed(psnr), float(psnr.mean()) >= -MOST_PSNR_LOSS),
+                signed(psnr), float(psnr.mean()) >= -MOST_PSNR_LOSS),
         Verdict(
             f"{name}: sharpness is at most 10 % below the base's and 10 % above the truth's",
             f"{sharp[1]:.2f}, the base {sharp[0]:.2f}",
@@ -178,7 +177,7 @@ def judged(name: str, arms: Mapping[str, Values]) -> list[Verdict]:
     found.append(
         Verdict(
             f"{name}: what the score alone, without its anchor, does to what it does not see",
-            f"held-out grade {_signed(alone['held out'])}, PSNR {_signed(alone['psnr'])}, "
+            f"held-out grade {signed(alone['held out'])}, PSNR {signed(alone['psnr'])}, "
             f"sharpness {float(arms[ALONE]['sharpness'].mean()):.2f}",
             None,
         )
@@ -186,20 +185,15 @@ def judged(name: str, arms: Mapping[str, Values]) -> list[Verdict]:
     blur = change("sharpness", MSE)
     found.append(
         Verdict(f"{name}: the same updates with MSE are blurrier (interval of the difference "
-                "above 0)", _signed(blur), interval(blur)[1] > 0.0)
+                "above 0)", signed(blur), interval(blur)[1] > 0.0)
     )  # fmt: skip
     for control in (MSE, PLAIN):
         against = change("held out", control)
         found.append(
             Verdict(f"{name}: the held-out grade is lower than after the same updates with "
-                    f"{control}", _signed(against), interval(against)[2] < 0.0)
+                    f"{control}", signed(against), interval(against)[2] < 0.0)
         )  # fmt: skip
     return found
-
-
-def _signed(values: Tensor) -> str:
-    mean, low, high = interval(values)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _row(arm: str, values: Values) -> list[Cell]:

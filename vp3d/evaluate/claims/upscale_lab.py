@@ -154,6 +154,19 @@ def measured_pictures() -> tuple[Tensor, Tensor]:
     return examples(draw_specs(rng, PICTURES, reserved=True), PICTURES, rng)
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    """All that the tuning of a network depends on but its method and seed."""
+    return {
+        "plan": plain(PLANS[name]),
+        "captions": CAPTIONS,
+        "law": plain(LAW),
+        "weights": weights_of(name),
+        "anchor": ANCHOR,
+        "steps": STEPS,
+        "noise": NOISE_LEVEL,
+    }
+
+
 def tune(name: str, method: str, seed: int, states: Path) -> Subject:
     """A network after its tuning by one of `METHODS`; it continues from the states in a folder."""
     subject, plan = load_subject(name), PLANS[name]
@@ -168,9 +181,9 @@ def tune(name: str, method: str, seed: int, states: Path) -> Subject:
         losses = subject.plain_loss(specs, plan.batch)
     else:
         losses = PictureLosses(subject.enlarge, terms[method], specs, plan.batch)
-    plan = replace(plan, seed=seed)
-    identity = [plain(plan), name, method, weights_of(name), ANCHOR, STEPS]
+    identity = [name, method, seed, settings_of(name)]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    plan = replace(plan, seed=seed)
     subject.module.requires_grad_(True)
     ema = fit("tuned", subject.module, losses, plan, states / digest[:16])
     use_ema(subject.module, ema)
