@@ -32,6 +32,7 @@ from vp3d.guidance.condition import Condition
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.view_gate import gate_weight
 from vp3d.guidance.vp_sds import Guidance
+from vp3d.render.raster_soft import SoftRender
 from vp3d.runs.events import Note, Stage
 from vp3d.runs.journal import Journal
 from vp3d.train import checkpoint, loop
@@ -96,7 +97,7 @@ class RefineRequest:
         return 0.5 * (self.render.background_min + self.render.background_max)
 
 
-def refine(start: Start, request: RefineRequest, journal: Journal) -> tuple[Mesh, bool]:
+def refine(start: Start, request: RefineRequest, journal: Journal) -> loop.Outcome[Mesh]:
     """Optimise the mesh, from the run's newest checkpoint if it has one.
 
     Args:
@@ -105,7 +106,7 @@ def refine(start: Start, request: RefineRequest, journal: Journal) -> tuple[Mesh
         journal: The run's log and listener.
 
     Returns:
-        The refined mesh, and whether the run was stopped early.
+        The refined mesh, and how far the stage came.
     """
     stage = build_refine(start, request, journal)
     steps = stage.config.steps
@@ -113,16 +114,16 @@ def refine(start: Start, request: RefineRequest, journal: Journal) -> tuple[Mesh
     journal.show(Stage(stage.name, preview, steps))
     optim = dataclasses.replace(request.optim, steps=steps)
     outcome = loop.run(stage, optim, request.camera, journal)
-    if not any(event["kept"] for event in journal.run.events("guard")):
+    if stage.unchanged:
         journal.show(Note("refine: no round was better than the mesh itself, which is kept"))
     result = start_of(outcome.result)
     write_mesh(result, RESULT_FILE, journal)
-    return mesh_of(result, result.vertices, result.texture), outcome.stopped
+    return dataclasses.replace(outcome, result=mesh_of(result))
 
 
 def build_refine(start: Start, request: RefineRequest, journal: Journal) -> Refine:
     """The stage at its first step; arguments as for `refine`."""
-    settings = RefineSettings(request.refine, request.camera, request.grey, request.identity)
+    settings = RefineSettings(request.refine, request.camera, request.identity)
     return Refine(
         settings,
         start,
@@ -162,18 +163,25 @@ def build_objective(request: RefineRequest) -> Objective:
 
 
 def guard_judge(request: RefineRequest) -> Judge:
-    """What the guard asks: both rewards, and how many views around the back have one face."""
+    """What the guard asks: both rewards, and how many views around the back have one face.
+
+    Each is asked over the grey that it is asked over elsewhere in a run.
+    """
 
     @torch.no_grad()
-    def judge(rgb: Tensor, camera: Camera) -> dict[str, float]:
+    def judge(drawn: SoftRender, camera: Camera) -> dict[str, float]:
+        def over(grey: float | None) -> Tensor:
+            return drawn.over(request.grey if grey is None else grey).clamp(0.0, 1.0)
+
         found = {}
         for name in ("text_image", "image_image"):
             reward = request.rewards[name]
             seen = gate_weight(reward.config.gate, camera.azimuth_deg) >= JUDGED_GATE
-            score = reward.score(rgb, reward.target(camera))
+            score = reward.score(over(reward.background), reward.target(camera))
             found[name] = float(score[seen].mean()) if bool(seen.any()) else float(score.mean())
         generator = make_generator(request.seed, "views")
-        guess = guess_views(request.prior, request.prompt, rgb, generator)
+        views = over(request.finish.background)
+        guess = guess_views(request.prior, request.prompt, views, generator)
         return {**found, "one_faced": 1.0 - guess.janus}
 
     return judge
@@ -217,7 +225,7 @@ def load_mesh(journal: Journal) -> Mesh | None:
     """The refined mesh of a run, as far as it is; None for a run without one."""
     result = read_mesh(RESULT_FILE, journal)
     if result is not None:
-        return mesh_of(result, result.vertices, result.texture)
+        return mesh_of(result)
     start = read_mesh(START_FILE, journal)
     found = None if start is None else loop.load_checkpoint(journal, Refine.name)
     if start is None or found is None:

@@ -16,7 +16,8 @@ from vp3d.config.loader import load_config
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.export.read import read_mesh
-from vp3d.runs.events import Stage, Step, Watch
+from vp3d.jobs.worker import figures_of
+from vp3d.runs.events import Done, Stage, Step, Watch
 from vp3d.runs.folder import RunFolder, save_config
 from vp3d.types import Asset
 
@@ -44,6 +45,7 @@ class StopIn:
 
     def __init__(self, steps: int) -> None:
         self.steps, self.stages, self.stopped = steps, list[str](), False
+        self.done: Done | None = None
         self.watch = Watch(self.hear, self)
 
     def hear(self, event: object) -> None:
@@ -51,6 +53,8 @@ class StopIn:
             self.stages.append(event.name)
         if isinstance(event, Step) and event.stage == "refine" and event.step == self.steps:
             self.stopped = True
+        if isinstance(event, Done):
+            self.done = event
 
     def is_set(self) -> bool:
         return self.stopped
@@ -64,7 +68,13 @@ def test_redrawn_views_stop_resume_and_export_bit_for_bit(tmp_path: Path) -> Non
     watch = StopIn(4)
     stopped = pipeline.generate(config, watch=watch.watch)
     half = RunFolder.open(stopped.run_dir)
-    assert half.events("done")[-1]["stopped"] and "refine" in watch.stages
+    done = half.events("done")[-1]
+    assert done["stopped"] and "refine" in watch.stages
+    assert (done["stage"], done["steps"], done["total_steps"]) == ("refine", 4, 6)
+    heard = watch.done
+    assert heard is not None and heard.stopped
+    assert (heard.stage, heard.steps, heard.total_steps) == ("refine", 4, 6)
+    assert figures_of(half) == stopped.figures, "a page of figures has no step among them"
     assert stopped.path("glb").stat().st_size > 1000, "what there is was exported"
     save_config(replace(config, refine=replace(config.refine, views=3)), half.path / "config.yaml")
     with pytest.raises(UserError, match="refine.views"):

@@ -41,6 +41,7 @@ class Scripted:
     """
 
     name = "coarse"
+    update = ("updating the number", "take a smaller one")
     identity: dict[str, Any] = {"optim.steps": 1}
 
     def __init__(self, losses: dict[int, float] | None = None, opacity: float = 0.3) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.evaluate.refine_exact import (
@@ -22,6 +21,7 @@ from vp3d.evaluate.refine_exact import (
 )
 from vp3d.export.repair import is_watertight
 from vp3d.prompts import view_prompts
+from vp3d.render.raster_soft import SoftRender
 from vp3d.rewards.encoders import load_clip
 from vp3d.train.refine import Judge
 from vp3d.train.surface_parameters import start_of
@@ -80,7 +80,8 @@ def clip_judge() -> Judge:
     clip = load_clip(str(ASSETS / "clip"), str(MANIFEST))
 
     @torch.no_grad()
-    def judge(rgb: Tensor, camera: Camera) -> dict[str, float]:
+    def judge(drawn: SoftRender, camera: Camera) -> dict[str, float]:
+        rgb = drawn.over(GREY).clamp(0.0, 1.0)
         text = clip.text(view_prompts(CAPTION, camera))
         return {"text_image": float((clip.image(rgb) * text).sum(-1).mean())}
 

@@ -64,7 +64,8 @@ ZERO_LINE = ZeroLine(median=3.19, low=1.81, high=4.19, assets=93)
 VIDEOS = {".mp4": "video/mp4", ".gif": "image/gif"}  # suffix -> media type
 STEP_EVENTS = ("step", "checkpoint", "stopped")  # events whose `step` is that of the run
 # Events that are listed in the report.
-LISTED_EVENTS = ("warning", "restart", "bad_step", "out_of_memory", "stopped", "resume")
+OF_A_STAGE = ("restart", "bad_step", "stopped", "resume")
+LISTED_EVENTS = ("warning", "out_of_memory", *OF_A_STAGE, *(f"refine_{k}" for k in OF_A_STAGE))
 
 
 def write_report(run: RunFolder, asset: Asset) -> Path:

@@ -85,6 +85,10 @@ class Coarse:
     """
 
     name = "coarse"
+    update = (
+        "updating the field",
+        "free memory on the device, or lower field.resolution or field.log2_table",
+    )
 
     def __init__(
         self,
