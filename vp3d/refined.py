@@ -47,6 +47,7 @@ from vp3d.types import Camera, Mesh
 
 # Meshes in the folder of the stage's checkpoints: what it starts from, and what came out.
 START_FILE, RESULT_FILE = "start.safetensors", "result.safetensors"
+OF_START = ("grid", "faces", "texture_size")  # of `refine`
 GENERATORS = ("camera", "background", "noise")
 JUDGED_GATE = 0.5  # view gate from which a view counts for the image-image reward
 
@@ -108,6 +109,7 @@ def refine(start: Start, request: RefineRequest, journal: Journal) -> loop.Outco
     Returns:
         The refined mesh, and how far the stage came.
     """
+    (journal.run.checkpoints(Refine.name) / RESULT_FILE).unlink(missing_ok=True)
     stage = build_refine(start, request, journal)
     steps = stage.config.steps
     preview = f"{stage.name}: live preview in {journal.run.preview_file}"
@@ -117,7 +119,7 @@ def refine(start: Start, request: RefineRequest, journal: Journal) -> loop.Outco
     if stage.unchanged:
         journal.show(Note("refine: no round was better than the mesh itself, which is kept"))
     result = start_of(outcome.result)
-    write_mesh(result, RESULT_FILE, journal)
+    write_mesh(result, RESULT_FILE, journal, request.identity)
     return dataclasses.replace(outcome, result=mesh_of(result))
 
 
@@ -153,7 +155,7 @@ def build_objective(request: RefineRequest) -> Objective:
         )
     low, guidance = Schedule.constant(refine.t_min), dict[float, GuidanceCall]()
     for strength in refine.strengths:
-        high = Schedule.constant(max(strength, refine.t_min))
+        high = Schedule.constant(strength)
         levels = dataclasses.replace(request.guidance, t_min=low, t_max=high)
         guidance[strength] = Guidance(prior, levels)
     settings = SdsSettings(
@@ -188,37 +190,59 @@ def guard_judge(request: RefineRequest) -> Judge:
 
 
 def load_or_extract(field: Field, request: RefineRequest, journal: Journal) -> Start:
-    """The mesh that the stage starts from: that in the run folder, or the field's surface now."""
-    found = read_mesh(START_FILE, journal)
+    """The mesh that the stage starts from: that in the run folder, or the field's surface now.
+
+    Raises UserError if that in the run folder was extracted with other settings.
+    """
+    settings = extraction_settings(request)
+    found = read_mesh(START_FILE, journal, settings)
     if found is not None:
         return found
     journal.show(Stage(Refine.name, "extracting the mesh to refine"))
-    settings = request.finish
-    mesh = finish.extract_mesh(field, settings, request.refine, journal, request.device)
+    mesh = finish.extract_mesh(field, request.finish, request.refine, journal, request.device)
     start = start_of(mesh)
-    write_mesh(start, START_FILE, journal)
+    write_mesh(start, START_FILE, journal, settings)
     return start
 
 
-def write_mesh(mesh: Start, name: str, journal: Journal) -> None:
-    """Write a mesh into the folder of the stage's checkpoints."""
+def extraction_settings(request: RefineRequest) -> dict[str, Any]:
+    """The settings that the start depends on: those of the coarse stage, and `OF_START`."""
+    refine = {name: getattr(request.refine, name) for name in OF_START}
+    return {**request.identity, "refine": refine}
+
+
+def write_mesh(mesh: Start, name: str, journal: Journal, settings: Mapping[str, Any]) -> None:
+    """Write a mesh into the folder of the stage's checkpoints, with all that it depends on."""
     folder = journal.run.checkpoints(Refine.name)
     folder.mkdir(parents=True, exist_ok=True)
-    meta = {"stage": Refine.name, "config_version": CONFIG_VERSION}
+    meta = {
+        "stage": Refine.name,
+        "config_version": CONFIG_VERSION,
+        "settings": dict(settings),
+    }
     checkpoint.write(folder / name, 0, mesh.tensors(), meta)
 
 
-def read_mesh(name: str, journal: Journal) -> Start | None:
-    """A mesh in the folder of the stage's checkpoints; None where none was written."""
+def read_mesh(
+    name: str, journal: Journal, settings: Mapping[str, Any] | None = None
+) -> Start | None:
+    """A mesh in the folder of the stage's checkpoints; None where none was written.
+
+    Raises DamagedFileError, and UserError if it was written with other settings than `settings`.
+    """
     path = journal.run.checkpoints(Refine.name) / name
     if not path.is_file():
         return None
     try:
-        return load_start(checkpoint.load(path).tensors)
+        found = checkpoint.load(path)
+        mesh = load_start(found.tensors)
     except (ValueError, OSError, KeyError) as error:
         raise DamagedFileError(
             f"{path} is damaged ({error}); delete {path.parent} to refine the mesh again"
         ) from error
+    if settings is not None:
+        loop.check_same_settings(journal.run, path, found.meta, settings)
+    return mesh
 
 
 def load_mesh(journal: Journal) -> Mesh | None:

@@ -22,6 +22,7 @@ from vp3d.report.pictures import ring_frames
 from vp3d.report.plots import curves, grouped, plot_svgs, write_plots
 from vp3d.report.report import (
     files,
+    notes,
     progress,
     time_spent,
     view_guesses,
@@ -226,6 +227,16 @@ def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
     judged.append({"kind": "start"})
     assert view_guesses(judged)["janus"] == 0.5
     assert not view_guesses([*judged, {"kind": "export"}]), "re-exported: another mesh"
+
+
+def test_interruptions_of_both_stages_are_listed() -> None:
+    events = [
+        {"kind": "refine_stopped", "step": 61, "steps": 90},
+        {"kind": "refine_step", "step": 62},
+        {"kind": "resume", "step": 63, "file": "00000063.safetensors"},
+    ]
+    table = notes(events)
+    assert "refine stopped" in table and "61" in table and "63" in table and "62" not in table
 
 
 def test_time_leaves_pauses_out() -> None:

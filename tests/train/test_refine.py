@@ -17,7 +17,7 @@ from tests.helpers.small_refine import (
     small_config,
     small_stage,
 )
-from vp3d.config.schema import Config, RefineConfig
+from vp3d.config.schema import Config
 from vp3d.errors import OutOfMemoryError, UserError
 from vp3d.render.raster_soft import SoftRender
 from vp3d.runs.folder import RunFolder
@@ -258,7 +258,3 @@ def test_regularisers_by_hand() -> None:
     faces, sides = torch.tensor([[0, 1, 2], [0, 3, 1]]), torch.tensor([[0, 1], [0, -1]])
     fold = mesh_losses.normal_consistency(vertices, faces, sides)
     assert float(fold) == pytest.approx(1.0), "a right angle"
-
-
-def test_the_default_is_no_second_stage() -> None:
-    assert RefineConfig().method == "none" and Config().refine.method == "none"

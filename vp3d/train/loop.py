@@ -51,7 +51,7 @@ class Stage(Protocol[Result_co]):
     identity: Mapping[str, Any]  # the settings its result depends on (config/identity.py)
     optimizer: torch.optim.Optimizer
     generators: dict[str, torch.Generator]
-    update: tuple[str, str]  # what an optimiser step does, and what to do when memory runs out in it
+    update: tuple[str, str]  # what an optimiser step does; what to do if it runs out of memory
 
     def step(self, i: int) -> dict[str, Tensor]:
         """Scalars of step `i`, any range: "loss" carries the graph, the rest is shown."""

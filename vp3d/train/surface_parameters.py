@@ -73,9 +73,7 @@ def load_start(tensors: Mapping[str, Tensor]) -> Start:
     return Start(tensors["vertices"], tensors["faces"], tensors["uv"], texture)
 
 
-def mesh_of(
-    start: Start, vertices: Tensor | None = None, texture: Tensor | None = None
-) -> Mesh:
+def mesh_of(start: Start, vertices: Tensor | None = None, texture: Tensor | None = None) -> Mesh:
     """A mesh with the topology of `start`, split again where corners differ in their UVs.
 
     Args:
