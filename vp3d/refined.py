@@ -94,7 +94,7 @@ class RefineRequest:
 
     @property
     def grey(self) -> float:
-        """Level behind the views that are redrawn or judged, in [0, 1]."""
+        """Level in [0, 1] behind redrawn views, and those of a reward without a grey of its own."""
         return 0.5 * (self.render.background_min + self.render.background_max)
 
 

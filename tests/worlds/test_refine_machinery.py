@@ -58,7 +58,7 @@ def test_exact_noisy_pictures_of_64_pixels_repair_a_blurred_mesh(blurred: Mesh) 
     assert before.iou < 0.95 and before.chamfer > 0.008 and before.psnr < 22.0
     assert after.iou >= 0.980, (before, after)
     assert after.chamfer <= 0.0035, (before, after)
-    assert after.color <= 1.2, (before, after)
+    assert after.color <= 1.2 and after.color <= before.color, (before, after)
     assert after.psnr >= 30.0, (before, after)
     assert all(event["kept"] for event in guard)
     whole = start_of(mesh)
@@ -98,3 +98,5 @@ def test_six_spoiled_teachers_leave_the_mesh_unharmed(blurred: Mesh) -> None:
         after = figures(mesh, SPEC)
         assert after.iou > before.iou - 0.002, (caption, guard, before, after)
         assert after.color < before.color + 0.3, (caption, guard, before, after)
+        if "mushroom" in caption:  # its silhouettes agree: only the judge can tell
+            assert not guard[-1]["kept"] and "text_image fell" in guard[-1]["reason"], guard
