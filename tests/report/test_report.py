@@ -223,6 +223,14 @@ def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
     assert progress(400, events)["steps"] == "5 of 400"
     stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
     assert progress(400, stopped)["steps"] == "8 of 400" and not view_guesses(stopped)
+    assert "refine steps" not in progress(400, stopped)
+    refined = [
+        {"kind": "step", "step": 400},
+        {"kind": "refine_step", "step": 5, "steps": 90},
+        {"kind": "refine_stopped", "step": 7, "steps": 90},
+    ]
+    both = {"steps": "400 of 400", "refine steps": "7 of 90"}
+    assert progress(400, refined) == both, "each stage counts its own"
     judged = [*stopped, {"kind": "views", "janus": 0.5, "view_agreement": 1, "named": []}]
     judged.append({"kind": "start"})
     assert view_guesses(judged)["janus"] == 0.5
