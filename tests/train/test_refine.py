@@ -182,8 +182,16 @@ def test_pictures_of_something_else_change_nothing(tmp_path: Path) -> None:
     assert float(weight.max()) == pytest.approx(0.1), "every view keeps its own render"
     assert same(mesh, unharmed) and stage.unchanged
     said = [(event["kept"], event["reason"]) for event in stage.heard]
-    assert said == 2 * [(False, "nothing to fit to")]
+    assert said == 2 * [(False, "nothing changed")]
     assert not asked, "the guard renders and judges nothing"
+
+
+def test_a_stop_before_the_first_step_returns_the_start(tmp_path: Path) -> None:
+    stage = small_stage(small_config(), DiscTeacher(0.62))
+    outcome = optimise(stage, run_of(tmp_path), StopAfter(0))
+    assert (outcome.steps, outcome.stopped, stage.unchanged) == (0, True, True)
+    assert [event["reason"] for event in stage.heard] == ["nothing changed"]
+    assert same(outcome.result, mesh_of(stage.start))
 
 
 def test_a_rolled_back_first_step_begins_its_round_again() -> None:

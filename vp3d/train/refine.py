@@ -238,7 +238,7 @@ class Refine:
         """Keep the state if the guard finds nothing against it, else return to the best one."""
         current = self.surface.values()
         if equal(current, self.best):
-            self.event("guard", round=round_, kept=False, reason="nothing to fit to")
+            self.event("guard", round=round_, kept=False, reason="nothing changed")
             return
         drawn = self._guard_views()
         reason = self._unlike_start(drawn.opacity)
