@@ -29,7 +29,7 @@ from vp3d.export.live_mesh import rough_mesh
 from vp3d.export.ply import weld
 from vp3d.export.read import read_mesh
 from vp3d.export.repair import is_watertight
-from vp3d.export.surface import vertex_normals
+from vp3d.export.surface import unit_normals
 from vp3d.fields.nerf import Field
 from vp3d.picture_check import FrontCheck, check_front
 from vp3d.render.camera import camera_rays, orbit
@@ -226,9 +226,8 @@ def with_welded_normals(mesh: Mesh) -> Mesh:
     """The mesh with vertex normals that are equal on both sides of a seam."""
     positions, index = np.unique(mesh.vertices, axis=0, return_inverse=True)
     index = index.reshape(-1)
-    whole = vertex_normals(Mesh(positions, index[mesh.faces]))
-    normals = whole.normals
-    return mesh if normals is None else dataclasses.replace(mesh, normals=normals[index])
+    normals = unit_normals(Mesh(positions, index[mesh.faces]))
+    return dataclasses.replace(mesh, normals=normals[index])
 
 
 def write_asset(

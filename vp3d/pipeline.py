@@ -25,6 +25,8 @@ from vp3d.runs.journal import Journal
 from vp3d.train import loop
 from vp3d.types import Asset
 
+DONE = ("stage", "steps", "total_steps", "stopped")  # of the last stage that ran
+
 
 def generate(
     config: Config,
@@ -85,27 +87,27 @@ def generate(
             journal.warn(checks.OUTSIDE_GRAMMAR)
         visual_prompt = build.find_visual_prompt(config, fitted, models, journal)
         stage = build.build_coarse(config, fitted, models, visual_prompt, journal)
-        steps = config.optim.steps
         preview = f"{stage.name}: live preview in {run.preview_file}"
-        journal.show(Stage(stage.name, preview, steps))
+        journal.show(Stage(stage.name, preview, config.optim.steps))
         live = finish.LiveMesh(journal, device, config.render) if watch.live_mesh else None
-        outcome = loop.run(stage, config.optim, config.camera, journal, live or loop.show_nothing)
+        coarse = loop.run(stage, config.optim, config.camera, journal, live or loop.show_nothing)
         settings = build.finish_settings(config)
-        stopped = outcome.stopped
-        if config.refine.method == "none" or stopped:
-            asset = finish.export_field(outcome.result, settings, journal, device)
+        last: loop.Outcome[object] = coarse
+        if config.refine.method == "none" or coarse.stopped:
+            asset = finish.export_field(coarse.result, settings, journal, device)
         else:
             request = build.refine_request(config, models, visual_prompt)
-            start = refined.load_or_extract(outcome.result, request, journal)
-            mesh, stopped = refined.refine(start, request, journal)
-            asset = finish.export_refined(mesh, settings, journal)
+            start = refined.load_or_extract(coarse.result, request, journal)
+            last = fine = refined.refine(start, request, journal)
+            asset = finish.export_refined(fine.result, settings, journal)
         try:
             finish.compare_views(asset, models.prior, settings, journal)
         except ResourceError as error:  # the asset is complete without its Janus score
             journal.warn(f"no Janus score: {error}")
         finish.present(asset, settings, journal)
-        journal.log("done", steps=outcome.steps, stopped=stopped, **asset.figures)
-    journal.show(Done(run.path, outcome.steps, steps, stopped, asset.figures))
+        reached = {name: getattr(last, name) for name in DONE}
+        journal.log("done", **reached, **asset.figures)
+    journal.show(Done(run.path, figures=asset.figures, **reached))
     return asset
 
 

@@ -32,6 +32,7 @@ from vp3d.guidance.condition import Condition
 from vp3d.guidance.reward_term import Reward
 from vp3d.guidance.view_gate import gate_weight
 from vp3d.guidance.vp_sds import Guidance
+from vp3d.render.raster_soft import SoftRender
 from vp3d.runs.events import Note, Stage
 from vp3d.runs.journal import Journal
 from vp3d.train import checkpoint, loop
@@ -46,6 +47,7 @@ from vp3d.types import Camera, Mesh
 
 # Meshes in the folder of the stage's checkpoints: what it starts from, and what came out.
 START_FILE, RESULT_FILE = "start.safetensors", "result.safetensors"
+OF_START = ("grid", "faces", "texture_size")  # of `refine`
 GENERATORS = ("camera", "background", "noise")
 JUDGED_GATE = 0.5  # view gate from which a view counts for the image-image reward
 
@@ -92,11 +94,11 @@ class RefineRequest:
 
     @property
     def grey(self) -> float:
-        """Level behind the views that are redrawn or judged, in [0, 1]."""
+        """Level in [0, 1] behind redrawn views, and those of a reward without a grey of its own."""
         return 0.5 * (self.render.background_min + self.render.background_max)
 
 
-def refine(start: Start, request: RefineRequest, journal: Journal) -> tuple[Mesh, bool]:
+def refine(start: Start, request: RefineRequest, journal: Journal) -> loop.Outcome[Mesh]:
     """Optimise the mesh, from the run's newest checkpoint if it has one.
 
     Args:
@@ -105,24 +107,25 @@ def refine(start: Start, request: RefineRequest, journal: Journal) -> tuple[Mesh
         journal: The run's log and listener.
 
     Returns:
-        The refined mesh, and whether the run was stopped early.
+        The refined mesh, and how far the stage came.
     """
+    (journal.run.checkpoints(Refine.name) / RESULT_FILE).unlink(missing_ok=True)
     stage = build_refine(start, request, journal)
     steps = stage.config.steps
     preview = f"{stage.name}: live preview in {journal.run.preview_file}"
     journal.show(Stage(stage.name, preview, steps))
     optim = dataclasses.replace(request.optim, steps=steps)
     outcome = loop.run(stage, optim, request.camera, journal)
-    if not any(event["kept"] for event in journal.run.events("guard")):
+    if stage.unchanged:
         journal.show(Note("refine: no round was better than the mesh itself, which is kept"))
     result = start_of(outcome.result)
-    write_mesh(result, RESULT_FILE, journal)
-    return mesh_of(result, result.vertices, result.texture), outcome.stopped
+    write_mesh(result, RESULT_FILE, journal, request.identity)
+    return dataclasses.replace(outcome, result=mesh_of(result))
 
 
 def build_refine(start: Start, request: RefineRequest, journal: Journal) -> Refine:
     """The stage at its first step; arguments as for `refine`."""
-    settings = RefineSettings(request.refine, request.camera, request.grey, request.identity)
+    settings = RefineSettings(request.refine, request.camera, request.identity)
     return Refine(
         settings,
         start,
@@ -152,7 +155,7 @@ def build_objective(request: RefineRequest) -> Objective:
         )
     low, guidance = Schedule.constant(refine.t_min), dict[float, GuidanceCall]()
     for strength in refine.strengths:
-        high = Schedule.constant(max(strength, refine.t_min))
+        high = Schedule.constant(strength)
         levels = dataclasses.replace(request.guidance, t_min=low, t_max=high)
         guidance[strength] = Guidance(prior, levels)
     settings = SdsSettings(
@@ -162,62 +165,91 @@ def build_objective(request: RefineRequest) -> Objective:
 
 
 def guard_judge(request: RefineRequest) -> Judge:
-    """What the guard asks: both rewards, and how many views around the back have one face."""
+    """What the guard asks: both rewards, and how many views around the back have one face.
+
+    Each is asked over the grey that it is asked over elsewhere in a run.
+    """
 
     @torch.no_grad()
-    def judge(rgb: Tensor, camera: Camera) -> dict[str, float]:
+    def judge(drawn: SoftRender, camera: Camera) -> dict[str, float]:
+        def over(grey: float | None) -> Tensor:
+            return drawn.over(request.grey if grey is None else grey).clamp(0.0, 1.0)
+
         found = {}
         for name in ("text_image", "image_image"):
             reward = request.rewards[name]
             seen = gate_weight(reward.config.gate, camera.azimuth_deg) >= JUDGED_GATE
-            score = reward.score(rgb, reward.target(camera))
+            score = reward.score(over(reward.background), reward.target(camera))
             found[name] = float(score[seen].mean()) if bool(seen.any()) else float(score.mean())
         generator = make_generator(request.seed, "views")
-        guess = guess_views(request.prior, request.prompt, rgb, generator)
+        views = over(request.finish.background)
+        guess = guess_views(request.prior, request.prompt, views, generator)
         return {**found, "one_faced": 1.0 - guess.janus}
 
     return judge
 
 
 def load_or_extract(field: Field, request: RefineRequest, journal: Journal) -> Start:
-    """The mesh that the stage starts from: that in the run folder, or the field's surface now."""
-    found = read_mesh(START_FILE, journal)
+    """The mesh that the stage starts from: that in the run folder, or the field's surface now.
+
+    Raises UserError if that in the run folder was extracted with other settings.
+    """
+    settings = extraction_settings(request)
+    found = read_mesh(START_FILE, journal, settings)
     if found is not None:
         return found
     journal.show(Stage(Refine.name, "extracting the mesh to refine"))
-    settings = request.finish
-    mesh = finish.extract_mesh(field, settings, request.refine, journal, request.device)
+    mesh = finish.extract_mesh(field, request.finish, request.refine, journal, request.device)
     start = start_of(mesh)
-    write_mesh(start, START_FILE, journal)
+    write_mesh(start, START_FILE, journal, settings)
     return start
 
 
-def write_mesh(mesh: Start, name: str, journal: Journal) -> None:
-    """Write a mesh into the folder of the stage's checkpoints."""
+def extraction_settings(request: RefineRequest) -> dict[str, Any]:
+    """The settings that the start depends on: those of the coarse stage, and `OF_START`."""
+    refine = {name: getattr(request.refine, name) for name in OF_START}
+    return {**request.identity, "refine": refine}
+
+
+def write_mesh(mesh: Start, name: str, journal: Journal, settings: Mapping[str, Any]) -> None:
+    """Write a mesh into the folder of the stage's checkpoints, with all that it depends on."""
     folder = journal.run.checkpoints(Refine.name)
     folder.mkdir(parents=True, exist_ok=True)
-    meta = {"stage": Refine.name, "config_version": CONFIG_VERSION}
+    meta = {
+        "stage": Refine.name,
+        "config_version": CONFIG_VERSION,
+        "settings": dict(settings),
+    }
     checkpoint.write(folder / name, 0, mesh.tensors(), meta)
 
 
-def read_mesh(name: str, journal: Journal) -> Start | None:
-    """A mesh in the folder of the stage's checkpoints; None where none was written."""
+def read_mesh(
+    name: str, journal: Journal, settings: Mapping[str, Any] | None = None
+) -> Start | None:
+    """A mesh in the folder of the stage's checkpoints; None where none was written.
+
+    Raises DamagedFileError, and UserError if it was written with other settings than `settings`.
+    """
     path = journal.run.checkpoints(Refine.name) / name
     if not path.is_file():
         return None
     try:
-        return load_start(checkpoint.load(path).tensors)
+        found = checkpoint.load(path)
+        mesh = load_start(found.tensors)
     except (ValueError, OSError, KeyError) as error:
         raise DamagedFileError(
             f"{path} is damaged ({error}); delete {path.parent} to refine the mesh again"
         ) from error
+    if settings is not None:
+        loop.check_same_settings(journal.run, path, found.meta, settings)
+    return mesh
 
 
 def load_mesh(journal: Journal) -> Mesh | None:
     """The refined mesh of a run, as far as it is; None for a run without one."""
     result = read_mesh(RESULT_FILE, journal)
     if result is not None:
-        return mesh_of(result, result.vertices, result.texture)
+        return mesh_of(result)
     start = read_mesh(START_FILE, journal)
     found = None if start is None else loop.load_checkpoint(journal, Refine.name)
     if start is None or found is None:

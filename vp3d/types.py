@@ -68,7 +68,7 @@ class Camera:
     def __len__(self) -> int:
         return int(self.azimuth_deg.shape[0])
 
-    def __getitem__(self, index: slice) -> Camera:
+    def __getitem__(self, index: slice | Tensor) -> Camera:
         return Camera(
             self.azimuth_deg[index],
             self.elevation_deg[index],

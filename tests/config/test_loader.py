@@ -231,6 +231,10 @@ def test_mistakes_are_one_clear_line(word: str, parts: list[str]) -> None:
         ("optim: {steps: 10, views: 2, steps: 20}", "'steps' occurs twice"),
         ('output_dir: "/tmp/a\\0b"', "contains a NUL character"),
         ("export: {faces: 3}", "take 4 or more, or 0"),
+        (
+            "refine: {method: sds, strengths: [0.5, 0.01]}",
+            "'refine.strengths': 0.01 is below 'refine.t_min' (0.02)",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, part: str) -> None:

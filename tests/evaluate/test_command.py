@@ -253,6 +253,11 @@ def test_kinds_of_failures(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.yaml").write_text("seed: 1\n")
     RunFolder(tmp_path / "run").event("failed", message="not finite")
     assert failure_of(UserError("stopped"), tmp_path) == "nan"
+    second = tmp_path / "second"
+    (second / "run").mkdir(parents=True)
+    (second / "run" / "config.yaml").write_text("seed: 1\n")
+    RunFolder(second / "run").event("refine_failed", message="not finite")
+    assert failure_of(UserError("stopped"), second) == "nan"
     body = trimesh.creation.box((1, 1, 1))
     cube = Mesh(
         np.asarray(body.vertices, np.float32),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vp3d.config.schema import CameraConfig, RefineConfig
 from vp3d.export.uv import unwrap_cells
+from vp3d.render.raster_soft import SoftRender
 from vp3d.train.generators import make_generator
 from vp3d.train.redraw import Teacher
 from vp3d.train.refine import Judge, Refine, RefineSettings
@@ -70,7 +71,7 @@ class DiscTeacher:
         return (picture + noise).clamp(0.0, 1.0)
 
 
-def no_figures(rgb: Tensor, camera: Camera) -> dict[str, float]:
+def no_figures(drawn: SoftRender, camera: Camera) -> dict[str, float]:
     """A judge without an opinion."""
     return {}
 
@@ -85,7 +86,7 @@ def small_stage(
     heard: list[dict[str, Any]] = []
     identity = {"refine": vars(config)}
     stage = Refine(
-        RefineSettings(config, camera, GREY, identity),
+        RefineSettings(config, camera, identity),
         ball_start(),
         objective,
         judge,

@@ -22,6 +22,7 @@ from vp3d.report.pictures import ring_frames
 from vp3d.report.plots import curves, grouped, plot_svgs, write_plots
 from vp3d.report.report import (
     files,
+    notes,
     progress,
     time_spent,
     view_guesses,
@@ -222,10 +223,28 @@ def test_steps_and_second_faces_are_those_of_the_mesh_that_is_there() -> None:
     assert progress(400, events)["steps"] == "5 of 400"
     stopped = [*events, {"kind": "stopped", "step": 8, "steps": 400}, {"kind": "export"}]
     assert progress(400, stopped)["steps"] == "8 of 400" and not view_guesses(stopped)
+    assert "refine steps" not in progress(400, stopped)
+    refined = [
+        {"kind": "step", "step": 400},
+        {"kind": "refine_step", "step": 5, "steps": 90},
+        {"kind": "refine_stopped", "step": 7, "steps": 90},
+    ]
+    both = {"steps": "400 of 400", "refine steps": "7 of 90"}
+    assert progress(400, refined) == both, "each stage counts its own"
     judged = [*stopped, {"kind": "views", "janus": 0.5, "view_agreement": 1, "named": []}]
     judged.append({"kind": "start"})
     assert view_guesses(judged)["janus"] == 0.5
     assert not view_guesses([*judged, {"kind": "export"}]), "re-exported: another mesh"
+
+
+def test_interruptions_of_both_stages_are_listed() -> None:
+    events = [
+        {"kind": "refine_stopped", "step": 61, "steps": 90},
+        {"kind": "refine_step", "step": 62},
+        {"kind": "resume", "step": 63, "file": "00000063.safetensors"},
+    ]
+    table = notes(events)
+    assert "refine stopped" in table and "61" in table and "63" in table and "62" not in table
 
 
 def test_time_leaves_pauses_out() -> None:

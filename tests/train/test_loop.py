@@ -41,6 +41,7 @@ class Scripted:
     """
 
     name = "coarse"
+    update = ("updating the number", "take a smaller one")
     identity: dict[str, Any] = {"optim.steps": 1}
 
     def __init__(self, losses: dict[int, float] | None = None, opacity: float = 0.3) -> None:
@@ -188,6 +189,35 @@ def test_too_many_bad_steps_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="3 steps in a row .*the loss: loss, at step 9"):
         optimise(stage, config, run)
     assert stage.calls == 10 and len(run.events("failed")) == 1
+
+
+def test_every_event_of_a_second_stage_has_its_name(tmp_path: Path) -> None:
+    class Second(Scripted):
+        name = "refine"
+
+    stop = threading.Event()
+    stop.set()
+    stage, config = Second({3: NAN}, opacity=0.0), config_of(tmp_path, MIN_COLLAPSE_STEPS + 9)
+    config.optim.bad_steps = 2
+    run, _ = optimise(stage, config)
+    config.optim.steps = 99
+    loop.run(Second(), config.optim, config.camera, journal_of(run, stop=stop))
+    with pytest.raises(DivergedError):
+        optimise(Second({0: NAN, 1: NAN}), config, run)
+    kinds = {event["kind"] for event in run.events()} - {"warning"}
+    own = ("step", "checkpoint", "stopped", "resume", "bad_step", "rollback", "restart", "failed")
+    assert kinds == {f"refine_{kind}" for kind in own}
+
+
+def test_memory_that_runs_out_in_an_update_has_the_advice_of_its_stage() -> None:
+    class Full(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            raise torch.OutOfMemoryError("out of memory")
+
+    stage = Scripted()
+    stage.optimizer = Full([stage.value], lr=1.0)
+    with pytest.raises(OutOfMemoryError, match="updating the number: take a smaller one"):
+        loop.apply(stage)
 
 
 def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:

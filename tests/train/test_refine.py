@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.helpers.listening import journal_of
 from tests.helpers.small_refine import (
+    GREY,
     DiscTeacher,
     ball_start,
     small_config,
     small_stage,
 )
-from vp3d.config.schema import Config, RefineConfig
+from vp3d.config.schema import Config
 from vp3d.errors import OutOfMemoryError, UserError
+from vp3d.render.raster_soft import SoftRender
 from vp3d.runs.folder import RunFolder
 from vp3d.train import checkpoint, loop, mesh_losses
 from vp3d.train.refine import Refine, fallen
@@ -112,7 +113,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 
 
 def test_a_round_that_makes_a_figure_worse_is_taken_back(tmp_path: Path) -> None:
-    def likes_red(rgb: Tensor, camera: Camera) -> dict[str, float]:
+    def likes_red(drawn: SoftRender, camera: Camera) -> dict[str, float]:
+        rgb = drawn.over(GREY)
         return {"red": float((rgb[:, 0] - rgb[:, 2]).mean())}
 
     config = small_config(steps=8, lr_texture=0.05)
@@ -127,14 +129,35 @@ def test_a_round_that_makes_a_figure_worse_is_taken_back(tmp_path: Path) -> None
 def test_the_best_round_is_returned_and_not_the_last(tmp_path: Path) -> None:
     figures = iter([2.0, 1.0, 1.5])  # round 1, the start, round 2
 
-    def first_then_worse(rgb: Tensor, camera: Camera) -> dict[str, float]:
+    def first_then_worse(drawn: SoftRender, camera: Camera) -> dict[str, float]:
         return {"figure": next(figures)}
 
     stage = small_stage(small_config(), DiscTeacher(0.62), first_then_worse)
     mesh = optimise(stage, run_of(tmp_path)).result
     assert [event["kept"] for event in stage.heard] == [True, False]
+    assert not stage.unchanged
     one_round = small_stage(small_config(strengths=[0.5]), DiscTeacher(0.62))
     assert same(mesh, optimise(one_round, run_of(tmp_path)).result)
+
+
+def test_small_losses_of_several_rounds_do_not_add_up(tmp_path: Path) -> None:
+    figures = iter([0.985, 1.0, 0.970])  # round 1, the start, round 2: each within 2 % of the last
+
+    def sinking(drawn: SoftRender, camera: Camera) -> dict[str, float]:
+        return {"figure": next(figures)}
+
+    stage = small_stage(small_config(), DiscTeacher(0.62), sinking)
+    run = run_of(tmp_path)
+    optimise(stage, run, StopAfter(6))  # in round 2, which is judged as far as it is
+    assert [event["kept"] for event in stage.heard] == [True, False]
+    assert "figure fell from 1.000" in stage.heard[1]["reason"]
+    again = small_stage(small_config(), DiscTeacher(0.62), sinking)
+    again.load_tensors(stage.tensors(), 1.0)
+    assert again.highest == {"figure": 1.0}, "the start is not asked about again"
+    figures = iter([0.981])
+    optimise(again, run)
+    assert [event["kept"] for event in again.heard] == [True]
+    assert again.highest == {"figure": 1.0}
 
 
 def test_a_mesh_that_shrinks_too_far_is_taken_back(tmp_path: Path) -> None:
@@ -146,12 +169,29 @@ def test_a_mesh_that_shrinks_too_far_is_taken_back(tmp_path: Path) -> None:
 
 
 def test_pictures_of_something_else_change_nothing(tmp_path: Path) -> None:
-    stage = small_stage(small_config(), DiscTeacher(0.2))
+    asked = []
+
+    def counts(drawn: SoftRender, camera: Camera) -> dict[str, float]:
+        asked.append(len(camera))
+        return {}
+
+    stage = small_stage(small_config(), DiscTeacher(0.2), counts)
     unharmed = mesh_of(stage.start, stage.start.vertices, stage.start.texture)
     mesh = optimise(stage, run_of(tmp_path)).result
     weight = stage.objective.tensors()["weight"]
     assert float(weight.max()) == pytest.approx(0.1), "every view keeps its own render"
-    assert same(mesh, unharmed)
+    assert same(mesh, unharmed) and stage.unchanged
+    said = [(event["kept"], event["reason"]) for event in stage.heard]
+    assert said == 2 * [(False, "nothing changed")]
+    assert not asked, "the guard renders and judges nothing"
+
+
+def test_a_stop_before_the_first_step_returns_the_start(tmp_path: Path) -> None:
+    stage = small_stage(small_config(), DiscTeacher(0.62))
+    outcome = optimise(stage, run_of(tmp_path), StopAfter(0))
+    assert (outcome.steps, outcome.stopped, stage.unchanged) == (0, True, True)
+    assert [event["reason"] for event in stage.heard] == ["nothing changed"]
+    assert same(outcome.result, mesh_of(stage.start))
 
 
 def test_a_rolled_back_first_step_begins_its_round_again() -> None:
@@ -226,7 +266,3 @@ def test_regularisers_by_hand() -> None:
     faces, sides = torch.tensor([[0, 1, 2], [0, 3, 1]]), torch.tensor([[0, 1], [0, -1]])
     fold = mesh_losses.normal_consistency(vertices, faces, sides)
     assert float(fold) == pytest.approx(1.0), "a right angle"
-
-
-def test_the_default_is_no_second_stage() -> None:
-    assert RefineConfig().method == "none" and Config().refine.method == "none"

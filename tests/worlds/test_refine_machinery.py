@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.evaluate.refine_exact import (
@@ -22,6 +21,7 @@ from vp3d.evaluate.refine_exact import (
 )
 from vp3d.export.repair import is_watertight
 from vp3d.prompts import view_prompts
+from vp3d.render.raster_soft import SoftRender
 from vp3d.rewards.encoders import load_clip
 from vp3d.train.refine import Judge
 from vp3d.train.surface_parameters import start_of
@@ -58,7 +58,7 @@ def test_exact_noisy_pictures_of_64_pixels_repair_a_blurred_mesh(blurred: Mesh) 
     assert before.iou < 0.95 and before.chamfer > 0.008 and before.psnr < 22.0
     assert after.iou >= 0.980, (before, after)
     assert after.chamfer <= 0.0035, (before, after)
-    assert after.color <= 1.2, (before, after)
+    assert after.color <= 1.2 and after.color <= before.color, (before, after)
     assert after.psnr >= 30.0, (before, after)
     assert all(event["kept"] for event in guard)
     whole = start_of(mesh)
@@ -80,7 +80,8 @@ def clip_judge() -> Judge:
     clip = load_clip(str(ASSETS / "clip"), str(MANIFEST))
 
     @torch.no_grad()
-    def judge(rgb: Tensor, camera: Camera) -> dict[str, float]:
+    def judge(drawn: SoftRender, camera: Camera) -> dict[str, float]:
+        rgb = drawn.over(GREY).clamp(0.0, 1.0)
         text = clip.text(view_prompts(CAPTION, camera))
         return {"text_image": float((clip.image(rgb) * text).sum(-1).mean())}
 
@@ -97,3 +98,5 @@ def test_six_spoiled_teachers_leave_the_mesh_unharmed(blurred: Mesh) -> None:
         after = figures(mesh, SPEC)
         assert after.iou > before.iou - 0.002, (caption, guard, before, after)
         assert after.color < before.color + 0.3, (caption, guard, before, after)
+        if "mushroom" in caption:  # its silhouettes agree: only the judge can tell
+            assert not guard[-1]["kept"] and "text_image fell" in guard[-1]["reason"], guard

@@ -28,12 +28,12 @@ def whole(rgb: Tensor) -> Tensor:
 
 def centred(rgb: Tensor) -> Tensor:
     """1 less the distance of the object's centre from the picture's, in half sides `[B]`."""
-    return _of_masks(rgb, lambda mask: 1.0 - float((_box(mask)[:2] - 0.5).norm()) * 2.0)
+    return _of_masks(rgb, lambda mask: 1.0 - float((box(mask)[:2] - 0.5).norm()) * 2.0)
 
 
 def filled(rgb: Tensor) -> Tensor:
     """1 where the object takes up 60 to 80 % of the side, falling to 0 linearly `[B]`."""
-    return _of_masks(rgb, lambda mask: _in_band(float(_box(mask)[2:].max())))
+    return _of_masks(rgb, lambda mask: _in_band(float(box(mask)[2:].max())))
 
 
 def steady(rgb: Tensor) -> Tensor:
@@ -93,6 +93,16 @@ def soft_framing(rgb: Tensor) -> Tensor:
     return -(border + off + misfit + 10.0 * edge.std(dim=2).mean(1))
 
 
+def box(mask: Tensor) -> Tensor:
+    """Centre (y, x) and size (height, width) of a mask's box, as shares of the sides."""
+    found = []
+    for axis in (1, 0):
+        at = torch.nonzero(mask.any(dim=axis)).flatten()
+        side = mask.shape[1 - axis]
+        found.append((float(at[0] + at[-1] + 1) / 2.0 / side, float(at[-1] + 1 - at[0]) / side))
+    return torch.tensor([centre for centre, _ in found] + [size for _, size in found])
+
+
 def _of_masks(rgb: Tensor, judge: Callable[[Tensor], float]) -> Tensor:
     values = []
     for picture in rgb.detach().cpu().float():
@@ -104,16 +114,6 @@ def _of_masks(rgb: Tensor, judge: Callable[[Tensor], float]) -> Tensor:
 def _whole(mask: Tensor) -> float:
     edge = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     return 1.0 - float(edge.float().mean())
-
-
-def _box(mask: Tensor) -> Tensor:
-    """Centre (y, x) and size (height, width) of a mask's box, as shares of the sides."""
-    found = []
-    for axis in (1, 0):
-        at = torch.nonzero(mask.any(dim=axis)).flatten()
-        side = mask.shape[1 - axis]
-        found.append((float(at[0] + at[-1] + 1) / 2.0 / side, float(at[-1] + 1 - at[0]) / side))
-    return torch.tensor([centre for centre, _ in found] + [size for _, size in found])
 
 
 def _in_band(share: float) -> float:

@@ -53,6 +53,12 @@ def check_rules(config: Config) -> None:
             "config key 'visual_prompt.steps' is 1, in which svdd has nothing to choose: take 2 or "
             "more, or visual_prompt.sampler=ddim"
         )
+    refine = config.refine
+    if refine.method == "sds" and min(refine.strengths) < refine.t_min:
+        raise UserError(
+            f"config key 'refine.strengths': {min(refine.strengths):g} is below 'refine.t_min' "
+            f"({refine.t_min:g}), the lowest noise level of refine.method=sds"
+        )
     check_noise_levels(config.guidance.t_min, config.guidance.t_max)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vp3d.config.schema import CameraConfig, ExportConfig, RefineConfig
 from vp3d.errors import UserError
@@ -26,6 +25,7 @@ from vp3d.export.verify import psnr
 from vp3d.metrics.shapes import SurfaceIndex, inside_points
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
+from vp3d.render.raster_soft import SoftRender
 from vp3d.report.pictures import labelled, ring_frames, save_image, sheet
 from vp3d.system.console import run_program
 from vp3d.train import loop
@@ -97,7 +97,7 @@ def settings_of(**changes: Any) -> RefineConfig:
     return RefineConfig(**{**small, **changes})
 
 
-def no_figures(rgb: Tensor, camera: Camera) -> Mapping[str, float]:
+def no_figures(drawn: SoftRender, camera: Camera) -> Mapping[str, float]:
     """A judge without an opinion: the guard then looks at shapes only."""
     return {}
 
@@ -120,7 +120,7 @@ def refine_with(
     generators = {name: make_generator(seed, name) for name in ("noise", "camera")}
     camera, heard = CameraConfig(), list[dict[str, Any]]()
     stage = Refine(
-        RefineSettings(config, camera, GREY),
+        RefineSettings(config, camera),
         start_of(mesh),
         RedrawnViews(config, camera, teacher, SIZE, GREY, TOLERANCE, generators),
         judge,

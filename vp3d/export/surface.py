@@ -118,11 +118,16 @@ def simplify(mesh: Mesh, faces: int) -> Mesh:
 
 
 def vertex_normals(mesh: Mesh) -> Mesh:
-    """The mesh with unit outward vertex normals `[V, 3]` (see `mesh_data.computed_normals`).
+    """The mesh with the vertex normals of `unit_normals`."""
+    return replace(mesh, normals=unit_normals(mesh))
+
+
+def unit_normals(mesh: Mesh) -> np.ndarray:
+    """Unit outward vertex normals `[V, 3]` (see `mesh_data.computed_normals`).
 
     A vertex without a normal gets (0, 0, 1).
     """
     normals = computed_normals(mesh)
     length = np.linalg.norm(normals, axis=1)
     normals[length < 0.5] = (0.0, 0.0, 1.0)
-    return replace(mesh, normals=normals)
+    return normals

@@ -103,4 +103,6 @@ def failure_of(error: VP3DError, work: Path) -> str:
     """The kind of a run's failure: "empty" (no surface), "nan" (not finite), else "no mesh"."""
     if isinstance(error, EmptyFieldError):
         return "empty"
-    return "nan" if any(run.events("failed") for run in found_runs(work)) else "no mesh"
+    kinds = ("failed", "refine_failed")
+    diverged = any(run.events(kind) for run in found_runs(work) for kind in kinds)
+    return "nan" if diverged else "no mesh"

@@ -219,7 +219,7 @@ def drawn_run(folder: Path) -> Drawn | None:
 def figures_of(run: Any) -> dict[str, Any]:
     """The figures that a finished run logged."""
     done = run.events("done")
-    rest = ("time", "kind", "steps", "stopped")
+    rest = ("time", "kind", "stage", "steps", "total_steps", "stopped")
     return {key: value for key, value in done[-1].items() if key not in rest} if done else {}
 
 

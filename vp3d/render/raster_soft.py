@@ -8,9 +8,9 @@ readable twin that the other is compared with. From there on, both share one dif
   colour of a pixel has a gradient by the vertices; the texture is sampled bilinearly.
 * Silhouettes. In a band of `BAND` pixels around the border of the object, the signed distance d of
   the pixel centre to the nearest contour edge decides how much of the pixel is covered:
-  3 t^2 - 2 t^3 with t = (1 + d / BAND) / 2, clamped to [0, 1]. It is 0.36 a pixel steep at the
-  border, as a sigmoid of width 0.7 pixels, but it reaches 0 and 1 where the band ends, so nothing
-  jumps there. A pixel outside the object has the colour of the border of the face that is
+  3 t^2 - 2 t^3 with t = (1 + d / BAND) / 2, clamped to [0, 1]. It is 0.375 a pixel steep at the
+  border, nearly as a sigmoid of width 0.7 pixels, but it reaches 0 and 1 where the band ends, so
+  nothing jumps there. A pixel outside the object has the colour of the border of the face that is
   visible nearest to it.
 * A contour edge is one between a face that looks at the camera and one that looks away, or an edge
   of one face only. Those parts of it count that are at the border of the object in the picture.

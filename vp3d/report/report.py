@@ -63,8 +63,10 @@ FRONT_PICTURES = {
 ZERO_LINE = ZeroLine(median=3.19, low=1.81, high=4.19, assets=93)
 VIDEOS = {".mp4": "video/mp4", ".gif": "image/gif"}  # suffix -> media type
 STEP_EVENTS = ("step", "checkpoint", "stopped")  # events whose `step` is that of the run
+REFINE_EVENTS = ("refine_step", "refine_stopped")  # those of the second stage
 # Events that are listed in the report.
-LISTED_EVENTS = ("warning", "restart", "bad_step", "out_of_memory", "stopped", "resume")
+OF_A_STAGE = ("restart", "bad_step", "stopped", "resume")
+LISTED_EVENTS = ("warning", "out_of_memory", *OF_A_STAGE, *(f"refine_{k}" for k in OF_A_STAGE))
 
 
 def write_report(run: RunFolder, asset: Asset) -> Path:
@@ -102,20 +104,24 @@ def write_report(run: RunFolder, asset: Asset) -> Path:
 
 
 def progress(planned_steps: int, events: Events) -> dict[str, str]:
-    """How far a run came, by name: "steps" of `planned_steps`, and "time" if any was spent."""
-    steps = next(
-        (
-            int(event["step"])
-            for event in reversed(events)
-            if event.get("kind") in STEP_EVENTS and "step" in event
-        ),
-        0,
-    )
-    found = {"steps": f"{steps} of {planned_steps}"}
+    """How far a run came, by name: "steps" of `planned_steps`, and "time" if any was spent.
+
+    A run that came to its second stage has "refine steps" too.
+    """
+    found = {"steps": f"{last_step(events, STEP_EVENTS).get('step', 0)} of {planned_steps}"}
+    refined = last_step(events, REFINE_EVENTS)
+    if refined:
+        found["refine steps"] = f"{refined['step']} of {refined.get('steps', '?')}"
     seconds = time_spent(events)
     if seconds > 0:
         found["time"] = f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
     return found
+
+
+def last_step(events: Events, kinds: Sequence[str]) -> Mapping[str, Any]:
+    """The last event of `kinds` that has a step; empty if there is none."""
+    known = (event for event in reversed(events) if event.get("kind") in kinds and "step" in event)
+    return next(known, {})
 
 
 def time_spent(events: Events) -> float:

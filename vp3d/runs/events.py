@@ -3,7 +3,9 @@
 Events are frozen dataclasses. They are delivered in order, in the thread that called `generate`;
 an exception that a listener raises ends the run. The terminal display, and a service's progress,
 are listeners like any other. The log `events.jsonl` of a run is written whether anyone listens
-or not.
+or not. It names the events of the second stage refine_step, refine_checkpoint, refine_stopped,
+refine_resume, refine_bad_step, refine_rollback, refine_restart and refine_failed, because each
+stage counts its own steps.
 """
 
 from __future__ import annotations
@@ -86,6 +88,7 @@ class Done:
     total_steps: int  # steps that were asked for
     stopped: bool  # stopped early; `resume` continues the run
     figures: Mapping[str, float]  # those of `Asset.figures`
+    stage: str = "coarse"  # the stage that the steps are of: the last one that ran
 
 
 Event = Stage | Step | Candidates | Preview | Warning | Note | Artifact | Done

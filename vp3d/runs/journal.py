@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vp3d.runs.events import Event, Note, Warning, Watch
 from vp3d.runs.folder import RunFolder
+from vp3d.runs.migrate import FIRST_STAGE
 
 
 class Journal:
@@ -16,6 +17,13 @@ class Journal:
     def log(self, kind: str, **data: object) -> None:
         """Append to events.jsonl alone."""
         self.run.event(kind, **data)
+
+    def log_of(self, stage: str, kind: str, **data: object) -> None:
+        """Append an event of a stage: "step", and "refine_step" after the first stage.
+
+        Steps are counted by stage, so that readers of the log keep them apart.
+        """
+        self.log(kind if stage == FIRST_STAGE else f"{stage}_{kind}", **data)
 
     def show(self, event: Event) -> None:
         """Hand an event to the listener alone."""

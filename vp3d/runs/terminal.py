@@ -53,8 +53,8 @@ class TerminalDisplay:
         elif isinstance(event, Done) and event.stopped:
             command = f"{program()} resume {shlex.quote(str(event.run_dir))}"
             say(
-                f"stopped: this asset was exported at step {event.steps} of {event.total_steps}; "
-                f"to continue: {command}"
+                f"stopped in the {event.stage} stage: this asset was exported at step "
+                f"{event.steps} of {event.total_steps}; to continue: {command}"
             )
 
     def _start_progress(self, stage: Stage) -> None:

@@ -58,7 +58,7 @@ class Gallery:
         self.stamps[run.name] = stamp
         last = last_done(log)
         status = "running" if held else "succeeded" if last else "cancelled"
-        rest = ("time", "kind", "steps", "stopped")
+        rest = ("time", "kind", "stage", "steps", "total_steps", "stopped")
         figures = {key: value for key, value in last.items() if key not in rest}
         request = {
             "prompt": config.prompt,

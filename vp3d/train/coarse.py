@@ -85,6 +85,10 @@ class Coarse:
     """
 
     name = "coarse"
+    update = (
+        "updating the field",
+        "free memory on the device, or lower field.resolution or field.log2_table",
+    )
 
     def __init__(
         self,
@@ -265,10 +269,10 @@ class Coarse:
         """
         if self.reused is not None:
             return self.reused.camera, self.reused.grey
-        views = self.config.optim.views
-        low, high = self.config.render.background_min, self.config.render.background_max
-        camera = sample_cameras(views, self.config.camera, self.generators["camera"])
-        grey = low + (high - low) * torch.rand(views, generator=self.generators["background"])
+        config = self.config
+        camera, grey = random_views(
+            config.optim.views, config.camera, config.render, self.generators
+        )
         return camera.to(self.device), grey.to(self.device)
 
     def _render(
@@ -342,6 +346,28 @@ class Coarse:
             "smoothness": loss.smoothness.at(progress),
             "orientation": loss.orientation.at(progress),
         }
+
+
+def random_views(
+    views: int,
+    camera: CameraConfig,
+    render: RenderConfig,
+    generators: Mapping[str, torch.Generator],
+) -> tuple[Camera, Tensor]:
+    """Random cameras, and a random grey behind each.
+
+    Args:
+        views: How many.
+        camera: Their distance, field of view and heights.
+        render: The bounds of the greys.
+        generators: "camera" and "background".
+
+    Returns:
+        The cameras, and `[views]` in [background_min, background_max].
+    """
+    low, high = render.background_min, render.background_max
+    cameras = sample_cameras(views, camera, generators["camera"])
+    return cameras, low + (high - low) * torch.rand(views, generator=generators["background"])
 
 
 def on_grey(render: Render, grey: float, shape: torch.Size) -> Tensor:

@@ -27,7 +27,6 @@ from vp3d.render.camera import ring
 from vp3d.runs.events import Preview, Step
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal
-from vp3d.runs.migrate import FIRST_STAGE
 from vp3d.system.files import atomic_write
 from vp3d.system.out_of_memory import attempt, report_out_of_memory
 from vp3d.train import checkpoint
@@ -52,6 +51,7 @@ class Stage(Protocol[Result_co]):
     identity: Mapping[str, Any]  # the settings its result depends on (config/identity.py)
     optimizer: torch.optim.Optimizer
     generators: dict[str, torch.Generator]
+    update: tuple[str, str]  # what an optimiser step does; what to do if it runs out of memory
 
     def step(self, i: int) -> dict[str, Tensor]:
         """Scalars of step `i`, any range: "loss" carries the graph, the rest is shown."""
@@ -144,10 +144,12 @@ class Loop:
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result_co]):
-    """What `run` returns: the finished stage's result, and whether it was stopped early."""
+    """What `run` returns: the stage's result, how far it came, and whether it was stopped early."""
 
     result: Result_co
+    stage: str
     steps: int
+    total_steps: int
     stopped: bool
 
 
@@ -190,7 +192,7 @@ def run(
     if stopped:
         save(loop)
         log(loop, "stopped", step=state.step, steps=optim.steps)
-    return Outcome(stage.finish(), state.step, stopped)
+    return Outcome(stage.finish(), stage.name, state.step, optim.steps, stopped)
 
 
 def advance(loop: Loop) -> tuple[dict[str, float], str]:
@@ -233,13 +235,12 @@ def differentiate(
     return numbers, "" if bool(torch.isfinite(norm)) else "the gradient"
 
 
-@report_out_of_memory(
-    "updating the field", "free memory on the device, or lower field.resolution or field.log2_table"
-)
 def apply(stage: Stage[Any]) -> str:
     """Step the optimiser; "" or what was not finite afterwards."""
-    stage.optimizer.step()
-    largest = torch.nn.utils.get_total_norm([p.detach() for p in parameters_of(stage)], torch.inf)
+    with report_out_of_memory(*stage.update):
+        stage.optimizer.step()
+        values = [p.detach() for p in parameters_of(stage)]
+        largest = torch.nn.utils.get_total_norm(values, torch.inf)
     return "" if bool(torch.isfinite(largest)) else "the parameters"
 
 
@@ -255,14 +256,14 @@ def roll_back(loop: Loop, problem: str) -> None:
     """
     state, journal = loop.state, loop.journal
     in_a_row = state.watchdog.bad_in_row + 1
-    journal.log("bad_step", step=state.step, what=problem, in_a_row=in_a_row)
+    log(loop, "bad_step", step=state.step, what=problem, in_a_row=in_a_row)
     try:
         state.watchdog.bad(loop.optim.bad_steps, f"{problem}, at step {state.step}")
     except DivergedError as diagnosis:
-        journal.log("failed", step=state.step, message=str(diagnosis))
+        log(loop, "failed", step=state.step, message=str(diagnosis))
         raise
     loop.stage.load_tensors(clone(loop.snapshot), state.watchdog.regulariser_scale)
-    journal.log("rollback", step=state.step, rate_scale=state.watchdog.rate_scale)
+    log(loop, "rollback", step=state.step, rate_scale=state.watchdog.rate_scale)
     journal.note(
         f"step {state.step} was not finite ({problem}): rolled back, "
         f"rates times {state.watchdog.rate_scale:g}"
@@ -294,7 +295,7 @@ def judge_health(loop: Loop, opacity: float | None) -> None:
             f"the field became {kind} at step {state.step}: "
             "restarting with lower rates and weaker regularisers"
         )
-        journal.log("restart", step=state.step, reason=kind, opacity=opacity)
+        log(loop, "restart", step=state.step, reason=kind, opacity=opacity)
         state.watchdog.restarted()
         loop.stage.restart(state.watchdog.regulariser_scale)
         loop.snapshot = clone(loop.stage.tensors())
@@ -331,15 +332,7 @@ def keep(loop: Loop) -> None:
 
 def log(loop: Loop, kind: str, **data: object) -> None:
     """Append an event of the loop's stage to the run's log."""
-    loop.journal.log(event_kind(loop.stage.name, kind), **data)
-
-
-def event_kind(stage: str, kind: str) -> str:
-    """The kind of an event of a stage in the log: "step", and "refine_step" after the first stage.
-
-    Steps are counted by stage, so that readers of the log keep them apart.
-    """
-    return kind if stage == FIRST_STAGE else f"{stage}_{kind}"
+    loop.journal.log_of(loop.stage.name, kind, **data)
 
 
 def save(loop: Loop) -> None:
@@ -369,7 +362,7 @@ def resume(stage: Stage[Any], journal: Journal) -> LoopState:
     stage.load_tensors(found.tensors, state.watchdog.regulariser_scale)
     for name, generator in stage.generators.items():
         generator.set_state(found.tensors[f"generator.{name}"])
-    journal.log(event_kind(stage.name, "resume"), step=state.step, file=found.path.name)
+    journal.log_of(stage.name, "resume", step=state.step, file=found.path.name)
     journal.note(f"resuming from step {state.step}")
     return state
 

@@ -22,12 +22,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.registration import phase_cross_correlation
 from torch import Tensor
 
+from vp3d.align.framing import box
 from vp3d.config.schema import GuidanceConfig, Schedule
 from vp3d.diffusion.prior import Prior
 from vp3d.guidance.condition import Condition
@@ -281,28 +281,14 @@ def fitted(front: Front, mask: Tensor) -> Tensor | None:
         Colours premultiplied by the mask, and the mask: `[1, 4, S, S]`. None if one of both shows
         nothing.
     """
-    source, target = _box(front.mask[0, 0]), _box(mask[0, 0])
-    if source is None or target is None:
+    shown = front.mask[0, 0] > 0.5, mask[0, 0] > 0.5
+    if not all(bool(one.any()) for one in shown):
         return None
-    (centre, size), (there, wanted) = source, target
-    scale = float(np.sqrt((size[0] * size[1]) / (wanted[0] * wanted[1])))
-    theta = torch.tensor([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
-    theta[:, 2] = torch.tensor(
-        [centre[0] - scale * there[0], centre[1] - scale * there[1]], dtype=torch.float32
-    )
+    source, target = (box(one) for one in shown)
+    scale = float((source[2:].prod() / target[2:].prod()).sqrt())
+    y, x = ((2.0 * source[:2] - 1.0) - scale * (2.0 * target[:2] - 1.0)).tolist()
+    theta = torch.tensor([[scale, 0.0, x], [0.0, scale, y]])
     layers = torch.cat([front.rgb * front.mask, front.mask], 1).to(mask)
     shape = [1, 4, mask.shape[-2], mask.shape[-1]]
     grid = F.affine_grid(theta[None].to(mask), shape, align_corners=False)
     return F.grid_sample(layers, grid, align_corners=False).clamp(0.0, 1.0)
-
-
-def _box(mask: Tensor) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """Centre (x, y) and size of what is above a half in `mask [S, S]`; the picture is [-1, 1]^2."""
-    row, column = torch.nonzero(mask > 0.5, as_tuple=True)
-    if not len(row):
-        return None
-    side = mask.shape[-1]
-    low = 2.0 * torch.stack([column.min(), row.min()]).double() / side - 1.0
-    high = 2.0 * torch.stack([column.max() + 1, row.max() + 1]).double() / side - 1.0
-    centre, size = ((low + high) / 2.0).tolist(), (high - low).tolist()
-    return (centre[0], centre[1]), (size[0], size[1])

@@ -3,9 +3,9 @@
 What a step compares the renders with is an objective: pictures that the 2D model redraws
 (train/refine_views.py) or its score (train/refine_sds.py). The steps are divided into rounds, one
 for each of `refine.strengths`. A guard judges every round: the state is kept only if no figure of
-the judge became clearly worse, the silhouettes are near those of the start, and few faces turned
-over. Otherwise the next round, with its lower strength, begins at the best state so far. So the
-stage may return its input.
+the judge is clearly below its highest value so far, the silhouettes are near those of the start,
+and few faces turned over. Otherwise the next round begins at the best state so far. So the stage
+may return its input.
 
 Conventions: as in train/coarse.py. Faces and texture coordinates never change; a closed mesh stays
 closed.
@@ -38,8 +38,8 @@ LEAST_SILHOUETTE = 0.85  # overlap of the silhouettes with those of the start
 MOST_TURNED = 0.05  # share of the faces that may look away from where they looked
 LR_FINAL = 0.1  # share of the learning rates that is left at the end of a round
 
-# (views over the guard's grey [B, 3, S, S] in [0, 1], their cameras) -> figures, higher is better
-Judge = Callable[[Tensor, Camera], Mapping[str, float]]
+# (renders from the guard's B cameras, those cameras) -> figures, higher is better
+Judge = Callable[[SoftRender, Camera], Mapping[str, float]]
 Draw = Callable[[Camera], SoftRender]  # renders of the mesh as it is, `Objective.size` a side
 
 
@@ -49,7 +49,6 @@ class RefineSettings:
 
     refine: RefineConfig
     camera: CameraConfig
-    grey: float  # behind the views of the guard, [0, 1]
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -100,6 +99,10 @@ class Refine:
     """
 
     name = "refine"
+    update = (
+        "updating the mesh",
+        "free memory on the device, or lower refine.texture_size or refine.faces",
+    )
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class Refine:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.names: dict[Tensor, str] = {p: name for name, p in self.surface.named_parameters()}
         self.best = self.surface.values()
-        self.best_figures: Mapping[str, float] | None = None
+        self.highest: dict[str, float] = {}  # of each figure, over the start and the rounds kept
         self.initial = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
         self.start_opacity = self._guard_views().opacity
 
@@ -167,6 +170,11 @@ class Refine:
         self._keep_best("end")
         return mesh_of(self.start, self.surface.vertices(), self.surface.texture())
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether the best mesh is the start."""
+        return equal(self.best, part(self.initial, "surface."))
+
     def set_rates(self, i: int, scale: float) -> None:
         """Set the learning rates of step `i`, times `scale`; in each round they fall by cosine."""
         share = (i % self.refine.steps) / self.refine.steps
@@ -193,9 +201,13 @@ class Refine:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that changes while training (any shape and range), live."""
+        highest = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in self.highest.items()
+        }
         return {
             **{f"surface.{name}": value for name, value in self.surface.state_dict().items()},
             **{f"best.{name}": value for name, value in self.best.items()},
+            **{f"highest.{name}": value for name, value in highest.items()},
             **{f"objective.{name}": value for name, value in self.objective.tensors().items()},
             **adam_tensors(self.optimizer, self.names),
         }
@@ -205,7 +217,8 @@ class Refine:
         self.surface.load_state_dict(part(tensors, "surface."))
         best = part(tensors, "best.")
         self.best = {name: value.clone().to(self.device) for name, value in best.items()}
-        self.best_figures = None
+        highest = part(tensors, "highest.")
+        self.highest = {name: float(value) for name, value in highest.items()}
         self.objective.load_tensors(part(tensors, "objective."))
         load_adam(self.optimizer, self.names, tensors)
 
@@ -222,21 +235,25 @@ class Refine:
 
     @torch.no_grad()
     def _keep_best(self, round_: str) -> None:
-        """Keep the state if it is at least as good as the best one, else return to that."""
+        """Keep the state if the guard finds nothing against it, else return to the best one."""
+        current = self.surface.values()
+        if equal(current, self.best):
+            self.event("guard", round=round_, kept=False, reason="nothing changed")
+            return
         drawn = self._guard_views()
         reason = self._unlike_start(drawn.opacity)
         figures = self._figures(drawn)
-        if self.best_figures is None:
-            current = self.surface.values()
+        if not self.highest:
             self.surface.load_state_dict(self.best)
-            self.best_figures = self._figures(self._guard_views())
+            self.highest = self._figures(self._guard_views())
             self.surface.load_state_dict(current)
-        reason = reason or fallen(self.best_figures, figures)
+        reason = reason or fallen(self.highest, figures)
         self.event("guard", round=round_, kept=not reason, reason=reason, **figures)
         if reason:
             self.surface.load_state_dict(self.best)
-        else:
-            self.best, self.best_figures = self.surface.values(), figures
+            return
+        self.best = current
+        self.highest = {name: max(value, figures[name]) for name, value in self.highest.items()}
 
     @torch.no_grad()
     def _guard_views(self) -> SoftRender:
@@ -251,8 +268,7 @@ class Refine:
 
     def _figures(self, drawn: SoftRender) -> dict[str, float]:
         """The judge's figures of the guard's views."""
-        views = drawn.over(self.config.grey).clamp(0.0, 1.0)
-        return dict(self.judge(views, self._guard_cameras()))
+        return dict(self.judge(drawn, self._guard_cameras()))
 
     def _unlike_start(self, opacity: Tensor) -> str:
         """Why the mesh is too far from the start, "" if it is not.
@@ -305,6 +321,11 @@ class Refine:
         if self.refine.change not in ("both", group):
             return 0.0
         return self.refine.lr_vertices if group == "geometry" else self.refine.lr_texture
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two surfaces have the same parameters (any shape and range), bit for bit."""
+    return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def fallen(before: Mapping[str, float], now: Mapping[str, float]) -> str:

@@ -15,8 +15,7 @@ from torch import Tensor
 from vp3d.config.schema import CameraConfig, RefineConfig, RenderConfig
 from vp3d.guidance.condition import Condition
 from vp3d.guidance.reward_term import Reward, reward_terms
-from vp3d.render.camera import sample_cameras
-from vp3d.train.coarse import GuidanceCall
+from vp3d.train.coarse import GuidanceCall, random_views
 from vp3d.train.refine import Draw
 
 
@@ -70,11 +69,11 @@ class Scored:
 
     def terms(self, draw: Draw, progress: float, strength: float) -> dict[str, Tensor]:
         """The losses of `refine.views` random views, and each reward's mean as "reward_<name>"."""
-        render, views = self.config.render, self.config.refine.views
-        low, high = render.background_min, render.background_max
-        camera = sample_cameras(views, self.config.camera, self.generators["camera"])
+        config = self.config
+        camera, grey = random_views(
+            config.refine.views, config.camera, config.render, self.generators
+        )
         camera = camera.to(self.device)
-        grey = low + (high - low) * torch.rand(views, generator=self.generators["background"])
         drawn = draw(camera)
         rgb = drawn.over(grey).clamp(0.0, 1.0)
         guided, _ = self.guidance[strength](

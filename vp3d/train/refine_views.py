@@ -19,9 +19,8 @@ from vp3d.train.refine import Draw
 from vp3d.types import Camera
 
 VIEWS_AT_ONCE = 8  # renders of a round that are drawn together
-LEAST_PICTURES = (
-    0.25  # share of the views with a usable picture below which a round changes nothing
-)
+# share of the views with a usable picture below which a round changes nothing
+LEAST_PICTURES = 0.25
 
 
 class RedrawnViews:
@@ -87,13 +86,7 @@ class RedrawnViews:
             raise ValueError("begin a round first")
         order = torch.randperm(len(self.cameras), generator=self.generators["camera"])
         chosen = order[: self.config.views].sort().values.to(self.device)
-        camera = Camera(
-            *(
-                getattr(self.cameras, name)[chosen]
-                for name in ("azimuth_deg", "elevation_deg", "distance", "fov_deg")
-            )
-        )
-        drawn, weight = draw(camera), targets.weight[chosen][:, None, None, None]
+        drawn, weight = draw(self.cameras[chosen]), targets.weight[chosen][:, None, None, None]
         color = (drawn.over(self.grey) - targets.rgb[chosen]).abs()
         coverage = (drawn.opacity - targets.mask[chosen]).square()
         return {

@@ -73,14 +73,16 @@ def load_start(tensors: Mapping[str, Tensor]) -> Start:
     return Start(tensors["vertices"], tensors["faces"], tensors["uv"], texture)
 
 
-def mesh_of(start: Start, vertices: Tensor, texture: Tensor) -> Mesh:
+def mesh_of(start: Start, vertices: Tensor | None = None, texture: Tensor | None = None) -> Mesh:
     """A mesh with the topology of `start`, split again where corners differ in their UVs.
 
     Args:
         start: Faces and texture coordinates.
-        vertices: Welded positions `[V, 3]`.
-        texture: `[3, T, T]`; values outside [0, 1] are clipped.
+        vertices: Welded positions `[V, 3]`; None for those of `start`.
+        texture: `[3, T, T]`; values outside [0, 1] are clipped. None for that of `start`.
     """
+    vertices = start.vertices if vertices is None else vertices
+    texture = start.texture if texture is None else texture
     corners = np.concatenate(
         [start.faces.reshape(-1, 1).numpy().astype(np.float64), start.uv.reshape(-1, 2).numpy()], 1
     )

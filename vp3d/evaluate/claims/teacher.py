@@ -36,7 +36,7 @@ from vp3d.evaluate.runner import Settings, Task, find_mesh
 from vp3d.export.verify import psnr
 from vp3d.metrics.colors import ciede2000
 from vp3d.metrics.shapes import moved
-from vp3d.render.camera import orbit
+from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
 from vp3d.runs.folder import RunFolder
 from vp3d.train.generators import make_generator
@@ -137,8 +137,7 @@ def measure_prompt(work: Path, task: Task) -> dict[str, dict[str, float]]:
 
 def cameras(config: CameraConfig) -> Camera:
     """The cameras of the measurement."""
-    azimuths = [360.0 * n / VIEWS for n in range(VIEWS)]
-    return orbit(azimuths, ELEVATION_DEG, config.distance, config.fov_deg)
+    return ring(VIEWS, ELEVATION_DEG, config.distance, config.fov_deg)
 
 
 def pictures(mesh: Mesh, camera: Camera, size: int, grey: float) -> tuple[Tensor, Tensor]:
