@@ -90,6 +90,21 @@ def test_chunks_are_kept_and_equal_when_rendered_again(
     assert np.array_equal(first.images[[4]], first.images[4:5])
 
 
+def test_the_key_changes_with_nouns_rows_and_meshes_and_only_with_them(folder: Path) -> None:
+    first, few = Library(folder).key, Library(folder, ["dog"]).key
+    assert len(first) == 64 and first != few
+    save_mesh(cube(), folder / "meshes" / "armchair_1.npz")
+    assert Library(folder).key == first, "the same mesh packed again"
+    moved = cube()
+    moved.position[0] *= 0.5
+    save_mesh(moved, folder / "meshes" / "armchair_1.npz")
+    changed = Library(folder).key
+    assert changed != first and Library(folder, ["dog"]).key == few
+    table = folder / "meshes.csv"
+    table.write_text(table.read_text().replace("dog_1,dog,,brown", "dog_1,dog,,black"))
+    assert Library(folder).key not in (first, changed) and Library(folder, ["dog"]).key != few
+
+
 def test_a_table_that_is_missing_or_damaged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no library of meshes"):
         Library(tmp_path)

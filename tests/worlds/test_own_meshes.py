@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
+from torch import nn
 
 from tests.helpers.assets import asset_of
 from tests.helpers.tiny_run import write_disc
 from vp3d import generate, load_config
 from vp3d.cli import main
-from vp3d.embedded import train
+from vp3d.config.paths import ASSETS
+from vp3d.embedded import prior_training, train
+from vp3d.embedded.picture_training import encode_pictures
 from vp3d.errors import UserError
 from vp3d.export.glb import write_glb
 from vp3d.export.read import read_mesh
@@ -93,6 +98,41 @@ def test_three_meshes_are_trained_on_and_their_words_choose_the_models(
     assert str(world.folder / "pipeline") in stored and "embedded: given" in stored
     mesh = read_mesh(asset.path("glb"))
     assert len(mesh.faces) > 0 and np.isfinite(mesh.vertices).all()
+
+
+def test_changed_meshes_are_rendered_encoded_and_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_data, "CHUNK", 6)
+    readers: list[Path] = []
+    monkeypatch.setattr(prior_training, "train_reader", lambda *a: readers.append(a[3]))
+    monkeypatch.setattr(prior_training, "PriorLosses", lambda *a, **_: a[3])  # the latents
+    models, meshes, data = tmp_path / "models", tmp_path / "meshes", tmp_path / "data"
+    shutil.copytree(ASSETS / "pipeline" / "vae", models / "pipeline" / "vae")
+    shutil.copytree(folder, meshes)
+
+    def trained_on() -> tuple[np.ndarray, torch.Tensor]:
+        options = train.parse_options(
+            ["prior", "--world", str(meshes), "--data", str(data), "--chunks", "1"]
+        )
+        pictures = train.pictures_of(options)(0)
+        latents = prior_training.prior_losses(
+            nn.ModuleDict(), None, pictures, train.PLANS["prior"], data, "cpu", models
+        )
+        fresh = encode_pictures(pictures, tmp_path / f"{len(readers)}.safetensors", "cpu", models)
+        assert torch.equal(latents, fresh)
+        return pictures.images[:], latents
+
+    first, latents = trained_on()
+    again, kept = trained_on()
+    assert np.array_equal(again, first) and torch.equal(kept, latents)
+    write_glb(asset_of(shape("cone", (0.8, 0.1, 0.1))), meshes / "toolbox.glb")
+    changed, _ = trained_on()
+    assert not np.array_equal(changed, first)
+    write_glb(asset_of(shape("box", (0.1, 0.8, 0.1))), meshes / "toolbox-2.glb")
+    trained_on()
+    assert readers[0] == readers[1] and len(set(readers)) == 3
+    assert len(list(data.glob("pictures-*"))) == 3
 
 
 def test_the_command_names_the_words_that_no_world_knows(

@@ -208,7 +208,8 @@ def prior_losses(
         lambda: encode_pictures(pictures, work / "prior" / LATENTS, device, models)
     )
     targets = read_targets(pictures)
-    reader_folder = work / f"reader-{autoencoder_hash(models)[:8]}"
+    names = ("reader", autoencoder_hash(models)[:8], pictures.key[:8])
+    reader_folder = work / "-".join(name for name in names if name)
     most = plan.steps if pictures.world.start is None else min(plan.steps, WARM_READER_STEPS)
     reader = train_reader(pictures, latents, targets, reader_folder, device, most)
     return PriorLosses(

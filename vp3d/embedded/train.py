@@ -200,7 +200,7 @@ def pictures_of(options: argparse.Namespace) -> Callable[[int], TrainingPictures
         packed = options.data / "library"
         say(f"packed {pack_folder(Path(options.world), packed)} meshes into {packed}")
         world, library = library_world(packed, "own"), Library(packed)
-    folder = options.data / f"pictures-{len(library.nouns)}"
+    folder = options.data / f"pictures-{library.key[:16]}"
     return lambda first: library_data.training_pictures(
         library, world, folder, options.chunks, say, first
     )

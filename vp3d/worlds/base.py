@@ -70,6 +70,14 @@ class TrainingPictures(Protocol):
         ...
 
     @property
+    def key(self) -> str:
+        """What was drawn, as a digest: latents and readers of other pictures are not used.
+
+        "" for the toybox, whose pictures are the same in every training.
+        """
+        ...
+
+    @property
     def images(self) -> Any:
         """[N, S, S, 3] uint8; indexed by slices and by arrays of numbers."""
         ...
