@@ -21,7 +21,9 @@ from vp3d.embedded.picture_training import encode_pictures
 from vp3d.errors import UserError
 from vp3d.export.glb import write_glb
 from vp3d.export.read import read_mesh
+from vp3d.metrics.attribute_judge import load_judge
 from vp3d.prompt_world import known_worlds
+from vp3d.runs.folder import slug
 from vp3d.types import Mesh
 from vp3d.worlds import library_data
 from vp3d.worlds.library import Library
@@ -98,6 +100,30 @@ def test_three_meshes_are_trained_on_and_their_words_choose_the_models(
     assert str(world.folder / "pipeline") in stored and "embedded: given" in stored
     mesh = read_mesh(asset.path("glb"))
     assert len(mesh.faces) > 0 and np.isfinite(mesh.vertices).all()
+
+
+def test_two_folders_have_data_and_models_of_their_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(library_data, "CHUNK", 6)
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
+    (tmp_path / "My Tools").mkdir()
+    write_glb(asset_of(shape("box", (0.8, 0.1, 0.1))), tmp_path / "My Tools" / "hammer.glb")
+    small = ["--steps", "1", "--chunks", "1", "--batch", "2", "--threads", "1"]
+    for meshes in (folder, tmp_path / "My Tools"):
+        train.main(["judge", *small, "--world", str(meshes)])
+    names = {path.name for path in (tmp_path / "data" / "own").iterdir()}
+    assert names == {slug(folder.name), "my-tools"}
+    objects = [
+        set(load_judge(tmp_path / "models" / "worlds" / name / "judge").values["object_a"])
+        for name in (slug(folder.name), "my-tools")
+    ]
+    assert objects == [{"garden gnome", "toolbox"}, {"hammer"}]
+    found = tmp_path / "data" / "own" / "my-tools"
+    assert Library(found / "library").nouns == ("hammer",)
+    assert (found / "training" / "judge" / "judge.safetensors").is_file()
+    assert not (tmp_path / "data" / "own" / "training").exists()
 
 
 def test_changed_meshes_are_rendered_encoded_and_read_again(

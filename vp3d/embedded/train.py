@@ -103,6 +103,7 @@ TRAINERS: dict[str, Callable[..., None]] = {
     "align": train_align,
     "upscaler": train_upscaler,
 }
+OWN_WORLD = "own"  # name of a world of the user's own meshes
 MORE = "more.txt"  # next to the checkpoints of an unfinished `--more`: its number of steps
 
 
@@ -148,7 +149,7 @@ def new_parser() -> Parser:
     chunks = "chunks of 12,000 training pictures (default 4)"
     parser.add_argument("--chunks", type=int, default=4, help=chunks)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    data = "pictures and checkpoints (default data/WORLD)"
+    data = "pictures and checkpoints (default data/WORLD, of your own meshes data/own/NAME)"
     parser.add_argument("--data", type=Path, help=data)
     world = "toybox (default), household, or a folder of your own meshes"
     parser.add_argument("--world", default="toybox", help=world)
@@ -182,10 +183,15 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--world takes toybox, household or a folder of meshes: {options.world!r}")
     if "upscaler" in options.parts and options.world != "toybox":
         parser.error("the upscaler is trained on the toybox only: leave out --world")
-    options.data = options.data or Path("data", options.world if named else "own")
+    if named:
+        options.data = options.data or Path("data", options.world)
+        options.models = options.models or {"toybox": ASSETS, "household": HOUSEHOLD}[options.world]
+    else:
+        name = slug(Path(options.world).resolve().name)
+        options.data = options.data or Path("data", OWN_WORLD, name)
+        options.models = options.models or models_folder() / OWN / name
     check_output(options.data, "--data FOLDER")
-    if options.models:
-        check_output(options.models, "--models FOLDER")
+    check_output(options.models, "--models FOLDER")
     return options
 
 
@@ -199,18 +205,11 @@ def pictures_of(options: argparse.Namespace) -> Callable[[int], TrainingPictures
     else:
         packed = options.data / "library"
         say(f"packed {pack_folder(Path(options.world), packed)} meshes into {packed}")
-        world, library = library_world(packed, "own"), Library(packed)
+        world, library = library_world(packed, OWN_WORLD), Library(packed)
     folder = options.data / f"pictures-{library.key[:16]}"
     return lambda first: library_data.training_pictures(
         library, world, folder, options.chunks, say, first
     )
-
-
-def default_models(options: argparse.Namespace) -> Path:
-    """Where the models go if `--models` is not given."""
-    folders = {"toybox": ASSETS, "household": HOUSEHOLD}
-    own = models_folder() / OWN / slug(Path(options.world).resolve().name)
-    return folders.get(options.world, own)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -223,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.distributed.init_process_group()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    models = options.models or default_models(options)
+    models = options.models
     read_pictures = first_process_first(lambda: pictures_of(options))
     read = {0: first_process_first(partial(read_pictures, 0))}  # first chunk -> pictures
     if not process_rank():
