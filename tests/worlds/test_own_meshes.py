@@ -27,7 +27,8 @@ from vp3d.runs.folder import slug
 from vp3d.types import Mesh
 from vp3d.worlds import library_data
 from vp3d.worlds.library import Library
-from vp3d.worlds.own_meshes import noun_of, pack_folder
+from vp3d.worlds.mesh_library import load_mesh, save_mesh
+from vp3d.worlds.own_meshes import library_mesh, noun_of, pack_folder
 
 
 def shape(kind: str, rgb: tuple[float, float, float]) -> Mesh:
@@ -60,6 +61,22 @@ def test_files_become_a_library_by_their_names(folder: Path, tmp_path: Path) -> 
     assert np.linalg.norm(mesh.position, axis=1).max() == pytest.approx(0.85, abs=1e-3)
     extent = np.ptp(mesh.position, axis=0)
     np.testing.assert_allclose(extent / extent[0], [1.0, 0.75, 0.5], atol=0.01)
+
+
+def test_packed_colours_are_those_of_the_corners(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ball = shape("ball", (0.0, 0.0, 0.0))
+    colors = rng.uniform(0.0, 1.0, (len(ball.faces), 3)).repeat(3, 0).astype(np.float32)
+    vertices = ball.vertices[ball.faces.ravel()]
+    mesh = Mesh(
+        vertices, np.arange(len(vertices), dtype=np.int32).reshape(-1, 3), vertex_colors=colors
+    )
+    save_mesh(library_mesh(mesh), tmp_path / "ball.npz")
+    found = load_mesh(tmp_path / "ball.npz")
+    side = len(found.textures[0])
+    x, y = (found.uv[:, 0] * side).astype(int), ((1.0 - found.uv[:, 1]) * side).astype(int)
+    decoded = found.textures[0][y, x, :3] / 255.0
+    np.testing.assert_allclose(decoded, colors, atol=1 / 32 + 1 / 255)  # half a level of 16
 
 
 def test_names_and_folders_that_do_not_do_are_refused(tmp_path: Path) -> None:

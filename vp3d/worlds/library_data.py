@@ -1,7 +1,7 @@
 """The training pictures of a library of meshes, rendered once in chunks.
 
-Chunk i depends on the nouns, their meshes and i alone. Cameras and backgrounds are those of the toybox
-(`vp3d.worlds.toybox.data`). Pictures stay on the disk and are read when they are used.
+Chunk i depends on the nouns, their meshes and i alone. Cameras and backgrounds are those of the
+toybox (`vp3d.worlds.toybox.data`). Pictures stay on the disk and are read when they are used.
 """
 
 from __future__ import annotations

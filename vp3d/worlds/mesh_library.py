@@ -153,10 +153,11 @@ def load_mesh(path: Path) -> LibraryMesh:
 
 
 def _encoded(texture: np.ndarray) -> bytes:
-    """PNG if the texture has transparent pixels, else JPEG."""
-    stream = io.BytesIO()
-    if (texture[..., 3] < 255).any():
-        Image.fromarray(texture).save(stream, "PNG", optimize=True)
-    else:
-        Image.fromarray(texture[..., :3]).save(stream, "JPEG", quality=85)
-    return stream.getvalue()
+    """PNG if the texture has transparent pixels; else the shorter of PNG and JPEG."""
+    opaque = bool((texture[..., 3] == 255).all())
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    Image.fromarray(texture[..., :3] if opaque else texture).save(png, "PNG", optimize=True)
+    if not opaque:
+        return png.getvalue()
+    Image.fromarray(texture[..., :3]).save(jpeg, "JPEG", quality=85)
+    return min(png.getvalue(), jpeg.getvalue(), key=len)
