@@ -11,7 +11,14 @@ from tests.worlds.test_mesh_library import cube
 from vp3d.errors import UserError
 from vp3d.worlds import library as library_module
 from vp3d.worlds import library_data
-from vp3d.worlds.household import HOUSEHOLD, NOUNS, library_world, vocabulary
+from vp3d.worlds.household import (
+    HOUSEHOLD,
+    HOUSEHOLD_PART,
+    NOUNS,
+    household,
+    library_world,
+    vocabulary,
+)
 from vp3d.worlds.library import Library, read_table
 from vp3d.worlds.library_captions import LibrarySpec, caption
 from vp3d.worlds.library_data import make_pictures, training_pictures
@@ -29,6 +36,12 @@ def folder(tmp_path: Path) -> Path:
         save_mesh(cube(), tmp_path / "meshes" / f"{name}.npz")
     (tmp_path / "meshes.csv").write_text("\n".join(["name,noun,paint,own,material", *rows]) + "\n")
     return tmp_path
+
+
+def test_the_licence_of_the_models_names_that_of_the_meshes() -> None:
+    world, _ = household(HOUSEHOLD_PART, 1)
+    assert world.licence == "Apache-2.0; trained on meshes under CC0-1.0"
+    assert library_world(HOUSEHOLD_PART, "own").licence == ""
 
 
 def test_captions_read_well() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from tests.helpers.assets import asset_of
 from tests.helpers.tiny_run import write_disc
 from vp3d import generate, load_config
+from vp3d.build import finish_settings
 from vp3d.cli import main
 from vp3d.config.paths import ASSETS
 from vp3d.embedded import prior_training, train
@@ -23,7 +24,8 @@ from vp3d.export.glb import write_glb
 from vp3d.export.read import read_mesh
 from vp3d.metrics.attribute_judge import load_judge
 from vp3d.prompt_world import known_worlds
-from vp3d.runs.folder import slug
+from vp3d.runs.folder import RunFolder, slug
+from vp3d.system.files import read_json_object
 from vp3d.types import Mesh
 from vp3d.worlds import library_data
 from vp3d.worlds.library import Library
@@ -102,6 +104,8 @@ def test_three_meshes_are_trained_on_and_their_words_choose_the_models(
     train.main([*parts, *small, "--world", str(folder), "--data", str(tmp_path / "data")])
     (world,) = (w for w in known_worlds() if w.name == "own")
     assert world.folder.parent == tmp_path / "models" / "worlds" and world.resolution == 128
+    manifest = world.folder / "MANIFEST.json"
+    assert "licence" not in read_json_object(manifest), "nobody knows that of the user's meshes"
     config = load_config(
         "draft",
         prompt="a red garden gnome",
@@ -115,6 +119,7 @@ def test_three_meshes_are_trained_on_and_their_words_choose_the_models(
     asset = generate(config)
     stored = (asset.run_dir / "config.yaml").read_text()
     assert str(world.folder / "pipeline") in stored and "embedded: given" in stored
+    assert finish_settings(RunFolder(asset.run_dir).config()).licence.startswith("that of ")
     mesh = read_mesh(asset.path("glb"))
     assert len(mesh.faces) > 0 and np.isfinite(mesh.vertices).all()
 

@@ -35,6 +35,7 @@ from vp3d.system.files import check_output
 from vp3d.types import to_uint8
 from vp3d.worlds.toybox.data import (
     HEADS,
+    TOYBOX,
     attribute_targets,
     attributes,
     draw_specs,
@@ -332,7 +333,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         sys.stdout.flush()
     if not options.dry:
-        save_manifest(ASSETS, found)
+        save_manifest(ASSETS, TOYBOX.licence, found)
 
 
 if __name__ == "__main__":

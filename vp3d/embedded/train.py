@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
             torch.distributed.barrier()
         (folder / MORE).unlink(missing_ok=True)
     if not process_rank():
-        save_manifest(models)
+        save_manifest(models, read[0].world.licence)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class World:
         heads: What a judge names: the values of each attribute.
         words: Every word of captions and view words, each one token.
         start: Folder of the models that an untrained denoiser starts from; None for random weights.
+        licence: Of the models trained on it; "" if it is not known, as of a user's own meshes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class World:
     heads: Mapping[str, list[str]]
     words: tuple[str, ...]
     start: Path | None = None
+    licence: str = ""
 
 
 class TrainingPictures(Protocol):

@@ -8,6 +8,7 @@ and unsuitable ones left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vp3d.config.paths import ASSETS
@@ -83,6 +84,11 @@ def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
 
 
 def household(folder: Path, nouns: int | None = None) -> tuple[World, Library]:
-    """The household with the packed meshes in `folder`, and its first `nouns` nouns as library."""
+    """The household with the packed meshes in `folder`, and its first `nouns` nouns as library.
+
+    The licence of its models names those of the meshes.
+    """
     library = Library(folder, NOUNS[:nouns])
-    return library_world(folder, known=NOUNS), library
+    licences = ", ".join(sorted({row.licence for row in library.rows if row.licence}))
+    licence = f"Apache-2.0; trained on meshes under {licences}" if licences else ""
+    return replace(library_world(folder, known=NOUNS), licence=licence), library

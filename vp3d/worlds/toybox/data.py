@@ -413,7 +413,7 @@ HEADS: dict[str, list[str]] = {
     "color_b": ["none", *COLORS],
 }
 
-TOYBOX = World("toybox", Sizes(), NOUNS, HEADS, tuple(words()))
+TOYBOX = World("toybox", Sizes(), NOUNS, HEADS, tuple(words()), licence="Apache-2.0")
 
 
 def spec_targets(specs: list[Spec]) -> Tensor:
