@@ -64,7 +64,7 @@ def library_world(
     return World(name, SIZES, known, heads, tuple(sorted(words)), start=ASSETS)
 
 
-def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
+def vocabulary(world: World) -> dict[str, object]:
     """Content of the `vocabulary.json` next to a library world's models: what they know."""
     nouns = set(world.nouns)
     views = {w for sector in SECTORS for w in sector.split()} | {"from", "above"}
@@ -73,7 +73,7 @@ def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
         known |= {word for relation in RELATIONS for word in relation.split()}
     for noun in nouns:
         known |= set(noun.split())
-    pairs = [[c, n] for n in world.nouns for c in COLORS if held_out and is_held_out(c, n)]
+    pairs = [[c, n] for n in world.nouns for c in COLORS if is_held_out(c, n)]
     return {
         "words": sorted(known),
         "nouns": list(world.nouns),

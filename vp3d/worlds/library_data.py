@@ -88,10 +88,6 @@ class LibraryPictures:
     def __len__(self) -> int:
         return len(self.images)
 
-    def spec(self, index: int) -> LibrarySpec:
-        """What picture `index` shows."""
-        return self.specs[index]
-
     def caption(self, index: int) -> str:
         """The caption of picture `index` without view words."""
         return caption(self.specs[index])
@@ -330,13 +326,9 @@ def _write_chunk(library: Library, world: World, path: Path, index: int) -> None
 def _read_chunk(path: Path, world: World, key: str) -> LibraryPictures:
     rows: Any = read_json(path.with_suffix(".json"))
     images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-    arrays = load_file(path)
-    if arrays["coverage"].ndim == 3:  # a chunk rendered before there were captions of two objects
-        one = arrays["coverage"]
-        arrays["coverage"] = np.stack([one, np.zeros_like(one)], 1)
     return LibraryPictures(
         StackedImages([images]),
-        **arrays,
+        **load_file(path),
         specs=[LibrarySpec(**row) for row in rows],
         world=world,
         key=key,
