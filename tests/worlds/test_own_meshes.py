@@ -85,7 +85,7 @@ def test_names_and_folders_that_do_not_do_are_refused(tmp_path: Path) -> None:
     assert noun_of(Path("Garden_Gnome-12.obj")) == "garden gnome"
     with pytest.raises(UserError, match="name the file by what it shows"):
         noun_of(Path("0815.glb"))
-    with pytest.raises(UserError, match="has no meshes"):
+    with pytest.raises(UserError, match="has no meshes: .* end in .glb, .gltf, .*3mf or .usdz"):
         pack_folder(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="--world takes toybox, household or a folder"):
         train.main(["prior", "--world", str(tmp_path / "nothing")])

@@ -156,7 +156,8 @@ def train_text_encoder(
         model: The parts of the prior with the heads "aid_pooled" and "aid_tokens".
         tokenizer: Of the text encoder.
         pictures: The training pictures.
-        plan: Of the prior; at most 1500 steps of it.
+        plan: Of the prior; at most `TEXT_STEPS` steps of it, in a world with a start
+            `WARM_TEXT_STEPS`.
         work: Folder of the checkpoints.
         device: Where to train.
     """

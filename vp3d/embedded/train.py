@@ -58,12 +58,12 @@ from vp3d.worlds.household import HOUSEHOLD, household, library_world
 from vp3d.worlds.household import vocabulary as library_vocabulary
 from vp3d.worlds.library import Library
 from vp3d.worlds.own_meshes import pack_folder
-from vp3d.worlds.toybox.data import training_pictures
+from vp3d.worlds.toybox.data import SCENES, VIEWS, training_pictures
 from vp3d.worlds.toybox.scenes import vocabulary
 
 # Matrices that Muon trains
 INNER = r"unet\.(?!conv_in|conv_out)|projection\.layers|vision_tower\.vision_model\.encoder"
-OWN_INNER = r"(?!conv_in|conv_out|class_embedding)"  # of the upscaler, which is the denoiser itself
+UPSCALER_INNER = r"(?!conv_in|conv_out|class_embedding)"  # the model is the denoiser itself
 PLANS = {
     "autoencoder": Plan(steps=6000, lr=2e-3, batch=32, weight_decay=0.0),
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
@@ -74,7 +74,7 @@ PLANS = {
     "prior": Plan(steps=6000, lr=1e-3, batch=32, warmup=300, muon=INNER),
     "adapter": Plan(steps=1500, lr=2e-3, batch=32, warmup=30, muon=INNER),
     "align": Plan(steps=800, lr=3e-4, batch=16, warmup=50, muon=INNER),
-    "upscaler": Plan(steps=4000, lr=1e-3, batch=16, warmup=100, muon=OWN_INNER),
+    "upscaler": Plan(steps=4000, lr=1e-3, batch=16, warmup=100, muon=UPSCALER_INNER),
 }
 # What differs for a world at 128 pixels that starts from the toybox's weights
 LARGE_PLANS = PLANS | {
@@ -146,7 +146,8 @@ def new_parser() -> Parser:
     parser.add_argument("--batch", type=int, help=batch)
     rate = "peak learning rate (default: the part's own, half of it with --more)"
     parser.add_argument("--lr", type=float, help=rate)
-    chunks = "chunks of 12,000 training pictures (default 4)"
+    sizes = f"{SCENES * VIEWS:,} training pictures, {library_data.CHUNK:,} with --world"
+    chunks = f"chunks of {sizes} (default 4)"
     parser.add_argument("--chunks", type=int, default=4, help=chunks)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     data = "pictures and checkpoints (default data/WORLD, of your own meshes data/own/NAME)"

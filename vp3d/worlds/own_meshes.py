@@ -1,4 +1,4 @@
-"""A world of your own meshes: a folder of .glb, .gltf, .obj, .ply or .stl files.
+"""A world of your own meshes: a folder of files in the formats of `vp3d.export.read`.
 
 A file is named by what it shows: `garden gnome.glb`, `garden-gnome-2.glb`; a number at the end is
 not part of the noun. Frames are those of `vp3d.export.read`. All textures of a mesh become one, of
@@ -40,7 +40,8 @@ def pack_folder(folder: Path, out: Path) -> int:
         raise UserError(f"there is no folder of meshes {folder}")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"{folder} has no meshes: put .glb, .obj, .ply or .stl files into it")
+        endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise UserError(f"{folder} has no meshes: put files into it that end in {endings}")
     rows = []
     for number, path in enumerate(files):
         noun = noun_of(path)

@@ -190,8 +190,7 @@ def training_pictures(
 ) -> Pictures:
     """The pictures of `chunks` chunks, from chunk number `first` on.
 
-    Chunks that are not in `folder` are rendered, about 300 pictures a second and core. `report`
-    gets progress lines.
+    Chunks that are not in `folder` are rendered. `report` gets progress lines.
     """
     parts = []
     for index in range(first, first + chunks):
