@@ -30,6 +30,7 @@ from vp3d.worlds.library_captions import LibrarySpec
 from vp3d.worlds.library_data import render_specs
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG, to_tensor
 from vp3d.worlds.toybox.images import GROUNDS, view_vectors
+from vp3d.worlds.toybox.scenes import article
 
 # Azimuth in degrees and name of the judged views
 VIEWS = (
@@ -104,8 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     true = torch.cat([true_views(library, world, noun, rng) for noun in nouns])
     ceiling = share(judge, true, nouns)
     model, tokenizer = load_model(world, options.models, options.checkpoint)
-    article = {n: "an" if n[0] in "aeiou" else "a" for n in nouns}
-    texts = [f"{article[n]} {n}, {view}" for n in nouns for _, view in VIEWS]
+    texts = [f"{article(n)} {n}, {view}" for n in nouns for _, view in VIEWS]
     latents = draw_latents(
         model, tokenizer, texts, world.sizes.latent, torch.Generator().manual_seed(0)
     )

@@ -22,7 +22,8 @@ from vp3d.export.read import SUFFIXES, read_mesh
 from vp3d.system.files import write_text
 from vp3d.types import Mesh
 from vp3d.worlds.library import MESHES, TABLE
-from vp3d.worlds.mesh_library import BALL_RADIUS, LibraryMesh, save_mesh
+from vp3d.worlds.mesh_library import LibraryMesh, save_mesh
+from vp3d.worlds.toybox.scenes import BALL_RADIUS
 
 TEXTURE_SIDE = 256
 PALETTE_BITS = 4  # of a channel; the palette has 2^(3 * bits) colours in a square
