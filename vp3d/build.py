@@ -20,7 +20,6 @@ from vp3d.align.steer import SteeredSampler
 from vp3d.align.svdd import advice
 from vp3d.checks import choose_world, is_drawn
 from vp3d.config.identity import changed_settings, stage_settings
-from vp3d.config.paths import locate
 from vp3d.config.schema import Config, CudaConfig, FieldConfig
 from vp3d.diffusion.debias import debiased_prompts
 from vp3d.diffusion.load import load_prior
@@ -41,7 +40,6 @@ from vp3d.rewards.image_image import image_image, image_target
 from vp3d.rewards.text_image import TextImage
 from vp3d.runs.events import Candidates, Note, Stage, Warning, Watch
 from vp3d.runs.journal import Journal
-from vp3d.system.files import JsonError, read_json_object
 from vp3d.system.memory import FittedSettings, fit_to_memory, free_memory_gb, profile_for
 from vp3d.system.out_of_memory import report_out_of_memory
 from vp3d.train import loop
@@ -57,8 +55,7 @@ from vp3d.visual_prompt.make import (
     make_visual_prompt,
     write_steering_sheet,
 )
-from vp3d.weights.catalogue import MODELS
-from vp3d.weights.locate import JUDGE_LOCATIONS
+from vp3d.weights.locate import JUDGE_LOCATIONS, licence_of
 
 LESS_MEMORY_FOR_MODELS = (  # advice where too little memory was free
     "free memory on the device, set prior.offload_encoders=true or prior.dtype=float16, "
@@ -399,19 +396,8 @@ def finish_settings(config: Config) -> FinishSettings:
         config.render,
         config.prior.resolution,
         config.visual_prompt.ground,
-        licence_of(config.prior.path, config.prior.manifest),
+        licence_of(config.prior.path, config.prior.manifest) or f"that of {config.prior.path}",
     )
-
-
-def licence_of(path: str, manifest: str) -> str:
-    """The licence of the weights at `path`: of their manifest, of the catalogue, or unknown."""
-    if path in MODELS:
-        return MODELS[path].licence
-    try:
-        stored = read_json_object(locate(manifest)) if manifest else {}
-    except JsonError:
-        stored = {}
-    return str(stored.get("licence", f"that of {path}"))
 
 
 def _checked(extra: Mapping[str, Reward]) -> dict[str, Reward]:

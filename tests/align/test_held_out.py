@@ -83,6 +83,10 @@ def test_the_tower_scores_the_same_pictures_highest() -> None:
 
 
 def test_the_licence_of_the_base_is_that_of_its_weights(tmp_path: Path) -> None:
-    assert licence_of(Config().prior.path) == "Apache-2.0"
+    shipped = Config().prior
+    assert licence_of(shipped.path, shipped.manifest) == "Apache-2.0"
     assert "OpenRAIL" in licence_of("sd15")
-    assert licence_of(str(tmp_path)) == ""
+    assert licence_of("sd15", shipped.manifest) == licence_of("sd15")
+    assert licence_of(str(tmp_path)) == licence_of(str(tmp_path), str(tmp_path / "none")) == ""
+    (tmp_path / "MANIFEST.json").write_text('{"licence": "CC-BY-4.0"}')
+    assert licence_of(str(tmp_path), str(tmp_path / "MANIFEST.json")) == "CC-BY-4.0"

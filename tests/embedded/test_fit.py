@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vp3d.embedded.fit import Plan, fit, half_precision, new_optimizers, rate
 from vp3d.embedded.muon import Muon, orthogonal
+from vp3d.errors import UserError
 
 
 def line(seed: int = 0) -> nn.Linear:
@@ -64,6 +65,19 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(tmp_path: Path, muon: 
     resumed = fit("line", second, losses_of(second), plan, tmp_path / "cut")
     assert all(torch.equal(expected[k], resumed[k]) for k in expected)
     assert torch.equal(whole.weight, second.weight)
+
+
+def test_a_checkpoint_of_a_model_of_other_sizes_is_refused_and_kept(tmp_path: Path) -> None:
+    plan = Plan(steps=2, lr=0.05, warmup=1)
+    model = line()
+    fit("line", model, losses_of(model), plan, tmp_path)
+    before = (tmp_path / "line.safetensors").read_bytes()
+    for other in (nn.Linear(4, 1), nn.Sequential(nn.Linear(3, 1))):
+        with pytest.raises(UserError, match="of a model of other sizes.* --fresh"):
+            fit("line", other, losses_of(line()), plan, tmp_path)
+    assert (tmp_path / "line.safetensors").read_bytes() == before
+    model.aid_new = nn.Linear(3, 1)  # an auxiliary head, which no checkpoint needs to have
+    assert "aid_new.weight" in fit("line", model, losses_of(model), plan, tmp_path)
 
 
 TWO_PROCESSES = """

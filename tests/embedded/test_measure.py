@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from vp3d.embedded import measure
+from vp3d.embedded import measure, sample_sheet
 from vp3d.metrics.attribute_judge import load_judge
 from vp3d.prompts import SECTORS
 from vp3d.worlds.toybox.data import to_tensor
@@ -28,6 +29,19 @@ def test_what_looks_the_same_all_round_is_seen_from_everywhere() -> None:
     spec = parse_caption("a red mushroom")
     picture = render_spec(spec, [0.0], elevation_deg=10.0)[0] / 255.0
     assert all(measure.shows_view(picture, spec, view) for view in (0, 1, 7))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5])
+def test_a_sheet_shows_every_picture_and_fills_up_its_last_row(count: int) -> None:
+    levels = torch.arange(1, count + 1) * 40.0
+    rgb = (levels[:, None, None, None] / 255.0).expand(-1, 3, 2, 5)
+    shown = np.asarray(sample_sheet.grid(rgb, 4))
+    rows = -(-count // 4)
+    assert shown.shape == (2 * rows, 20, 3)
+    for number in range(4 * rows):
+        y, x = 2 * (number // 4), 5 * (number % 4)
+        expected = 40 * (number + 1) if number < count else 0
+        assert (shown[y : y + 2, x : x + 5] == expected).all()
 
 
 def test_shares_are_told_by_kind() -> None:

@@ -51,6 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_was_trained_opens_in_the_real_loaders(trained: Path) -> None:
     verify_files(trained / "MANIFEST.json", trained)
+    assert files.read_json_object(trained / "MANIFEST.json")["licence"] == "Apache-2.0"
     config = PriorConfig(
         path=str(trained / "pipeline"),
         ip_adapter=str(trained / "ip_adapter"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tests.helpers.assets import asset_of
@@ -24,15 +25,18 @@ from vp3d.evaluate.household import (
     suite_tasks,
 )
 from vp3d.evaluate.prompt_file import read_suite
+from vp3d.evaluate.toybench import SHOWN_SIZE
 from vp3d.export.glb import write_glb
 from vp3d.metrics.attribute_judge import Judge
 from vp3d.metrics.photo_judge import PhotoJudge
+from vp3d.report.pictures import GAP
 from vp3d.types import Mesh
 from vp3d.worlds.household import HOUSEHOLD, HOUSEHOLD_PART, NOUNS, library_world
 from vp3d.worlds.library import TABLE, Library, held_out_names, read_table
 from vp3d.worlds.library_captions import caption, parse_caption
-from vp3d.worlds.library_truth import azimuths, nearest, true_specs
+from vp3d.worlds.library_truth import nearest, true_specs
 from vp3d.worlds.mesh_library import LibraryMesh
+from vp3d.worlds.toybox.prompt_check import azimuths
 from vp3d.worlds.toybox.scenes import is_held_out
 
 
@@ -106,7 +110,7 @@ def test_true_meshes_are_those_that_the_caption_may_mean(library: Library) -> No
     assert names("a hamburger") == []
     pairs = true_specs(library, parse_caption("a cup on a table", household.nouns()))
     assert {(s.mesh, s.mesh_b) for s in pairs} == {("cup_1", f"table_{n}") for n in (1, 2, 3)}
-    assert azimuths(4).tolist() == [0.0, 90.0, 180.0, 270.0]
+    assert azimuths(4) == [0.0, 90.0, 180.0, 270.0]
 
 
 def test_the_share_of_the_ceiling_is_a_ratio_of_means_with_an_interval() -> None:
@@ -177,8 +181,11 @@ def test_the_verb_judges_a_folder_of_meshes(
     assert "iou" not in car and car["outside_top5"] == 0.0, "the small library has no car"
     assert rows["an armchair"]["true"]["outside_top5"] == 1.0
     assert "assets: 100% of the ceiling" in printed and "silhouette IoU" in printed
-    picture = tmp_path / "results"
-    assert len(list(picture.glob("*.png"))) == 3 and (tmp_path / "index.html").is_file()
+    pictures = [Image.open(path) for path in (tmp_path / "results").glob("*.png")]
+    one_row, *two_rows = sorted(picture.height for picture in pictures)
+    tile = SHOWN_SIZE + 22  # with its label
+    assert two_rows == [one_row + tile + GAP] * 2, "the car has no true mesh to be shown below it"
+    assert (tmp_path / "index.html").is_file()
 
 
 @pytest.mark.usefixtures("outside")

@@ -11,7 +11,14 @@ from tests.worlds.test_mesh_library import cube
 from vp3d.errors import UserError
 from vp3d.worlds import library as library_module
 from vp3d.worlds import library_data
-from vp3d.worlds.household import HOUSEHOLD, NOUNS, library_world, vocabulary
+from vp3d.worlds.household import (
+    HOUSEHOLD,
+    HOUSEHOLD_PART,
+    NOUNS,
+    household,
+    library_world,
+    vocabulary,
+)
 from vp3d.worlds.library import Library, read_table
 from vp3d.worlds.library_captions import LibrarySpec, caption
 from vp3d.worlds.library_data import make_pictures, training_pictures
@@ -29,6 +36,12 @@ def folder(tmp_path: Path) -> Path:
         save_mesh(cube(), tmp_path / "meshes" / f"{name}.npz")
     (tmp_path / "meshes.csv").write_text("\n".join(["name,noun,paint,own,material", *rows]) + "\n")
     return tmp_path
+
+
+def test_the_licence_of_the_models_names_that_of_the_meshes() -> None:
+    world, _ = household(HOUSEHOLD_PART, 1)
+    assert world.licence == "Apache-2.0; trained on meshes under CC0-1.0"
+    assert library_world(HOUSEHOLD_PART, "own").licence == ""
 
 
 def test_captions_read_well() -> None:
@@ -88,6 +101,21 @@ def test_chunks_are_kept_and_equal_when_rendered_again(
     assert len(first) == 6 and first.specs == second.specs
     assert np.array_equal(first.images[:], second.images[:])
     assert np.array_equal(first.images[[4]], first.images[4:5])
+
+
+def test_the_key_changes_with_nouns_rows_and_meshes_and_only_with_them(folder: Path) -> None:
+    first, few = Library(folder).key, Library(folder, ["dog"]).key
+    assert len(first) == 64 and first != few
+    save_mesh(cube(), folder / "meshes" / "armchair_1.npz")
+    assert Library(folder).key == first, "the same mesh packed again"
+    moved = cube()
+    moved.position[0] *= 0.5
+    save_mesh(moved, folder / "meshes" / "armchair_1.npz")
+    changed = Library(folder).key
+    assert changed != first and Library(folder, ["dog"]).key == few
+    table = folder / "meshes.csv"
+    table.write_text(table.read_text().replace("dog_1,dog,,brown", "dog_1,dog,,black"))
+    assert Library(folder).key not in (first, changed) and Library(folder, ["dog"]).key != few
 
 
 def test_a_table_that_is_missing_or_damaged_is_refused(tmp_path: Path) -> None:

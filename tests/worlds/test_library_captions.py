@@ -23,8 +23,8 @@ from vp3d.worlds.household import HOUSEHOLD, NOUNS, library_world, vocabulary
 from vp3d.worlds.library import Library
 from vp3d.worlds.library_captions import LibrarySpec, caption, joined, parse_caption
 from vp3d.worlds.library_data import make_pictures
-from vp3d.worlds.mesh_library import BALL_RADIUS, LibraryMesh, save_mesh
-from vp3d.worlds.toybox.scenes import is_held_out
+from vp3d.worlds.mesh_library import LibraryMesh, save_mesh
+from vp3d.worlds.toybox.scenes import BALL_RADIUS, is_held_out
 
 MUG, TABLE = LibrarySpec("mug", color="red"), LibrarySpec("table", material="wooden")
 

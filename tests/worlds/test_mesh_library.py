@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vp3d.worlds.mesh_library import BALL_RADIUS, PAINT, LibraryMesh, from_obj, load_mesh, save_mesh
+from vp3d.worlds.mesh_library import PAINT, LibraryMesh, from_obj, load_mesh, save_mesh
 from vp3d.worlds.mesh_render import LEAST_ALPHA, build_scene, render_depth, render_scene
 from vp3d.worlds.obj_reader import read_obj
 from vp3d.worlds.toybox.images import view_vectors
+from vp3d.worlds.toybox.scenes import BALL_RADIUS
 
 CUBE = """
 mtllib cube.mtl

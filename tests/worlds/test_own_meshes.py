@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
+from torch import nn
 
 from tests.helpers.assets import asset_of
 from tests.helpers.tiny_run import write_disc
 from vp3d import generate, load_config
+from vp3d.build import finish_settings
 from vp3d.cli import main
-from vp3d.embedded import train
+from vp3d.config.paths import ASSETS
+from vp3d.embedded import prior_training, train
+from vp3d.embedded.picture_training import encode_pictures
 from vp3d.errors import UserError
 from vp3d.export.glb import write_glb
 from vp3d.export.read import read_mesh
+from vp3d.metrics.attribute_judge import load_judge
 from vp3d.prompt_world import known_worlds
+from vp3d.runs.folder import RunFolder, slug
+from vp3d.system.files import read_json_object
 from vp3d.types import Mesh
 from vp3d.worlds import library_data
 from vp3d.worlds.library import Library
-from vp3d.worlds.own_meshes import noun_of, pack_folder
+from vp3d.worlds.mesh_library import load_mesh, save_mesh
+from vp3d.worlds.own_meshes import library_mesh, noun_of, pack_folder
 
 
 def shape(kind: str, rgb: tuple[float, float, float]) -> Mesh:
@@ -55,11 +65,27 @@ def test_files_become_a_library_by_their_names(folder: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(extent / extent[0], [1.0, 0.75, 0.5], atol=0.01)
 
 
+def test_packed_colours_are_those_of_the_corners(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ball = shape("ball", (0.0, 0.0, 0.0))
+    colors = rng.uniform(0.0, 1.0, (len(ball.faces), 3)).repeat(3, 0).astype(np.float32)
+    vertices = ball.vertices[ball.faces.ravel()]
+    mesh = Mesh(
+        vertices, np.arange(len(vertices), dtype=np.int32).reshape(-1, 3), vertex_colors=colors
+    )
+    save_mesh(library_mesh(mesh), tmp_path / "ball.npz")
+    found = load_mesh(tmp_path / "ball.npz")
+    side = len(found.textures[0])
+    x, y = (found.uv[:, 0] * side).astype(int), ((1.0 - found.uv[:, 1]) * side).astype(int)
+    decoded = found.textures[0][y, x, :3] / 255.0
+    np.testing.assert_allclose(decoded, colors, atol=1 / 32 + 1 / 255)  # half a level of 16
+
+
 def test_names_and_folders_that_do_not_do_are_refused(tmp_path: Path) -> None:
     assert noun_of(Path("Garden_Gnome-12.obj")) == "garden gnome"
     with pytest.raises(UserError, match="name the file by what it shows"):
         noun_of(Path("0815.glb"))
-    with pytest.raises(UserError, match="has no meshes"):
+    with pytest.raises(UserError, match="has no meshes: .* end in .glb, .gltf, .*3mf or .usdz"):
         pack_folder(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="--world takes toybox, household or a folder"):
         train.main(["prior", "--world", str(tmp_path / "nothing")])
@@ -78,6 +104,8 @@ def test_three_meshes_are_trained_on_and_their_words_choose_the_models(
     train.main([*parts, *small, "--world", str(folder), "--data", str(tmp_path / "data")])
     (world,) = (w for w in known_worlds() if w.name == "own")
     assert world.folder.parent == tmp_path / "models" / "worlds" and world.resolution == 128
+    manifest = world.folder / "MANIFEST.json"
+    assert "licence" not in read_json_object(manifest), "nobody knows that of the user's meshes"
     config = load_config(
         "draft",
         prompt="a red garden gnome",
@@ -91,8 +119,68 @@ def test_three_meshes_are_trained_on_and_their_words_choose_the_models(
     asset = generate(config)
     stored = (asset.run_dir / "config.yaml").read_text()
     assert str(world.folder / "pipeline") in stored and "embedded: given" in stored
+    assert finish_settings(RunFolder(asset.run_dir).config()).licence.startswith("that of ")
     mesh = read_mesh(asset.path("glb"))
     assert len(mesh.faces) > 0 and np.isfinite(mesh.vertices).all()
+
+
+def test_two_folders_have_data_and_models_of_their_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(library_data, "CHUNK", 6)
+    monkeypatch.setenv("VP3D_MODELS", str(tmp_path / "models"))
+    (tmp_path / "My Tools").mkdir()
+    write_glb(asset_of(shape("box", (0.8, 0.1, 0.1))), tmp_path / "My Tools" / "hammer.glb")
+    small = ["--steps", "1", "--chunks", "1", "--batch", "2", "--threads", "1"]
+    for meshes in (folder, tmp_path / "My Tools"):
+        train.main(["judge", *small, "--world", str(meshes)])
+    names = {path.name for path in (tmp_path / "data" / "own").iterdir()}
+    assert names == {slug(folder.name), "my-tools"}
+    objects = [
+        set(load_judge(tmp_path / "models" / "worlds" / name / "judge").values["object_a"])
+        for name in (slug(folder.name), "my-tools")
+    ]
+    assert objects == [{"garden gnome", "toolbox"}, {"hammer"}]
+    found = tmp_path / "data" / "own" / "my-tools"
+    assert Library(found / "library").nouns == ("hammer",)
+    assert (found / "training" / "judge" / "judge.safetensors").is_file()
+    assert not (tmp_path / "data" / "own" / "training").exists()
+
+
+def test_changed_meshes_are_rendered_encoded_and_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_data, "CHUNK", 6)
+    readers: list[Path] = []
+    monkeypatch.setattr(prior_training, "train_reader", lambda *a: readers.append(a[3]))
+    monkeypatch.setattr(prior_training, "PriorLosses", lambda *a, **_: a[3])  # the latents
+    models, meshes, data = tmp_path / "models", tmp_path / "meshes", tmp_path / "data"
+    shutil.copytree(ASSETS / "pipeline" / "vae", models / "pipeline" / "vae")
+    shutil.copytree(folder, meshes)
+
+    def trained_on() -> tuple[np.ndarray, torch.Tensor]:
+        options = train.parse_options(
+            ["prior", "--world", str(meshes), "--data", str(data), "--chunks", "1"]
+        )
+        pictures = train.pictures_of(options)(0)
+        latents = prior_training.prior_losses(
+            nn.ModuleDict(), None, pictures, train.PLANS["prior"], data, "cpu", models
+        )
+        fresh = encode_pictures(pictures, tmp_path / f"{len(readers)}.safetensors", "cpu", models)
+        assert torch.equal(latents, fresh)
+        return pictures.images[:], latents
+
+    first, latents = trained_on()
+    again, kept = trained_on()
+    assert np.array_equal(again, first) and torch.equal(kept, latents)
+    write_glb(asset_of(shape("cone", (0.8, 0.1, 0.1))), meshes / "toolbox.glb")
+    changed, _ = trained_on()
+    assert not np.array_equal(changed, first)
+    write_glb(asset_of(shape("box", (0.1, 0.8, 0.1))), meshes / "toolbox-2.glb")
+    trained_on()
+    assert readers[0] == readers[1] and len(set(readers)) == 3
+    assert len(list(data.glob("pictures-*"))) == 3
 
 
 def test_the_command_names_the_words_that_no_world_knows(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vp3d.system.torch_compat import multiplies_bfloat16
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vp3d.embedded.muon import Muon
+from vp3d.errors import UserError
 from vp3d.system.files import atomic_write
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ def fit(
 
     Raises:
         FloatingPointError: if the loss is not finite.
+        UserError: if the checkpoint is of a model of other sizes.
     """
     device, rank = next(model.parameters()).device, process_rank()
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
@@ -260,8 +262,14 @@ def _load(
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     with safe_open(path, framework="pt") as file, torch.no_grad():
         step, known = int(file.metadata()["step"]), set(file.keys())
+        added = {k for k in named if k.startswith(AID) and f"model/{k}" not in known}
+        if not all(_has(file, known, k, p) for k, p in named.items() if k not in added):
+            raise UserError(
+                f"the checkpoint {path} is of a model of other sizes, as of other nouns: train"
+                " again with --fresh, or into another folder with --data"
+            )
         for key, parameter in named.items():
-            if key.startswith(AID) and f"model/{key}" not in known:
+            if key in added:
                 continue  # an auxiliary head that was added since starts untrained
             parameter.copy_(file.get_tensor(f"model/{key}"))
             ema[key].copy_(file.get_tensor(f"ema/{key}"))
@@ -273,6 +281,12 @@ def _load(
             if moments:
                 owner[parameter].state[parameter] = {"step": torch.tensor(float(step)), **moments}
     return step
+
+
+def _has(file: Any, known: set[str], key: str, parameter: Tensor) -> bool:
+    """Whether the checkpoint `file` with the tensors `known` has `parameter` in the same shape."""
+    stored = f"model/{key}"
+    return stored in known and file.get_slice(stored).get_shape() == list(parameter.shape)
 
 
 def use_ema(model: nn.Module, ema: dict[str, Tensor]) -> None:

@@ -24,17 +24,18 @@ from vp3d.config.schema import PriorConfig, VisualPromptConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.view_classifier import guess_views, judge_errors
+from vp3d.embedded.sample_sheet import grid
 from vp3d.embedded.save import save_manifest
 from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
 from vp3d.metrics.attributes import JUDGE_BACKGROUND, check_view
 from vp3d.prompts import SECTORS
-from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG
+from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG, save_image
 from vp3d.rewards.encoders import load_clip
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import check_output
-from vp3d.types import to_uint8
 from vp3d.worlds.toybox.data import (
     HEADS,
+    TOYBOX,
     attribute_targets,
     attributes,
     draw_specs,
@@ -258,11 +259,8 @@ def measure_drawing(count: int, pairs: bool, by_image: bool, sheet: Path | None 
 
 def write_sheet(rgb: Tensor, path: Path) -> None:
     """Up to 64 pictures [N, 3, 64, 64] as one PNG, sixteen a row, doubled in size."""
-    rows = [torch.cat(list(rgb[i : i + 16]), 2) for i in range(0, len(rgb) // 16 * 16, 16)]
-    array = to_uint8(torch.cat(rows, 1))
-    Image.fromarray(array).resize(
-        (array.shape[1] * 2, array.shape[0] * 2), Image.Resampling.LANCZOS
-    ).save(path)
+    image = grid(rgb, 16)
+    save_image(image.resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS), path)
 
 
 def measures_of(sheets: Path | None) -> dict[str, Callable[[int], Figure]]:
@@ -332,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         sys.stdout.flush()
     if not options.dry:
-        save_manifest(ASSETS, found)
+        save_manifest(ASSETS, TOYBOX.licence, found)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from vp3d.embedded.prior_training import new_prior_parts, prior_tokenizer
-from vp3d.embedded.sample_sheet import decode, draw_latents
+from vp3d.embedded.sample_sheet import decode, draw_latents, grid
 from vp3d.errors import UserError
 from vp3d.metrics.photo_judge import CLASSES, PhotoJudge, load_photo_judge, verdict
+from vp3d.report.pictures import save_image
 from vp3d.system.console import Parser, run_program
-from vp3d.types import to_uint8
 from vp3d.worlds.base import World
 from vp3d.worlds.household import HOUSEHOLD, household
 from vp3d.worlds.library import Library
@@ -31,6 +30,7 @@ from vp3d.worlds.library_captions import LibrarySpec
 from vp3d.worlds.library_data import render_specs
 from vp3d.worlds.toybox.data import DISTANCE, FOV_DEG, to_tensor
 from vp3d.worlds.toybox.images import GROUNDS, view_vectors
+from vp3d.worlds.toybox.scenes import article
 
 # Azimuth in degrees and name of the judged views
 VIEWS = (
@@ -40,6 +40,7 @@ VIEWS = (
     (90.0, "left side view"),
 )
 ELEVATION_DEG = 10.0
+SHEET_COLUMNS = 16
 
 
 def load_model(world: World, models: Path, checkpoint: Path | None) -> tuple[nn.ModuleDict, object]:
@@ -83,14 +84,6 @@ def share(judge: PhotoJudge, rgb: Tensor, nouns: Sequence[str]) -> dict[str, tup
     return {n: tuple(np.mean(v, axis=0).tolist()) for n, v in rows.items()}
 
 
-def write_sheet(rgb: Tensor, path: Path, columns: int = 16) -> None:
-    """Pictures [N, 3, S, S] as one PNG at half their size."""
-    count = len(rgb) // columns * columns
-    rows = [torch.cat(list(rgb[i : i + columns]), 2) for i in range(0, count, columns)]
-    array = to_uint8(torch.cat(rows, 1))
-    Image.fromarray(array).reduce(2).save(path)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Draw, judge and print the table."""
     parser = Parser(prog="python -m vp3d.embedded.measure_drawings", description=__doc__)
@@ -112,14 +105,13 @@ def main(argv: list[str] | None = None) -> None:
     true = torch.cat([true_views(library, world, noun, rng) for noun in nouns])
     ceiling = share(judge, true, nouns)
     model, tokenizer = load_model(world, options.models, options.checkpoint)
-    article = {n: "an" if n[0] in "aeiou" else "a" for n in nouns}
-    texts = [f"{article[n]} {n}, {view}" for n in nouns for _, view in VIEWS]
+    texts = [f"{article(n)} {n}, {view}" for n in nouns for _, view in VIEWS]
     latents = draw_latents(
         model, tokenizer, texts, world.sizes.latent, torch.Generator().manual_seed(0)
     )
     rgb = decode(latents, options.models)
     if options.sheet:
-        write_sheet(rgb, options.sheet)
+        save_image(grid(rgb, SHEET_COLUMNS).reduce(2), options.sheet)
     drawn = share(judge, rgb, nouns)
     for noun in drawn:
         sys.stdout.write(

@@ -394,14 +394,15 @@ def encode_pictures(
     """Scaled latents [N, 4, S, S] float16 of all pictures.
 
     The file `path` keeps them; only latents that it lacks are computed. Latents of another
-    autoencoder are not used.
+    autoencoder or of other pictures (`TrainingPictures.key`) are not used.
     """
     vae = architectures.AutoencoderTiny.from_pretrained(models / VAE).to(device).eval()
-    weights, side = autoencoder_hash(models), pictures.world.sizes.latent
+    side = pictures.world.sizes.latent
+    origin = {"autoencoder": autoencoder_hash(models), "pictures": pictures.key}
     known = torch.empty(0, LATENT_CHANNELS, side, side, dtype=torch.float16)
     if path.exists():
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("autoencoder") == weights:
+            if {"pictures": ""} | (file.metadata() or {}) == origin:
                 known = file.get_tensor("latents")[: len(pictures)]
     if len(known) == len(pictures):
         return known
@@ -417,7 +418,7 @@ def encode_pictures(
                 sys.stderr.write(f"prior: latents {first}/{len(pictures)}\n")
     latents = torch.cat(parts).contiguous()
     with atomic_write(path) as temporary:
-        save_file({"latents": latents}, temporary, metadata={"autoencoder": weights})
+        save_file({"latents": latents}, temporary, metadata=origin)
     return latents
 
 

@@ -156,7 +156,8 @@ def train_text_encoder(
         model: The parts of the prior with the heads "aid_pooled" and "aid_tokens".
         tokenizer: Of the text encoder.
         pictures: The training pictures.
-        plan: Of the prior; at most 1500 steps of it.
+        plan: Of the prior; at most `TEXT_STEPS` steps of it, in a world with a start
+            `WARM_TEXT_STEPS`.
         work: Folder of the checkpoints.
         device: Where to train.
     """
@@ -208,7 +209,8 @@ def prior_losses(
         lambda: encode_pictures(pictures, work / "prior" / LATENTS, device, models)
     )
     targets = read_targets(pictures)
-    reader_folder = work / f"reader-{autoencoder_hash(models)[:8]}"
+    names = ("reader", autoencoder_hash(models)[:8], pictures.key[:8])
+    reader_folder = work / "-".join(name for name in names if name)
     most = plan.steps if pictures.world.start is None else min(plan.steps, WARM_READER_STEPS)
     reader = train_reader(pictures, latents, targets, reader_folder, device, most)
     return PriorLosses(

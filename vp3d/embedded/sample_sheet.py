@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from vp3d.embedded import architectures
 from vp3d.embedded.fit import half_precision
 from vp3d.embedded.picture_training import VAE
 from vp3d.prompts import SECTORS
+from vp3d.report.pictures import save_image
 from vp3d.types import to_uint8
 from vp3d.worlds.base import LATENT_CHANNELS, TrainingPictures
 
@@ -63,15 +65,20 @@ class SampleSheet:
         finally:
             for key, parameter in named.items():
                 parameter.copy_(before[key])
-        rows = [torch.cat(list(rgb[i : i + COLUMNS]), 2) for i in range(0, len(rgb), COLUMNS)]
-        array = to_uint8(torch.cat([r for r in rows if r.shape == rows[0].shape], 1))
         self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(self.folder / f"{steps:07d}.png")
+        save_image(grid(rgb, COLUMNS), self.folder / f"{steps:07d}.png")
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Pictures [N, 3, S, S] in [0, 1] of the texts with the weights of the model."""
         latents = draw_latents(self.model, self.tokenizer, self.texts, self.side, generator)
         return decode(latents, self.models)
+
+
+def grid(rgb: Tensor, columns: int) -> Image.Image:
+    """Pictures [N, 3, H, W] in [0, 1] as one, `columns` in a row; black fills up the last row."""
+    padded = F.pad(rgb, (0,) * 7 + (-len(rgb) % columns,))
+    cells = padded.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4)  # channel, row, y, column, x
+    return Image.fromarray(to_uint8(cells.flatten(3).flatten(1, 2)))
 
 
 @torch.no_grad()

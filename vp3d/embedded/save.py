@@ -154,10 +154,13 @@ def save_clip(
     tokenizer.save_pretrained(folder)
 
 
-def save_manifest(folder: Path, figures: dict[str, Any] | None = None) -> None:
+def save_manifest(folder: Path, licence: str, figures: dict[str, Any] | None = None) -> None:
     """Write MANIFEST.json: the hashes of every weight and configuration file of `folder`.
 
-    `figures` replace those of the same name that the manifest has; other figures stay.
+    Args:
+        folder: Of the models.
+        licence: Of the models; "" if it is not known, which leaves it out.
+        figures: Replace those of the same name that the manifest has; other figures stay.
     """
     path = folder / "MANIFEST.json"
     known = read_json_object(path) if path.exists() else {}
@@ -170,7 +173,7 @@ def save_manifest(folder: Path, figures: dict[str, Any] | None = None) -> None:
     write_json(
         path,
         {
-            "licence": "Apache-2.0",
+            **({"licence": licence} if licence else {}),
             "made_by": MADE_BY,
             "torch": torch.__version__,
             "bytes": sum(int(e["bytes"]) for e in files.values()),

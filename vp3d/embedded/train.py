@@ -58,12 +58,12 @@ from vp3d.worlds.household import HOUSEHOLD, household, library_world
 from vp3d.worlds.household import vocabulary as library_vocabulary
 from vp3d.worlds.library import Library
 from vp3d.worlds.own_meshes import pack_folder
-from vp3d.worlds.toybox.data import training_pictures
+from vp3d.worlds.toybox.data import SCENES, VIEWS, training_pictures
 from vp3d.worlds.toybox.scenes import vocabulary
 
 # Matrices that Muon trains
 INNER = r"unet\.(?!conv_in|conv_out)|projection\.layers|vision_tower\.vision_model\.encoder"
-OWN_INNER = r"(?!conv_in|conv_out|class_embedding)"  # of the upscaler, which is the denoiser itself
+UPSCALER_INNER = r"(?!conv_in|conv_out|class_embedding)"  # the model is the denoiser itself
 PLANS = {
     "autoencoder": Plan(steps=6000, lr=2e-3, batch=32, weight_decay=0.0),
     "clip": Plan(steps=4000, lr=1e-3, weight_decay=0.05),
@@ -74,7 +74,7 @@ PLANS = {
     "prior": Plan(steps=6000, lr=1e-3, batch=32, warmup=300, muon=INNER),
     "adapter": Plan(steps=1500, lr=2e-3, batch=32, warmup=30, muon=INNER),
     "align": Plan(steps=800, lr=3e-4, batch=16, warmup=50, muon=INNER),
-    "upscaler": Plan(steps=4000, lr=1e-3, batch=16, warmup=100, muon=OWN_INNER),
+    "upscaler": Plan(steps=4000, lr=1e-3, batch=16, warmup=100, muon=UPSCALER_INNER),
 }
 # What differs for a world at 128 pixels that starts from the toybox's weights
 LARGE_PLANS = PLANS | {
@@ -103,6 +103,7 @@ TRAINERS: dict[str, Callable[..., None]] = {
     "align": train_align,
     "upscaler": train_upscaler,
 }
+OWN_WORLD = "own"  # name of a world of the user's own meshes
 MORE = "more.txt"  # next to the checkpoints of an unfinished `--more`: its number of steps
 
 
@@ -145,10 +146,11 @@ def new_parser() -> Parser:
     parser.add_argument("--batch", type=int, help=batch)
     rate = "peak learning rate (default: the part's own, half of it with --more)"
     parser.add_argument("--lr", type=float, help=rate)
-    chunks = "chunks of 12,000 training pictures (default 4)"
+    sizes = f"{SCENES * VIEWS:,} training pictures, {library_data.CHUNK:,} with --world"
+    chunks = f"chunks of {sizes} (default 4)"
     parser.add_argument("--chunks", type=int, default=4, help=chunks)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    data = "pictures and checkpoints (default data/WORLD)"
+    data = "pictures and checkpoints (default data/WORLD, of your own meshes data/own/NAME)"
     parser.add_argument("--data", type=Path, help=data)
     world = "toybox (default), household, or a folder of your own meshes"
     parser.add_argument("--world", default="toybox", help=world)
@@ -182,10 +184,15 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--world takes toybox, household or a folder of meshes: {options.world!r}")
     if "upscaler" in options.parts and options.world != "toybox":
         parser.error("the upscaler is trained on the toybox only: leave out --world")
-    options.data = options.data or Path("data", options.world if named else "own")
+    if named:
+        options.data = options.data or Path("data", options.world)
+        options.models = options.models or {"toybox": ASSETS, "household": HOUSEHOLD}[options.world]
+    else:
+        name = slug(Path(options.world).resolve().name)
+        options.data = options.data or Path("data", OWN_WORLD, name)
+        options.models = options.models or models_folder() / OWN / name
     check_output(options.data, "--data FOLDER")
-    if options.models:
-        check_output(options.models, "--models FOLDER")
+    check_output(options.models, "--models FOLDER")
     return options
 
 
@@ -199,18 +206,11 @@ def pictures_of(options: argparse.Namespace) -> Callable[[int], TrainingPictures
     else:
         packed = options.data / "library"
         say(f"packed {pack_folder(Path(options.world), packed)} meshes into {packed}")
-        world, library = library_world(packed, "own"), Library(packed)
-    folder = options.data / f"pictures-{len(library.nouns)}"
+        world, library = library_world(packed, OWN_WORLD), Library(packed)
+    folder = options.data / f"pictures-{library.key[:16]}"
     return lambda first: library_data.training_pictures(
         library, world, folder, options.chunks, say, first
     )
-
-
-def default_models(options: argparse.Namespace) -> Path:
-    """Where the models go if `--models` is not given."""
-    folders = {"toybox": ASSETS, "household": HOUSEHOLD}
-    own = models_folder() / OWN / slug(Path(options.world).resolve().name)
-    return folders.get(options.world, own)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.distributed.init_process_group()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    models = options.models or default_models(options)
+    models = options.models
     read_pictures = first_process_first(lambda: pictures_of(options))
     read = {0: first_process_first(partial(read_pictures, 0))}  # first chunk -> pictures
     if not process_rank():
@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
             torch.distributed.barrier()
         (folder / MORE).unlink(missing_ok=True)
     if not process_rank():
-        save_manifest(models)
+        save_manifest(models, read[0].world.licence)
 
 
 if __name__ == "__main__":

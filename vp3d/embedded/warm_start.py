@@ -22,7 +22,7 @@ _DOWN = re.compile(r"down_blocks\.(\d+)\.")
 
 def start_from(
     models: Path, unet: nn.Module, text: nn.Module, tokenizer: architectures.CLIPTokenizer
-) -> float:
+) -> None:
     """Copy the weights in the folder `models` where shapes agree, in place.
 
     Args:
@@ -30,9 +30,6 @@ def start_from(
         unet: The new denoiser, without image branch.
         text: The new text encoder.
         tokenizer: Of the new text encoder.
-
-    Returns:
-        The share of the denoiser's weights that were copied.
     """
     pipeline = models / "pipeline"
     old = load_file(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
@@ -45,7 +42,6 @@ def start_from(
     same = {k: v for k, v in renamed.items() if k in new and v.shape == new[k].shape}
     unet.load_state_dict(new | same)
     _start_text(pipeline, text, tokenizer)
-    return sum(v.numel() for v in same.values()) / sum(v.numel() for v in new.values())
 
 
 def _shifted(key: str, levels: int) -> str:

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from vp3d.config.paths import ROOT
-from vp3d.config.schema import CameraConfig
 from vp3d.errors import UserError
 from vp3d.evaluate.html import write_asset_turntable
 from vp3d.evaluate.intervals import mean_interval
@@ -35,7 +34,6 @@ from vp3d.evaluate.prompt_file import read_suite, with_seeds
 from vp3d.evaluate.prompt_tasks import hash_of
 from vp3d.evaluate.results_folder import WeightSource
 from vp3d.evaluate.runner import (
-    FoundAsset,
     Record,
     Settings,
     Task,
@@ -46,22 +44,14 @@ from vp3d.evaluate.runner import (
     record_head,
 )
 from vp3d.evaluate.statistics import Figure
-from vp3d.evaluate.toybench import visual_prompt
+from vp3d.evaluate.toybench import SHOWN_SIZE, SHOWN_VIEWS, visual_prompt, write_views
 from vp3d.metrics.attribute_judge import Judge, judge_views, load_judge
 from vp3d.metrics.attributes import JUDGE_BACKGROUND, PASS_SHARE, check_view
 from vp3d.metrics.photo_judge import CLASSES, PhotoJudge, load_photo_judge, photo_judge_file
 from vp3d.prompts import strip_view
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
-from vp3d.report.pictures import (
-    BACKGROUND,
-    ELEVATION_DEG,
-    labelled,
-    resized,
-    ring_frames,
-    save_image,
-    sheet,
-)
+from vp3d.report.pictures import BACKGROUND, ELEVATION_DEG
 from vp3d.rewards.encoders import ClipEncoder, load_clip
 from vp3d.types import Mesh
 from vp3d.worlds.household import HOUSEHOLD, HOUSEHOLD_PART
@@ -77,7 +67,6 @@ PROMPTS = ROOT / "assets" / "prompts" / "household.txt"
 MANIFEST = HOUSEHOLD / "MANIFEST.json"
 VIEWS, SIZE = 8, 128  # judged views, pixels of a side
 MOST_TRUE = 6  # true meshes of a prompt whose pictures are judged
-SHOWN_SIZE = 96  # pixels of a side of a view in the picture
 OUTSIDE = ("outside_top1", "outside_top5")
 FIGURES = {
     "outside_top1": Figure("outside judge, top 1"),
@@ -196,21 +185,31 @@ def judge_asset(settings: Settings, task: Task, library: Path = HOUSEHOLD_PART) 
     meshes = library_of(library)
     specs = true_specs(meshes, spec)
     figures = failure_figures(spec, bool(specs))
-    matches: list[Match] = []
+    name = ""  # of the nearest mesh
     if found.mesh is not None:
         figures = by_pictures(views_of(found.mesh), spec, task.prompt)
         matches = nearest(found.mesh, meshes, specs)
         figures |= shape_figures(matches, spec)
-        write_views(found, meshes, matches, settings.result(task).with_suffix(".png"))
+        name = matches[0].spec.mesh if matches else ""
+        true = nearest_pictures(meshes, matches)
+        write_views(found, true, name, settings.result(task).with_suffix(".png"))
         write_asset_turntable(found, settings.result(task))
     drawing = visual_prompt(found)
     return {
         **record_head(task, found),
         "figures": figures | {"seconds": found.seconds},
-        "nearest": matches[0].spec.mesh if matches else "",
+        "nearest": name,
         "drawn": None if drawing is None else by_pictures(to_tensor(drawing[None]), spec, ""),
         "true": true_figures(meshes, specs, spec, task.prompt),
     }
+
+
+def nearest_pictures(library: Library, matches: Sequence[Match]) -> np.ndarray | None:
+    """`SHOWN_VIEWS` views [8, S, S, 3] uint8 of the nearest true mesh; None if there is none."""
+    if not matches:
+        return None
+    scene = scene_of(library, matches[0].spec)
+    return true_pictures(scene, SHOWN_VIEWS, BACKGROUND, SHOWN_SIZE)
 
 
 def failure_figures(spec: LibrarySpec, has_truth: bool) -> dict[str, Any]:
@@ -337,21 +336,3 @@ def ceiling_lines(records: Sequence[Record]) -> list[str]:
                 f"{found['high']:.0%}] (outside judge, top 5, {found['count']:.0f} prompts)"
             )
     return lines
-
-
-def write_views(found: FoundAsset, library: Library, matches: Sequence[Match], path: Path) -> None:
-    """Draws two rows of eight views: the visual prompt and the asset above the nearest mesh."""
-    if found.mesh is None:
-        return
-    camera = CameraConfig(distance=DISTANCE, fov_deg=FOV_DEG)
-    views = ring_frames(found.mesh, VIEWS, SHOWN_SIZE, camera)
-    blank = np.full((SHOWN_SIZE, SHOWN_SIZE, 3), round(BACKGROUND * 255), np.uint8)
-    picture = visual_prompt(found)
-    first = blank if picture is None else resized(picture, SHOWN_SIZE)
-    labels = [f"{360 * i // VIEWS}°" for i in range(VIEWS)]
-    rows = [[labelled(first, "visual prompt"), *map(labelled, views, labels)]]
-    if matches:
-        scene = scene_of(library, matches[0].spec)
-        true = true_pictures(scene, VIEWS, BACKGROUND, SHOWN_SIZE)
-        rows.append([labelled(blank, matches[0].spec.mesh), *map(labelled, true, labels)])
-    save_image(sheet(rows), path)

@@ -314,27 +314,32 @@ def visual_prompt(found: FoundAsset) -> np.ndarray | None:
 
 def write_pictures(found: FoundAsset, spec: Spec, result: Path) -> None:
     """Writes the picture and the turntables of asset and true object next to `result`."""
-    write_views(found, spec, result.with_suffix(".png"))
+    true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), BACKGROUND, SHOWN_SIZE)))
+    write_views(found, true, "true object", result.with_suffix(".png"))
     write_asset_turntable(found, result)
     turn = to_uint8(true_rgb(true_pictures(spec, azimuths(FRAMES), BACKGROUND, SIDE)))
     write_turntable(turn, true_turntable(result).with_suffix(".mp4"), FPS, warn=say)
 
 
-def write_views(found: FoundAsset, spec: Spec, path: Path) -> None:
-    """Draws two rows of eight views: the visual prompt and the asset above the true object."""
+def write_views(found: FoundAsset, true: np.ndarray | None, name: str, path: Path) -> None:
+    """Draws rows of eight views: the visual prompt and the asset, above the true object.
+
+    Args:
+        found: The asset; nothing is written without a mesh.
+        true: Views of the true object [8, `SHOWN_SIZE`, `SHOWN_SIZE`, 3] uint8; None for no row.
+        name: Label of the true object.
+        path: The PNG file.
+    """
     if found.mesh is None:
         return
     camera = CameraConfig(distance=DISTANCE, fov_deg=FOV_DEG)
     own = ring_frames(found.mesh, SHOWN_VIEWS, SHOWN_SIZE, camera)
-    true = to_uint8(true_rgb(true_pictures(spec, azimuths(SHOWN_VIEWS), BACKGROUND, SHOWN_SIZE)))
     blank = np.full((SHOWN_SIZE, SHOWN_SIZE, 3), BLANK, np.uint8)
     first, title = blank, "asset"
     if (picture := visual_prompt(found)) is not None:
         first, title = resized(picture, SHOWN_SIZE), "visual prompt"
     labels = [f"{azimuth:.0f}°" for azimuth in azimuths(SHOWN_VIEWS)]
-    rows = []
-    for tile, name, views in ((first, title, own), (blank, "true object", true)):
-        row = [labelled(tile, name)]
-        row += [labelled(view, label) for view, label in zip(views, labels, strict=True)]
-        rows.append(row)
+    rows = [[labelled(first, title), *map(labelled, own, labels)]]
+    if true is not None:
+        rows.append([labelled(blank, name), *map(labelled, true, labels)])
     save_image(sheet(rows), path)

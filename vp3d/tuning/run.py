@@ -17,6 +17,7 @@ import torch
 
 from vp3d.align.guard import Check
 from vp3d.checks import check_same_weights
+from vp3d.config.schema import PriorConfig
 from vp3d.diffusion.lora import save_lora
 from vp3d.errors import DamagedFileError
 from vp3d.report.pictures import labelled, resized, save_image, sheet
@@ -63,7 +64,7 @@ def align(run: RunFolder, watch: Watch | None = None) -> Path:
         watch.on_event(Stage("load", "loading models"))
         training = load_training(config, _read_prompts(run), journal)
         _resume(training, run, journal)
-        _train(training, config.prior.path, run, journal)
+        _train(training, config.prior, run, journal)
         return run.path / "lora"
 
 
@@ -89,7 +90,7 @@ def _resume(training: Training, run: RunFolder, journal: Journal) -> None:
         journal.note(f"continuing at step {training.step_number}")
 
 
-def _train(training: Training, base: str, run: RunFolder, journal: Journal) -> None:
+def _train(training: Training, base: PriorConfig, run: RunFolder, journal: Journal) -> None:
     settings, watch = training.config, journal.watch
     watch.on_event(Stage(STAGE, f"aligning to {settings.reward}", settings.updates))
     stopped = "" if training.guard.checks else _check(training, run, journal)
@@ -184,16 +185,18 @@ def _write_sheet(training: Training, path: Path) -> None:
     save_image(sheet(tiles, SHEET_TITLE), path)
 
 
-def _finish(training: Training, base: str, run: RunFolder, journal: Journal, stopped: str) -> None:
+def _finish(
+    training: Training, base: PriorConfig, run: RunFolder, journal: Journal, stopped: str
+) -> None:
     best = training.guard.best()
     notes: dict[str, Any] = {
-        "base": base,
+        "base": base.path,
         "weights": run.recorded_weights(),
         "reward": training.config.reward,
         "method": training.config.method,
         "step": best.step,
         "queries": training.queries,
-        "base_licence": licence_of(base),
+        "base_licence": licence_of(base.path, base.manifest),
     }
     for folder, tensors, step in (
         ("lora", training.best or training.average, best.step),

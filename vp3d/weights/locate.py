@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vp3d.config.paths import ASSETS, data_home, expand, locate, program
+from vp3d.config.paths import data_home, expand, locate, program
 from vp3d.config.schema import Config, RewardsConfig
 from vp3d.errors import MissingWeightsError, UserError
 from vp3d.system.files import JsonError, is_inside, read_json_object
@@ -85,16 +85,20 @@ def models_folder() -> Path:
     return expand(named) if named else data_home() / "models"
 
 
-def licence_of(location: str) -> str:
-    """The licence of a prior's weights, as far as it is known; "" otherwise.
+def licence_of(location: str, manifest: str = "") -> str:
+    """The licence of a prior's weights: that of the catalogue, else of their manifest, else "".
 
-    What is trained from weights, such as a LoRA, is usually bound by it.
+    What is trained from weights, such as a LoRA, is usually bound by it. `manifest` is the path of
+    the manifest, or "" if there is none.
     """
     folder = locate(location).absolute()
     named = next((name for name in MODELS if folder == models_folder() / name), location)
     if named in MODELS:
         return MODELS[named].licence
-    return "Apache-2.0" if folder.is_relative_to(ASSETS) else ""
+    try:
+        return str(read_json_object(locate(manifest)).get("licence", "")) if manifest else ""
+    except JsonError:
+        return ""
 
 
 def find_model(name: str) -> Model:

@@ -10,7 +10,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from vp3d.worlds.mesh_library import BALL_RADIUS, LibraryMesh
+from vp3d.worlds.mesh_library import LibraryMesh
+from vp3d.worlds.toybox.scenes import BALL_RADIUS
 
 # Largest extent, metres
 EXTENT_M: dict[str, float] = {

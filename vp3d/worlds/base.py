@@ -51,6 +51,7 @@ class World:
         heads: What a judge names: the values of each attribute.
         words: Every word of captions and view words, each one token.
         start: Folder of the models that an untrained denoiser starts from; None for random weights.
+        licence: Of the models trained on it; "" if it is not known, as of a user's own meshes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class World:
     heads: Mapping[str, list[str]]
     words: tuple[str, ...]
     start: Path | None = None
+    licence: str = ""
 
 
 class TrainingPictures(Protocol):
@@ -67,6 +69,14 @@ class TrainingPictures(Protocol):
     @property
     def world(self) -> World:
         """The world."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """What was drawn, as a digest: latents and readers of other pictures are not used.
+
+        "" for the toybox, whose pictures are the same in every training.
+        """
         ...
 
     @property

@@ -8,6 +8,7 @@ and unsuitable ones left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vp3d.config.paths import ASSETS
@@ -63,7 +64,7 @@ def library_world(
     return World(name, SIZES, known, heads, tuple(sorted(words)), start=ASSETS)
 
 
-def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
+def vocabulary(world: World) -> dict[str, object]:
     """Content of the `vocabulary.json` next to a library world's models: what they know."""
     nouns = set(world.nouns)
     views = {w for sector in SECTORS for w in sector.split()} | {"from", "above"}
@@ -72,7 +73,7 @@ def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
         known |= {word for relation in RELATIONS for word in relation.split()}
     for noun in nouns:
         known |= set(noun.split())
-    pairs = [[c, n] for n in world.nouns for c in COLORS if held_out and is_held_out(c, n)]
+    pairs = [[c, n] for n in world.nouns for c in COLORS if is_held_out(c, n)]
     return {
         "words": sorted(known),
         "nouns": list(world.nouns),
@@ -83,6 +84,11 @@ def vocabulary(world: World, held_out: bool = True) -> dict[str, object]:
 
 
 def household(folder: Path, nouns: int | None = None) -> tuple[World, Library]:
-    """The household with the packed meshes in `folder`, and its first `nouns` nouns as library."""
+    """The household with the packed meshes in `folder`, and its first `nouns` nouns as library.
+
+    The licence of its models names those of the meshes.
+    """
     library = Library(folder, NOUNS[:nouns])
-    return library_world(folder, known=NOUNS), library
+    licences = ", ".join(sorted({row.licence for row in library.rows if row.licence}))
+    licence = f"Apache-2.0; trained on meshes under {licences}" if licences else ""
+    return replace(library_world(folder, known=NOUNS), licence=licence), library

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from vp3d.errors import UserError
+from vp3d.system.files import sha256_file
 from vp3d.worlds.arrangement import sensible_pairs
 from vp3d.worlds.library_captions import LibrarySpec, joined
 from vp3d.worlds.mesh_library import PAINT, LibraryMesh, load_mesh
@@ -75,6 +76,14 @@ class Library:
         self._meshes: dict[str, LibraryMesh] = {}
 
     @cached_property
+    def key(self) -> str:
+        """Digest of the nouns, their rows of the table and their mesh files, 64 hex digits."""
+        digest = hashlib.sha256(repr((self.nouns, self.rows)).encode())
+        for row in self.rows:
+            digest.update(sha256_file(self._file(row.name)).encode())
+        return digest.hexdigest()
+
+    @cached_property
     def held_out(self) -> frozenset[str]:
         """Names of the meshes that are not trained on."""
         return held_out_names(self.rows)
@@ -104,12 +113,15 @@ class Library:
         """The mesh of a row, turned to face +x, its paint marked."""
         if name not in self._meshes:
             row = self.row[name]
-            mesh = load_mesh(self.folder / MESHES / f"{name}.npz")
+            mesh = load_mesh(self._file(name))
             materials = mesh.materials.copy()
             materials[:, PAINT] = 0.0
             materials[[p for p in row.paint if p < len(materials)], PAINT] = 1.0
             self._meshes[name] = turned(replace(mesh, materials=materials), row.turn)
         return self._meshes[name]
+
+    def _file(self, name: str) -> Path:
+        return self.folder / MESHES / f"{name}.npz"
 
     def sample(self, rng: np.random.Generator, unseen: str = "") -> LibrarySpec:
         """A random caption with its mesh.

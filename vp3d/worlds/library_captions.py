@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from vp3d.prompts import strip_view
-from vp3d.worlds.toybox.scenes import COLORS
+from vp3d.worlds.toybox.scenes import COLORS, article
 
 MATERIALS = ("wooden", "leather")
 RELATIONS = ("on", "next to")
@@ -76,7 +76,7 @@ def caption(spec: LibrarySpec) -> str:
 
 def _phrase(color: str, material: str, noun: str) -> str:
     words = " ".join(w for w in (color, material, noun) if w)
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return f"{article(words)} {words}"
 
 
 def parse_caption(text: str, nouns: Collection[str]) -> LibrarySpec:

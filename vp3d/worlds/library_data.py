@@ -1,7 +1,7 @@
 """The training pictures of a library of meshes, rendered once in chunks.
 
-Chunk i depends on the nouns and on i alone. Cameras and backgrounds are those of the toybox
-(`vp3d.worlds.toybox.data`). Pictures stay on the disk and are read when they are used.
+Chunk i depends on the nouns, their meshes and i alone. Cameras and backgrounds are those of the
+toybox (`vp3d.worlds.toybox.data`). Pictures stay on the disk and are read when they are used.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class LibraryPictures:
         elevation_deg: [N], degrees.
         specs: The N captions with their meshes.
         world: Names and sizes of the models.
+        key: Of the library (`Library.key`).
     """
 
     images: StackedImages
@@ -82,13 +83,10 @@ class LibraryPictures:
     elevation_deg: np.ndarray
     specs: list[LibrarySpec]
     world: World
+    key: str
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def spec(self, index: int) -> LibrarySpec:
-        """What picture `index` shows."""
-        return self.specs[index]
 
     def caption(self, index: int) -> str:
         """The caption of picture `index` without view words."""
@@ -272,6 +270,7 @@ def make_pictures(
         elevation.astype(np.float32),
         specs,
         world,
+        library.key,
     )
 
 
@@ -288,7 +287,7 @@ def training_pictures(
     Args:
         library: the meshes.
         world: names and sizes of the models.
-        folder: where chunks are kept.
+        folder: where chunks of these nouns and meshes are kept.
         chunks: how many, of `CHUNK` pictures each.
         report: gets a line for each chunk that is rendered.
         first: number of the first chunk.
@@ -299,7 +298,7 @@ def training_pictures(
         if not path.exists():
             report(f"rendering training pictures: chunk {index - first + 1} of {chunks}")
             _write_chunk(library, world, path, index)
-        parts.append(_read_chunk(path, world))
+        parts.append(_read_chunk(path, world, library.key))
     return LibraryPictures(
         StackedImages([p.images.parts[0] for p in parts]),
         np.concatenate([p.coverage for p in parts]),
@@ -307,6 +306,7 @@ def training_pictures(
         np.concatenate([p.elevation_deg for p in parts]),
         [s for p in parts for s in p.specs],
         world,
+        library.key,
     )
 
 
@@ -323,16 +323,13 @@ def _write_chunk(library: Library, world: World, path: Path, index: int) -> None
         save_file(arrays, temporary)
 
 
-def _read_chunk(path: Path, world: World) -> LibraryPictures:
+def _read_chunk(path: Path, world: World, key: str) -> LibraryPictures:
     rows: Any = read_json(path.with_suffix(".json"))
     images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-    arrays = load_file(path)
-    if arrays["coverage"].ndim == 3:  # a chunk rendered before there were captions of two objects
-        one = arrays["coverage"]
-        arrays["coverage"] = np.stack([one, np.zeros_like(one)], 1)
     return LibraryPictures(
         StackedImages([images]),
-        **arrays,
+        **load_file(path),
         specs=[LibrarySpec(**row) for row in rows],
         world=world,
+        key=key,
     )

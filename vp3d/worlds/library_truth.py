@@ -5,8 +5,8 @@ them. So a mesh is compared with the nearest one, which is the true mesh of larg
 Mesh and true mesh are rendered from the same 24 azimuths; the IoU is its mean over them. Most
 library meshes are not closed, so there is no volume to compare.
 
-The mesh is compared as it is, and moved and scaled into the ball of radius 0.85, which the true
-meshes fill; it may be turned by steps of 15 degrees, if that is better by more than
+The mesh is compared as it is, and moved and scaled into the ball of radius `BALL_RADIUS`, which the
+true meshes fill; it may be turned by steps of 15 degrees, if that is better by more than
 `TURN_TOLERANCE`. The depth error is the mean absolute difference of depth, in world units, over the
 pixels that both cover; the colour error is their median CIEDE2000, with the light of the pictures
 in both.
@@ -26,7 +26,6 @@ from vp3d.types import Mesh
 from vp3d.worlds.library import Library, Row
 from vp3d.worlds.library_captions import LibrarySpec, joined
 from vp3d.worlds.library_data import scene_of
-from vp3d.worlds.mesh_library import BALL_RADIUS
 from vp3d.worlds.mesh_render import Scene, render_depth, render_scene
 from vp3d.worlds.toybox.images import view_vectors
 from vp3d.worlds.toybox.janus import (
@@ -38,6 +37,8 @@ from vp3d.worlds.toybox.janus import (
     view_features,
     view_figures,
 )
+from vp3d.worlds.toybox.prompt_check import azimuths
+from vp3d.worlds.toybox.scenes import BALL_RADIUS
 
 TURN_TOLERANCE = 0.01  # of the IoU, by which a turned mesh must be better
 MOST_OF_A_KIND = 3  # meshes of each of two nouns that are combined to true scenes
@@ -108,11 +109,6 @@ def _meshes_of(library: Library, spec: LibrarySpec) -> list[LibrarySpec]:
     return [described(row, False) for row in rows]
 
 
-def azimuths(count: int) -> np.ndarray:
-    """`count` equal steps of azimuth in degrees, the first in front."""
-    return np.arange(count) * (360.0 / count)
-
-
 def true_pictures(scene: Scene, count: int, ground: float, size: int) -> np.ndarray:
     """Pictures [count, size, size, 3] uint8 of a true scene, from all around."""
     return render_scene(scene, _views(count), np.full(count, ground), size)[0]
@@ -120,7 +116,9 @@ def true_pictures(scene: Scene, count: int, ground: float, size: int) -> np.ndar
 
 def _views(count: int) -> np.ndarray:
     full = np.ones(count)
-    return view_vectors(azimuths(count), full * ELEVATION_DEG, full * DISTANCE, full * FOV_DEG)
+    return view_vectors(
+        np.array(azimuths(count)), full * ELEVATION_DEG, full * DISTANCE, full * FOV_DEG
+    )
 
 
 def scene_features(scene: Scene) -> ViewFeatures:

@@ -2,7 +2,7 @@
 
 A packed mesh is one compressed `.npz` file: positions in 16 bits, normals in 8, texture coordinates
 in steps of 1/2048, textures of at most 128 pixels a side as PNG or JPEG. Frame and units are those
-of `vp3d.types`: z up, the object faces +x, everything is inside the ball of radius 0.85.
+of `vp3d.types`: z up, the object faces +x, everything is inside the ball of radius `BALL_RADIUS`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from PIL import Image
 
 from vp3d.system.files import parse_json, write_bytes
 from vp3d.worlds.obj_reader import ObjModel
+from vp3d.worlds.toybox.scenes import BALL_RADIUS
 
-BALL_RADIUS = 0.85
 _UV_STEPS = 2048
 # Columns of a row of `LibraryMesh.materials`
 RED, GREEN, BLUE, ALPHA, TEXTURE, PAINT = range(6)
@@ -153,10 +153,11 @@ def load_mesh(path: Path) -> LibraryMesh:
 
 
 def _encoded(texture: np.ndarray) -> bytes:
-    """PNG if the texture has transparent pixels, else JPEG."""
-    stream = io.BytesIO()
-    if (texture[..., 3] < 255).any():
-        Image.fromarray(texture).save(stream, "PNG", optimize=True)
-    else:
-        Image.fromarray(texture[..., :3]).save(stream, "JPEG", quality=85)
-    return stream.getvalue()
+    """PNG if the texture has transparent pixels; else the shorter of PNG and JPEG."""
+    opaque = bool((texture[..., 3] == 255).all())
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    Image.fromarray(texture[..., :3] if opaque else texture).save(png, "PNG", optimize=True)
+    if not opaque:
+        return png.getvalue()
+    Image.fromarray(texture[..., :3]).save(jpeg, "JPEG", quality=85)
+    return min(png.getvalue(), jpeg.getvalue(), key=len)

@@ -1,4 +1,4 @@
-"""A world of your own meshes: a folder of .glb, .gltf, .obj, .ply or .stl files.
+"""A world of your own meshes: a folder of files in the formats of `vp3d.export.read`.
 
 A file is named by what it shows: `garden gnome.glb`, `garden-gnome-2.glb`; a number at the end is
 not part of the noun. Frames are those of `vp3d.export.read`. All textures of a mesh become one, of
@@ -22,7 +22,8 @@ from vp3d.export.read import SUFFIXES, read_mesh
 from vp3d.system.files import write_text
 from vp3d.types import Mesh
 from vp3d.worlds.library import MESHES, TABLE
-from vp3d.worlds.mesh_library import BALL_RADIUS, LibraryMesh, save_mesh
+from vp3d.worlds.mesh_library import LibraryMesh, save_mesh
+from vp3d.worlds.toybox.scenes import BALL_RADIUS
 
 TEXTURE_SIDE = 256
 PALETTE_BITS = 4  # of a channel; the palette has 2^(3 * bits) colours in a square
@@ -40,7 +41,8 @@ def pack_folder(folder: Path, out: Path) -> int:
         raise UserError(f"there is no folder of meshes {folder}")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"{folder} has no meshes: put .glb, .obj, .ply or .stl files into it")
+        endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise UserError(f"{folder} has no meshes: put files into it that end in {endings}")
     rows = []
     for number, path in enumerate(files):
         noun = noun_of(path)

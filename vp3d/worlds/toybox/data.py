@@ -97,6 +97,11 @@ class Pictures:
         """The toybox."""
         return TOYBOX
 
+    @property
+    def key(self) -> str:
+        """Always "": chunk i depends on i alone."""
+        return ""
+
     def without_colors(self, text: str) -> str:
         """A caption without its colours (`scenes.without_colors`)."""
         return without_colors(text)
@@ -185,8 +190,7 @@ def training_pictures(
 ) -> Pictures:
     """The pictures of `chunks` chunks, from chunk number `first` on.
 
-    Chunks that are not in `folder` are rendered, about 300 pictures a second and core. `report`
-    gets progress lines.
+    Chunks that are not in `folder` are rendered. `report` gets progress lines.
     """
     parts = []
     for index in range(first, first + chunks):
@@ -408,7 +412,7 @@ HEADS: dict[str, list[str]] = {
     "color_b": ["none", *COLORS],
 }
 
-TOYBOX = World("toybox", Sizes(), NOUNS, HEADS, tuple(words()))
+TOYBOX = World("toybox", Sizes(), NOUNS, HEADS, tuple(words()), licence="Apache-2.0")
 
 
 def spec_targets(specs: list[Spec]) -> Tensor:

@@ -288,9 +288,9 @@ class Scene:
 
 def caption(spec: Spec) -> str:
     """The caption of `spec`, without view words; `parse_caption` is its inverse."""
-    text = f"{_article(spec.color)} {spec.color} {spec.noun}"
+    text = f"{article(spec.color)} {spec.color} {spec.noun}"
     if spec.relation:
-        return f"{text} {spec.relation} {_article(spec.color_b)} {spec.color_b} {spec.noun_b}"
+        return f"{text} {spec.relation} {article(spec.color_b)} {spec.color_b} {spec.noun_b}"
     if spec.pattern != "plain":
         return f"{text} with {spec.accent} {spec.pattern}"
     if not spec.accent:
@@ -299,7 +299,7 @@ def caption(spec: Spec) -> str:
     return (
         f"{text} with {spec.accent} {part}"
         if part.endswith("s")
-        else f"{text} with {_article(spec.accent)} {spec.accent} {part}"
+        else f"{text} with {article(spec.accent)} {spec.accent} {part}"
     )
 
 
@@ -311,11 +311,12 @@ def without_colors(text: str) -> str:
     kept = [w for w in text.split() if w not in COLORS]
     for i, word in enumerate(kept[:-1]):
         if word in ("a", "an"):
-            kept[i] = "" if kept[i + 1].endswith("s") else _article(kept[i + 1])
+            kept[i] = "" if kept[i + 1].endswith("s") else article(kept[i + 1])
     return " ".join(w for w in kept if w)
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
+    """The article of a word or phrase: "an" before a vowel, else "a"."""
     return "an" if word[0] in "aeiou" else "a"
 
 
