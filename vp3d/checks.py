@@ -14,7 +14,7 @@ from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
 from vp3d.prompt_reading import read_prompt
-from vp3d.prompt_world import EmbeddedWorld, is_default, prior_of, shipped_world, world_of
+from vp3d.prompt_world import EmbeddedWorld, is_open, prior_of, shipped_world, world_of
 from vp3d.prompts import (
     check_negative_prompt,
     check_prompt,
@@ -98,7 +98,7 @@ def choose_world(config: Config) -> Config:
     if it has no prompt. If no world knows every word, the one that misses the fewest is taken, and
     `check_request` refuses the prompt with the words of that world.
     """
-    if not config.prompt.strip() or not _is_open(config):
+    if not config.prompt.strip() or not is_open(config):
         return config
     return _with_world(config, world_of(config.prompt, config.negative_prompt))
 
@@ -109,14 +109,7 @@ def in_world(config: Config, name: str) -> Config:
     Raises:
         UserError: The models of that world are not there.
     """
-    return _with_world(config, shipped_world(name)) if _is_open(config) else config
-
-
-def _is_open(config: Config) -> bool:
-    """Whether an embedded world has still to be chosen."""
-    draws = config.visual_prompt.prior.path
-    by_default = is_default(config.prior, config.rewards.clip) and not draws
-    return config.embedded == "by_words" and by_default
+    return _with_world(config, shipped_world(name)) if is_open(config) else config
 
 
 def _with_world(config: Config, world: EmbeddedWorld) -> Config:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vp3d.config.paths import ASSETS, ROOT
-from vp3d.config.schema import PriorConfig, RewardsConfig
+from vp3d.config.schema import Config, PriorConfig, RewardsConfig
 from vp3d.errors import UserError
 from vp3d.prompt_reading import read_prompt
 from vp3d.prompts import (
@@ -103,6 +103,13 @@ def is_default(prior: PriorConfig, clip: str) -> bool:
     default = PriorConfig()
     same = all(getattr(prior, field) == getattr(default, field) for field in PRIOR_FIELDS)
     return same and clip == RewardsConfig().clip
+
+
+def is_open(config: Config) -> bool:
+    """Whether an embedded world has still to be chosen for a config."""
+    draws = config.visual_prompt.prior.path
+    by_default = is_default(config.prior, config.rewards.clip) and not draws
+    return config.embedded == "by_words" and by_default
 
 
 def prior_of(world: EmbeddedWorld, prior: PriorConfig) -> PriorConfig:
