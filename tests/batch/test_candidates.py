@@ -49,6 +49,7 @@ def test_candidates_are_kept_and_listed_and_the_highest_score_is_printed(
         (["a red sphere", "--candidates", "0"], "from 1 to 1000, not 0"),
         (["a red sphere", "--candidates", "1001"], "from 1 to 1000, not 1001"),
         (["a red zeppelin", "--candidates", "2"], "zeppelin"),
+        (["a red sphere", "--seed", str(2**63 - 2), "--candidates", "3"], "give a lower --seed"),
         (["a red\tsphere", "--candidates", "2"], "control character"),
     ],
 )
