@@ -136,7 +136,7 @@ def best_candidate(config: Config, count: int) -> Path:
     folder = expand(config.output_dir).absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / SETTINGS)
-    settings = Settings(folder, config.preset, (folder / SETTINGS,))
+    settings = Settings(folder, config.preset, (folder / SETTINGS,), light="")
     return make_candidates(config.prompt, config.seed, count, settings)
 
 
