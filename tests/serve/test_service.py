@@ -313,6 +313,12 @@ def test_a_share_of_the_fuzzed_requests(tmp_path):
     assert found["ok"], found
 
 
+@pytest.mark.parametrize("answer", [(0, b""), (500, b""), (503, b""), (404, b"Traceback")])
+def test_one_request_without_a_clean_answer_fails_the_row(answer, tmp_path, monkeypatch):
+    monkeypatch.setattr(soak_fuzz, "send", lambda *_: answer)
+    assert not soak_fuzz.fuzz(argparse.Namespace(requests=1, seed=7), tmp_path)["ok"]
+
+
 def test_a_share_of_the_submits_under_kills(tmp_path):
     arguments = argparse.Namespace(calls=40, keys=8, seed=7)
     found = soak.submits(arguments, tmp_path)
