@@ -150,6 +150,6 @@ def test_the_service_takes_what_a_run_takes(
         check_negative_prompt(config.negative_prompt, words)
     except UserError as error:
         with pytest.raises(Problem, match=re.escape(str(error))):
-            prompt_help.refuse_unknown(asked)
+            prompt_help.refuse_unknown(prompt, negative_prompt, "toybox")
     else:
-        prompt_help.refuse_unknown(asked)
+        prompt_help.refuse_unknown(prompt, negative_prompt, "toybox")

@@ -98,7 +98,7 @@ def choose_world(config: Config) -> Config:
     if it has no prompt. If no world knows every word, the one that misses the fewest is taken, and
     `check_request` refuses the prompt with the words of that world.
     """
-    if not config.prompt.strip() or not is_open(config):
+    if not config.prompt.strip() or not _is_open(config):
         return config
     return _with_world(config, world_of(config.prompt, config.negative_prompt))
 
@@ -109,7 +109,12 @@ def in_world(config: Config, name: str) -> Config:
     Raises:
         UserError: The models of that world are not there.
     """
-    return _with_world(config, shipped_world(name)) if is_open(config) else config
+    return _with_world(config, shipped_world(name)) if _is_open(config) else config
+
+
+def _is_open(config: Config) -> bool:
+    draws = config.visual_prompt.prior.path
+    return is_open(config.embedded, config.prior, draws, config.rewards.clip)
 
 
 def _with_world(config: Config, world: EmbeddedWorld) -> Config:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vp3d.config.paths import ASSETS, ROOT
-from vp3d.config.schema import Config, PriorConfig, RewardsConfig
+from vp3d.config.schema import PriorConfig, RewardsConfig
 from vp3d.errors import UserError
 from vp3d.prompt_reading import read_prompt
 from vp3d.prompts import (
@@ -98,18 +98,18 @@ def known_worlds() -> list[EmbeddedWorld]:
     return [world for folder in folders if (world := read_world(folder)) is not None]
 
 
-def is_default(prior: PriorConfig, clip: str) -> bool:
-    """Whether prior and reward CLIP are those that a config names by default."""
+def is_open(embedded: str, prior: PriorConfig, draws: str, clip: str) -> bool:
+    """Whether an embedded world has still to be chosen by the words.
+
+    Args:
+        embedded: the field of that name of a config.
+        prior: its prior; a world is chosen only for the default one.
+        draws: `visual_prompt.prior.path`; a world is chosen only for none.
+        clip: `rewards.clip`; a world is chosen only for the default one.
+    """
     default = PriorConfig()
     same = all(getattr(prior, field) == getattr(default, field) for field in PRIOR_FIELDS)
-    return same and clip == RewardsConfig().clip
-
-
-def is_open(config: Config) -> bool:
-    """Whether an embedded world has still to be chosen for a config."""
-    draws = config.visual_prompt.prior.path
-    by_default = is_default(config.prior, config.rewards.clip) and not draws
-    return config.embedded == "by_words" and by_default
+    return embedded == "by_words" and same and not draws and clip == RewardsConfig().clip
 
 
 def prior_of(world: EmbeddedWorld, prior: PriorConfig) -> PriorConfig:

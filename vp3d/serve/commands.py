@@ -42,8 +42,8 @@ router = APIRouter()
 def checked(service: Service, body: JobRequest, pointer: str = "/prompt") -> dict[str, Any]:
     """The fields of a submit that the store keeps; a problem if the job cannot be made."""
     fields = body.model_dump(exclude={"priority"})
-    config = config_of(fields, service.store.data, service.settings.limits)
-    prompt_help.refuse_unknown(config, pointer)
+    config_of(fields, service.store.data, service.settings.limits)
+    prompt_help.refuse_unknown(body.prompt, body.negative_prompt, body.profile, pointer)
     return fields
 
 

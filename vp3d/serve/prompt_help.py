@@ -8,7 +8,6 @@ from typing import Any
 
 from vp3d.config.loader import build_config
 from vp3d.config.paths import locate
-from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.jobs.request import Limits, check_text, profile_layers
 from vp3d.prompt_reading import read_prompt
@@ -39,18 +38,17 @@ def _load(path: str) -> Vocabulary:
 
 
 def vocabularies(profile: str, prompt: str = "", negative_prompt: str = "") -> list[Vocabulary]:
-    """The vocabularies that a run of a profile would check these prompts by."""
-    texts = {"prompt": prompt, "negative_prompt": negative_prompt}
-    return vocabularies_of(build_config(None, [*profile_layers(profile), texts]))
+    """The vocabularies that a run of a profile would check these prompts by.
 
-
-def vocabularies_of(config: Config) -> list[Vocabulary]:
-    """The vocabularies of the priors of a run; of the embedded ones, that of its prompts."""
-    if config.prompt.strip() and is_open(config):
-        world = world_of(config.prompt, config.negative_prompt)
-        return [_load(world.path("vocabulary.json"))]
-    paths = [config.prior.vocabulary, config.visual_prompt.prior.vocabulary]
-    return [_load(path) for path in dict.fromkeys(paths) if path]
+    Of the embedded models, that of the prompts; the settings of a request name no models.
+    """
+    config = build_config(None, profile_layers(profile))
+    draws = config.visual_prompt.prior
+    if prompt.strip() and is_open(config.embedded, config.prior, draws.path, config.rewards.clip):
+        return [_load(world_of(prompt, negative_prompt).path("vocabulary.json"))]
+    return [
+        _load(path) for path in dict.fromkeys([config.prior.vocabulary, draws.vocabulary]) if path
+    ]
 
 
 def describe(profile: str) -> dict[str, Any]:
@@ -117,17 +115,21 @@ def _unknown(prompt: str, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     return [{"word": word, "nearest": nearest(word, vocabulary.words)[:4]} for word in unknown]
 
 
-def refuse_unknown(config: Config, pointer: str = "/prompt") -> None:
+def refuse_unknown(
+    prompt: str, negative_prompt: str, profile: str, pointer: str = "/prompt"
+) -> None:
     """The problem of a run whose prompt or negative prompt its models do not know.
 
     Args:
-        config: the settings of the run, its texts of a length that is allowed (`config_of`).
+        prompt: the prompt, of a length that is allowed (`config_of`).
+        negative_prompt: the same of it.
+        profile: the models.
         pointer: the field that the prompt came in.
     """
-    found = vocabularies_of(config)
+    found = vocabularies(profile, prompt, negative_prompt)
     for text, field, check_words in (
-        (config.prompt, pointer, check_prompt),
-        (config.negative_prompt, "/negative_prompt", check_negative_prompt),
+        (prompt, pointer, check_prompt),
+        (negative_prompt, "/negative_prompt", check_negative_prompt),
     ):
         answer = _read(text, found, check_words)
         if not answer["ok"]:
