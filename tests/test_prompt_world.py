@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from vp3d.config.paths import ASSETS
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
 from vp3d.prompt_world import known_worlds, read_world
+from vp3d.prompts import check_negative_prompt, check_prompt, load_vocabulary
 from vp3d.worlds.household import HOUSEHOLD, NOUNS, library_world, vocabulary
 
 
@@ -117,3 +119,37 @@ def test_older_runs_have_the_models_that_they_name() -> None:
     stored = {"config_version": 4, "prior": {"resolution": 64}}
     assert migrate(stored) == {"prior": {"resolution": 64}, "embedded": "given"}
     assert migrate({"config_version": 4, "seed": 3}) == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative_prompt"),
+    [
+        ("a red sphere", ""),
+        ("a red armchair", "a sofa"),
+        ("a red armchair", "a mushroom"),  # the household has no mushroom
+        ("a red mushroom", "a white stem"),
+        ("a red cube", "an armchair"),
+        ("a blue garden gnome", "a mushroom"),
+        ("a red zeppelin", ""),
+    ],
+)
+def test_the_service_takes_what_a_run_takes(
+    worlds: Path, prompt: str, negative_prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install 'vp3d[serve]'")
+    from vp3d.serve import prompt_help
+    from vp3d.serve.problems import Problem
+
+    monkeypatch.setattr(prompt_help, "_load", prompt_help._load.__wrapped__)  # other worlds
+    asked = load_config(prompt=prompt, negative_prompt=negative_prompt)
+    config, _ = read_prompts(asked)
+    words = load_vocabulary(paths.locate(config.prior.vocabulary))
+    assert prompt_help.vocabularies("toybox", prompt, negative_prompt) == [words]
+    try:
+        check_prompt(config.prompt, words)
+        check_negative_prompt(config.negative_prompt, words)
+    except UserError as error:
+        with pytest.raises(Problem, match=re.escape(str(error))):
+            prompt_help.refuse_unknown(prompt, negative_prompt, "toybox")
+    else:
+        prompt_help.refuse_unknown(prompt, negative_prompt, "toybox")

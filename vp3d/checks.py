@@ -14,7 +14,7 @@ from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, ExportConfig
 from vp3d.errors import UserError
 from vp3d.prompt_reading import read_prompt
-from vp3d.prompt_world import EmbeddedWorld, is_default, prior_of, shipped_world, world_of
+from vp3d.prompt_world import EmbeddedWorld, is_open, prior_of, shipped_world, world_of
 from vp3d.prompts import (
     check_negative_prompt,
     check_prompt,
@@ -113,10 +113,8 @@ def in_world(config: Config, name: str) -> Config:
 
 
 def _is_open(config: Config) -> bool:
-    """Whether an embedded world has still to be chosen."""
     draws = config.visual_prompt.prior.path
-    by_default = is_default(config.prior, config.rewards.clip) and not draws
-    return config.embedded == "by_words" and by_default
+    return is_open(config.embedded, config.prior, draws, config.rewards.clip)
 
 
 def _with_world(config: Config, world: EmbeddedWorld) -> Config:

@@ -22,20 +22,22 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 FINAL = ("succeeded", "failed", "cancelled")
-TRIES = 8  # of a call that found no server, or a busy one
+TRIES = 8  # of a call that found no server, or a busy one, or was cut off
+PATIENCE = 5  # so many times the tries, in a row, of a stream: a service restarts meanwhile
 PAUSE_S = 0.3  # before the second try; doubled each time, at most LONGEST_PAUSE_S
 LONGEST_PAUSE_S = 5.0
 TIMEOUT_S = 60.0  # without a byte; a quiet event stream sends a comment every 15 s
 CHUNK = 256 << 10  # bytes of a download read at once
 BUSY = (429, 503)  # answers after which the same call may succeed later
 LOST = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+Result = TypeVar("Result")
 
 
 class ServiceError(Exception):
@@ -169,7 +171,7 @@ class Client:
         url: where it is, for example http://127.0.0.1:8765.
         token: its token; "" takes VP3D_TOKEN, and none if that is not set.
         timeout_s: seconds without a byte after which a connection counts as lost.
-        tries: how often a call is tried.
+        tries: how often a call is tried; a stream, five times as often in a row.
     """
 
     def __init__(
@@ -216,8 +218,8 @@ class Client:
     def upload(self, path: str | os.PathLike[str]) -> str:
         """Send a reference picture; its id is the `image` of a submit."""
         data = Path(path).read_bytes()
-        found = self._json("POST", "/v1/uploads", data, {"Content-Type": "image/png"})
-        return str(found["id"])
+        headers = {"Content-Type": "image/png"}
+        return str(self._ask("POST", "/v1/uploads", read_json, data, headers)["id"])
 
     def job(self, job_id: str) -> Job:
         """A job by its id."""
@@ -240,27 +242,13 @@ class Client:
         if key:
             headers["Idempotency-Key"] = key
         data = None if body is None else json.dumps(body).encode()
-        return self._json(method, path, data, headers)
-
-    def _json(
-        self, method: str, path: str, data: bytes | None, headers: dict[str, str]
-    ) -> dict[str, Any]:
-        """The JSON of a reply; the call is repeated if the reply breaks off in the middle."""
-        for attempt in range(self.tries):
-            with self._open(method, path, data, headers) as reply:
-                try:
-                    text = reply.read()
-                except LOST:
-                    if attempt == self.tries - 1:
-                        raise
-                    continue
-            return dict(json.loads(text)) if text else {}
-        raise AssertionError("unreachable")
+        return self._ask(method, path, read_json, data, headers)
 
     def events(self, path: str, after: int = 0) -> Iterator[Event]:
         """The events of a stream; it is opened again wherever it breaks."""
         last, misses = after, 0
         while True:
+            pause = PAUSE_S
             try:
                 headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last)}
                 with self._open("GET", path, None, headers) as reply:
@@ -269,11 +257,10 @@ class Client:
                         if event.id > last:
                             last = event.id
                             yield event
-            except LOST:
+            except LOST as error:
+                pause = pause_after(error, misses, PATIENCE * self.tries)
                 misses += 1
-                if misses > self.tries:
-                    raise
-            time.sleep(min(PAUSE_S * 2**misses, LONGEST_PAUSE_S))
+            time.sleep(pause)
 
     def download(self, path: str, target: Path) -> Path:
         """Write a file of the service to `target`; ValueError if its hash is wrong.
@@ -282,13 +269,7 @@ class Client:
         """
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
-            for attempt in range(self.tries):
-                try:
-                    digest, tag = self._transfer(path, temporary)
-                    break
-                except LOST:
-                    if attempt == self.tries - 1:
-                        raise
+            digest, tag = self._ask("GET", path, lambda reply: write_reply(reply, temporary))
             if digest != tag:
                 raise ValueError(f"{path} arrived damaged: its SHA-256 is not {tag}")
             temporary.replace(target)
@@ -296,46 +277,36 @@ class Client:
             temporary.unlink(missing_ok=True)
         return target
 
-    def _transfer(self, path: str, target: Path) -> tuple[str, str]:
-        """Write a file; its SHA-256, and the one that the service gave."""
-        digest, count = hashlib.sha256(), 0
-        with self._open("GET", path) as reply, target.open("wb") as stream:
-            tag = reply.headers.get("ETag", "").strip('"')
-            while data := reply.read(CHUNK):
-                digest.update(data)
-                stream.write(data)
-                count += len(data)
-            if count < int(reply.headers.get("Content-Length") or 0):
-                raise http.client.IncompleteRead(b"")
-        return digest.hexdigest(), tag
-
-    def _open(
+    def _ask(
         self,
         method: str,
         path: str,
+        read: Callable[[Any], Result],
         data: bytes | None = None,
         headers: dict[str, str] | None = None,
-    ) -> Any:
-        """The reply of a call, repeated while no server or only a busy one answers."""
+    ) -> Result:
+        """What `read` makes of the reply to a call.
+
+        Both are repeated, `tries` times together, while no server or only a busy one answers, or
+        the reply breaks off in the middle.
+        """
         for attempt in range(self.tries):
-            request = urllib.request.Request(self.url + path, data, headers or {}, method=method)
-            if self.token:
-                request.add_unredirected_header("Authorization", f"Bearer {self.token}")
-            pause = min(PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
             try:
-                return self.opener.open(request, timeout=self.timeout_s)
-            except urllib.error.HTTPError as error:
-                with error:
-                    problem = read_problem(error)
-                    if error.code not in BUSY or attempt == self.tries - 1:
-                        raise ServiceError(error.code, problem) from None
-                    wait = error.headers.get("Retry-After", "")
-                pause = min(float(wait), LONGEST_PAUSE_S) if wait.isdigit() else pause
-            except LOST:
-                if attempt == self.tries - 1:
-                    raise
+                with self._open(method, path, data, headers) as reply:
+                    return read(reply)
+            except LOST as error:
+                pause = pause_after(error, attempt, self.tries)
             time.sleep(pause)
         raise AssertionError("unreachable")
+
+    def _open(
+        self, method: str, path: str, data: bytes | None, headers: dict[str, str] | None
+    ) -> Any:
+        """The reply of one call, to be read and closed."""
+        request = urllib.request.Request(self.url + path, data, headers or {}, method=method)
+        if self.token:
+            request.add_unredirected_header("Authorization", f"Bearer {self.token}")
+        return self.opener.open(request, timeout=self.timeout_s)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -343,6 +314,51 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *arguments: Any, **keywords: Any) -> None:
         """No request follows."""
+
+
+def pause_after(error: Exception, attempt: int, tries: int) -> float:
+    """Seconds to wait before a call is tried again.
+
+    Args:
+        error: one of `LOST`, of the try.
+        attempt: the number of the try, from 0.
+        tries: how many there may be.
+
+    Raises:
+        ServiceError: the service refused the call, or is still busy at the last try.
+        Exception: `error`, at the last try.
+    """
+    is_last = attempt + 1 >= tries
+    pause = min(PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
+    if not isinstance(error, urllib.error.HTTPError):
+        if is_last:
+            raise error
+        return pause
+    with error:
+        problem = read_problem(error)
+    if error.code not in BUSY or is_last:
+        raise ServiceError(error.code, problem) from None
+    wait = error.headers.get("Retry-After", "")
+    return min(float(wait), LONGEST_PAUSE_S) if wait.isdecimal() else pause
+
+
+def read_json(reply: Any) -> dict[str, Any]:
+    """The JSON object of a reply; empty for a reply without a body."""
+    text = reply.read()
+    return dict(json.loads(text)) if text else {}
+
+
+def write_reply(reply: Any, target: Path) -> tuple[str, str]:
+    """Write the file of a reply; its SHA-256, and the one that the service gave."""
+    digest, count = hashlib.sha256(), 0
+    with target.open("wb") as stream:
+        while data := reply.read(CHUNK):
+            digest.update(data)
+            stream.write(data)
+            count += len(data)
+    if count < int(reply.headers.get("Content-Length") or 0):
+        raise http.client.IncompleteRead(b"")
+    return digest.hexdigest(), reply.headers.get("ETag", "").strip('"')
 
 
 def read_problem(reply: Any) -> dict[str, Any]:

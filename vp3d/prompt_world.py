@@ -98,11 +98,18 @@ def known_worlds() -> list[EmbeddedWorld]:
     return [world for folder in folders if (world := read_world(folder)) is not None]
 
 
-def is_default(prior: PriorConfig, clip: str) -> bool:
-    """Whether prior and reward CLIP are those that a config names by default."""
+def is_open(embedded: str, prior: PriorConfig, draws: str, clip: str) -> bool:
+    """Whether an embedded world has still to be chosen by the words.
+
+    Args:
+        embedded: the field of that name of a config.
+        prior: its prior; a world is chosen only for the default one.
+        draws: `visual_prompt.prior.path`; a world is chosen only for none.
+        clip: `rewards.clip`; a world is chosen only for the default one.
+    """
     default = PriorConfig()
     same = all(getattr(prior, field) == getattr(default, field) for field in PRIOR_FIELDS)
-    return same and clip == RewardsConfig().clip
+    return embedded == "by_words" and same and not draws and clip == RewardsConfig().clip
 
 
 def prior_of(world: EmbeddedWorld, prior: PriorConfig) -> PriorConfig:

@@ -44,6 +44,7 @@ def test_both_kinds_of_prompt_file_say_the_same(tmp_path: Path) -> None:
         ('{"prompt": "a", "seed": -1}', "whole number"),
         ('{"prompt": "a", "seed": true}', "whole number"),
         ('{"prompt": "a", "seed": 1.5}', "whole number"),
+        (f'{{"prompt": "a", "seed": {2**62 + 1}}}', "is above 4611686018427387904"),
         ('{"prompt": "a", "image": "x.png"}', "'image' is not read"),
         ('{"prompt": "a", "prompt": "b"}', "line 2"),
     ],

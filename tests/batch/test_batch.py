@@ -92,7 +92,7 @@ def test_the_page_shows_every_asset_and_its_links_lead_somewhere(plain: Settings
 
 def test_more_candidates_are_added_and_the_best_is_taken(root: Path, plain: Settings) -> None:
     prompts = write_prompts(root / "one.txt", "a red sphere")
-    copy = Settings(root / "more", plain.preset, plain.files, plain.overrides)
+    copy = Settings(root / "more", plain.preset, plain.files, plain.overrides, light="")
     shutil.copytree(plain.folder, copy.folder)
     before = times(copy.folder)
     (line,) = run_batch(prompts, copy, BatchOptions(best_of=2))
@@ -138,6 +138,7 @@ def test_sigterm_leaves_the_folder_ready_for_the_same_command(root: Path) -> Non
     _, err = driver.communicate(timeout=100)
     assert driver.returncode == 130 and "Traceback" not in err
     (line,) = run_batch(prompts, settings, BatchOptions())
+    assert "<title>Batch" in (settings.folder / PAGE).read_text()
     assert line["failure"] == "" and len(list(settings.folder.glob("runs/*/*"))) == 1
 
 
@@ -190,7 +191,7 @@ def test_a_wrong_request_is_one_line_and_makes_nothing(
 
 
 def test_a_folder_of_other_settings_is_refused(root: Path, plain: Settings) -> None:
-    other = Settings(plain.folder, plain.preset, plain.files, ("optim.steps=5",))
+    other = Settings(plain.folder, plain.preset, plain.files, ("optim.steps=5",), light="")
     with pytest.raises(UserError, match="optim.steps was 4 and is 5 now"):
         run_batch(root / "plain.txt", other, BatchOptions())
     assert list(plain.folder.glob("results/*.json"))

@@ -29,8 +29,8 @@ def test_candidates_are_kept_and_listed_and_the_highest_score_is_printed(
     best = max(found, key=lambda one: one["score"])
     assert chosen == folder / best["run"] and line["seed"] == best["seed"]
     page = (folder / PAGE).read_text()
-    assert page.count("<img") == 3 and f"seed {best['seed']}: reward" in page
-    assert f"<b>seed {best['seed']}" in page
+    assert page.count("<img") == 2 and f"seed {best['seed']}: reward" in page
+    assert f"<b>seed {best['seed']}" in page and "<title>Candidates" in page
     # the same request makes nothing again, and says the same
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/model.glb")}
     assert len(before) == 2
@@ -49,6 +49,7 @@ def test_candidates_are_kept_and_listed_and_the_highest_score_is_printed(
         (["a red sphere", "--candidates", "0"], "from 1 to 1000, not 0"),
         (["a red sphere", "--candidates", "1001"], "from 1 to 1000, not 1001"),
         (["a red zeppelin", "--candidates", "2"], "zeppelin"),
+        (["a red sphere", "--seed", str(2**63 - 2), "--candidates", "3"], "give a lower --seed"),
         (["a red\tsphere", "--candidates", "2"], "control character"),
     ],
 )

@@ -6,9 +6,13 @@ import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
+from http.client import IncompleteRead
+from pathlib import Path
 
 import pytest
 
+from tests.helpers.service import free_port
+from vp3d import client
 from vp3d.client import Client, Event, ServiceError, read_events
 
 GLB = b"glTF of a test"
@@ -29,6 +33,10 @@ class Answers(http.server.BaseHTTPRequestHandler):
         elif self.path == "/refused":
             self.reply(422, b'{"code": "unknown_words", "detail": "mushrom?"}')
         elif self.path == "/cut" and times < 3:
+            self.reply(200, b'{"ok"', {}, length=100)
+        elif self.path == "/bad" and times % 2:
+            self.reply(503, b"{}")
+        elif self.path == "/bad":
             self.reply(200, b'{"ok"', {}, length=100)
         elif self.path == "/file-cut" and times < 3:
             tag = hashlib.sha256(GLB).hexdigest()
@@ -84,10 +92,30 @@ def test_a_busy_server_is_asked_again(server):
 
 def test_a_reply_that_breaks_off_in_the_middle_is_asked_for_again(server, tmp_path):
     url, asked = server
-    client = Client(url)
-    assert client.call("GET", "/cut") == {"ok": True}
-    assert client.download("/file-cut", tmp_path / "a.glb").read_bytes() == GLB
+    reader = Client(url)
+    assert reader.call("GET", "/cut") == {"ok": True}
+    assert reader.download("/file-cut", tmp_path / "a.glb").read_bytes() == GLB
     assert [path for path, _ in asked] == ["/cut"] * 3 + ["/file-cut"] * 3
+
+
+def test_tries_count_together_for_a_busy_answer_and_a_broken_one(server, monkeypatch):
+    url, asked = server
+    waited: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waited.append)
+    with pytest.raises(IncompleteRead):
+        Client(url, tries=4).call("GET", "/bad")
+    assert len(asked) == 4 and waited == [0.3, 0.6, 1.2]
+    with pytest.raises(ServiceError, match="503"):
+        Client(url, tries=3).download("/bad", Path("never"))
+    assert len(asked) == 4 + 3
+
+
+def test_a_stream_without_a_server_ends_after_its_tries(monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waited.append)
+    with pytest.raises(OSError, match="refused"):
+        next(Client(f"http://127.0.0.1:{free_port()}", tries=1).events("/stream"))
+    assert len(waited) == client.PATIENCE - 1
 
 
 def test_a_refusal_has_its_code(server):
@@ -113,10 +141,10 @@ def test_a_broken_stream_continues_after_the_last_complete_event(server):
 
 
 def test_a_download_is_complete_and_right_or_not_there(server, tmp_path):
-    client = Client(server[0])
-    assert client.download("/file", tmp_path / "a.glb").read_bytes() == GLB
+    reader = Client(server[0])
+    assert reader.download("/file", tmp_path / "a.glb").read_bytes() == GLB
     with pytest.raises(ValueError, match="damaged"):
-        client.download("/file-damaged", tmp_path / "b.glb")
+        reader.download("/file-damaged", tmp_path / "b.glb")
     assert [path.name for path in tmp_path.iterdir()] == ["a.glb"]
 
 

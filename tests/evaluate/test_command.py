@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import trimesh
 from tests.helpers.assets import asset_of
 from tests.helpers.tiny_models import save_manifest
 from vp3d.cli import main
+from vp3d.config.loader import load_config
 from vp3d.config.paths import ROOT
 from vp3d.engine import local
 from vp3d.engine.pool import Pool
@@ -53,7 +55,7 @@ from vp3d.export.glb import write_glb
 from vp3d.jobs.make_once import failure_of, is_finished, make
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.provenance import git_state
-from vp3d.system.files import write_json
+from vp3d.system.files import plain, write_json
 from vp3d.types import Asset, Mesh
 from vp3d.worlds.toybox.scenes import NOUNS, caption, parse_caption, uses_held_out
 from vp3d.worlds.toybox.truth import lit, true_mesh
@@ -420,6 +422,22 @@ def test_a_mesh_turns_on_the_page_as_a_run_does(tmp_path: Path, finished_run: As
     write_asset_turntable(FoundAsset(finished_run.mesh), result)
     assert [path.name for path in result.parent.iterdir()] == ["k.mp4"]
     assert "data:video/mp4" in turntable(tmp_path / "turntable", result)
+
+
+def test_a_suite_bakes_the_light_in_unless_a_file_or_an_override_sets_it(tmp_path: Path) -> None:
+    file, word = tmp_path / "own.yaml", "export.light=removed"
+    file.write_text("export: {light: removed}\n")
+
+    def light(**settings: Any) -> str:
+        return Settings(tmp_path, **settings).config().export.light
+
+    assert light() == light(preset="high") == light(overrides=("export.grid=72",)) == "baked"
+    assert light(files=(file,)) == light(overrides=(word,)) == "removed"
+    assert light(files=(file,), overrides=("export.light=baked",)) == "baked"
+    assert light(light="") == load_config().export.light == "removed"
+    # the folders of older versions have this configuration
+    given = Settings(tmp_path, overrides=("export.light=baked",)).config()
+    assert plain(Settings(tmp_path).config()) == plain(given)
 
 
 def test_table_and_page_tell_how_the_assets_were_made(tmp_path: Path) -> None:

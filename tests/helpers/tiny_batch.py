@@ -19,7 +19,7 @@ def tiny_settings(root: Path, work: str = "work", steps: int = 4) -> Settings:
         config = dataclasses.replace(tiny_config(root), image="", output_dir="outputs")
         config.optim.steps = steps
         save_config(config, file)
-    return Settings(root / work, "standard", (file,))
+    return Settings(root / work, "standard", (file,), light="")
 
 
 def words_of(settings: Settings, prompts: Path) -> list[str]:

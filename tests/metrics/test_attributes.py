@@ -81,6 +81,11 @@ def test_suite_lines() -> None:
         ("a cube seed=-1", "line 1"),
         ("# -", "no prompts"),
         ("seed=3", "no prompt"),
+        (
+            f"a cube seed={2**62}\na ball seed={2**62 + 1}",
+            "line 2: seed 4611686018427387905 is above",
+        ),
+        ("a cube seed=" + "9" * 5000, "line 1: seed 9+ is above"),
     ],
 )
 def test_suite_mistakes_name_the_line(text: str, message: str) -> None:

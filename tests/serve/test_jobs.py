@@ -62,23 +62,29 @@ def test_artifacts_have_their_hash_and_ranges(finished, working, tmp_path):
     data = path.read_bytes()
     assert hashlib.sha256(data).hexdigest() == listed["model.glb"]["sha256"]
     url = listed["model.glb"]["url"]
-    client = working.client()
-    with client._open("GET", url, None, {"Range": "bytes=4-11"}) as reply:
-        assert (reply.status, reply.read()) == (206, data[4:12])
-        assert reply.headers["Content-Range"] == f"bytes 4-11/{len(data)}"
-    with client._open("GET", url, None, {"Range": "bytes=-8"}) as reply:
-        assert reply.read() == data[-8:]
-    for headers, status in (({"If-None-Match": f'"{listed["model.glb"]["sha256"]}"'}, 304),):
+
+    def get(address: str = url, **headers: str):
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return working.client()._ask(
+            "GET",
+            address,
+            lambda reply: (reply.status, reply.read(), reply.headers["Content-Range"]),
+            headers=names,
+        )
+
+    size = len(data)
+    assert get(Range="bytes=4-11") == (206, data[4:12], f"bytes 4-11/{size}")
+    assert get(Range="bytes=-8")[1] == data[-8:]
+    refused = [({"If_None_Match": f'"{listed["model.glb"]["sha256"]}"'}, 304)]
+    refused += [({"Range": f"bytes={size}-"}, 416)]
+    refused += [
+        ({"address": url.replace("model.glb", name)}, 404)
+        for name in ("config.yaml", "..%2Fconfig.yaml", "events.jsonl")
+    ]
+    for asked, status in refused:
         with pytest.raises(ServiceError) as caught:
-            client._open("GET", url, None, headers)
+            get(**asked)
         assert caught.value.status == status
-    with pytest.raises(ServiceError) as caught:
-        client._open("GET", url, None, {"Range": f"bytes={len(data)}-"})
-    assert caught.value.status == 416
-    for name in ("config.yaml", "..%2Fconfig.yaml", "events.jsonl"):
-        with pytest.raises(ServiceError) as caught:
-            client._open("GET", url.replace("model.glb", name))
-        assert caught.value.status == 404
 
 
 @pytest.mark.slow

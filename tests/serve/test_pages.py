@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -28,6 +31,28 @@ def test_the_gallery_shows_the_second_view_of_the_contact_sheet():
     shown = page.crop((round(left), round(top), round(left + SIDE), round(top + SIDE)))
     assert scale == pytest.approx(1.0, abs=0.002)
     assert (np.asarray(shown) == (255, 0, 0)).all(axis=-1).mean() > 0.99
+
+
+ASKS = """
+let asked = 0;
+globalThis.window = new EventTarget();
+const status = () => (asked === 4 ? 503 : 200);
+globalThis.fetch = async () => Response.json({ asked: ++asked }, { status: status() });
+const { info } = await import("./api.mjs");
+const found = [];
+for (const again of [false, false, true, false, true, true, false, true])
+  found.push(await info(again).then((one) => one.asked, (error) => error.status));
+console.log(JSON.stringify(found));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_what_the_service_is_is_asked_again_where_it_may_have_changed(tmp_path):
+    shutil.copy(STATIC / "api.js", tmp_path / "api.mjs")
+    (tmp_path / "asks.mjs").write_text(ASKS)
+    done = subprocess.run(["node", "asks.mjs"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stderr, json.loads(done.stdout)) == ("", [1, 1, 2, 2, 3, 503, 5, 6])
+    assert "info(true)" in (STATIC / "make.js").read_text()  # the list of profiles
 
 
 def test_every_module_that_is_imported_or_preloaded_exists():

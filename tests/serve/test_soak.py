@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import http.server
 import json
 import re
+import threading
 from datetime import UTC, datetime
 
 import pytest
 
-from tests.helpers.service import ROOT
+from tests.helpers.service import ROOT, RunningService
 from tests.serve import soak, soak_jobs
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install 'vp3d[serve]'")
@@ -50,6 +52,29 @@ def test_the_error_of_an_estimate_is_taken_after_a_quarter_of_the_time(tmp_path)
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     finished = datetime.fromtimestamp(began + 100, UTC).isoformat()
     assert soak_jobs.eta_error(log, finished) == pytest.approx(20 / 80)
+
+
+def test_what_a_stream_repeats_is_heard(tmp_path):
+    class Repeats(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            after = int(self.headers["Last-Event-ID"])
+            events = [
+                f"id: {n}\nevent: step\ndata: {{}}\n\n" for n in (after, after + 1, after + 2)
+            ]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write("".join(events).encode())
+
+        def log_message(self, *_) -> None:
+            """Be quiet."""
+
+    service = RunningService(tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", service.port), Repeats) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = [soak.listen(service, "job_x", 4, count) for count in (2, None)]
+        server.shutdown()
+    assert [[event.id for event in events] for events in found] == [[4, 5], [4, 5, 6]]
+    assert soak.listen(service, "job_x", 4, None) == []  # nobody answers
 
 
 def test_steps_below_a_checkpoint_are_counted(tmp_path):

@@ -124,6 +124,19 @@ def test_jobs_are_listed_by_when_they_were_made_and_page_by_page(tmp_path):
     assert [job.id for job in paged] == [job.id for job in listed]
 
 
+def test_a_page_of_jobs_is_read_in_the_order_of_an_index(tmp_path):
+    Store(tmp_path).connection().execute("DROP INDEX by_created")  # a store of an older version
+    store = Store(tmp_path)
+    job = store.find(submit(store))
+    asked: list[str] = []
+    store.connection().set_trace_callback(asked.append)
+    store.jobs(before=(job.created, job.seq))
+    store.connection().set_trace_callback(None)
+    (query,) = asked
+    plan = [row[3] for row in store.connection().execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert plan == ["SCAN jobs USING INDEX by_created"]
+
+
 def test_a_key_gives_the_first_jobs_and_refuses_another_body(tmp_path):
     store = Store(tmp_path)
     first, replayed = store.submit([CUBE, CUBE], Key("k", "digest"))

@@ -69,7 +69,7 @@ def test_the_page_uses_model_viewer_only_if_it_is_the_pinned_one(monkeypatch, tm
 
 
 def test_what_is_vendored_here_is_the_pinned_version():
-    found = [(vendor.FOLDER, vendor.MODEL_VIEWER)]
-    for folder, wanted in found:
-        path = folder / wanted.name
-        assert not path.is_file() or wanted.is_whole(path.read_bytes())
+    path = vendor.FOLDER / vendor.MODEL_VIEWER.name
+    if not path.is_file():
+        pytest.skip("nothing is vendored here; `make vendor` does")
+    assert vendor.MODEL_VIEWER.is_whole(path.read_bytes())

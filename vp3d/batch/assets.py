@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vp3d.errors import UserError
-from vp3d.evaluate.prompt_file import SuitePrompt, read_prompt_text, read_suite
+from vp3d.evaluate.prompt_file import (
+    SuitePrompt,
+    prompt_of_line,
+    read_prompt_text,
+    read_suite,
+)
 from vp3d.evaluate.prompt_tasks import hash_of
 from vp3d.evaluate.runner import Task
 from vp3d.jobs.best_of import highest
@@ -18,7 +23,6 @@ from vp3d.system.files import JsonError, parse_json
 
 GROUP = "batch"  # the prompt set of every task
 KEYS = {"prompt", "seed"}  # of a line of a .jsonl file
-HIGHEST_SEED = 2**62  # of a line; --seeds and --best-of add to it
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,7 @@ def read_prompts(path: Path) -> list[SuitePrompt]:
     """
     found = read_suite(path) if path.suffix.lower() != ".jsonl" else read_lines(path)
     for entry in found:
-        where = f"{path}, line {entry.line}"
-        check_text(entry.prompt, f"prompt of {where}")
-        if entry.seed > HIGHEST_SEED:
-            raise UserError(f"{where}: seed {entry.seed} is above {HIGHEST_SEED}")
+        check_text(entry.prompt, f"prompt of {path}, line {entry.line}")
     return found
 
 
@@ -79,7 +80,7 @@ def read_line(text: str, where: str, number: int = 0) -> SuitePrompt:
         raise UserError(f'{where}: there is no prompt; add a text as "prompt"')
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UserError(f"{where}: seed {seed!r} is not a whole number >= 0")
-    return SuitePrompt(prompt, seed, number)
+    return prompt_of_line(prompt, seed, where, number)
 
 
 def assets_of(prompts: Sequence[SuitePrompt], seeds: int, best_of: int) -> list[Asset]:

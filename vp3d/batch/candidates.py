@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vp3d.batch.assets import assets_of
-from vp3d.batch.command import BatchOptions, make_assets
+from vp3d.batch.command import make_assets
 from vp3d.batch.publish import PAGE
 from vp3d.errors import UserError
 from vp3d.evaluate.prompt_file import SuitePrompt
@@ -35,7 +35,7 @@ def make_candidates(prompt: str, seed: int, count: int, settings: Settings) -> P
         ResourceError: memory or disk space ran out.
     """
     (asset,) = assets_of([SuitePrompt(prompt, seed)], 1, count)
-    (line,) = make_assets([asset], settings, BatchOptions(best_of=count))
+    (line,) = make_assets([asset], settings)
     if line["failure"]:
         raise UserError(
             f"all {count} candidates failed, the first because {line['reason']}; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from typing import Any
 from vp3d.batch.assets import Asset, assets_of, read_prompts, shard_of
 from vp3d.batch.make import make_asset
 from vp3d.batch.publish import LINES, PAGE, append_line, line_of, publish, read_records
-from vp3d.config.loader import load_config
 from vp3d.engine.pool import Pool
 from vp3d.errors import UserError
 from vp3d.evaluate.runner import Record, Settings, Task, lock_to_settings, run_tasks
 from vp3d.system.console import say
 
 MOST_RUNS = 1_000_000  # of a batch
+RESTARTING = Pool(restarts=None)  # a process that dies is replaced, without limit
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BatchOptions:
     seeds: int = 1
     best_of: int = 1
     shard: tuple[int, int] = (0, 1)
-    pool: Pool = Pool(restarts=None)
+    pool: Pool = RESTARTING
 
 
 def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[dict[str, Any]]:
@@ -52,11 +52,14 @@ def run_batch(prompts: Path, settings: Settings, options: BatchOptions) -> list[
             f" are {runs:,} runs; a batch takes at most {MOST_RUNS:,}: split the prompt file"
         )
     every = assets_of(entries, options.seeds, options.best_of)
-    return make_assets(every, settings, options)
+    return make_assets(every, settings, options.shard, options.pool)
 
 
 def make_assets(
-    every: Sequence[Asset], settings: Settings, options: BatchOptions
+    every: Sequence[Asset],
+    settings: Settings,
+    shard: tuple[int, int] = (0, 1),
+    pool: Pool = RESTARTING,
 ) -> list[dict[str, Any]]:
     """Make the assets that are not finished, and publish all that are.
 
@@ -66,7 +69,8 @@ def make_assets(
     Args:
         every: the assets, of all shards.
         settings: how the assets are made; its folder may be shared by shards and machines.
-        options: how many, which of them, and by what.
+        shard: (i, n) for every n-th asset from i on.
+        pool: what makes them.
 
     Returns:
         The lines of `batch.jsonl` of this shard's assets that are finished.
@@ -76,9 +80,8 @@ def make_assets(
             weights or Ray are missing; nothing has been made then.
         ResourceError: memory or disk space ran out.
     """
-    settings = as_generate(settings)
-    mine = shard_of(every, *options.shard)
-    _check(every, settings, options)
+    mine = shard_of(every, *shard)
+    _check(every, settings, pool)
     lock_to_settings(settings, {"suite": "batch"}, ())
     tasks = [task for asset in mine for task in asset.candidates]
     owners = {(task.prompt, task.seed): asset for asset in mine for task in asset.candidates}
@@ -88,7 +91,7 @@ def make_assets(
                 tasks,
                 settings,
                 make_asset,
-                options.pool,
+                pool,
                 refuse=False,
                 on_record=partial(_note, owners, settings),
             )
@@ -99,18 +102,9 @@ def make_assets(
     return [line for line in lines if line is not None]
 
 
-def as_generate(settings: Settings) -> Settings:
-    """The same settings, with the light that `generate` would leave in or take out of the colours.
-
-    The suites of `evaluate` keep the light in by default, as their true scenes have it.
-    """
-    light = load_config(settings.preset, settings.files, settings.overrides).export.light
-    return replace(settings, overrides=(*settings.overrides, f"export.light={light}"))
-
-
-def _check(every: Sequence[Asset], settings: Settings, options: BatchOptions) -> None:
+def _check(every: Sequence[Asset], settings: Settings, pool: Pool) -> None:
     """Refuse what cannot work, and two lines that ask for the same run."""
-    options.pool.check(settings.config().cuda.memory_gb)
+    pool.check(settings.config().cuda.memory_gb)
     owner: dict[str, Task] = {}
     for task in (task for asset in every for task in asset.candidates):
         if owner.setdefault(task.key, task) is not task:

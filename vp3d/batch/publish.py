@@ -108,7 +108,7 @@ def publish(assets: Sequence[Asset], settings: Settings) -> list[dict[str, Any]]
                 lines.append(line)
                 cards.append(card(asset, line, settings))
         write_text(settings.folder / LINES, "".join(map(as_text, lines)))
-        write_text(settings.folder / PAGE, page(lines, cards, len(assets), settings))
+        write_text(settings.folder / PAGE, page(lines, cards, assets, settings))
     finally:
         lock.release()
     return lines
@@ -121,19 +121,30 @@ def read_records(asset: Asset, settings: Settings) -> dict[str, Record]:
 
 
 def page(
-    lines: Sequence[Mapping[str, Any]], cards: Sequence[str], count: int, settings: Settings
+    lines: Sequence[Mapping[str, Any]],
+    cards: Sequence[str],
+    assets: Sequence[Asset],
+    settings: Settings,
 ) -> str:
-    """The page of a batch: its facts, and a card for each of the assets that are finished."""
+    """The page of a batch: its facts, and a card for each of the assets that are finished.
+
+    Args:
+        lines: the lines of `batch.jsonl`.
+        cards: the card of each line.
+        assets: all assets of the batch; the page of one with several candidates is called so.
+        settings: has the preset.
+    """
     failures = sum(bool(line["failure"]) for line in lines)
     spent = sum(found["seconds"] or 0.0 for line in lines for found in line["candidates"])
     facts = {
         "preset": settings.preset,
-        "assets": f"{len(lines)} of {count}",
+        "assets": f"{len(lines)} of {len(assets)}",
         "failed": str(failures),
         "time of the runs": clock(spent),
     }
     shown = f'{STYLE}<div class="assets">{"".join(cards)}</div>'
-    title = "Batch" if count > 1 else "Candidates"
+    of_one = len(assets) == 1 and len(assets[0].candidates) > 1
+    title = "Candidates" if of_one else "Batch"
     return html.document(title, facts, "", [html.section("Every asset", shown)])
 
 
@@ -149,17 +160,21 @@ def card(asset: Asset, line: Mapping[str, Any], settings: Settings) -> str:
 
 
 def others(asset: Asset, line: Mapping[str, Any], settings: Settings) -> str:
-    """The candidates of an asset, the chosen one in bold; nothing if there is one alone."""
+    """The candidates of an asset, the chosen one in bold; nothing if there is one alone.
+
+    The card has the picture of the chosen one.
+    """
     if len(line["candidates"]) < 2:
         return ""
     rows = []
     for found in line["candidates"]:
         score = "no score" if found["score"] is None else f"reward {found['score']:.3f}"
-        words = f"seed {found['seed']}: {score}"
+        words, shown = f"seed {found['seed']}: {score}", ""
         if found["seed"] == line["seed"]:
             words = f"<b>{words}, chosen</b>"
+        else:
+            shown = picture(asset, found["seed"], settings)
         report = {"report": f"{found['run']}/{REPORT}"} if found["run"] else {}
-        shown = picture(asset, found["seed"], settings)
         rows.append(f"{shown}<figcaption>{words} {linked(report)}{failed(found)}</figcaption>")
     title = f"<summary>{len(rows)} candidates</summary>"
     return f"<details>{title}{''.join(rows)}</details>"

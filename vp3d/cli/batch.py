@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vp3d.engine.pool import Pool
     from vp3d.evaluate.runner import Settings
 
-    settings = Settings(work.absolute(), arguments.preset, tuple(files), tuple(overrides))
+    settings = Settings(work.absolute(), arguments.preset, tuple(files), tuple(overrides), light="")
     options = BatchOptions(
         arguments.seeds,
         arguments.best_of,

@@ -23,7 +23,7 @@ from vp3d.cli.arguments import (
     split_words,
 )
 from vp3d.config.paths import ROOT, expand, program
-from vp3d.config.schema import Config
+from vp3d.config.schema import LAST_SEED, Config
 from vp3d.errors import UserError
 from vp3d.prompts import check_text
 from vp3d.weights.catalogue import MODELS
@@ -99,6 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"not {arguments.candidates}"
         )
     config = config_of(arguments)
+    if config.seed + arguments.candidates - 1 > LAST_SEED:
+        raise UserError(
+            f"--candidates {arguments.candidates} of seed {config.seed} need seeds above "
+            f"{LAST_SEED}; give a lower --seed"
+        )
     if arguments.candidates > 1:
         sys.stdout.write(f"{best_candidate(config, arguments.candidates)}\n")
         return 0
@@ -131,7 +136,7 @@ def best_candidate(config: Config, count: int) -> Path:
     folder = expand(config.output_dir).absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / SETTINGS)
-    settings = Settings(folder, config.preset, (folder / SETTINGS,))
+    settings = Settings(folder, config.preset, (folder / SETTINGS,), light="")
     return make_candidates(config.prompt, config.seed, count, settings)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -49,9 +49,10 @@ def load_config(
     preset: str | None = None,
     files: Sequence[Path | str] = (),
     overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Config:
-    """The defaults, changed by a preset, then by files, by overrides and by settings.
+    """The defaults, changed by a preset, then by base, files, overrides and settings.
 
     Args:
         preset: a name of PRESETS; None takes the one that the other layers name, else `standard`.
@@ -59,7 +60,8 @@ def load_config(
             vp3d/config/threestudio.py). A name such as "configs/sds.yaml" is found from any
             folder.
         overrides: texts as on the command line, such as `optim.steps=600`.
-        settings: the same by keyword, groups as mappings: `optim={"steps": 600}`.
+        base: settings below the files, groups as mappings: `{"optim": {"steps": 600}}`.
+        settings: the same by keyword, above all others: `optim={"steps": 600}`.
 
     Returns:
         A new Config; nothing in it is shared. Its prompt may be empty.
@@ -75,7 +77,7 @@ def load_config(
     for file in files:
         check_address(str(file), "config file")
     layers = read_layers([locate(str(file)) for file in files], list(overrides)).layers
-    return build_config(preset, [*layers, settings])
+    return build_config(preset, [dict(base or {}), *layers, settings])
 
 
 def build_config(preset: str | None, layers: list[dict[str, Any]]) -> Config:

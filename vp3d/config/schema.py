@@ -24,6 +24,7 @@ class Range:
     high: float = float("inf")
 
 
+LAST_SEED = 2**63 - 1  # the generators take no higher one
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
 Degrees = Annotated[float, Range(0, 180)]
@@ -456,7 +457,7 @@ class Config:
     image: str = ""  # reference picture to use as the visual prompt; "" draws one
     mask: str = ""  # picture that is white on the object of `image`; "" finds the object
     # another seed gives another variant; the same seed gives the same bytes
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Annotated[int, Range(0, LAST_SEED)] = 0
     preset: Literal["draft", "standard", "high"] = "standard"  # how much work to put in
     # auto takes a CUDA device if torch sees one; cuda without one is an error
     backend: Literal["auto", "cpu", "cuda"] = "auto"

@@ -13,6 +13,8 @@ from pathlib import Path
 from vp3d.errors import UserError
 
 SEED = re.compile(r"\s+seed=(\S+)\s*$")
+HIGHEST_SEED = 2**62  # of a line; --seeds and --best-of add to it, below LAST_SEED
+DIGITS = 100  # of a seed, leading zeros included; more are not read
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,35 @@ def parse_suite(text: str, name: str = "the suite") -> list[SuitePrompt]:
     for number, line in enumerate(text.splitlines(), 1):
         line = line.split("#")[0].strip()
         found = SEED.search(f" {line}")
+        where = f"{name}, line {number}"
         if found and not found[1].isdecimal():
-            raise UserError(f"{name}, line {number}: seed={found[1]} is not a whole number >= 0")
+            raise UserError(f"{where}: seed={found[1]} is not a whole number >= 0")
         prompt = SEED.sub("", f" {line}").strip()
         if found and not prompt:
-            raise UserError(f"{name}, line {number}: there is a seed but no prompt; add a prompt")
+            raise UserError(f"{where}: there is a seed but no prompt; add a prompt")
         if prompt:
-            prompts.append(SuitePrompt(prompt, int(found[1]) if found else 0, number))
+            prompts.append(prompt_of_line(prompt, found[1] if found else 0, where, number))
     if not prompts:
         raise UserError(f"{name} has no prompts; write one a line, like `a red sphere seed=3`")
     return prompts
+
+
+def prompt_of_line(prompt: str, seed: int | str, where: str, number: int) -> SuitePrompt:
+    """The prompt of one line of a file of any kind.
+
+    Args:
+        prompt: the prompt.
+        seed: a whole number >= 0, or its digits.
+        where: how messages call the line.
+        number: the number of the line.
+
+    Raises:
+        UserError: the seed is above `HIGHEST_SEED`.
+    """
+    digits = str(seed)
+    if len(digits) > DIGITS or int(digits) > HIGHEST_SEED:
+        raise UserError(f"{where}: seed {digits[:40]} is above {HIGHEST_SEED}")
+    return SuitePrompt(prompt, int(digits), number)
 
 
 def read_suite(path: Path) -> list[SuitePrompt]:

@@ -85,6 +85,8 @@ class Settings:
         overrides: key=value words.
         world: the embedded world whose models make the assets, where the configuration names no
             other ones; "" takes for each prompt that whose words it uses.
+        light: `export.light` where neither files nor overrides set it: the true scenes of the
+            suites are lit in the same way; "" leaves it as `generate` has it.
     """
 
     folder: Path
@@ -92,17 +94,16 @@ class Settings:
     files: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
     world: str = ""
+    light: str = "baked"
 
     def config(self, task: Task | None = None) -> Config:
         """The configuration of the runs, with the prompt, seed and picture of `task` if given."""
-        config = load_config(self.preset, list(self.files), list(self.overrides))
+        base = {"export": {"light": self.light}} if self.light else {}
+        config = load_config(self.preset, self.files, self.overrides, base)
         if task is not None:
             config.prompt, config.seed = task.prompt, task.seed
             config.image = config.image if task.image is None else task.image
-        config = in_world(config, self.world) if self.world else choose_world(config)
-        if not any(word.startswith("export.light=") for word in self.overrides):
-            config.export.light = "baked"  # the true scenes are lit in the same way
-        return config
+        return in_world(config, self.world) if self.world else choose_world(config)
 
     def result(self, task: Task) -> Path:
         """The path of the task's record."""

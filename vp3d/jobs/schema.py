@@ -14,6 +14,7 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS by_status ON jobs (status, priority DESC, seq)",
     "CREATE INDEX IF NOT EXISTS by_change ON jobs (change)",
     "CREATE INDEX IF NOT EXISTS by_batch ON jobs (batch)",
+    "CREATE INDEX IF NOT EXISTS by_created ON jobs (created, seq)",
     """CREATE TABLE IF NOT EXISTS keys (
         name TEXT PRIMARY KEY, digest TEXT NOT NULL, jobs TEXT NOT NULL, created REAL NOT NULL)""",
     "CREATE TABLE IF NOT EXISTS deleted (id TEXT PRIMARY KEY)",

@@ -16,6 +16,7 @@ from vp3d.jobs.executors import WorkerPool
 from vp3d.jobs.request import CEILINGS, settable_keys
 from vp3d.jobs.store import ACTIVE, FINAL, Job, Store
 from vp3d.serve import commands, prompt_help
+from vp3d.serve.commands import JobId
 from vp3d.serve.files import respond_file
 from vp3d.serve.guards import Guard, same_text
 from vp3d.serve.models import (
@@ -34,7 +35,6 @@ from vp3d.serve.streams import start_after
 
 CURSOR = re.compile(r"(\d{1,12}\.\d{1,9}) (\d{1,15})")  # when a job was made, and its number
 FORMATS = ("glb", "obj", "ply", "stl", "usdz", "3mf")
-JobId = Annotated[str, Path(max_length=80)]
 After = Annotated[int | None, Query(ge=0, le=2**53)]
 
 

@@ -42,10 +42,8 @@ router = APIRouter()
 def checked(service: Service, body: JobRequest, pointer: str = "/prompt") -> dict[str, Any]:
     """The fields of a submit that the store keeps; a problem if the job cannot be made."""
     fields = body.model_dump(exclude={"priority"})
-    limits = service.settings.limits
-    prompt_help.refuse_unknown(body.prompt, body.profile, limits, pointer)
-    prompt_help.refuse_negative(body.negative_prompt, body.profile)
-    config_of(fields, service.store.data, limits)
+    config_of(fields, service.store.data, service.settings.limits)
+    prompt_help.refuse_unknown(body.prompt, body.negative_prompt, body.profile, pointer)
     return fields
 
 
@@ -91,10 +89,10 @@ def submit_batch(
     batch = f"batch_{uuid.uuid4().hex[:16]}"
     jobs = []
     for number, prompt in enumerate(body.prompts):
+        fields = checked(service, JobRequest(prompt=prompt or " ", **shared), f"/prompts/{number}")
         for seed in body.seeds:
-            one = JobRequest(prompt=prompt or " ", seed=seed, **shared)
-            fields = checked(service, one, f"/prompts/{number}")
-            jobs.append(NewJob(fields, batch=batch, priority=body.priority))
+            one = {**fields, "seed": seed}
+            jobs.append(NewJob(one, batch=batch, priority=body.priority))
     service.refuse_missing(body.profile)
     stored, replayed = service.submit(jobs, request, given.data)
     headers = {"Location": f"/v1/batches/{stored[0].batch}"}

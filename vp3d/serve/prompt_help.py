@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from vp3d.config.paths import locate
 from vp3d.errors import UserError
 from vp3d.jobs.request import Limits, check_text, profile_layers
 from vp3d.prompt_reading import read_prompt
-from vp3d.prompt_world import is_default, world_of
+from vp3d.prompt_world import is_open, world_of
 from vp3d.prompts import (
     Vocabulary,
     check_negative_prompt,
@@ -36,14 +37,18 @@ def _load(path: str) -> Vocabulary:
     return load_vocabulary(locate(path))
 
 
-def vocabularies(profile: str, prompt: str = "") -> list[Vocabulary]:
-    """The vocabularies of the priors of a profile; of the embedded ones, that of the prompt."""
+def vocabularies(profile: str, prompt: str = "", negative_prompt: str = "") -> list[Vocabulary]:
+    """The vocabularies that a run of a profile would check these prompts by.
+
+    Of the embedded models, that of the prompts; the settings of a request name no models.
+    """
     config = build_config(None, profile_layers(profile))
-    draws, given = config.visual_prompt.prior.path, config.embedded == "given"
-    if prompt.strip() and is_default(config.prior, config.rewards.clip) and not (draws or given):
-        return [_load(world_of(prompt).path("vocabulary.json"))]
-    paths = [config.prior.vocabulary, config.visual_prompt.prior.vocabulary]
-    return [_load(path) for path in dict.fromkeys(paths) if path]
+    draws = config.visual_prompt.prior
+    if prompt.strip() and is_open(config.embedded, config.prior, draws.path, config.rewards.clip):
+        return [_load(world_of(prompt, negative_prompt).path("vocabulary.json"))]
+    return [
+        _load(path) for path in dict.fromkeys([config.prior.vocabulary, draws.vocabulary]) if path
+    ]
 
 
 def describe(profile: str) -> dict[str, Any]:
@@ -78,18 +83,28 @@ def check(prompt: str, profile: str, limits: Limits) -> dict[str, Any]:
 
     Raises UserError for an unknown profile.
     """
-    found = vocabularies(profile, prompt)
-    answer: dict[str, Any] = {"ok": False, "in_grammar": True, "unknown": [], "read_as": prompt}
     try:
-        check_text(prompt, "prompt", limits.prompt)
+        check_text(prompt, "prompt", limits.prompt)  # before it costs anything
         if not prompt.strip():
             raise UserError("the prompt is empty")
+    except UserError as error:
+        answer = {"ok": False, "in_grammar": True, "unknown": [], "read_as": prompt}
+        return {**answer, "message": str(error)}
+    return _read(prompt, vocabularies(profile, prompt), check_prompt)
+
+
+def _read(
+    text: str, found: Sequence[Vocabulary], check_words: Callable[[str, Vocabulary], None]
+) -> dict[str, Any]:
+    """How each vocabulary reads a text, and the first refusal by `check_words`."""
+    answer: dict[str, Any] = {"ok": False, "in_grammar": True, "unknown": [], "read_as": text}
+    try:
         for vocabulary in found:
-            prompt = read_prompt(prompt, vocabulary).text
-            answer["read_as"] = prompt
-            answer["unknown"] += _unknown(prompt, vocabulary)
-            answer["in_grammar"] &= is_in_grammar(prompt, vocabulary)
-            check_prompt(prompt, vocabulary)
+            text = read_prompt(text, vocabulary).text
+            answer["read_as"] = text
+            answer["unknown"] += _unknown(text, vocabulary)
+            answer["in_grammar"] &= is_in_grammar(text, vocabulary)
+            check_words(text, vocabulary)
     except UserError as error:
         return {**answer, "message": str(error)}
     return {**answer, "ok": True, "message": ""}
@@ -100,24 +115,24 @@ def _unknown(prompt: str, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     return [{"word": word, "nearest": nearest(word, vocabulary.words)[:4]} for word in unknown]
 
 
-def refuse_unknown(prompt: str, profile: str, limits: Limits, pointer: str = "/prompt") -> None:
-    """The problem of a prompt that cannot be made."""
-    found = check(prompt, profile, limits)
-    if found["ok"]:
-        return
-    code = "unknown_words" if found["unknown"] else "bad_request"
-    errors = [{"pointer": pointer, **word} for word in found["unknown"]]
-    raise Problem(422, code, found["message"], errors)
+def refuse_unknown(
+    prompt: str, negative_prompt: str, profile: str, pointer: str = "/prompt"
+) -> None:
+    """The problem of a run whose prompt or negative prompt its models do not know.
 
-
-def refuse_negative(prompt: str, profile: str) -> None:
-    """The problem of a negative prompt with words that the profile does not know."""
-    for vocabulary in vocabularies(profile) if prompt.strip() else ():
-        prompt = read_prompt(prompt, vocabulary).text
-        try:
-            check_negative_prompt(prompt, vocabulary)
-        except UserError as error:
-            unknown = _unknown(prompt, vocabulary)
-            errors = [{"pointer": "/negative_prompt", **word} for word in unknown]
-            code = "unknown_words" if unknown else "bad_request"
-            raise Problem(422, code, str(error), errors) from error
+    Args:
+        prompt: the prompt, of a length that is allowed (`config_of`).
+        negative_prompt: the same of it.
+        profile: the models.
+        pointer: the field that the prompt came in.
+    """
+    found = vocabularies(profile, prompt, negative_prompt)
+    for text, field, check_words in (
+        (prompt, pointer, check_prompt),
+        (negative_prompt, "/negative_prompt", check_negative_prompt),
+    ):
+        answer = _read(text, found, check_words)
+        if not answer["ok"]:
+            code = "unknown_words" if answer["unknown"] else "bad_request"
+            errors = [{"pointer": field, **word} for word in answer["unknown"]]
+            raise Problem(422, code, answer["message"], errors)

@@ -20,10 +20,10 @@ export async function call(method, path, body, headers = {}) {
   return reply.status === 204 ? null : reply.json();
 }
 
-// What the service is: asked once, and again after a refusal.
+// What the service is: asked once, after a refusal, and `again` where weights may have been fetched.
 let known = null;
-export function info() {
-  known = known || call("GET", "/v1/info").catch((error) => { known = null; throw error; });
+export function info(again = false) {
+  if (again || !known) known = call("GET", "/v1/info").catch((error) => { known = null; throw error; });
   return known;
 }
 

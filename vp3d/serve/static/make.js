@@ -4,7 +4,7 @@ import { call, info, make, newKey, say } from "./api.js";
 const CHECK_AFTER_MS = 250;
 
 export async function showMake(main) {
-  const [about, words] = await Promise.all([info(), call("GET", "/v1/vocabulary")]);
+  const [about, words] = await Promise.all([info(true), call("GET", "/v1/vocabulary")]);
   const state = { image: "", timer: 0, key: newKey() };
   const prompt = make("textarea", { id: "prompt", rows: "2", maxlength: String(about.limits.prompt_characters), "aria-describedby": "verdict", required: true });
   prompt.value = sessionStorage.getItem("prompt") || "";
