@@ -99,6 +99,22 @@ def test_dino_is_the_plain_model(dino: DinoTower, root: Path) -> None:
     assert float(found[0]) == pytest.approx(1.0, abs=1e-5) and float(found[1]) < 0.999
 
 
+def test_a_clip_reads_texts_unless_it_is_told_not_to(root: Path) -> None:
+    assert ClipTower(root / "pickscore").text(PROMPTS).shape[0] == len(PROMPTS)
+    with pytest.raises(ValueError, match="load it with text=True"):
+        ClipTower(root / "pickscore", text=False).text(PROMPTS)
+
+
+@torch.no_grad()
+def test_clips_patches_are_those_of_the_plain_model(clip: ClipTower, root: Path) -> None:
+    """Every token but the first, which is the class."""
+    plain = transformers.CLIPModel.from_pretrained(root / "pickscore").eval()
+    rgb = random_rgb(2, 3, SIZE, SIZE)
+    hidden = plain.vision_model(pixel_values=pixels_of(rgb)).last_hidden_state
+    torch.testing.assert_close(clip.tokens(rgb), F.normalize(hidden[:, 1:], dim=-1))
+    assert clip.tokens(rgb).shape[:2] == (2, (SIZE // plain.config.vision_config.patch_size) ** 2)
+
+
 @torch.no_grad()
 def test_aesthetic_by_hand(aesthetic: Aesthetic, root: Path) -> None:
     """CLIP's projected feature, its length taken off, through five linear layers in NumPy."""
@@ -253,6 +269,9 @@ def test_an_open_clip_folder_as_published_has_no_tokenizer_of_its_own(
     smaller = F.interpolate(smooth, (32, 32), mode="bicubic", align_corners=False)
     near, far = (judge.score(x, judge.target(PROMPTS[:1])) for x in (larger, smaller))
     assert float((near - far).abs()) < 0.02
+    # 77 tokens are read: a word each, and those of the start and the end.
+    assert judge.fit("red " * 75) == ("red " * 75, "")
+    assert judge.fit("red " * 77) == (" ".join(["red"] * 75), "red red")
 
 
 def rewards_of(root: Path, **changes: object) -> object:
