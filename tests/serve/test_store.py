@@ -97,7 +97,8 @@ def test_drawn_pictures_and_each_new_step_forgive_earlier_deaths(tmp_path):
     job_id = submit(store)
     stage = Stage("coarse", "", 100)
     marks = []
-    for heard in ([], [stage], [stage], [stage, Step("coarse", 4, 100, {})]):
+    refine = [stage, Stage("refine", "", 50), Step("refine", 2, 50, {})]
+    for heard in ([], [stage], [stage], [stage, Step("coarse", 4, 100, {})], refine):
         claim = store.claim("w")
         listener = Listener(store, claim, threading.Event(), "cpu")
         for event in heard:
@@ -105,7 +106,7 @@ def test_drawn_pictures_and_each_new_step_forgive_earlier_deaths(tmp_path):
         claim.lock.release()
         job = store.find(job_id)
         marks.append((job.deaths, job.mark))
-    assert marks == [(0, 0), (0, 1), (1, 1), (0, 5)]
+    assert marks == [(0, 0), (0, 1), (1, 1), (0, 5), (0, 1_000_000_002)]
 
 
 def test_jobs_are_listed_by_when_they_were_made_and_page_by_page(tmp_path):

@@ -32,6 +32,8 @@ WANT_EVERY_S = 0.2  # time between two looks at what the owner of the job wants
 CANCEL_S = 4.0  # a cancelled job that has not stopped by then ends with its process
 SHOWN_VALUES = ("opacity", "loss", "seconds_a_step")
 EXIT_CANCELLED = 75
+# Of a stage with steps, how far a job is that begins it; more than the stage before has steps.
+FIRST_MARK = {"coarse": 1, "refine": 1_000_000_000}
 
 
 class Leaving(BaseException):
@@ -164,8 +166,8 @@ class Listener:
         index = STAGES.index(event.name) if event.name in STAGES else len(STAGES)
         data = {"name": event.name, "index": index, "of": len(STAGES), "steps": event.steps}
         self._append("stage", {**data, **self._pace()})
-        if event.name == "coarse":  # the pictures are kept, so another worker need not draw them
-            self._advance(1)
+        if event.name in FIRST_MARK:  # what came before is kept: another worker need not make it
+            self._advance(FIRST_MARK[event.name])
 
     def _step(self, event: Step) -> None:
         self.estimate.step(event.step, event.steps)
@@ -180,10 +182,10 @@ class Listener:
         }
         data = {"stage": event.stage, "step": event.step, "steps": event.steps}
         self._append("step", {**data, **self._pace(), **shown})
-        self._advance(1 + event.step)
+        self._advance(FIRST_MARK[event.stage] + event.step)
 
     def _advance(self, mark: int) -> None:
-        """The job came as far as `mark`: the stage of the steps is 1, step n is 1 + n."""
+        """The job came as far as `mark`: `FIRST_MARK` of a stage, and its steps added."""
         if mark > self.mark:
             self.mark = mark
             if self.claim.job.deaths:
