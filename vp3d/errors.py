@@ -67,3 +67,11 @@ class DivergedError(VP3DError):
     """The optimisation produced numbers that are not finite, too often in a row."""
 
     code = "diverged"
+
+
+def in_one_line(error: BaseException, most: int = 300) -> str:
+    """The message of another package's error in one line of at most so many characters.
+
+    An error without a message gives the name of its type.
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__

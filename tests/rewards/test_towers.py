@@ -99,10 +99,11 @@ def test_dino_is_the_plain_model(dino: DinoTower, root: Path) -> None:
     assert float(found[0]) == pytest.approx(1.0, abs=1e-5) and float(found[1]) < 0.999
 
 
-def test_a_clip_reads_texts_unless_it_is_told_not_to(root: Path) -> None:
+def test_a_clip_reads_texts_unless_it_is_told_not_to(root: Path, aesthetic: Aesthetic) -> None:
     assert ClipTower(root / "pickscore").text(PROMPTS).shape[0] == len(PROMPTS)
     with pytest.raises(ValueError, match="load it with text=True"):
         ClipTower(root / "pickscore", text=False).text(PROMPTS)
+    assert aesthetic.clip.tokenizer is None  # the reward has no text
 
 
 @torch.no_grad()

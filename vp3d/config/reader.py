@@ -21,7 +21,7 @@ import yaml
 
 from vp3d.config.paths import expand
 from vp3d.config.schema import Range
-from vp3d.errors import UserError
+from vp3d.errors import UserError, in_one_line
 
 SHOWN = 80  # characters of a value that a message quotes
 MAX_NODES = 20_000  # values of a YAML text once its aliases are written out
@@ -114,7 +114,7 @@ def read_file(path: Path) -> dict[str, Any]:
             f"cannot read config file {path}: {error.strerror}; configs/ has examples"
         ) from error
     except YAML_ERRORS as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise UserError(f"config file {path} is not valid YAML: {reason}") from error
     if not isinstance(tree, dict | None):
         raise UserError(

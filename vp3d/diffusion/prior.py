@@ -31,7 +31,7 @@ from vp3d.diffusion.image_prompt import ImageEncoder
 from vp3d.diffusion.sampling import ddim_timesteps, noise_levels, sample
 from vp3d.diffusion.schedule import alpha_bar_from_config, epsilon_from_output
 from vp3d.diffusion.text import TextEmbedding, TextEncoders
-from vp3d.errors import UserError
+from vp3d.errors import UserError, in_one_line
 from vp3d.system import torch_compat  # before transformers, which imports torchvision
 from vp3d.system.out_of_memory import attempt
 
@@ -377,7 +377,7 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: torch.sin(x) + 1.0)(torch.zeros(8, device=device))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise UserError(
             f"torch.compile does not work here ({reason}): set prior.compile=false"
         ) from error

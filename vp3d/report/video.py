@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vp3d.errors import UserError
+from vp3d.errors import UserError, in_one_line
 from vp3d.system.files import atomic_write
 
 Warn = Callable[[str], None]
@@ -87,7 +87,7 @@ def require_ffmpeg() -> None:
         command = [find_ffmpeg(), "-version"]
         subprocess.run(command, capture_output=True, check=True, timeout=CHECK_TIMEOUT_S)
     except (FfmpegError, OSError, subprocess.SubprocessError) as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise UserError(
             f"no working ffmpeg for turntable.mp4 ({reason}): `pip install imageio-ffmpeg`, or set "
             "export.turntable=gif"

@@ -23,7 +23,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vp3d.errors import UserError
+from vp3d.errors import UserError, in_one_line
 
 # Before open_clip, which imports torchvision.
 from vp3d.system.torch_compat import freeze  # isort: skip
@@ -119,7 +119,7 @@ class ClipEncoder:
                 self.tokenizer = open_clip.get_tokenizer(name, **options)
             self._read_preprocessing(model, device)
         except Exception as error:  # open_clip raises many types for a damaged file
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = in_one_line(error)
             raise UserError(f"{folder} is not a usable open_clip folder: {reason}") from error
         self.folder = folder
         self.model = freeze(model)

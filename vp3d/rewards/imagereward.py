@@ -22,7 +22,7 @@ from tokenizers import BertWordPieceTokenizer
 from torch import Tensor, nn
 
 from vp3d.diffusion.image_prompt import CLIP_MEAN, CLIP_STD
-from vp3d.errors import UserError
+from vp3d.errors import UserError, in_one_line
 from vp3d.prompt_length import fit_prompt
 from vp3d.rewards.blip import Blip, BlipSizes
 from vp3d.rewards.resize import channels, resize_normalize
@@ -164,7 +164,7 @@ def load_imagereward(location: str, device: torch.device | str = "cpu") -> Image
         check_vocabulary(folder / VOCABULARY_FILE)
         return ImageReward(net, sizes.image_size, folder / VOCABULARY_FILE, device)
     except (SafetensorError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error)
         raise UserError(
             f"{folder} is not ImageReward ({type(error).__name__}: {reason}); "
             "set rewards.imagereward to a folder written by `models fetch`"

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from vp3d.errors import in_one_line
 from vp3d.system.files import write_text
 from vp3d.system.web import open_url
 from vp3d.weights.progress import Transfer
@@ -367,7 +368,7 @@ def _locate_at_hub(repository: str, revision: str, path: str) -> tuple[str, str 
     except EntryNotFoundError as error:
         raise Unavailable(f"it has no {path}", absent=True) from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:  # no network, offline mode, 5xx
-        reason = " ".join(str(error).split())[:120]
+        reason = in_one_line(error, 120)
         raise Unavailable(f"no answer ({type(error).__name__}: {reason})") from error
     is_on_hub = urlsplit(metadata.location).netloc == urlsplit(url).netloc
     etag = metadata.etag or ""

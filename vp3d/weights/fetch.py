@@ -25,7 +25,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vp3d.config.paths import program
-from vp3d.errors import UserError, VP3DError
+from vp3d.errors import UserError, VP3DError, in_one_line
 from vp3d.system.console import say
 from vp3d.system.files import JsonError, read_json, sha256_file, write_json, write_text
 from vp3d.weights.catalogue import GB, MODELS, File, Part
@@ -322,7 +322,7 @@ def _fault(file: File, target: Path, promised: str, digest: str, probe: str) -> 
             with safe_open(target, "pt") as opened:
                 tensors = opened.keys()
         except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())[:80]
+            reason = in_one_line(error, 80)
             return f"{file.at_source} is no safetensors file ({reason})"
         if probe and probe not in tensors:
             return f"{file.at_source} is of another model: it has no tensor {probe}"

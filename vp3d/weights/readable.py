@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vp3d.errors import UserError, VP3DError
+from vp3d.errors import UserError, VP3DError, in_one_line
 from vp3d.system.files import JsonError
 
 
@@ -26,7 +26,7 @@ def readable(what: str, key: str) -> Iterator[None]:
     except Exception as error:  # the loaders of other packages raise many types for a damaged file
         if isinstance(error, VP3DError) and not isinstance(error, JsonError):
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error)
         raise UserError(
             f"cannot load {what} ({type(error).__name__}: {reason}); check {key}"
         ) from error
