@@ -100,7 +100,8 @@ ribbon: bow, bow tie, gift bow
 
 : colored, coloured, color, colour, in color, in colour, please, 3d, a picture of, a photo of
 : an image of, a photograph of, a rendering of, a render of, a model of, a 3d model of, 3d model of
-: single, picture of, photo of, image of, render of, model of, a drawing of, drawing of, a 3d render of
+: picture of, photo of, image of, render of, model of, a drawing of, drawing of, a 3d render of
+: single
 """
 
 NEAR = """
