@@ -21,11 +21,12 @@ import yaml
 
 from vp3d.config.paths import expand
 from vp3d.config.schema import Range
+from vp3d.config.text_file import read_text
 from vp3d.errors import UserError
 
 SHOWN = 80  # characters of a value that a message quotes
 MAX_NODES = 20_000  # values of a YAML text once its aliases are written out
-MAX_YAML_SIZE = 200_000  # characters of a config file
+MAX_YAML_SIZE = 200_000  # bytes of a config file
 LIKENESS = 0.6  # of a key to a known key, from which the known key is suggested; 1 is equal
 LAST_PART_LIKENESS = 0.98  # factor for the likeness of the last parts alone
 YAML_ERRORS = (  # ValueError: not UTF-8, or a date or number that does not exist
@@ -121,11 +122,7 @@ _Loader.add_constructor(_NUMBERS[0], _Loader.construct_yaml_int)
 def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
-        with path.open(encoding="utf-8") as stream:
-            text = stream.read(MAX_YAML_SIZE + 1)
-        if len(text) > MAX_YAML_SIZE:
-            raise UserError(f"config file {path} has more than {MAX_YAML_SIZE:,} characters")
-        tree = yaml.load(text, _Loader)
+        tree = yaml.load(read_text(path, MAX_YAML_SIZE), _Loader)
     except OSError as error:
         raise UserError(
             f"cannot read config file {path}: {error.strerror}; configs/ has examples"
