@@ -57,6 +57,8 @@ def disk_errors(
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "check the path and its permissions"
+        if error.errno == errno.EFBIG:
+            advice = "raise the limit of the size of files (`ulimit -f`)"
         reason = f"{error.strerror or error}"
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
             reason += " (a file or a dead link is where a folder should be)"
