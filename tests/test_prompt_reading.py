@@ -45,6 +45,12 @@ def refusal(prompt: str) -> str:
         ("a red cube\u3002", "a red cube"),
         ("a red cube! front view from above", "a red cube, front view from above"),
         ("a red\uff0c blue cube!", "a red, blue cube"),
+        ("<a red cube>", "a red cube"),
+        ("a red cube | front view", "a red cube, front view"),
+        ("a red mushroom w/ a white stem", "a red mushroom with a white stem"),
+        ("a red mushroom W/ white stem", "a red mushroom with white stem"),
+        ("a r\u00aded cu\u2060be!", "a red cube"),
+        ("a\u200bred\u00a0cube!", "a red cube"),
     ],
 )
 def test_punctuation_and_quotes_are_no_words(written: str, read: str) -> None:
@@ -83,6 +89,9 @@ def test_every_article_is_the_one_of_the_captions(written: str, read: str) -> No
         ("a white house beside a green tree", "a white house next to a green tree"),
         ("a ball on top of a box", "a sphere on a cube"),
         ("a red cube and a blue cone", "a red cube next to a blue cone"),
+        ("a red cube + a blue cone", "a red cube next to a blue cone"),
+        ("a single red cube", "a red cube"),
+        ("red fungi", "red mushroom"),
         ("a red cube & a blue cone", "a red cube next to a blue cone"),
         ("a ball having yellow stripes", "a sphere with yellow stripes"),
         ("a light-blue Christmas tree, back view", "a cyan tree, back view"),
@@ -136,6 +145,9 @@ def test_a_reading_is_read_as_itself() -> None:
         ("mushrom", "mushroom"),
         ("coutch", "sofa"),
         ("yelow", "yellow"),
+        ("geese", "duck"),
+        ("people", "robot"),
+        ("bushes", "tree"),
     ],
 )
 def test_a_word_that_nobody_knows_has_the_nearest_by_meaning_then_by_spelling(

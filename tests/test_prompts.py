@@ -138,6 +138,9 @@ def test_with_view_empty_adds_nothing() -> None:
         ("a red\u00a0cube\x00", "a red cube"),
         (" .,. ", ""),
         ("a,, b,", "a, b"),
+        ("a r\u00aded c\u200dub\u2060e\ufeff", "a red cube"),
+        ("a\u200bred cube", "a red cube"),
+        ("\u202ea red cube\u202c", "a red cube"),
     ],
 )
 def test_normalize(written: str, meant: str) -> None:

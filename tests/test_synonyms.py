@@ -104,6 +104,10 @@ def test_colours_that_css_knows_are_near_their_targets() -> None:
         ("snowmen", "snowman"),
         ("potatoes", "potato"),
         ("rubber ducks", "rubber duck"),
+        ("paint brushes", "paint brush"),
+        ("snow geese", "snow goose"),
+        ("children", "child"),
+        ("foot", "feet"),
     ],
 )
 def test_plurals(plural: str, singular: str) -> None:

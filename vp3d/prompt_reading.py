@@ -7,6 +7,7 @@ equal is left for `vp3d.prompts.check_prompt` to refuse, with the nearest known 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from vp3d.prompts import ARTICLES, Vocabulary, normalize_prompt, strip_view, wor
 from vp3d.synonyms import LONGEST, meaning
 
 DETERMINERS = frozenset({"the", "this", "that", "one", "some", "any", "my", "your", "our"})
+WITH = re.compile(r"(?<!\w)w/\s*", re.IGNORECASE)
 APOSTROPHES = "'\u2018\u2019\u02bc"
 
 
@@ -69,18 +71,18 @@ def read_prompt(prompt: str, vocabulary: Vocabulary | None) -> Reading:
 
 
 def _without_punctuation(prompt: str) -> str:
-    """The prompt with blanks for punctuation and quotes of every kind, but commas.
+    """The prompt with blanks for punctuation, quotes and mathematical signs, but commas.
 
     An apostrophe between letters and a point or colon between digits belong to the word.
     """
-    text = prompt.replace("&", " and ")
+    text = WITH.sub(" with ", prompt.replace("&", " and ").replace("+", " and "))
     kept = []
     for before, letter, after in zip(f" {text}", text, f"{text[1:]} ", strict=False):
         inside = (letter in APOSTROPHES and before.isalpha() and after.isalpha()) or (
             letter in ".:" and before.isdigit() and after.isdigit()
         )
         kind = unicodedata.category(letter)
-        is_mark = (kind.startswith("P") or kind == "Sk") and letter not in ",\uff0c"
+        is_mark = (kind.startswith("P") or kind in ("Sk", "Sm")) and letter not in ",\uff0c"
         kept.append(" " if is_mark and not inside else letter)
     return "".join(kept)
 

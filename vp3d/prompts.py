@@ -151,14 +151,21 @@ def phrases(prompt: str) -> list[str]:
 def normalize_prompt(prompt: str) -> str:
     """One spelling for equal prompts: case, white space, commas, and full stops at the end.
 
+    Invisible characters inside a word, such as a soft hyphen, are dropped.
+
     Example:
         >>> normalize_prompt("  A red  CUBE ,on a table. ")
         'a red cube, on a table'
     """
     text = unicodedata.normalize("NFKC", prompt).lower()
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = "".join(c if c.isprintable() else "" if _is_invisible(c) else " " for c in text)
     parts = (" ".join(part.split()) for part in text.rstrip(" .,\t\r\n").split(","))
     return ", ".join(part for part in parts if part)
+
+
+def _is_invisible(letter: str) -> bool:
+    """Whether a character has no width and parts no words; a zero-width space does."""
+    return unicodedata.category(letter) == "Cf" and letter != "\u200b"
 
 
 @dataclass(frozen=True)

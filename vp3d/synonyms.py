@@ -101,6 +101,7 @@ ribbon: bow, bow tie, gift bow
 : colored, coloured, color, colour, in color, in colour, please, 3d, a picture of, a photo of
 : an image of, a photograph of, a rendering of, a render of, a model of, a 3d model of, 3d model of
 : picture of, photo of, image of, render of, model of, a drawing of, drawing of, a 3d render of
+: single
 """
 
 NEAR = """
@@ -283,11 +284,16 @@ ENDINGS = (  # of a plural, and what the singular has instead
     ("ves", "f"),
     ("ves", "fe"),
     ("ches", "ch"),
+    ("shes", "sh"),
     ("xes", "x"),
     ("oes", "o"),
     ("ses", "s"),
     ("s", ""),
 )
+IRREGULAR = {
+    **{"geese": "goose", "mice": "mouse", "feet": "foot", "teeth": "tooth", "people": "person"},
+    **{"children": "child", "oxen": "ox", "fungi": "fungus", "dice": "die", "quizzes": "quiz"},
+}
 LIKENESS = 0.6  # of spellings, from which a known word is suggested; 1 is equal
 TABLE_LIKENESS = 0.8  # the same for a word of the tables, which leads to its target
 SUGGESTIONS = 3  # words that are suggested for an unknown one, at most
@@ -300,6 +306,10 @@ def other_numbers(phrase: str) -> list[str]:
         >>> other_numbers("rubber ducks"), other_numbers("wheel")
         (['rubber duck'], ['wheels', 'wheeles'])
     """
+    before, _, last = phrase.rpartition(" ")
+    for plural, one in IRREGULAR.items():
+        if last in (plural, one):
+            return [f"{before} {one if last == plural else plural}".strip()]
     if phrase.endswith("ss"):
         return [f"{phrase}es"]
     singular = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -252,6 +253,26 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
         load_config(None, [tmp_path / "b.yaml"], [])
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load_config(None, [tmp_path / "empty.yaml"], []) == Config()
+
+
+def test_a_pipe_is_refused_and_one_of_the_shell_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "own.yaml")
+    with pytest.raises(UserError, match="^cannot read config file [^\n]*pipe, not a file"):
+        load_config(None, [tmp_path / "own.yaml"])
+    read, write = os.pipe()
+    try:
+        os.write(write, b"seed: 7\n")
+        os.close(write)
+        assert load_config(None, [Path(f"/dev/fd/{read}")]).seed == 7
+    finally:
+        os.close(read)
+
+
+def test_a_config_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("# " + "x" * 200_000)
+    for path in (tmp_path / "own.yaml", Path("/dev/zero")):
+        with pytest.raises(UserError, match="^[^\n]*more than 200,000 bytes$"):
+            load_config(None, [path])
 
 
 def test_every_default_and_preset_is_inside_its_own_range(tmp_path: Path) -> None:

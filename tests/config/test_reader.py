@@ -1,14 +1,16 @@
-"""What a file or an override may say: folded text, and whole numbers with an exponent."""
+"""What a file or an override may say: folded text, numbers, lists, and keys with dots."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vp3d.cli import main
 from vp3d.config.loader import load_config
-from vp3d.config.reader import unfold
+from vp3d.config.reader import Dumper, unfold
 from vp3d.errors import UserError
 
 PROMPT = "a red mushroom with a white stem"
@@ -94,3 +96,82 @@ def test_other_numbers_are_refused_without_a_contradiction(word: str, part: str)
     with pytest.raises(UserError) as caught:
         load_config(None, [], [word])
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "seed"), [("010", 10), ("08", 8), ("0x1F", 31), ("0o17", 15), ("0b11", 3)]
+)
+def test_whole_numbers_are_those_of_yaml_1_2(written: str, seed: int, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(f"seed: {written}\n")
+    assert load_config(None, [tmp_path / "own.yaml"]).seed == seed
+    assert load_config(None, [], [f"seed={written}"]).seed == seed
+
+
+def test_a_time_is_no_number_of_seconds() -> None:
+    for word in ("optim.steps=1:30", "optim.lr_density=1:30.5"):
+        with pytest.raises(UserError, match="number"):
+            load_config(None, [], [word])
+
+
+def test_text_that_another_reader_takes_as_a_number_is_quoted(tmp_path: Path) -> None:
+    for text in ("010", "1:30", "1e-3", "0o17", "1_000", ".5", ".inf"):
+        dumped = yaml.dump({"prompt": text}, Dumper=Dumper)
+        assert dumped == f"prompt: '{text}'\n"
+        (tmp_path / "own.yaml").write_text(dumped)
+        assert load_config(None, [tmp_path / "own.yaml"]).prompt == text
+
+
+def test_a_long_run_of_digits_is_read_in_time(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(f"prompt: {'1' * 150_000}x\n")
+    started = time.monotonic()
+    assert len(load_config(None, [tmp_path / "own.yaml"]).prompt) == 150_001
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("text", ["optim.steps: 7", '"optim.steps": 7', "optim: {steps: 7}"])
+def test_keys_with_dots_are_groups(text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    assert load_config(None, [tmp_path / "own.yaml"]).optim.steps == 7
+
+
+def test_dots_and_a_group_are_joined_and_a_field_is_given_once(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("optim: {views: 3}\noptim.steps: 7\nguidance.lam.start: 0.5\n")
+    config = load_config(None, [path])
+    assert (config.optim.views, config.optim.steps, config.guidance.lam.start) == (3, 7, 0.5)
+    path.write_text("optim: {steps: 3}\noptim.steps: 7\n")
+    with pytest.raises(UserError, match=r"'optim\.steps' occurs twice"):
+        load_config(None, [path])
+
+
+def test_a_group_without_keys_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("optim:\n  # steps: 3\nseed: 5\n")
+    config = load_config(None, [tmp_path / "own.yaml"])
+    assert config.seed == 5 and config.optim == load_config(None).optim
+    with pytest.raises(UserError, match="'guidance.lam'"):
+        load_config(None, [], ["guidance.lam="])
+
+
+@pytest.mark.parametrize("text", ["glb,obj", "glb obj", "glb; obj", "GLB, .obj,", "[glb, OBJ]"])
+def test_a_list_is_read_in_every_common_style(text: str) -> None:
+    assert load_config(None, [], [f"export.formats={text}"]).export.formats == ["glb", "obj"]
+
+
+def test_a_choice_may_have_capitals() -> None:
+    assert load_config(None, [], ["guidance.mode=Joint"]).guidance.mode == "joint"
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ('optim: {steps: "100"}', "is text and not a whole number; write it without quotes"),
+        ('export: {print: "yes"}', "is text and not true or false; write it without quotes"),
+        ("prompt: yes", "is not text; write it in quotes"),
+        ("prompt: 1.5", "is not text; write it in quotes"),
+    ],
+)
+def test_quotes_are_advised_where_they_decide(text: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(None, [tmp_path / "own.yaml"])
+    assert advice in str(caught.value)

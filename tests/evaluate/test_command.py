@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -551,3 +552,16 @@ def test_a_judge_other_than_the_manifests_does_not_measure(
     ):
         with pytest.raises(UserError, match="judge.safetensors is damaged or was changed"):
             load()
+
+
+def test_a_prompt_file_that_never_ends_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "latin.txt").write_bytes(b"a caf\xe9\n")
+    for path, reason in (
+        (tmp_path / "pipe.txt", "pipe"),
+        (Path("/dev/zero"), "more than"),
+        (tmp_path / "latin.txt", "decode"),
+        (tmp_path, "directory"),
+    ):
+        with pytest.raises(UserError, match=rf"^cannot read the prompt file [^\n]*{reason}"):
+            read_suite(path)

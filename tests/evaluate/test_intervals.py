@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vp3d.evaluate.intervals import LEAST_FOR_BOOTSTRAP, holm, mean_interval, sign_flip_p
+from vp3d.evaluate.intervals import (
+    LEAST_FOR_BOOTSTRAP,
+    bounded_interval,
+    holm,
+    mean_interval,
+    sign_flip_p,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -152,3 +158,34 @@ def test_holm_by_hand() -> None:
         and holm([]) == []
     )
     assert holm([0.04, 0.01]) == pytest.approx([0.04, 0.02])
+
+
+@pytest.mark.parametrize("count", [6, 12, 24])
+@pytest.mark.parametrize("share", [0.8, 0.95, 0.98])
+def test_an_interval_of_successes_covers_their_share(count: int, share: float) -> None:
+    generator, trials = seeded(), 300
+    covered = 0
+    for _ in range(trials):
+        values = torch.rand(count, generator=generator) < share
+        low, high = bounded_interval(values, (0.0, 1.0), generator)
+        covered += low <= share <= high
+    assert covered / trials >= 0.93
+
+
+def test_successes_alone_by_hand() -> None:
+    low, high = bounded_interval(torch.ones(24), (0.0, 1.0), seeded())
+    assert high == 1.0 and low == pytest.approx(0.8575, abs=1e-4)  # 0.025^(1/24)
+    low, high = bounded_interval(torch.zeros(24), (0.0, 1.0), seeded())
+    assert low == 0.0 and high == pytest.approx(0.1425, abs=1e-4)
+    assert bounded_interval(torch.full((4,), 5.0), (1.0, 5.0), seeded())[0] == pytest.approx(
+        5.0 - 4.0 * (1.0 - 0.025**0.25)
+    )
+    assert bounded_interval(torch.full((4,), 0.5), (0.0, 1.0), seeded()) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_figure_that_is_not_finite_is_no_proof(bad: float) -> None:
+    values = torch.tensor([bad, 1.0, 2.0, 3.0])
+    for measure in (mean_interval, sign_flip_p):
+        with pytest.raises(ValueError, match="not a finite number"):
+            measure(values, seeded())

@@ -222,6 +222,98 @@ def test_gltf_with_files_next_to_it_and_with_data_inside(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "head",
+    [
+        "data:;base64,",
+        "data:application/gltf-buffer;base64,",
+        "data:text/plain;charset=utf-8;base64,",
+        "DATA:application/octet-stream;BASE64,",
+    ],
+)
+@pytest.mark.parametrize("style", ["plain", "no padding", "lines", "url-safe"])
+def test_data_uris_in_every_style(head: str, style: str, tmp_path: Path) -> None:
+    builder = Builder()
+    builder.quad({"pbrMetallicRoughness": {"baseColorFactor": [1, 0, 0, 1]}})
+    builder.blob += b"\xff\xfe\xfb"  # + and / in base64, and no multiple of three
+    text = base64.b64encode(builder.blob).decode()
+    text = {
+        "plain": text,
+        "no padding": text.rstrip("="),
+        "lines": "\n".join(text[i : i + 60] for i in range(0, len(text), 60)),
+        "url-safe": base64.urlsafe_b64encode(builder.blob).decode(),
+    }[style]
+    builder.tree["buffers"] = [{"byteLength": len(builder.blob), "uri": head + text}]
+    (tmp_path / "m.gltf").write_text(json.dumps(builder.tree))
+    assert np.abs(colors_of(read_mesh(tmp_path / "m.gltf")) - RED).max() <= 1
+
+
+@pytest.mark.parametrize("stray", [np.nan, np.inf, 1e9])
+def test_vertices_that_no_face_uses_do_not_count(stray: float, tmp_path: Path) -> None:
+    builder = Builder()
+    positions = np.float32([*QUAD, [stray] * 3])
+    builder.quad(POSITION=positions, TEXCOORD_0=np.float32([*QUAD_UV, [0, 0]]))
+    mesh = read_mesh(builder.write(tmp_path / "m.glb"))
+    assert len(mesh.vertices) == 4 and len(mesh.faces) == 2
+    np.testing.assert_array_equal(np.ptp(mesh.vertices, axis=0), [0, 1, 1])
+
+
+def test_invisible_nodes_and_their_children_are_left_out(tmp_path: Path) -> None:
+    builder = Builder()
+    builder.quad()
+    hidden = {"extensions": {"KHR_node_visibility": {"visible": False}}}
+    builder.tree["nodes"] = [
+        {"mesh": 0},
+        {"mesh": 0, "children": [2], "translation": [5, 0, 0], **hidden},
+        {"mesh": 0, "translation": [9, 0, 0]},
+    ]
+    builder.tree["scenes"] = [{"nodes": [0, 1]}]
+    builder.require("KHR_node_visibility")
+    assert len(read_mesh(builder.write(tmp_path / "m.glb")).faces) == 2
+
+
+@pytest.mark.parametrize(
+    ("material", "shown"),
+    [
+        ({"alphaMode": "BLEND"}, False),
+        ({"alphaMode": "MASK"}, False),
+        ({"alphaMode": "OPAQUE"}, True),
+        ({}, True),
+    ],
+)
+def test_a_part_that_its_factor_makes_transparent_is_left_out(
+    material: dict, shown: bool, tmp_path: Path
+) -> None:
+    builder = Builder()
+    builder.quad()
+    factor = {"pbrMetallicRoughness": {"baseColorFactor": [1, 1, 1, 0]}}
+    builder.quad(material | factor)
+    builder.tree["nodes"] = [{"mesh": 0}, {"mesh": 1, "translation": [0, 0, 3]}]
+    builder.tree["scenes"] = [{"nodes": [0, 1]}]
+    mesh = read_mesh(builder.write(tmp_path / "m.glb"))
+    assert len(mesh.faces) == (4 if shown else 2)
+
+
+def test_numbers_beyond_their_range_are_one_line(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    builder = Builder()
+    builder.quad()
+    builder.tree["nodes"][0]["scale"] = [1e39] * 3
+    with pytest.raises(UserError, match=r"^[^\n]+$"):
+        read_mesh(builder.write(tmp_path / "m.glb"))
+    assert not recwarn.list
+
+
+def test_a_damaged_texture_is_named_without_the_words_of_a_library(tmp_path: Path) -> None:
+    builder = Builder()
+    builder.quad({"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}})
+    builder.tree["textures"] = [{"source": 0}]
+    builder.tree["images"] = [{"uri": "data:image/png;base64,AAAA"}]
+    with pytest.raises(UserError, match="a texture that is damaged or no picture"):
+        read_mesh(builder.write(tmp_path / "m.glb"))
+
+
+@pytest.mark.parametrize(
     "uri",
     [
         "../out.bin",

@@ -108,6 +108,18 @@ def test_unwritable_output_is_one_line(tmp_path: Path, place: str) -> None:
         write_text(Path(place) / "x.txt", "x")
 
 
+@pytest.mark.parametrize("place", ["FILE", "FILE/below", "LINK", "LOOP/below"])
+def test_a_file_or_link_where_a_folder_should_be_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "FILE").touch()
+    (tmp_path / "LINK").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "LOOP").symlink_to("LOOP")
+    with pytest.raises(ResourceError, match=r"^cannot write [^\n]*output_dir=FOLDER$") as caught:
+        check_output(tmp_path / place)
+    words = "symbolic links" if place.startswith("LOOP") else "where a folder should be"
+    assert words in str(caught.value)
+    assert (tmp_path / "FILE").read_bytes() == b""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_is_one_line(tmp_path: Path) -> None:
     with (

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from vp3d.errors import UserError
 from vp3d.visual_prompt import read
+from vp3d.visual_prompt.color import to_linear_srgb
 from vp3d.visual_prompt.read import read_picture
 
 
@@ -259,6 +260,107 @@ def test_adobe_rgb_of_a_camera(tmp_path: Path) -> None:
     assert plain[0] - shown(path)[0] > 15 and abs(plain[2] - shown(path)[2]) < 8
 
 
+def png_with_chunks(path: Path, chunks: dict[bytes, bytes]) -> Path:
+    """A PNG of COLOR with ancillary chunks after its header."""
+    data = io.BytesIO()
+    Image.fromarray(flat()).save(data, "PNG")
+    extra = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks.items()
+    )
+    path.write_bytes(data.getvalue()[:33] + extra + data.getvalue()[33:])
+    return path
+
+
+LINEAR, USUAL = struct.pack(">I", 100_000), struct.pack(">I", 45_455)
+WHITE = (31270, 32900)
+P3 = struct.pack(">8I", *WHITE, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+def test_the_srgb_chunk_wins_over_gamma_and_primaries(tmp_path: Path) -> None:
+    path = png_with_chunks(tmp_path / "a.png", {b"sRGB": b"\0", b"cHRM": P3, b"gAMA": LINEAR})
+    np.testing.assert_array_equal(shown(path), COLOR)
+
+
+def test_primaries_of_a_png_are_applied(tmp_path: Path) -> None:
+    path = png_with_chunks(tmp_path / "a.png", {b"cHRM": P3, b"gAMA": USUAL})
+    np.testing.assert_allclose(shown(path), to_srgb(COLOR, P3_D50, 2.2), atol=1.0)
+    assert shown(path)[0] < 10 < shown(path)[1] - 150
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        (*WHITE, 64000, 33000, 30000, 60000, 15000, 6000),  # those of sRGB
+        (0, 0, 0, 0, 0, 0, 0, 0),
+        (*WHITE, 30000, 30000, 40000, 40000, 50000, 50000),  # on a line
+        (31270, 0, 64000, 33000, 30000, 60000, 15000, 6000),  # no white
+    ],
+)
+def test_primaries_that_say_nothing_change_nothing(points: tuple[int, ...], tmp_path: Path) -> None:
+    chunks = {b"cHRM": struct.pack(">8I", *points), b"gAMA": USUAL}
+    np.testing.assert_array_equal(shown(png_with_chunks(tmp_path / "a.png", chunks)), COLOR)
+
+
+def test_white_stays_white_under_another_white_point() -> None:
+    matrix = to_linear_srgb(np.array([[0.68, 0.32], [0.265, 0.69], [0.15, 0.06]]), (0.314, 0.351))
+    np.testing.assert_allclose(matrix.sum(1), 1.0, atol=1e-9)
+    same = to_linear_srgb(np.array([[0.64, 0.33], [0.30, 0.60], [0.15, 0.06]]), (0.3127, 0.3290))
+    np.testing.assert_allclose(same, np.eye(3), atol=1e-9)
+
+
+def grey_tiff(path: Path, values: np.ndarray, bits: int, photometric: int, form: int = 1) -> Path:
+    """A TIFF of one grey channel whose tags say what `values [H, ...]` are."""
+    data = values.tobytes()
+    tags = {256: 32, 257: 32, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 32}
+    tags |= {279: len(data), 339: form}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4)
+    path.write_bytes(head + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "form", "white", "photometric"),
+    [
+        ("<u2", 16, 1, 65535, 1),
+        ("<u2", 16, 1, 65535, 0),  # white is the smallest value
+        ("<i2", 16, 2, 32767, 1),
+        ("<u4", 32, 1, 2**32 - 1, 1),
+        ("<u4", 32, 1, 65535, 1),
+    ],
+)
+def test_a_tiff_has_the_range_of_its_type(
+    dtype: str, bits: int, form: int, white: int, photometric: int, tmp_path: Path
+) -> None:
+    values = np.full((32, 32), round(0.25 * white), dtype=dtype)
+    values[0] = white
+    path = grey_tiff(tmp_path / "a.tif", values, bits, photometric, form)
+    np.testing.assert_allclose(shown(path), (0.25 if photometric else 0.75) * 255, atol=0.6)
+
+
+def test_signed_values_below_zero_are_darker_than_grey(tmp_path: Path) -> None:
+    values = np.full((32, 32), -16384, dtype="<i2")
+    path = grey_tiff(tmp_path / "a.tif", values, 16, 1, form=2)
+    np.testing.assert_allclose(shown(path), 0.25 * 255, atol=0.6)
+
+
+def test_12_bits_are_a_quarter_of_their_own_range(tmp_path: Path) -> None:
+    packed = np.tile(np.uint8([0x40, 0x04, 0x00]), (32, 16))  # twice 0x400 of 0xFFF
+    path = grey_tiff(tmp_path / "a.tif", packed, 12, 1)
+    np.testing.assert_allclose(shown(path), 0x400 / 0xFFF * 255, atol=0.6)
+
+
+def test_highlights_of_a_float_picture_are_white(tmp_path: Path) -> None:
+    values = np.full((32, 32), 0.5, dtype=np.float32)
+    values[:4] = 1.3
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_allclose(shown(tmp_path / "a.tif"), 127.5, atol=0.6)
+    assert float(picture.rgb[:, 1].min()) == 1.0 and "those above 1 are white" in picture.notes[0]
+
+
 @pytest.mark.parametrize("value", [0, 0x1000, 0x5000, 0xFFFF])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bits_keep_their_range(value: int, suffix: str, tmp_path: Path) -> None:
@@ -336,6 +438,19 @@ def test_the_first_frame_that_shows_something_is_taken(suffix: str, tmp_path: Pa
     picture = read_picture(path)
     np.testing.assert_allclose(picture.rgb[:, 24, 24] * 255, (200, 30, 30), atol=8)
     assert "frame" in picture.notes[0] and "is used" in picture.notes[0]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_an_object_that_fades_in_is_not_taken_while_it_is_faint(
+    suffix: str, tmp_path: Path
+) -> None:
+    faint = (251, 241, 241)
+    path = animation(tmp_path / f"a.{suffix}", [None, faint, (200, 30, 30), None])
+    np.testing.assert_allclose(read_picture(path).rgb[:, 24, 24] * 255, (200, 30, 30), atol=8)
+    path = animation(tmp_path / f"b.{suffix}", [None, faint, faint, None])  # never clearer
+    picture = read_picture(path)
+    np.testing.assert_allclose(picture.rgb[:, 24, 24] * 255, faint, atol=4)
+    assert "frame 2 is used" in picture.notes[0]
 
 
 def test_an_animation_that_shows_nothing_says_so(tmp_path: Path) -> None:

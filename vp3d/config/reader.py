@@ -21,11 +21,12 @@ import yaml
 
 from vp3d.config.paths import expand
 from vp3d.config.schema import Range
+from vp3d.config.text_file import read_text
 from vp3d.errors import UserError, in_one_line
 
 SHOWN = 80  # characters of a value that a message quotes
 MAX_NODES = 20_000  # values of a YAML text once its aliases are written out
-MAX_YAML_SIZE = 200_000  # characters of a config file
+MAX_YAML_SIZE = 200_000  # bytes of a config file
 LIKENESS = 0.6  # of a key to a known key, from which the known key is suggested; 1 is equal
 LAST_PART_LIKENESS = 0.98  # factor for the likeness of the last parts alone
 YAML_ERRORS = (  # ValueError: not UTF-8, or a date or number that does not exist
@@ -44,9 +45,9 @@ class _Typed(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key that occurs twice.
+    """SafeLoader that reads numbers as YAML 1.2 does, and refuses a key that occurs twice.
 
-    YAML 1.1 requires 1.0e-3.
+    In YAML 1.1, 1e-3 is text, 010 is 8 and 1:30 is 90.
     """
 
     def get_single_node(self) -> yaml.Node | None:
@@ -61,6 +62,11 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node, built depth first: an anchor that contains itself is an error."""
         return super().construct_object(node, True)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """The whole number of a node: 010 is 10, and 0b11, 0o17 and 0x1f have their prefix."""
+        digits = self.construct_scalar(node).replace("_", "")
+        return int(digits, 0 if digits.lstrip("+-")[1:2] in ("b", "o", "x") else 10)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
@@ -96,19 +102,27 @@ class Dumper(yaml.SafeDumper):
     """SafeDumper that quotes the text "1e-3", so that `_Loader` reads it as text again."""
 
 
-_EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-for _kind in (_Loader, Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+_INT = re.compile(r"^[-+]?(0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)$")
+_FLOAT = re.compile(
+    r"^([-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_SIGNS = "-+.0123456789"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind in (_Loader, Dumper):  # what YAML 1.1 takes as a number is quoted as well
+    for _tag, _pattern in zip(_NUMBERS, (_INT, _FLOAT), strict=True):
+        _kind.add_implicit_resolver(_tag, _pattern, list(_SIGNS))
+_Loader.add_constructor(_NUMBERS[0], _Loader.construct_yaml_int)
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
-        with path.open(encoding="utf-8") as stream:
-            text = stream.read(MAX_YAML_SIZE + 1)
-        if len(text) > MAX_YAML_SIZE:
-            raise UserError(f"config file {path} has more than {MAX_YAML_SIZE:,} characters")
-        tree = yaml.load(text, _Loader)
+        tree = yaml.load(read_text(path, MAX_YAML_SIZE), _Loader)
     except OSError as error:
         raise UserError(
             f"cannot read config file {path}: {error.strerror}; configs/ has examples"
@@ -164,12 +178,40 @@ def keys(node: object, prefix: str = "") -> Iterator[str]:
 
 
 def merge(root: Any, layer: Mapping[str, Any]) -> None:
-    """Set the fields of the dataclass tree `root` that `layer` names, in place."""
+    """Set the fields of the dataclass tree `root` that `layer` names, in place.
+
+    `layer` may name a field as `optim: {steps: 100}` or as `optim.steps: 100`.
+    """
     try:
-        _merge(root, layer, "", None)
+        _merge(root, nested(layer), "", None)
     except _UnknownKey as error:
         key = str(error)
         raise UserError(f"unknown config key '{key[:SHOWN]}'{_suggestion(key, root)}") from None
+
+
+def nested(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The layer with a group for each key that has dots, such as `optim.steps`.
+
+    Raises:
+        UserError: two keys name the same field.
+    """
+    found: dict[str, Any] = {}
+    for name, value in layer.items():
+        first, *rest = name.split(".") if isinstance(name, str) else [name]
+        for part in reversed(rest):
+            value = {part: value}
+        if first in found:
+            value = _joined(found[first], value, str(name))
+        found[first] = value
+    return found
+
+
+def _joined(group: Any, more: Any, key: str) -> dict[str, Any]:
+    """Two groups as one; UserError if both have a field of the same name."""
+    if not isinstance(group, Mapping) or not isinstance(more, Mapping):
+        raise UserError(f"config key '{key[:SHOWN]}' occurs twice, with dots and as a group")
+    both = {name: _joined(group[name], more[name], key) for name in set(group) & set(more)}
+    return {**group, **more, **both}
 
 
 class _UnknownKey(Exception):
@@ -232,22 +274,32 @@ def convert(value: Any, kind: Any, key: str, current: Any = None) -> Any:
     limits = None
     if get_origin(kind) is Annotated:
         kind, limits = get_args(kind)
-    is_text = kind is str and isinstance(value, _Typed)
+    is_typed = isinstance(value, _Typed)
+    is_text = kind is str and is_typed
     value = str(value) if is_text else parse_typed(value, key)
     if kind is str and isinstance(value, str) and not is_text:
         value = unfold(value, key)
     if get_origin(kind) is Literal:
         return _check_choice(value, get_args(kind), key)
     if get_origin(kind) is list:
-        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        item_kind = get_args(kind)[0]
+        items = _items(value, item_kind) if isinstance(value, str) else value
         if not isinstance(items, list) or not items:
             raise UserError(
                 f"config key '{key}': {quoted(value)} is not a list of at least one item"
             )
-        return [convert(item, get_args(kind)[0], key) for item in items]
+        return [convert(item, item_kind, key) for item in items]
     if dataclasses.is_dataclass(kind):
+        if value is None and not (is_typed or hasattr(kind, "constant")):
+            return copy.deepcopy(current)  # a group of a file whose keys are all comments
         return _convert_group(value, kind, key, current, limits)
     return _convert_scalar(value, kind, key, limits)
+
+
+def _items(text: str, kind: Any) -> list[str]:
+    """The items of a list that was written as text; those that are no sentences have no blanks."""
+    parts = text.split(",") if kind is str else re.split(r"[,;\s]+", text)
+    return [part.strip() for part in parts if part.strip()]
 
 
 def unfold(text: str, key: str) -> str:
@@ -282,6 +334,9 @@ def quoted(value: Any) -> str:
 
 
 def _check_choice(value: Any, choices: tuple[Any, ...], key: str) -> Any:
+    if isinstance(value, str):  # GLB, .glb
+        plain = value.strip().lower().removeprefix(".")
+        value = plain if plain in choices else value
     if value not in choices:
         allowed = ", ".join(map(str, choices))
         raise UserError(
@@ -316,6 +371,10 @@ def _convert_scalar(value: Any, kind: Any, key: str, limits: Range | None) -> An
         fault = f"is no value; give {KIND_NAMES[kind]} as {key}=..., without blanks"
     elif type(value) is not kind:
         fault = f"is not {KIND_NAMES[kind]}"
+        if kind is str and not isinstance(value, list | dict):
+            fault += "; write it in quotes"
+        elif isinstance(value, str) and type(parse_typed(_Typed(value), key)) is kind:
+            fault = f"is text and not {KIND_NAMES[kind]}; write it without quotes"
     elif kind is str and "\0" in value:
         fault = "contains a NUL character"
     elif kind is float and not math.isfinite(value):

@@ -8,7 +8,10 @@
 * `sign_flip_p`: whether paired differences are larger than chance, without a distribution.
 * `holm`: p-values of several comparisons at once (Holm 1979).
 
-If all values are equal, the interval has no width: then the sample says nothing of its spread.
+* `bounded_interval`: the same for values with limits. If all are at one limit, such as 24 of 24
+  successes, the bootstrap has no width: then the other end is exact (Clopper & Pearson 1934).
+
+If all values are equal otherwise, the interval has no width: the sample says nothing of its spread.
 """
 
 from __future__ import annotations
@@ -45,11 +48,12 @@ def mean_interval(
         The lower and the upper end.
 
     Raises:
-        ValueError: `values` has fewer than two values or more than one dimension.
+        ValueError: `values` has fewer than two values, more than one dimension, or a value that is
+            not finite.
     """
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"an interval needs values [N] with N >= 2, got {tuple(values.shape)}")
-    values = values.double()
+    values = _finite(values)
     count, mean = len(values), float(values.mean())
     error = float(values.std()) / math.sqrt(count)
     tail = (1.0 - confidence) / 2.0
@@ -67,6 +71,46 @@ def mean_interval(
     return min(low, mean - largest * error), max(high, mean - smallest * error)
 
 
+def bounded_interval(
+    values: Tensor,
+    limits: tuple[float, float],
+    generator: torch.Generator,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """`mean_interval` of values that have limits, such as shares in [0, 1], inside the limits.
+
+    N values of a population with mean m in [0, 1] are all 1 with a probability of at most m^N, so
+    the lower end of N ones is the m at which that is half of the error allowed.
+
+    Args:
+        values: `[N]` inside the limits, N >= 2; booleans count as 0 and 1.
+        limits: the least and the largest value that is possible.
+        generator: draws the bootstrap samples.
+        confidence: the share of all such intervals that contain the mean, in (0, 1).
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        ValueError: as for `mean_interval`.
+    """
+    low, high = mean_interval(values, generator, confidence)
+    reach = (limits[1] - limits[0]) * (1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / len(values)))
+    if bool((values == limits[1]).all()):
+        return limits[1] - reach, limits[1]
+    if bool((values == limits[0]).all()):
+        return limits[0], limits[0] + reach
+    return max(low, limits[0]), min(high, limits[1])
+
+
+def _finite(values: Tensor) -> Tensor:
+    """The values as float64; ValueError if one is not finite, as every figure would be."""
+    values = values.double()
+    if not bool(values.isfinite().all()):
+        raise ValueError("a figure that is not a finite number")
+    return values
+
+
 def sign_flip_p(differences: Tensor, generator: torch.Generator) -> float:
     """Two-sided p-value of "the mean difference is 0", by flipping signs of paired differences.
 
@@ -79,8 +123,11 @@ def sign_flip_p(differences: Tensor, generator: torch.Generator) -> float:
 
     Returns:
         The share of the patterns whose mean is at least as far from 0, in (0, 1].
+
+    Raises:
+        ValueError: a difference is not finite.
     """
-    values = differences.double()
+    values = _finite(differences)
     values = values[values != 0.0]  # a flip does not change them
     count = len(values)
     if count == 0:

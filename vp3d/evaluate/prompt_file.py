@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vp3d.config.text_file import read_text
 from vp3d.errors import UserError
 
 SEED = re.compile(r"\s+seed=(\S+)\s*$")
 HIGHEST_SEED = 2**62  # of a line; --seeds and --best-of add to it, below LAST_SEED
+MOST_BYTES = 50_000_000  # of a prompt file
 DIGITS = 100  # of a seed, leading zeros included; more are not read
 
 
@@ -96,10 +98,11 @@ def with_seeds(entries: Iterable[SuitePrompt], seeds: int) -> Iterator[tuple[int
 def read_prompt_text(path: Path) -> str:
     """The text of a prompt file of any kind; UserError if it is missing or not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+        return read_text(path, MOST_BYTES, "utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError as error:
         raise UserError(f"there is no prompt file {path}; check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"cannot read the prompt file {path} ({error}); it must be a UTF-8 text file"
+            f"cannot read the prompt file {path} ({reason}); it must be a UTF-8 text file"
         ) from error

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vp3d import __version__
 from vp3d.config.paths import ROOT
-from vp3d.evaluate.intervals import mean_interval
+from vp3d.evaluate.intervals import bounded_interval, mean_interval
 from vp3d.evaluate.runner import Record
 from vp3d.runs.provenance import git_state, machine_name
 
@@ -84,8 +84,10 @@ def interval_of(
     """The 95 % interval of the mean of values `[N]`, inside `limits` if given; None for N = 1."""
     if len(values) < 2:
         return None, None
-    low, high = mean_interval(values, torch.Generator().manual_seed(0))
-    return (low, high) if limits is None else (max(low, limits[0]), min(high, limits[1]))
+    generator = torch.Generator().manual_seed(0)
+    if limits is None:
+        return mean_interval(values, generator)
+    return bounded_interval(values, limits, generator)
 
 
 def summarise(

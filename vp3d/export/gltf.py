@@ -31,6 +31,7 @@ MAX_VALUES = 2**28  # numbers of one accessor
 MAX_PIXELS = 2**26  # of one image
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF")
 COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+URL_SAFE = str.maketrans("-_", "+/")  # the alphabet of base64 in addresses
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 # Extensions that this reader follows, and kinds whose absence changes neither shape nor colour
 # more than a viewer without them would.
@@ -256,20 +257,30 @@ def data_uri(uri: str) -> bytes:
     if not head.lower().endswith(";base64"):
         return unquote_to_bytes(body)
     try:
-        return base64.b64decode(unquote(body), validate=True)
+        plain = "".join(unquote(body).split()).translate(URL_SAFE).rstrip("=")
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise GltfError("a data URI that is damaged") from error
 
 
 def decode_image(data: bytes) -> np.ndarray:
     """An image file as `[H, W, 3]` uint8; its opacity and colour profile are left out (as glTF)."""
-    with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise GltfError(f"a texture of {image.width} x {image.height} pixels is too large")
-        if image.mode.startswith("I"):  # 16-bit grey
-            grey = np.asarray(image).astype(np.float64) / 257.0
-            return np.repeat(np.round(grey.clip(0, 255)).astype(np.uint8)[..., None], 3, -1)
-        return np.array(image.convert("RGB"), np.uint8)
+    try:
+        with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
+            if image.width * image.height <= MAX_PIXELS:
+                return pixels_of(image)
+            size = f"{image.width} x {image.height}"
+    except (OSError, SyntaxError, ValueError) as error:
+        raise GltfError("a texture that is damaged or no picture") from error
+    raise GltfError(f"a texture of {size} pixels is too large")
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """The pixels of an opened picture `[H, W, 3]` uint8, 16-bit grey by the range of its type."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.float64) / 257.0
+        return np.repeat(np.round(grey.clip(0, 255)).astype(np.uint8)[..., None], 3, -1)
+    return np.array(image.convert("RGB"), np.uint8)
 
 
 def normalised(values: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from vp3d.export.gltf import (
     as_dict,
     as_list,
     extensions_of,
+    number,
     numbers,
     open_gltf,
 )
@@ -32,16 +33,18 @@ from vp3d.types import Mesh
 
 TRIANGLES, STRIP, FAN = 4, 5, 6
 MAX_FACES = 20_000_000  # of all primitives, instances counted
+FAINT = 1 / 255  # opacity below which a part that is blended shows nothing
 MIN_LENGTH = 1e-12  # of a normal that has a direction
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A node of the scene and its matrix in the scene's frame."""
+    """A node of the scene, its matrix in the scene's frame, and whether it shows its mesh."""
 
     index: int
     node: dict[str, Any]
     matrix: np.ndarray
+    visible: bool = True
 
 
 def read_gltf(path: Path) -> list[Mesh]:
@@ -60,11 +63,13 @@ def read_gltf(path: Path) -> list[Mesh]:
     parts: list[Mesh] = []
     total = 0
     for one in placed:
-        if "mesh" not in one.node:
+        if "mesh" not in one.node or not one.visible:
             continue
         entry = file.item("meshes", one.node["mesh"])
         for primitive in as_list(entry.get("primitives"), "primitives"):
             primitive = as_dict(primitive, "a primitive")
+            if is_invisible(file, primitive):
+                continue
             faces = primitive_faces(file, primitive)
             matrices = _instances(file, one)
             total += len(faces) * len(matrices)
@@ -89,18 +94,20 @@ def placed_nodes(file: GltfFile) -> Iterator[Placed]:
         nodes = [as_dict(node, "a node") for node in as_list(tree.get("nodes", []), "nodes")]
         inner = {str(child) for node in nodes for child in node.get("children") or []}
         roots = [index for index in range(len(nodes)) if str(index) not in inner]
-    waiting = [(root, np.eye(4)) for root in reversed(roots)]
+    waiting = [(root, np.eye(4), True) for root in reversed(roots)]
     visited: set[int] = set()
     while waiting:
-        index, parent = waiting.pop()
+        index, parent, shown = waiting.pop()
         node = file.item("nodes", index)
         if index in visited:
             raise GltfError("a node that is contained twice")
         visited.add(index)
         matrix = parent @ node_matrix(node)
-        yield Placed(index, node, matrix)
+        visibility = as_dict(extensions_of(node).get("KHR_node_visibility", {}), "visibility")
+        shown = shown and visibility.get("visible") is not False
+        yield Placed(index, node, matrix, shown)
         children = as_list(node.get("children", []), "a node")
-        waiting += [(child, matrix) for child in reversed(children)]
+        waiting += [(child, matrix, shown) for child in reversed(children)]
 
 
 def node_matrix(node: dict[str, Any]) -> np.ndarray:
@@ -160,6 +167,17 @@ def primitive_faces(file: GltfFile, primitive: dict[str, Any]) -> np.ndarray:
     faces = np.stack([order[:-2], order[1:-1], order[2:]], -1)
     faces[1::2] = faces[1::2][:, [0, 2, 1]]
     return faces
+
+
+def is_invisible(file: GltfFile, primitive: dict[str, Any]) -> bool:
+    """Whether the material's factor alone makes a primitive transparent, as a helper's shape is."""
+    if "material" not in primitive:
+        return False
+    material = file.item("materials", primitive["material"])
+    rough = as_dict(material.get("pbrMetallicRoughness", {}), "a material")
+    opacity = numbers(rough.get("baseColorFactor"), [1.0] * 4, "baseColorFactor")[3]
+    least = {"MASK": number(material.get("alphaCutoff"), 0.5, "alphaCutoff"), "BLEND": FAINT}
+    return bool(opacity < least.get(str(material.get("alphaMode")), -1.0))
 
 
 def _refuse_compressed(

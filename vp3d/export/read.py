@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ import trimesh
 from PIL import Image
 
 from vp3d.errors import UserError
-from vp3d.export.gltf import UnsupportedError
+from vp3d.export.gltf import UnsupportedError, pixels_of
 from vp3d.export.gltf_scene import read_gltf
 from vp3d.export.layers import Layer, colored, drawn
 from vp3d.export.mesh_data import (
@@ -30,6 +29,8 @@ from vp3d.export.mesh_data import (
     vertex_colors_of,
     vertex_normals_of,
 )
+from vp3d.export.obj_input import open_obj
+from vp3d.export.ply_input import plain_ply
 from vp3d.export.threemf import read_3mf
 from vp3d.export.usdz import read_usdz
 from vp3d.types import Mesh
@@ -42,7 +43,6 @@ SAME_COLOR = 1e-3  # vertex colours that differ by less are one colour
 CUBE_MARGIN = 1.001  # largest coordinate of a mesh that counts as inside the cube
 MIN_EXTENT = 0.4  # smallest extent of a mesh that is not scaled up, a fifth of the cube
 FITTED_EXTENT = 1.6  # extent of a mesh that is scaled
-U_ALONE = re.compile(rb"^([ \t]*vt[ \t]+[^\s#]+)(?=[ \t]*\r?$)", re.MULTILINE)
 
 
 def read_mesh(path: Path) -> Mesh:
@@ -66,7 +66,8 @@ def read_mesh(path: Path) -> Mesh:
     if not path.is_file():
         raise UserError(f"there is no mesh file {path}; check the path")
     try:
-        parts = _reader(path)(path)
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
+            parts = [_without_unused(part) for part in _reader(path)(path)]
     except UnsupportedError as error:
         raise UserError(f"cannot read the mesh {path}: {error}") from error
     except Exception as error:  # the parsers of trimesh raise many kinds of errors
@@ -93,6 +94,22 @@ def _reader(path: Path) -> Callable[[Path], list[Mesh]]:
     """The reader of the parts of a file, by its suffix."""
     ours = dict.fromkeys(GLTF, read_gltf) | {".3mf": read_3mf, ".usdz": read_usdz}
     return ours.get(path.suffix.lower(), _read_other)
+
+
+def _without_unused(part: Mesh) -> Mesh:
+    """The part without vertices that no face uses: they show nothing, and may be anywhere."""
+    used = np.zeros(len(part.vertices), bool)
+    if not len(part.faces) or part.faces.min() < 0 or part.faces.max() >= len(used):
+        return part
+    used[part.faces] = True
+    if used.all():
+        return part
+    columns = {
+        name: values[used]
+        for name in ("vertices", "normals", "uv", "vertex_colors")
+        if (values := getattr(part, name)) is not None
+    }
+    return replace(part, faces=(np.cumsum(used) - 1)[part.faces], **columns)
 
 
 def has_area(mesh: Mesh) -> bool:
@@ -194,12 +211,14 @@ def _read_other(path: Path) -> list[Mesh]:
 
 
 def _scene_of(path: Path) -> trimesh.Scene:
-    """The scene of a file; trimesh drops every v of an OBJ with a `vt u`, where v is 0."""
-    if path.suffix.lower() == ".obj":
-        text, count = U_ALONE.subn(rb"\1 0", path.read_bytes())
-        if count:
-            resolver = trimesh.resolvers.FilePathResolver(str(path))
-            return trimesh.load_scene(io.BytesIO(text), "obj", resolver=resolver, process=False)
+    """The scene of a file, which is put into the form that trimesh reads."""
+    suffix = path.suffix.lower()
+    if suffix == ".obj":
+        text, folder = open_obj(path)
+        return trimesh.load_scene(io.BytesIO(text), "obj", resolver=folder, process=False)
+    if suffix == ".ply":
+        data, near = plain_ply(path.read_bytes()), trimesh.resolvers.FilePathResolver(str(path))
+        return trimesh.load_scene(io.BytesIO(data), "ply", resolver=near, process=False)
     return trimesh.load_scene(path, process=False)
 
 
@@ -229,7 +248,7 @@ def _textured(mesh: Mesh, visual: trimesh.visual.TextureVisuals) -> Mesh:
     if not np.isfinite(uv).all():
         raise ValueError("texture coordinates that are not numbers")
     down = np.stack([uv[:, 0], 1.0 - uv[:, 1]], -1)
-    texture = np.array(image.convert("RGB"), np.uint8)
+    texture = pixels_of(image)
     return colored(mesh, [Layer(np.ones(3), texture, down)])
 
 

@@ -57,9 +57,12 @@ def disk_errors(
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "check the path and its permissions"
-        raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}; {advice}, {otherwise}"
-        ) from error
+        if error.errno == errno.EFBIG:
+            advice = "raise the limit of the size of files (`ulimit -f`)"
+        reason = f"{error.strerror or error}"
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            reason += " (a file or a dead link is where a folder should be)"
+        raise ResourceError(f"cannot write {path}: {reason}; {advice}, {otherwise}") from error
 
 
 def another_folder(option: str) -> str:

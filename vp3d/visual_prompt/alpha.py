@@ -70,6 +70,27 @@ def card_inside(alpha: np.ndarray) -> tuple[slice, slice] | None:
     )
 
 
+def square_in_disc(alpha: np.ndarray) -> tuple[slice, slice] | None:
+    """Rows and columns of the rectangle inside an opaque disc that alpha outlines.
+
+    A picture that was cropped round has such an alpha channel, and so has a ball. None if alpha has
+    another shape, or the disc is small.
+    """
+    solid = alpha > SOLID
+    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
+    if len(rows) == 0 or solid.mean() < CARD_SHARE:
+        return None
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    y, x = np.ogrid[: alpha.shape[0], : alpha.shape[1]]
+    middle_y, middle_x = (rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2
+    disc = ((y - middle_y) / height) ** 2 + ((x - middle_x) / width) ** 2 <= 0.25
+    if (disc & solid).sum() < CARD_FILL * (disc | solid).sum():
+        return None
+    half_y, half_x = int(height * 0.34), int(width * 0.34)
+    top, left = round(middle_y) - half_y, round(middle_x) - half_x
+    return slice(top, top + 2 * half_y + 1), slice(left, left + 2 * half_x + 1)
+
+
 def soft_width(alpha: np.ndarray) -> float:
     """Mean width in pixels of the edge over which alpha falls from object to background."""
     outline = (alpha > 0.5) & ~ndimage.binary_erosion(alpha > 0.5)

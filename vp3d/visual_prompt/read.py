@@ -3,13 +3,12 @@
 Conventions: one picture is `[3, H, W]` in [0, 1] sRGB, its alpha `[1, H, W]` in [0, 1].
 
 Colour is managed as a viewer does it: an embedded ICC profile is converted to sRGB, a PNG's gamma
-and the Adobe RGB mark of a camera are applied, and 16-bit and float values keep the range of their
-type, so that a dark picture stays dark.
+and primaries and the Adobe RGB mark of a camera are applied, and 16-bit and float values keep the
+range of their type, so that a dark picture stays dark.
 """
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+from PIL import Image
 from torch import Tensor
 
 from vp3d.errors import UserError
+from vp3d.visual_prompt.color import apply_marks, apply_profile, color_marks
+from vp3d.visual_prompt.deep import DEEP_MODES, to_8_bits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
@@ -31,6 +32,7 @@ MIN_SIDE = 16  # pixels
 WORK_SIDE = 512  # a larger picture is shrunk to this many pixels on its longer side
 MAX_FRAMES = 100  # of an animation, in which the first one that shows something is searched
 LEAST_CONTRAST = 8  # of 255: a frame whose values differ by less shows nothing
+CLEAR_CONTRAST = 64  # of 255: a frame whose values differ by this is taken without a search
 
 ORIENTATION = 0x0112  # tag of the EXIF orientation
 TRANSPOSES = {
@@ -42,15 +44,6 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Modes of Pillow with more than 8 bits in a channel.
-DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
-DEEP_RANGES = (1.0, 255.0, 65535.0)  # a float picture has the first of these that holds its values
-SRGB_GAMMA = 0.45455
-# Linear Adobe RGB (1998) to linear sRGB, both with white point D65.
-ADOBE_TO_SRGB = np.array(
-    [[1.39836, -0.39836, 0.0], [0.0, 1.0, 0.0], [0.0, -0.04293, 1.04293]], dtype=np.float64
-)
-ADOBE_GAMMA = 563 / 256
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ def _too_large(name: str) -> str:
 
 
 def _find_frame(picture: Image.Image) -> list[str]:
-    """Go to the first frame that shows something; the first frame if none does.
+    """Go to the first frame that shows something clearly; the first frame if none does.
 
     Returns:
         A note about the frame, if the picture has several.
@@ -158,29 +151,36 @@ def _find_frame(picture: Image.Image) -> list[str]:
     count = getattr(picture, "n_frames", 1)
     if count <= 1 or picture.format in ("JPEG", "MPO"):  # a phone's JPEG may hold a depth map
         return []
+    contrasts = []
     for frame in range(min(count, MAX_FRAMES)):
         picture.seek(frame)
-        if _shows_something(picture):
-            return [f"the picture has {count} frames; frame {frame + 1} is used"]
-    picture.seek(0)
-    return [f"the picture has {count} frames, and none of those read shows anything"]
+        contrasts.append(_contrast(picture))
+        if contrasts[-1] >= CLEAR_CONTRAST:
+            break
+    # An object that fades in is not taken while it is faint.
+    chosen = next(n for n, value in enumerate(contrasts) if value >= max(contrasts) / 2)
+    is_blank = max(contrasts) < LEAST_CONTRAST
+    picture.seek(0 if is_blank else chosen)
+    if is_blank:
+        return [f"the picture has {count} frames, and none of those read shows anything"]
+    return [f"the picture has {count} frames; frame {chosen + 1} is used"]
 
 
-def _shows_something(picture: Image.Image) -> bool:
+def _contrast(picture: Image.Image) -> float:
+    """The largest difference of the values of a frame, 0 to 255."""
     if picture.mode in DEEP_MODES:
-        values = np.asarray(picture, dtype=np.float64)
-        return bool(np.ptp(values) > 0)
+        picture = to_8_bits(picture, [])
     layers = np.asarray(picture.convert("RGBA"), dtype=np.int64)
     shown = layers[..., :3] * layers[..., 3:] // 255
-    return bool(max(np.ptp(shown, axis=(0, 1)).max(), np.ptp(layers[..., 3])) >= LEAST_CONTRAST)
+    return float(max(np.ptp(shown, axis=(0, 1)).max(), np.ptp(layers[..., 3])))
 
 
 def _decode(picture: Image.Image, notes: list[str], side: int) -> Picture:
     """rgb and alpha of an opened picture, upright, in sRGB and shrunk."""
     turn = TRANSPOSES.get(picture.getexif().get(ORIENTATION, 1))
-    adobe, lossy = _is_adobe_rgb(picture), picture.format in LOSSY_FORMATS
-    profile, gamma = picture.info.get("icc_profile"), picture.info.get("gamma")
-    picture = _to_8_bits(picture, notes) if picture.mode in DEEP_MODES else picture
+    lossy, profile = picture.format in LOSSY_FORMATS, picture.info.get("icc_profile")
+    marks = None if profile else color_marks(picture)
+    picture = to_8_bits(picture, notes) if picture.mode in DEEP_MODES else picture
     factor = max(1, max(picture.size) // (4 * side))
     if factor > 1 and picture.mode not in ("P", "1"):
         picture = picture.reduce(factor)
@@ -189,7 +189,7 @@ def _decode(picture: Image.Image, notes: list[str], side: int) -> Picture:
         picture = picture.convert("RGBA")
         alpha = picture.getchannel("A")
     if profile:
-        picture = _to_srgb(picture, profile, notes)
+        picture = apply_profile(picture, profile, notes)
     layers = picture.convert("RGBA")
     if alpha is not None:
         layers.putalpha(alpha)
@@ -197,76 +197,8 @@ def _decode(picture: Image.Image, notes: list[str], side: int) -> Picture:
     if turn is not None:
         layers = layers.transpose(turn)
     values = np.asarray(layers, dtype=np.float32) / np.float32(255.0)
-    if not profile:
-        values = _without_profile(values, adobe, gamma)
+    if marks is not None:
+        values = apply_marks(values, marks)
     channels = torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous()
     opaque = bool((channels[3] > 0.99).all())
     return Picture(channels[:3], None if opaque else channels[3:], tuple(notes), lossy)
-
-
-def _to_8_bits(picture: Image.Image, notes: list[str]) -> Image.Image:
-    """A grey picture of 16 or more bits as 8 bits, scaled by the range of its type.
-
-    Pillow's own conversion clips instead of scaling.
-    """
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=np.inf, neginf=0.0)
-    finite = values[np.isfinite(values)]
-    largest = float(finite.max()) if finite.size else 0.0
-    if picture.mode == "F":
-        fits = (limit for limit in DEEP_RANGES if largest <= limit)
-    else:
-        fits = (limit for limit in DEEP_RANGES[2:] if largest <= limit)
-    limit = next(fits, 0.0)
-    if limit == 0.0:
-        limit = largest
-        notes.append(f"values up to {largest:g} are scaled by the largest of them")
-    grey = Image.fromarray((values * (255.0 / limit)).clip(0, 255).round().astype(np.uint8))
-    key = picture.info.get("transparency")
-    if isinstance(key, int):
-        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
-    return grey
-
-
-def _to_srgb(picture: Image.Image, profile: bytes, notes: list[str]) -> Image.Image:
-    """The colours of `picture` converted from its ICC profile to sRGB, without its alpha."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = source.profile.xcolor_space.strip()
-        picture = {"GRAY": lambda p: p.convert("L"), "RGB": lambda p: p.convert("RGB")}.get(
-            space, lambda p: p
-        )(picture)
-        converted = ImageCms.profileToProfile(
-            picture,
-            source,
-            ImageCms.createProfile("sRGB"),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
-        notes.append("its colour profile cannot be applied; the colours are taken as sRGB")
-        return picture
-    return picture if converted is None else converted
-
-
-def _is_adobe_rgb(picture: Image.Image) -> bool:
-    """Whether EXIF marks the colours as Adobe RGB, as cameras do that embed no profile."""
-    try:
-        exif = picture.getexif()
-        exif.get_ifd(0x8769)  # Pillow finds the next one through this
-        return exif.get_ifd(0xA005).get(1, "")[:3] == "R03"
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-
-
-def _without_profile(values: np.ndarray, adobe: bool, gamma: float | None) -> np.ndarray:
-    """Values `[H, W, 4]` in [0, 1] as sRGB, by the marks a file without ICC profile may have."""
-    if adobe:
-        linear = values[..., :3].astype(np.float64) ** ADOBE_GAMMA @ ADOBE_TO_SRGB.T
-    elif gamma is not None and 0.1 < gamma < 10 and abs(gamma - SRGB_GAMMA) > 0.02:
-        linear = values[..., :3].astype(np.float64) ** (1.0 / gamma)
-    else:
-        return values
-    linear = linear.clip(0.0, 1.0)
-    curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.concatenate([curve.astype(np.float32), values[..., 3:]], axis=-1)

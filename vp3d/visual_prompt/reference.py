@@ -18,8 +18,9 @@ from torch import Tensor
 from vp3d.errors import UserError
 from vp3d.upscale.network import FACTOR, enlarge
 from vp3d.upscale.realesrgan import load_realesrgan, weights_folder
-from vp3d.visual_prompt.alpha import card_inside, usable_alpha, without_matte
+from vp3d.visual_prompt.alpha import card_inside, square_in_disc, usable_alpha, without_matte
 from vp3d.visual_prompt.cutout import border_flood, is_usable
+from vp3d.visual_prompt.doubts import alpha_doubts, card_doubts, pieces_note, shape_doubts
 from vp3d.visual_prompt.read import Picture, read_picture
 from vp3d.visual_prompt.separate import overlap, separate
 
@@ -29,6 +30,7 @@ STEADY = 0.96  # a steadiness from which the cut-out is not worth a warning
 LEAST_STEADY = 0.6  # a steadiness below which the picture is refused
 MOST_ASPECT = 0.02  # by how much the proportions of picture and mask may differ
 CARD_BORDER = 0.97  # share of a card's border that must show its background
+DISC_BORDER = 0.6  # the same for the square inside a disc, which is nearer to the object
 CARD_COVER = (0.005, 0.8)  # share of a card that its object takes up
 SAME_MASK = 0.99  # intersection over union from which two masks are the same
 LARGE_COVER = 0.7  # share of the picture from which a found object is doubtful
@@ -71,7 +73,8 @@ def cut_out(path: Path, tolerance: float, mask_path: Path | None = None) -> Cuto
     picture = enlarged(read_picture(path))
     if mask_path is not None:
         mask = read_mask(mask_path, picture)
-        return Cutout(picture.rgb, mask, notes=picture.notes)
+        doubts = tuple(f"--mask: {doubt}" for doubt in shape_doubts(mask[0].double().numpy()))
+        return Cutout(picture.rgb, mask, doubts=doubts, notes=picture.notes)
     found = cut_out_picture(picture, tolerance)
     if not is_usable(found.mask):
         raise UserError(f"--image {path}: {_unusable_reason(found.mask)}; {_advice(picture)}")
@@ -104,17 +107,38 @@ def cut_out_picture(picture: Picture, tolerance: float) -> Cutout:
     values = picture.rgb.permute(1, 2, 0).double().numpy()
     if alpha is None:
         return _by_backdrop(values, tolerance, picture)
-    card = card_inside(alpha)
-    if card is not None:
-        inner = separate(np.ascontiguousarray(values[card]), tolerance, picture.lossy)
-        clear = inner.steadiness > STEADY and inner.border > CARD_BORDER and not inner.doubts
-        if clear and CARD_COVER[0] < inner.mask.mean() < CARD_COVER[1]:
-            mask = np.zeros_like(alpha)
-            mask[card] = inner.mask
-            doubt = "its alpha channel outlines a card, of which the object inside is used"
-            return _cutout(values, mask, picture, 1.0, (doubt,))
+    card, disc = card_inside(alpha), square_in_disc(alpha)
+    mask = None if card is None else _clear_object(picture, card, tolerance, CARD_BORDER)
+    if mask is not None:
+        doubt = "its alpha channel outlines a card, of which the object inside is used"
+        return _cutout(values, mask, picture, 1.0, (doubt,))
+    alpha_found = [*alpha_doubts(alpha), *shape_doubts(alpha)]
+    inner = None if disc is None else _clear_object(picture, disc, tolerance, DISC_BORDER)
+    if inner is not None:
+        alpha_found.append("its alpha channel outlines a disc that shows an object inside")
     rgb, alpha = without_matte(values, alpha)
-    return _cutout(rgb, alpha, picture, 1.0, ())
+    return _cutout(rgb, alpha, picture, 1.0, tuple(alpha_found))
+
+
+def _clear_object(
+    picture: Picture, part: tuple[slice, slice], tolerance: float, least_border: float
+) -> np.ndarray | None:
+    """The mask `[H, W]` of a clear object on a plain background in a part of the picture.
+
+    Args:
+        picture: The picture.
+        part: Rows and columns of the part.
+        tolerance: Largest colour distance that counts as background.
+        least_border: Share of the part's border that shows the background, at least.
+    """
+    values = picture.rgb.permute(1, 2, 0).double().numpy()
+    inner = separate(np.ascontiguousarray(values[part]), tolerance, picture.lossy)
+    clear = inner.steadiness > STEADY and inner.border > least_border and not inner.doubts
+    if not clear or not CARD_COVER[0] < inner.mask.mean() < CARD_COVER[1]:
+        return None
+    mask = np.zeros(values.shape[:2])
+    mask[part] = inner.mask
+    return mask
 
 
 def read_mask(path: Path, picture: Picture) -> Tensor:
@@ -158,6 +182,7 @@ def _by_backdrop(values: np.ndarray, tolerance: float, picture: Picture) -> Cuto
     flood = border_flood(picture.rgb, tolerance)[0].double().numpy()
     if overlap(flood > 0.5, mask > 0.5) >= SAME_MASK:
         mask = flood
+    doubts += [*shape_doubts(mask), *card_doubts(mask)]
     return _cutout(values, mask, picture, found.steadiness, tuple(doubts))
 
 
@@ -170,7 +195,8 @@ def _cutout(
 ) -> Cutout:
     channels = torch.from_numpy(rgb).permute(2, 0, 1).to(picture.rgb.dtype).contiguous()
     layer = torch.from_numpy(mask)[None].to(picture.rgb.dtype)
-    return Cutout(channels, layer, steadiness, doubts, picture.notes)
+    notes = (*picture.notes, *pieces_note(mask))
+    return Cutout(channels, layer, steadiness, doubts, notes)
 
 
 def _unusable_reason(mask: Tensor) -> str:

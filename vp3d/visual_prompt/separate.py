@@ -12,6 +12,7 @@ from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 
 from vp3d.visual_prompt.backdrop import Backdrop, Border, read_border, smooth_field, trim_frame
+from vp3d.visual_prompt.checkerboard import without_checkerboard
 from vp3d.visual_prompt.cutout import color_distance, soften, without_small_pieces
 
 
@@ -127,11 +128,14 @@ def separate(
         The mask of the complete picture, 0 on frames, and how sure it is.
     """
     rows, columns = trim_frame(values)
-    inside = np.ascontiguousarray(values[rows, columns])
+    inside, doubts = np.ascontiguousarray(values[rows, columns]), []
+    plain = without_checkerboard(inside)
+    if plain is not None:
+        inside = plain
+        doubts.append("its background is a checkerboard, which is taken as transparency")
     border = read_border(inside)
     backdrop = smooth_field(inside, border)
     field, noise = backdrop.field, backdrop.noise
-    doubts = []
     if border.share < limits.min_border:
         doubts.append("the object fills most of the border")
     elif border.margin < limits.min_margin or border.share < limits.clear_border:
