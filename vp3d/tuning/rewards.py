@@ -114,9 +114,7 @@ def check_named(stored: str, given: str, run: Path) -> None:
     """
     own = [name for name, _ in parse_rewards(stored) if ":" in name]
     if given and parse_rewards(given) != parse_rewards(stored):
-        raise UserError(
-            f"--reward {given} is not that of the run, {stored}: omit it, or start anew"
-        )
+        raise UserError(f"--reward {given} is not that of the run: give {stored}, or a new run")
     if own and not given:
         raise UserError(
             f"the reward {own[0]} of this run is code, which a run folder may not choose: if it is "
