@@ -72,6 +72,9 @@ def test_visit_hears_each_live_step_once(prior: Prior) -> None:
     visited: list[int] = []
     gradient(prior, draw(drawing, x, 3, visit=lambda _, i: visited.append(i)))
     assert visited == [2, 3, 4]
+    visited.clear()
+    draw(drawing, x, 0, visit=lambda _, i: visited.append(i))
+    assert visited == [4]  # what the last step would be trained on
 
 
 def test_saved_tensors_grow_with_k_by_latents_and_not_by_activations(prior: Prior) -> None:
@@ -91,11 +94,11 @@ def test_saved_tensors_grow_with_k_by_latents_and_not_by_activations(prior: Prio
 
 def test_repeated_last_step_belongs_to_its_prompt(prior: Prior) -> None:
     drawing, x0 = drawing_of(prior), prior.noise(2, torch.Generator().manual_seed(3))
-    found = repeat_last(drawing, x0, 3, torch.Generator().manual_seed(4))
+    noise = torch.randn((3, *x0.shape), generator=torch.Generator().manual_seed(4))
+    found = repeat_last(drawing, x0, noise)
     assert found.shape == (6, *x0.shape[1:])
     level = drawing.levels[STEPS - 1]
-    noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(4))
-    noisy = level.sqrt() * x0.repeat(3, 1, 1, 1) + (1.0 - level).sqrt() * noise
+    noisy = level.sqrt() * x0.repeat(3, 1, 1, 1) + (1.0 - level).sqrt() * noise.flatten(0, 1)
     one = drawing(noisy[2:4], STEPS - 1)
     expected = (noisy[2:4] - (1.0 - level).sqrt() * one) / level.sqrt()
     torch.testing.assert_close(found[2:4], expected, rtol=1e-3, atol=1e-4)

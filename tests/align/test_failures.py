@@ -95,19 +95,83 @@ def test_a_reward_that_rises_while_pictures_get_worse_stops_with_advice_and_keep
         assert sheet.width > 5 * TILE  # three trained on, and two of the unseen prompt
 
 
-@pytest.mark.parametrize("method", ["alignprop", "refl", "ddpo"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "alignprop", "anchor": 100.0},
+        {"method": "alignprop", "anchor": 100.0, "repeat_last": 2},
+        {"method": "refl", "anchor": 100.0},
+        {"method": "ddpo", "anchor": 100.0},
+    ],
+)
 def test_a_step_without_memory_is_the_same_step_in_smaller_parts(
-    model: PriorConfig, monkeypatch: pytest.MonkeyPatch, method: str
+    model: PriorConfig, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
 ) -> None:
-    settings = {"method": method, "group": 2}
-    whole = training(model, **settings).step()
-    without_memory_for(monkeypatch, 2)
-    small = training(model, **settings)
+    settings = {"group": 2, **settings}
+    trainings = [training(model, **settings) for _ in range(2)]
+    for one in trainings:
+        changed(one)  # so that there is a drift
+    whole = trainings[0].step()
+    without_memory_for(monkeypatch, 3 if "repeat_last" in settings else 2)
+    small = trainings[1]
     found = small.step()
     assert small.learner.part == 1
     assert found.norm == pytest.approx(whole.norm, rel=1e-3) and whole.norm > 0.0
     assert found.total == pytest.approx(whole.total, rel=1e-4, abs=1e-5)
-    assert found.queries == whole.queries == 4
+    assert found.queries == whole.queries == (8 if "repeat_last" in settings else 4)
+    assert found.drift == pytest.approx(whole.drift, rel=1e-3) and (whole.drift or 0.0) > 0.0
+
+
+@pytest.mark.parametrize("method", ["alignprop", "ddpo"])
+def test_the_anchor_pulls_towards_the_base(model: PriorConfig, method: str) -> None:
+    """With a large weight the step is along the gradient of the drift alone."""
+    found = training(model, method=method, group=2, anchor=1e9, lr=1e-3, warmup=0, ema=0.0)
+    changed(found)
+    found.average = {key: value.detach().clone() for key, value in found.parameters.items()}
+    for _ in range(2):
+        found.check()
+        assert found.step().drift
+    found.check()
+    drifts = [check.drift for check in found.guard.checks]
+    assert drifts[0] > drifts[1] > drifts[2] > 0.0
+
+
+def changed(found: Training) -> None:
+    """Give the LoRA a change of every layer."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for value in found.parameters.values():
+            value.copy_(0.1 * torch.randn(value.shape, generator=generator))
+
+
+def test_memory_that_runs_out_in_the_backward_pass_is_the_same_step_too(
+    model: PriorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a checkpoint is computed again, and the prior takes fewer images in one call."""
+    whole, small = training(model, anchor=0.0), training(model, anchor=0.0)
+    expected = whole.step()
+    real, calls = small.prior.unet.forward, []
+
+    def fails(x: Tensor, *arguments: object, **named: object) -> object:
+        calls.append(len(x))
+        if torch.is_grad_enabled() and len(x) > 2 and len(calls) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(x, *arguments, **named)
+
+    monkeypatch.setattr(small.prior.unet, "forward", fails)
+    found = small.step()
+    assert small.prior.max_batch == 2 and small.learner.part == 2
+    assert found.norm == pytest.approx(expected.norm, rel=1e-3) and expected.norm > 0.0
+
+
+def test_steps_without_a_gradient_do_not_make_the_next_one_a_jump(model: PriorConfig) -> None:
+    found = training(model, method="ddpo", group=4)
+    objectives = found.learner.objectives
+    alike = dataclasses.replace(objectives[0], score=lambda rgb, _: rgb.new_zeros(len(rgb)))
+    found.learner.objectives = [alike]
+    assert all(found.step().norm == 0.0 for _ in range(2)) and found.learner.norms == []
+    found.learner.objectives = objectives
+    assert found.step().skipped == "" and len(found.learner.norms) == 1
 
 
 def test_the_user_reads_what_fits_in_memory(

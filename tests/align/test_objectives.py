@@ -17,7 +17,7 @@ from vp3d.align.objectives import (
 )
 from vp3d.config.schema import RewardsConfig
 from vp3d.errors import UserError
-from vp3d.tuning.rewards import build_objectives
+from vp3d.tuning.rewards import build_objectives, import_score
 
 
 def pictures(shift: int = 0, side: int = 28) -> torch.Tensor:
@@ -50,6 +50,44 @@ def test_reward_beyond_its_hinge_has_no_gradient() -> None:
     one = Objective("x", lambda x, _: x, 1.0, hinge=2.0)
     combined([one], {"x": values}).sum().backward()
     assert values.grad is not None and values.grad.tolist() == [1.0, 0.0]
+
+
+def test_the_hinge_of_a_negative_weight_is_below_the_mean() -> None:
+    values = torch.tensor([-3.0, -1.0, 3.0], requires_grad=True)
+    one = Objective("x", lambda x, _: x, -2.0, hinge=2.0)
+    total = combined([one], {"x": values})
+    assert total.tolist() == [4.0, 2.0, -6.0]
+    total.sum().backward()
+    assert values.grad is not None and values.grad.tolist() == [0.0, -2.0, -2.0]
+
+
+def test_numbers_of_any_type_are_taken_and_others_refused() -> None:
+    rgb = torch.rand(3, 3, 8, 8)
+    for values in (torch.arange(3), torch.tensor([True, False, True]), torch.rand(3).half()):
+        found = score_all([Objective("own", lambda x, _, v=values: v)], rgb, ["p"] * 3)["own"]
+        assert found.is_floating_point() and found.tolist() == values.float().tolist()
+    for wrong in (torch.zeros(3, dtype=torch.complex64), torch.zeros(3, device="meta")):
+        with pytest.raises(UserError, match="returned numbers of type"):
+            score_all([Objective("own", lambda x, _, v=wrong: v)], rgb, ["p"] * 3)
+
+
+def test_a_function_that_fails_is_named_and_lack_of_memory_is_passed_on() -> None:
+    rgb = torch.rand(2, 3, 8, 8)
+    with pytest.raises(UserError, match="test_objectives:fails failed .*KeyError: 'no such"):
+        import_score("tests.align.test_objectives:fails")(rgb, ["p"] * 2)
+    with pytest.raises(MemoryError):
+        import_score("tests.align.test_objectives:large")(rgb, ["p"] * 2)
+    for name in ("../x:f", "os.path:sep", "no_such:f"):
+        with pytest.raises(UserError, match="--reward"):
+            import_score(name)
+
+
+def fails(rgb: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    raise KeyError("no such colour")
+
+
+def large(rgb: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    raise MemoryError
 
 
 def test_bad_rewards_end_in_a_line() -> None:

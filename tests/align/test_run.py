@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.tiny_models import tiny_prior_config
+from vp3d.cli.align import read_prompts
 from vp3d.cli.main import main
-from vp3d.config.schema import PriorConfig
+from vp3d.config.schema import Config, PriorConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.runs.folder import RunFolder
 from vp3d.train import checkpoint
@@ -71,7 +72,7 @@ def test_run_writes_a_lora_that_changes_the_drawings(
 
 
 def test_killed_and_resumed_run_is_the_same_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for root in (whole, killed):
@@ -99,6 +100,15 @@ def test_killed_and_resumed_run_is_the_same_bit_for_bit(
     assert states[0].tensors.keys() == states[1].tensors.keys()
     for name, value in states[0].tensors.items():
         assert torch.equal(value, states[1].tensors[name]), name
+    settings = (run / "config.yaml").read_text()
+    for old, new in (("lr: 0.001", "lr: 0.002"), ("seed: 0", "seed: 1"), ("steps: 3", "steps: 4")):
+        (run / "config.yaml").write_text(settings.replace(f"  {old}", f"  {new}").replace(
+            f"\n{old}", f"\n{new}"))  # fmt: skip
+        assert main(["resume", str(run)]) == 2
+        error = capsys.readouterr().err
+        assert f"was trained with another {old.partition(':')[0]} until step 5" in error
+    (run / "config.yaml").write_text(settings.replace("updates: 5", "updates: 6"))
+    assert main(["resume", str(run)]) == 0
 
 
 @pytest.mark.slow
@@ -136,6 +146,16 @@ def test_rewards_that_are_not_finite_skip_and_then_end_the_run(
     error = capsys.readouterr().err
     assert "changed nothing: a reward is not finite" in error
     assert "5 steps in a row were skipped" in error and "Traceback" not in error
+    run = the_run(tmp_path)  # the best LoRA until then is kept
+    assert all((run / name / FILE_NAME).is_file() for name in ("lora", "last"))
+    assert "5 steps in a row were skipped" in (run / "report.html").read_text()
+    assert main(["resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "code, which a run folder may not choose" in error and words[2] in error
+    assert main(["resume", str(run), "--reward", "compress"]) == 2
+    assert "is not that of the run" in capsys.readouterr().err
+    assert main(["resume", str(run), "--reward", words[2]]) == 2
+    assert "5 steps in a row were skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,6 +163,15 @@ def test_rewards_that_are_not_finite_skip_and_then_end_the_run(
     [
         (["--reward", "jpeg"], "has no gradient"),
         (["--reward", "nothing"], "there is no reward 'nothing'"),
+        (["--reward", "tests.align.test_run:broken"], "failed for rgb (1, 3, 64, 64) (ValueError"),
+        (["--reward", "tests.align.test_run:flat"], "returned ()"),
+        (["--reward", "tests.no_such:f"], "No module named"),
+        (["--method", "ddpo", "--k", "fixed:1"], "--k is of --method alignprop only"),
+        (["--method", "refl", "--repeat-last", "2"], "--repeat-last is of --method alignprop only"),
+        (["--method", "ddpo", "align.batch=1"], "needs align.batch=2 or more"),
+        (["align.group=4"], "set align.batch=4 or more"),
+        (["--guard", "dino"], "models fetch dinov2-base"),
+        (["--from", " "], "--from is empty"),
         (["--k", "often"], "--k often"),
         (["--method", "ddpo", "align.steps=1"], "has no density"),
         (["--from", "nowhere"], "there is no LoRA"),
@@ -158,7 +187,39 @@ def test_mistakes_are_answered_in_one_line(
 ) -> None:
     assert main(command(tmp_path, "sd", *more)) == 2
     error = capsys.readouterr().err
-    assert words in error and "Traceback" not in error
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b"a red cube\na purple cone\n" + b"a corgi in a ruff\n", "line 3: "),
+        ("a red cube\n".encode("utf-16"), "is not UTF-8 text"),
+        (b"a\x00b\n", "control character"),
+    ],
+)
+def test_prompts_that_the_embedded_model_cannot_draw_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, line: str
+) -> None:
+    (tmp_path / "prompts.txt").write_bytes(text)
+    words = ["align", "--reward", "compress", "--prompts", str(tmp_path / "prompts.txt")]
+    assert main([*words, f"output_dir={tmp_path / 'outputs'}"]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1 and not (tmp_path / "outputs").exists()
+
+
+def test_prompts_are_read_as_those_of_generate_and_may_begin_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8-sig")
+    assert read_prompts(tmp_path / "prompts.txt", Config()) == [*PROMPTS[:3], "a green sphere"]
+
+
+def flat(rgb: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return rgb.mean()
+
+
+def broken(rgb: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    raise ValueError("no such place")
 
 
 def test_guard_needs_prompts_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,25 @@ def test_the_monte_carlo_value_asks_the_denoiser_for_no_proposal(
     assert sampler.value(state, 0).shape == (1,) and state._epsilon is None
 
 
+def test_the_monte_carlo_value_is_that_of_its_seed_and_skips_what_is_no_number(
+    prior: Prior, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vp3d.align.sampler.ROLLOUTS", 8)
+    monkeypatch.setattr("vp3d.align.sampler.UPDATES", 20)
+
+    class Patchy(Brightness):
+        def score(self, rgb: Tensor, target: Tensor) -> Tensor:
+            values = super().score(rgb, target)
+            return values.where(torch.arange(len(rgb)) != 0, torch.nan)
+
+    x, found = torch.randn(3, 4, 8, 8), []
+    for _ in range(2):
+        torch.manual_seed(len(found))  # the state of other work
+        value = sampler_of(prior, Patchy(), value="mc").value
+        found.append(value(Latents(prior.drawing(["a"] * 3, "", 4, 1.0), x, 1), 0))
+    assert torch.equal(*found) and bool(found[0].isfinite().all())
+
+
 def test_a_reward_without_numbers_is_refused_before_the_drawing(prior: Prior):
     with pytest.raises(UserError, match="the reward text is not a number for any plain drawing"):
         sampler_of(prior, Broken())

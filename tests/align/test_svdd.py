@@ -103,7 +103,9 @@ def test_only_the_steps_of_the_branch_have_proposals():
     assert rows == [(0, 1), (1, 3), (2, 3), (3, 1)]
 
 
-@pytest.mark.parametrize(("m", "alpha"), [(0, 0.0), (2, -1.0)])
+@pytest.mark.parametrize(
+    ("m", "alpha"), [(0, 0.0), (2, -1.0), (2, float("nan")), (2, float("inf"))]
+)
 def test_numbers_out_of_range_are_refused(m: int, alpha: float):
     with pytest.raises(ValueError, match="svdd takes"):
         svdd(start(1), 1, walk, higher, m, alpha, seeded())
@@ -119,7 +121,8 @@ def test_advice_names_an_alpha_that_does_not_fit_the_spread():
     assert "50 times the spread of the values (0.1)" in advice(spread, 5.0)
     assert "as alpha 0 does" in advice(spread, 1e-4)
     assert advice(spread, 0.1) == "" and advice(spread, 0.0) == "" and advice([], 1.0) == ""
-    assert "above the zero spread" in advice([choice([[1.0, 1.0]])], 1.0)
+    for alpha in (0.0, 1.0):
+        assert "the same for all proposals" in advice([choice([[1.0, 1.0]])], alpha)
 
 
 def test_advice_counts_rewards_that_are_no_numbers():

@@ -19,6 +19,7 @@ from vp3d.cli.main import main
 from vp3d.config.schema import AlignConfig, PriorConfig, RewardsConfig
 from vp3d.diffusion.load import load_prior
 from vp3d.diffusion.sampling import sample
+from vp3d.diffusion.text import TextEmbedding, TextEncoders
 from vp3d.tuning.rewards import build_objectives
 from vp3d.tuning.session import Prompts, Training
 from vp3d.weights.lora_files import FILE_NAME
@@ -97,6 +98,29 @@ def test_the_other_methods_train_every_part_too(
     for part in PARTS[kind]:
         keys = [key for key in before if key.startswith(f"{part}.") and ".lora_B." in key]
         assert any(not torch.equal(before[key], found.parameters[key]) for key in keys), part
+
+
+def test_a_policy_step_in_parts_runs_the_text_encoders_once_and_is_the_same(
+    model: tuple[str, PriorConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, config = model
+    whole, parts = (training(config, method="ddpo", group=2) for _ in range(2))
+    for found in (whole, parts):
+        changed(found)
+    expected = whole.step()
+    parts.learner.part = 1
+    real, live = TextEncoders.encode, []
+
+    def counted(self: TextEncoders, prompts: list[str]) -> TextEmbedding:
+        live.append(torch.is_grad_enabled())
+        return real(self, prompts)
+
+    monkeypatch.setattr(TextEncoders, "encode", counted)
+    found = parts.step()
+    assert live.count(True) == 2  # the prompts and the negative one
+    assert found.norm == pytest.approx(expected.norm, rel=1e-3) and expected.norm > 0.0
+    for key, value in whole.parameters.items():
+        torch.testing.assert_close(parts.parameters[key], value, atol=2e-4, rtol=1e-3)
 
 
 def test_a_lora_of_the_text_alone_has_embeddings_with_a_gradient(

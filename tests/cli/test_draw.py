@@ -81,6 +81,7 @@ def test_a_picture_and_an_unknown_reward_are_refused_before_a_run_folder(tmp_pat
         (["visual_prompt.steps=1"], "svdd has nothing to choose"),
         (["visual_prompt.svdd.m=0"], "visual_prompt.svdd.m"),
         (["visual_prompt.svdd.begin=0.9", "visual_prompt.svdd.finish=0.1"], "is above"),
+        (["visual_prompt.svdd.finish=0"], "no step would be steered"),
         (["visual_prompt.svdd.reward=os:system"], "there is no reward 'os:system'"),
         (["--sampler", "best"], "--sampler"),
     ],

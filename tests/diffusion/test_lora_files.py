@@ -126,9 +126,13 @@ def test_alpha_of_another_program_is_applied(
     settings = {"unet.r": 3, "unet.lora_alpha": 6}
     save_file(tensors, tmp_path / "alpha.safetensors", {lora.METADATA: json.dumps(settings)})
     save_file(doubled, tmp_path / "doubled.safetensors")
-    by_alpha = picture(prior_of(configs["sd"], str(tmp_path / "alpha.safetensors")))
+    # alpha / sqrt(rank) = 2 for rank-stabilised LoRA
+    settings = {"unet.r": 3, "unet.lora_alpha": 2 * 3**0.5, "unet.use_rslora": True}
+    save_file(tensors, tmp_path / "stable.safetensors", {lora.METADATA: json.dumps(settings)})
     by_value = picture(prior_of(configs["sd"], str(tmp_path / "doubled.safetensors")))
-    torch.testing.assert_close(by_alpha, by_value, atol=1e-5, rtol=1e-5)
+    for name in ("alpha", "stable"):
+        by_alpha = picture(prior_of(configs["sd"], str(tmp_path / f"{name}.safetensors")))
+        torch.testing.assert_close(by_alpha, by_value, atol=1e-5, rtol=1e-5)
 
 
 def test_a_file_of_kohya_is_read(configs: dict[str, PriorConfig], tmp_path: Path) -> None:
@@ -160,6 +164,8 @@ def test_files_that_do_not_fit_are_refused_with_the_tensor_named(
         "lacks one of its two matrices": rest,
         "layer of another size": {**rest, first: torch.zeros(3, 7)},
         "not finite": {**rest, first: tensors[first] * float("nan")},
+        "without numbers": {**rest, first: torch.zeros(())},
+        "a matrix without": {**rest, first: tensors[first][:0]},
         "has no place ": {key.removeprefix("unet."): value for key, value in tensors.items()},
     }
     for words, content in cases.items():
@@ -168,6 +174,9 @@ def test_files_that_do_not_fit_are_refused_with_the_tensor_named(
             prior_of(configs["sd"], str(bad))
     with pytest.raises(UserError, match="trained on this model"):
         prior_of(configs["sdxl"], str(file))
+    save_file({key: value.to(torch.float8_e4m3fn) for key, value in rest.items()}, bad)
+    with pytest.raises(UserError, match="lacks one of its two matrices"):
+        prior_of(configs["sd"], str(bad))
     bad.write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="not a readable LoRA"):
         prior_of(configs["sd"], str(bad))

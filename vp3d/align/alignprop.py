@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vp3d.align.learner import Batch, Learner, StepReport, drift_at, finish_step
+from vp3d.align.learner import Batch, Learner, StepReport, attempt_part, drift_at, finish_step
 from vp3d.align.objectives import check_gradient
 from vp3d.diffusion.drawing import Drawing
 from vp3d.diffusion.sampling import sample
 from vp3d.diffusion.schedule import add_noise, x0_from_epsilon
-from vp3d.system.out_of_memory import attempt
 
 REFL_FROM = 0.75  # share of the steps after which ReFL stops
 Draw = Callable[[Drawing, Tensor, int, torch.Generator], Tensor]
@@ -47,9 +46,9 @@ def draw(
         keep: K, 0 to S.
         input_gradient: False stops the gradient at the denoiser's input; it then flows along the
             path of the latents only (DRTune, arXiv 2405.00760, stops it likewise).
-        visit: Hears the latents and the step of each of the K calls.
+        visit: Hears the latents and the step of each of the K calls; of the last one if K is 0.
     """
-    first = len(drawing.levels) - 1 - keep
+    first = len(drawing.levels) - 1 - max(keep, 1)
     seen: set[int] = set()
 
     def denoise(x: Tensor, i: int) -> Tensor:
@@ -61,24 +60,21 @@ def draw(
     return sample(denoise, x, drawing.levels, grad_steps=keep, checkpointed=True)
 
 
-def repeat_last(drawing: Drawing, x0: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """DRaFT-LV: noise drawn latents `count` times to the last level and clean them with gradient.
+def repeat_last(drawing: Drawing, x0: Tensor, noise: Tensor) -> Tensor:
+    """DRaFT-LV: noise drawn latents to the last level, each n times, and clean them with gradient.
 
     Args:
         drawing: The guided denoiser of B prompts.
         x0: Drawn latents [B, C, h, w].
-        count: n.
-        generator: Draws the noise.
+        noise: Standard normal [n, B, C, h, w].
 
     Returns:
         [n * B, C, h, w]; row k * B + b belongs to prompt b.
     """
     last = len(drawing.levels) - 2
-    owner = torch.arange(len(x0), device=x0.device).repeat(count)
-    clean = x0.detach()[owner]
-    noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean)
-    level = drawing.levels[last].expand(len(clean))
-    noisy = add_noise(clean, noise, level)
+    owner = torch.arange(len(x0), device=x0.device).repeat(len(noise))
+    level = drawing.levels[last].expand(len(owner))
+    noisy = add_noise(x0.detach()[owner], noise.flatten(0, 1).to(x0), level)
     epsilon: Tensor = checkpoint(
         drawing, noisy, last, owner, use_reentrant=False, preserve_rng_state=False
     )
@@ -90,30 +86,27 @@ def alignprop_step(learner: Learner, batch: Batch, generator: torch.Generator) -
     check_gradient(learner.objectives, "alignprop")
     s = learner.settings
     keep = s.law.draw(s.steps, generator)
+    live = 0 if s.repeat_last else keep
+    # drawn for the whole batch, so that they do not depend on the parts that fit the memory
+    shape = (s.repeat_last, *batch.noise.shape)
+    fresh = torch.randn(shape, generator=generator, device=generator.device)
+    anchored = int(torch.randint(max(live, 1), (), generator=generator))  # of the live steps
 
-    def pictures(part: Batch, seed: int) -> tuple[Tensor, list[str], Tensor | None]:
+    def pictures(part: Batch, start: int) -> tuple[Tensor, list[str], Tensor | None]:
         drawing = learner.drawing(part.prompts)
         visited: list[tuple[Tensor, int]] = []
-        live = 0 if s.repeat_last else keep
         visit = lambda x, i: visited.append((x, i))  # noqa: E731
         x0 = draw(drawing, part.noise, live, s.input_gradient, visit)
         prompts = list(part.prompts)
-        local = torch.Generator().manual_seed(seed)
         if s.repeat_last:
-            x0 = repeat_last(drawing, x0, s.repeat_last, local)
+            x0 = repeat_last(drawing, x0, fresh[:, start : start + len(prompts)])
             prompts = prompts * s.repeat_last
         drift = None
         if s.anchor > 0.0:
-            x, i = (
-                visited[int(torch.randint(len(visited), (), generator=local))]
-                if visited
-                else (part.noise, 0)
-            )
-            drift = drift_at(learner, drawing, part.prompts, x, i)
+            drift = drift_at(learner, drawing, part.prompts, *visited[anchored])
         return x0, prompts, drift
 
-    report = _accumulate(learner, batch, generator, pictures, keep)
-    return report
+    return _accumulate(learner, batch, pictures, max(live, 1))
 
 
 def refl_step(learner: Learner, batch: Batch, generator: torch.Generator) -> StepReport:
@@ -123,8 +116,7 @@ def refl_step(learner: Learner, batch: Batch, generator: torch.Generator) -> Ste
     low = min(math.ceil(REFL_FROM * steps), steps - 1)
     stop = int(torch.randint(low, steps, (), generator=generator))
 
-    def pictures(part: Batch, seed: int) -> tuple[Tensor, list[str], Tensor | None]:
-        del seed
+    def pictures(part: Batch, start: int) -> tuple[Tensor, list[str], Tensor | None]:
         drawing = learner.drawing(part.prompts)
         kept: list[Tensor] = []
 
@@ -137,26 +129,28 @@ def refl_step(learner: Learner, batch: Batch, generator: torch.Generator) -> Ste
             sample(denoise, part.noise, drawing.levels)
         epsilon = drawing(kept[0], stop)
         x0 = x0_from_epsilon(kept[0], epsilon, drawing.levels[stop].expand(len(epsilon)))
-        return x0, list(part.prompts), None
+        drift = None
+        if learner.settings.anchor > 0.0:
+            drift = drift_at(learner, drawing, part.prompts, kept[0], stop)
+        return x0, list(part.prompts), drift
 
-    return _accumulate(learner, batch, generator, pictures, 1)
+    return _accumulate(learner, batch, pictures, 1)
 
 
+# pictures(part, number of its first row): clean latents, their prompts, and the drift
 Pictures = Callable[[Batch, int], tuple[Tensor, list[str], Tensor | None]]
 
 
-def _accumulate(
-    learner: Learner, batch: Batch, generator: torch.Generator, pictures: Pictures, keep: int
-) -> StepReport:
+def _accumulate(learner: Learner, batch: Batch, pictures: Pictures, keep: int) -> StepReport:
     """Backward passes of the parts of a batch, then one change of the weights."""
-    seed = int(torch.randint(2**31, (), generator=generator))
     count, start = len(batch.prompts), 0
+    usable: list[bool] = []
     raws: list[dict[str, Tensor]] = []
     totals: list[Tensor] = []
     drifts: list[Tensor] = []
 
-    def backward(part: Batch, number: int) -> bool:
-        x0, prompts, drift = pictures(part, seed + number)
+    def backward(part: Batch, first: int) -> bool:
+        x0, prompts, drift = pictures(part, first)
         rgb = checkpoint(learner.prior.decode, x0, use_reentrant=False, preserve_rng_state=False)
         total, raw = learner.rewards(rgb, prompts)
         losses = {"reward": -total.mean()}
@@ -164,7 +158,8 @@ def _accumulate(
             losses["anchor"] = learner.settings.anchor * drift
             drifts.append(drift.detach())
         loss = torch.stack(list(losses.values())).sum()
-        if bool(loss.isfinite()):
+        usable.append(bool(loss.isfinite()))
+        if usable[-1]:
             (loss * (len(part.prompts) / count)).backward()
         totals.append(total.detach())
         raws.append({name: values.detach() for name, values in raw.items()})
@@ -173,18 +168,20 @@ def _accumulate(
     while start < count:
         part = batch.rows(start, min(start + learner.part, count))
         size = len(part.prompts)
-        if attempt(partial(backward, part, start), size > 1) is None:
+        if attempt_part(learner, partial(backward, part, start), size > 1) is None:
             learner.part = max(1, size // 2)
             learner.optimizer.zero_grad(set_to_none=True)
-            raws, totals, drifts, start = [], [], [], 0  # of the failed parts; start the step again
+            # of the parts that fitted; start the step again
+            raws, totals, drifts, usable, start = [], [], [], [], 0
             continue
         start += size
     total = torch.cat(totals)
     rewards = {name: float(torch.cat([r[name] for r in raws]).mean()) for name in raws[0]}
     drift = float(torch.stack(drifts).mean()) if drifts else None
-    if not bool(total.isfinite().all()):
+    if not all(usable):
         learner.optimizer.zero_grad(set_to_none=True)
-        skipped = "a reward is not finite"
+        finite = bool(total.isfinite().all())
+        skipped = "the drift is not finite" if finite else "a reward is not finite"
         return StepReport(rewards, math.nan, keep, math.nan, drift, skipped, len(total))
     norm, skipped = finish_step(learner)
     return StepReport(rewards, float(total.mean()), keep, norm, drift, skipped, len(total))

@@ -54,7 +54,8 @@ class Guard:
     Attributes:
         held_name: Name of the held-out score.
         rewards: Names of the optimised rewards.
-        checks: All checks; the first is of the base model.
+        checks: All checks; the first is of the model before training, the base model or that with
+            the LoRA that is continued.
         below: Checks in a row below the best.
     """
 

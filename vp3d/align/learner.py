@@ -10,16 +10,20 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from vp3d.align.objectives import Objective, combined, score_all
 from vp3d.diffusion.drawing import Drawing
 from vp3d.diffusion.lora import adapters_off
 from vp3d.diffusion.prior import Prior
 from vp3d.errors import UserError
+from vp3d.system.out_of_memory import attempt
 
+Done = TypeVar("Done")
 JUMP = 100.0  # a gradient's norm over this many times the median of earlier ones is a fault
 REMEMBERED = 50  # norms that the median is taken of
 LEAST_NORMS = 10  # before a jump is judged
@@ -105,7 +109,7 @@ class Learner:
         objectives: The rewards, on one scale.
         settings: Of a step.
         part: Pictures whose graph is kept at once; halved when memory runs out.
-        norms: Gradient norms of the last steps.
+        norms: Gradient norms of the last steps that had one.
         recompute: Whether rewards are computed again in the backward pass, which saves memory.
     """
 
@@ -195,9 +199,26 @@ def finish_step(learner: Learner) -> tuple[float, str]:
         skipped = f"the gradient's norm jumped to {norm:.3g}"
     if not skipped:
         learner.optimizer.step()
-        learner.norms[:] = [*learner.norms, norm][-REMEMBERED:]
+        if norm > 0.0:  # drawings that all score alike, or beyond the hinge, have no gradient
+            learner.norms[:] = [*learner.norms, norm][-REMEMBERED:]
     learner.optimizer.zero_grad(set_to_none=True)
     return norm, skipped
+
+
+def attempt_part(learner: Learner, work: Callable[[], Done], may_shrink: bool) -> Done | None:
+    """`work()` with its backward pass, or None when memory ran out and less can be tried.
+
+    Where memory runs out while a checkpoint is computed again, the prior takes fewer images in one
+    call, and the checkpoint fails because its graph is another one. The same work then fits.
+    """
+    prior = learner.prior
+    before = prior.max_batch, prior.vae_batch
+    try:
+        return attempt(work, may_shrink)
+    except CheckpointError:
+        if (prior.max_batch, prior.vae_batch) == before:
+            raise
+    return None
 
 
 def drift_at(

@@ -6,7 +6,8 @@ model's own drawings, (r - mean) / sd, so that weights mean the same for all of 
     loss = mean over pictures of sum_k weight_k relu(hinge_k - r_k)
 
 A hinge is on that scale too: 2 stops pulling where a picture is two standard deviations above the
-base's mean. Without a hinge the loss is -weight * r.
+base's mean. Without a hinge the loss is -weight * r. A negative weight turns the reward round, so
+its hinge is below the mean: |weight_k| relu(hinge_k + r_k).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Objective:
         score: Scores pictures by their prompts.
         weight: Weight in the sum; negative values turn it round.
         differentiable: Whether `score` has a gradient.
-        hinge: Standard deviations above the base from which on it no longer pulls; None for none.
+        hinge: Standard deviations above the base, or below it with a negative weight, from which on
+            it no longer pulls; None for none.
         mean: Mean of the base's drawings.
         sd: Their standard deviation.
     """
@@ -85,10 +87,15 @@ def check_gradient(objectives: Sequence[Objective], method: str) -> None:
     """Refuse rewards without gradient for a method that needs one."""
     dull = next((one.name for one in objectives if not one.differentiable), None)
     if dull is not None:
-        raise UserError(
-            f"the reward {dull} has no gradient, which --method {method} needs: use --method ddpo, "
-            "or steer the drawing instead"
-        )
+        raise no_gradient(dull, method)
+
+
+def no_gradient(name: str, method: str) -> UserError:
+    """The error of a reward without gradient for a method that needs one."""
+    return UserError(
+        f"the reward {name} has no gradient, which --method {method} needs: use --method ddpo, "
+        "or steer the drawing instead"
+    )
 
 
 def score_all(
@@ -112,23 +119,34 @@ def score_all(
             values = checkpoint(one.score, rgb, prompts, use_reentrant=False)
         else:
             values = one.score(rgb, prompts)
-        if not isinstance(values, Tensor) or tuple(values.shape) != (len(rgb),):
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise UserError(
-                f"the reward {one.name} returned {got}: it takes (rgb [B, 3, H, W] in [0, 1], "
-                "prompts) and returns a tensor [B]"
-            )
-        found[one.name] = values
+        found[one.name] = _checked(one.name, values, rgb)
     return found
 
 
+def _checked(name: str, values: object, rgb: Tensor) -> Tensor:
+    """What a score returned, as numbers `[B]` on the device of its pictures."""
+    if isinstance(values, Tensor) and tuple(values.shape) == (len(rgb),):
+        if values.is_floating_point() and values.device == rgb.device:
+            return values
+        if not values.is_complex() and not values.is_meta:
+            return values.to(rgb.device, torch.float32)
+        got = f"numbers of type {values.dtype} on {values.device}"
+    else:
+        got = str(tuple(values.shape)) if isinstance(values, Tensor) else type(values).__name__
+    raise UserError(
+        f"the reward {name} returned {got}: it takes (rgb [B, 3, H, W] in [0, 1], "
+        "prompts) and returns a tensor [B]"
+    )
+
+
 def combined(objectives: Sequence[Objective], raw: Mapping[str, Tensor]) -> Tensor:
-    """The weighted sum of scaled rewards `[B]`; those above their hinge count as the hinge."""
+    """The weighted sum of scaled rewards `[B]`; those beyond their hinge count as the hinge."""
     total = torch.zeros_like(next(iter(raw.values())), dtype=torch.float32)
     for one in objectives:
         values = one.scaled(raw[one.name])
         if one.hinge is not None:
-            values = values.clamp_max(one.hinge)
+            above = one.weight >= 0.0
+            values = values.clamp_max(one.hinge) if above else values.clamp_min(-one.hinge)
         total = total + one.weight * values
     return total
 

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from vp3d.align.learner import Batch, Learner, StepReport, finish_step
+from vp3d.align.learner import Batch, Learner, StepReport, attempt_part, finish_step
 from vp3d.diffusion.drawing import Drawing
+from vp3d.diffusion.lora import adapters_off
 from vp3d.diffusion.sampling import ddim_step, sample
-from vp3d.system.out_of_memory import attempt
+from vp3d.diffusion.text import TextEmbedding
 
 MOST_ADVANTAGE = 5.0
 
@@ -89,11 +91,12 @@ def policy_step(learner: Learner, batch: Batch, generator: torch.Generator) -> S
         )
     advantage = advantages(total, prompts)
     backward = partial(_backward, learner, prompts, drawing, path, olds, advantage)
-    while attempt(backward, min(learner.part, len(x0)) > 1) is None:
-        learner.part = min(learner.part, len(x0)) // 2
+    while (drift := attempt_part(learner, backward, min(learner.part, len(x0)) > 1)) is None:
+        learner.part = max(1, min(learner.part, len(x0)) // 2)
         learner.optimizer.zero_grad(set_to_none=True)  # of the parts that fitted; start again
     norm, skipped = finish_step(learner)
-    return StepReport(rewards, float(total.mean()), keep, norm, None, skipped, len(x0))
+    measured = drift if learner.settings.anchor > 0.0 else None
+    return StepReport(rewards, float(total.mean()), keep, norm, measured, skipped, len(x0))
 
 
 def _backward(
@@ -103,26 +106,64 @@ def _backward(
     path: Sequence[Tensor],
     olds: Sequence[Tensor],
     advantage: Tensor,
-) -> int:
-    """Accumulate the gradient of all steps in parts of `learner.part` rows; returns their number.
+) -> float:
+    """Accumulate the gradient of all steps in parts of `learner.part` rows; returns the drift.
 
-    The last step has no density and is left out.
+    The last step has no density and is left out. Text encoders that are trained run once: the
+    gradient of all parts is gathered at the embeddings.
     """
-    count, parts = len(advantage), 0
-    for i in range(len(path) - 1):
+    count, steps, drift = len(advantage), len(path) - 1, 0.0
+    s = learner.settings
+    embedded: list[tuple[Tensor, Tensor]] = []
+    if learner.trains_text:
+        drawing, embedded = _with_leaves(learner.drawing(prompts))
+    base = _base_drawing(learner, prompts) if s.anchor > 0.0 else None
+    for i in range(steps):
         for start in range(0, count, learner.part):
-            if learner.trains_text:  # the graph of the text encoders is freed by each backward pass
-                drawing = learner.drawing(prompts)
             rows = torch.arange(start, min(start + learner.part, count), device=advantage.device)
-            epsilon = drawing(path[i][rows], i, rows)
-            mean, sigma = mean_and_sigma(
-                path[i][rows], epsilon, drawing.levels[i], drawing.levels[i + 1]
-            )
+            x = path[i][rows]
+            epsilon = drawing(x, i, rows)
+            mean, sigma = mean_and_sigma(x, epsilon, drawing.levels[i], drawing.levels[i + 1])
             new = log_density(path[i + 1][rows], mean, sigma)
-            loss = clipped_loss(advantage[rows], new, olds[i][rows], learner.settings.clip_ratio)
+            losses = {"policy": clipped_loss(advantage[rows], new, olds[i][rows], s.clip_ratio)}
+            if base is not None:
+                with torch.no_grad(), adapters_off(learner.networks):
+                    plain = base(x, i, rows)
+                away = (epsilon - plain).square().mean() / steps
+                losses["anchor"] = s.anchor * away
+                drift += float(away.detach()) * len(rows) / count
+            loss = torch.stack(list(losses.values())).sum()
             (loss * (len(rows) / count)).backward()
-            parts += 1
-    return parts
+    live = [(whole, leaf.grad) for whole, leaf in embedded if leaf.grad is not None]
+    if live:
+        torch.autograd.backward([whole for whole, _ in live], [grad for _, grad in live])
+    return drift
+
+
+def _with_leaves(drawing: Drawing) -> tuple[Drawing, list[tuple[Tensor, Tensor]]]:
+    """The drawing with embeddings whose graph ends there, and pairs of an embedding and that leaf.
+
+    Embeddings without a graph stay as they are.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def leaf(whole: Tensor) -> Tensor:
+        if not whole.requires_grad:
+            return whole
+        pairs.append((whole, whole.detach().requires_grad_()))
+        return pairs[-1][1]
+
+    texts = {
+        branch: TextEmbedding(leaf(text.tokens), None if text.pooled is None else leaf(text.pooled))
+        for branch, text in drawing.texts.items()
+    }
+    return replace(drawing, texts=texts), pairs
+
+
+def _base_drawing(learner: Learner, prompts: Sequence[str]) -> Drawing:
+    """The guided denoiser with the embeddings of the base model."""
+    with torch.no_grad(), adapters_off(learner.networks):
+        return learner.drawing(prompts)
 
 
 def _roll_out(

@@ -19,7 +19,14 @@ from vp3d.align.objectives import (
 from vp3d.align.scores import WITH_GRADIENT, WITHOUT_GRADIENT
 from vp3d.align.steer import Latents, PictureReward, SteeredSampler, Steering, propose_latents
 from vp3d.align.svdd import svdd
-from vp3d.align.value import fit_value, monte_carlo, roll_out
+from vp3d.align.value import (
+    LatentValue,
+    Regressor,
+    Rollouts,
+    fit_value,
+    monte_carlo,
+    roll_out,
+)
 from vp3d.config.schema import SvddConfig, VisualPromptConfig
 from vp3d.diffusion.drawing import Drawing
 from vp3d.diffusion.prior import Prior
@@ -114,8 +121,23 @@ def steered_sampler(
     if plan.value == "mc":
         noise = prior.noise(ROLLOUTS, generator)
         found = roll_out(drawing(ROLLOUTS), noise, reward_of([prompt] * ROLLOUTS), generator)
-        sampler.value = monte_carlo(fit_value(found, UPDATES, generator, plan.alpha))
+        sampler.value = monte_carlo(_fitted(found, generator, plan.alpha))
     return sampler
+
+
+def _fitted(found: Rollouts, generator: torch.Generator, alpha: float) -> Regressor:
+    """The value by the roll-outs whose reward is a number; its weights come from the generator."""
+    usable = found.reward.isfinite()
+    if not bool(usable.any()):
+        raise UserError(
+            "the reward is not a number for any plain drawing of this prompt; see "
+            "visual_prompt.svdd.reward and prior.dtype"
+        )
+    found = Rollouts(found.x[usable], found.step[usable], found.reward[usable])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        network = LatentValue(found.x.shape[1], int(found.step.max()) + 1)
+    return fit_value(found, UPDATES, generator, alpha, network=network)
 
 
 def _never(rgb: Tensor, owner: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 FLAT = 20.0  # alpha above this many standard deviations of the values: the choice is nearly random
 SHARP = 0.05  # alpha below this many: the choice is nearly the best one
+LEAST_SPREAD = 1e-9  # of the values; less is that of equal ones
 
 
 class State(Protocol):
@@ -139,9 +140,9 @@ def svdd(
         The B rows after the last step.
 
     Raises:
-        ValueError: if `m` is below 1 or `alpha` is negative.
+        ValueError: if `m` is below 1, or `alpha` is negative or no number.
     """
-    if m < 1 or alpha < 0.0:
+    if m < 1 or not 0.0 <= alpha < math.inf:
         raise ValueError(f"svdd takes m >= 1 and alpha >= 0, not m={m} and alpha={alpha}")
     for i in range(steps):
         copies = m if branch[0] <= i / steps < branch[1] else 1
@@ -168,7 +169,7 @@ def _draw(weights: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
 
 
 def advice(choices: list[Choice], alpha: float) -> str:
-    """One line if `alpha` does not fit the spread of the values, or values are missing; else "".
+    """One line if `alpha` does not fit the spread of the values, or they say nothing; else "".
 
     Args:
         choices: Those of one draw, from `on_step`.
@@ -183,13 +184,15 @@ def advice(choices: list[Choice], alpha: float) -> str:
         )
     spreads = [choice.spread for choice in choices]
     spread = sum(spreads) / max(len(spreads), 1)
+    if choices and spread < LEAST_SPREAD:
+        return "the reward is the same for all proposals, so it steered nothing: use another"
     if not choices or alpha == 0.0:
         return ""
     if alpha > FLAT * spread:
-        times = f"{alpha / spread:.3g} times the" if spread > 0.0 else "above the zero"
         return (
-            f"alpha {alpha:g} is {times} spread of the values ({spread:.3g}): it hardly "
-            f"distinguishes the proposals; a lower alpha, for example {spread:.2g}, does"
+            f"alpha {alpha:g} is {alpha / spread:.3g} times the spread of the values "
+            f"({spread:.3g}): it hardly distinguishes the proposals; a lower alpha, for example "
+            f"{spread:.2g}, does"
         )
     if alpha < SHARP * spread:
         return (

@@ -104,8 +104,12 @@ class Regressor:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
-        """Values [R], in the units of the reward, of R states at steps [R] int64."""
-        raw: Tensor = self.network(x, step)
+        """Values [R], in the units of the reward, of R states at steps [R] int64.
+
+        They are on the device of the network, wherever the states are.
+        """
+        device = next((p.device for p in self.network.parameters()), x.device)
+        raw: Tensor = self.network(x.to(device), step.to(device))
         if self.alpha == 0.0:
             return self.mean + self.deviation * raw
         return self.most + self.alpha * torch.sigmoid(raw).clamp_min(LEAST).log()

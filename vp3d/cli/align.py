@@ -15,10 +15,11 @@ from vp3d.cli.arguments import (
     read_overrides,
 )
 from vp3d.cli.generate import pin_locations
-from vp3d.config.paths import expand, program
+from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config
 from vp3d.errors import UserError
-from vp3d.prompts import check_text
+from vp3d.prompt_reading import read_prompt
+from vp3d.prompts import check_prompt, check_text, load_vocabulary
 from vp3d.system.files import disk_errors
 from vp3d.weights.lora_files import lora_file
 
@@ -60,7 +61,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--method", choices=("alignprop", "refl", "ddpo"), help="(alignprop)")
     parser.add_argument("--steps", metavar="N", help="training steps (200)")
     parser.add_argument("--k", metavar="LAW", help="fixed:K, uniform:K or gaussian (uniform:5)")
-    parser.add_argument("--rank", metavar="N", help="rank of the LoRA (4)")
+    parser.add_argument("--rank", metavar="N", help="rank of a new LoRA (4)")
     parser.add_argument(
         "--text-encoder", action="store_const", const="true", help="train the text encoders as well"
     )
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     split = split_prompts(prompts, config.visual_prompt.view)
     run_folder = start_run(config, split)
     with TerminalDisplay() as display:
-        lora = align(run_folder, display.watch)
+        lora = align(run_folder, display.watch, config.align.reward)
     sys.stdout.write(f"{lora}\n")
     return 0
 
@@ -104,6 +105,8 @@ def config_of(arguments: argparse.Namespace) -> Config:
     }
     given = [f"align.{key}={value}" for key, value in options.items() if value is not None]
     config = read_config(None, config_files(arguments), given + read_overrides(arguments))
+    if arguments.start is not None and not config.align.start.strip():
+        raise UserError("--from is empty: give a LoRA, or omit the option")
     if config.align.start:
         config.align.start = str(lora_file(expand(config.align.start)).absolute())
     pin_locations(config)
@@ -111,7 +114,13 @@ def config_of(arguments: argparse.Namespace) -> Config:
 
 
 def read_prompts(path: Path | None, config: Config) -> list[str]:
-    """The lines of a prompt file; captions of the toybox where the embedded model gets none."""
+    """The lines of a prompt file; captions of the toybox where the embedded model gets none.
+
+    Words are said in those that the model knows, as in `generate`.
+
+    Raises:
+        UserError: the file is none, or the model cannot draw a prompt of it.
+    """
     if path is None:
         if config.prior.vocabulary != Config().prior.vocabulary:
             raise UserError("align needs --prompts FILE for this model, one prompt a line")
@@ -129,10 +138,19 @@ def read_prompts(path: Path | None, config: Config) -> list[str]:
             raise UserError(f"--prompts {path} is larger than 1 MB: give a text file of prompts")
         text = path.read_bytes()
     try:
-        lines = [line.strip() for line in text.decode("utf-8").splitlines()]
+        lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"--prompts {path} is not UTF-8 text: save it as UTF-8") from error
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    for prompt in prompts:
-        check_text(prompt, f"prompt of {path.name}")
+    vocabulary = config.prior.vocabulary
+    words = load_vocabulary(locate(vocabulary)) if vocabulary else None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        check_text(line, f"prompt of {path.name}")
+        prompts.append(read_prompt(line, words).text)
+        try:
+            check_prompt(prompts[-1], words)
+        except UserError as error:
+            raise UserError(f"--prompts {path}, line {number}: {error}") from error
     return prompts

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from vp3d.cli.arguments import Subparsers, add_run
+from vp3d.errors import UserError
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -16,6 +17,12 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Continue a stopped or killed run, with the settings in its config.yaml.",
     )
     add_run(parser)
+    parser.add_argument(
+        "--reward",
+        metavar="NAME[:WEIGHT],...",
+        default="",
+        help="of a run of align with a function of your own: its rewards, as you gave them",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,11 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
     from vp3d.runs.terminal import TerminalDisplay
     from vp3d.system.process import process_start
 
+    if arguments.reward and not aligns:
+        raise UserError("--reward is for a run of align: omit it")
     if aligns:
         from vp3d.tuning.run import align
 
         with TerminalDisplay(process_start()) as display:
-            lora = align(folder, display.watch)
+            lora = align(folder, display.watch, arguments.reward)
         sys.stdout.write(f"{lora}\n")
         return 0
     with TerminalDisplay(process_start()) as display:

@@ -53,6 +53,12 @@ def check_rules(config: Config) -> None:
             "config key 'visual_prompt.steps' is 1, in which svdd has nothing to choose: take 2 or "
             "more, or visual_prompt.sampler=ddim"
         )
+    svdd = drawing.svdd
+    if drawing.sampler == "svdd" and svdd.begin == svdd.finish:
+        raise UserError(
+            f"config keys 'visual_prompt.svdd.begin' and '.finish' are both {svdd.begin:g}, so no "
+            "step would be steered: take a larger finish, or visual_prompt.sampler=ddim"
+        )
     refine = config.refine
     if refine.method == "sds" and min(refine.strengths) < refine.t_min:
         raise UserError(

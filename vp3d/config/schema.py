@@ -427,7 +427,7 @@ class AlignConfig:
     lr: LearningRate = 1.0e-3  # of AdamW
     warmup: Annotated[int, Range(0, 1000)] = 5  # steps over which the learning rate rises
     weight_decay: Annotated[float, Range(0, 10)] = 1.0e-4  # of AdamW
-    rank: Annotated[int, Range(1, 256)] = 4  # of the LoRA; alpha is equal to it
+    rank: Annotated[int, Range(1, 256)] = 4  # of a new LoRA; alpha is equal to it
     text_encoder: bool = False  # also train the attention of the text encoders
     start: str = ""  # a LoRA to continue from; "" for a new one
     steps: Annotated[int, Range(1, 1000)] = 10  # denoising steps of a drawing

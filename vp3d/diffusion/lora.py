@@ -16,6 +16,7 @@ the networks by part: "unet", "text_encoder", "text_encoder_2" (`Prior.networks`
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -98,6 +99,8 @@ def read_lora(path: Path, networks: Networks) -> dict[str, dict[str, Matrices]]:
     for (part, layer), pair in pairs.items():
         if set(pair) != {"A", "B"}:
             raise UserError(f"{path}: {part}.{layer} lacks one of its two matrices: fetch it again")
+        if any(not matrix.numel() or matrix.ndim < 2 for matrix in pair.values()):
+            raise UserError(f"{path}: {part}.{layer} has a matrix without numbers: fetch it again")
         alpha = alphas.get(f"{part}.{layer}", _alpha(metadata, part, layer, len(pair["A"])))
         matrices = Matrices(pair["A"], pair["B"], alpha)
         place, target = _layer(networks[part], layer)
@@ -293,7 +296,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         metadata = parse_json(header.get(METADATA, "{}"))
     except (JsonError, OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a readable LoRA ({error}): fetch it again") from error
-    bad = next((key for key, value in tensors.items() if not bool(value.isfinite().all())), None)
+    finite = {key: bool(value.float().isfinite().all()) for key, value in tensors.items()}
+    bad = next((key for key, found in finite.items() if not found), None)
     if bad is not None:
         raise UserError(f"{path}: {bad} has numbers that are not finite: fetch it again")
     return tensors, metadata if isinstance(metadata, dict) else {}
@@ -348,13 +352,18 @@ def _stem(key: str) -> str:
 
 
 def _alpha(metadata: Mapping[str, Any], part: str, layer: str, rank: int) -> float:
-    """Alpha by the metadata of diffusers; without any it is the rank."""
+    """Alpha by the metadata of diffusers; without any it is the rank.
+
+    A file of rank-stabilised LoRA (arXiv 2312.03732) is scaled by alpha / sqrt(rank), so its alpha
+    is larger by sqrt(rank) here.
+    """
+    scale = math.sqrt(rank) if metadata.get(f"{part}.use_rslora") is True else 1.0
     by_layer = metadata.get(f"{part}.alpha_pattern")
     if isinstance(by_layer, Mapping):
         for pattern, value in by_layer.items():
             if (layer == pattern or layer.endswith(f".{pattern}")) and isinstance(
                 value, int | float
             ):
-                return float(value)
+                return scale * value
     value = metadata.get(f"{part}.lora_alpha", rank)
-    return float(value) if isinstance(value, int | float) else float(rank)
+    return scale * value if isinstance(value, int | float) else float(rank)

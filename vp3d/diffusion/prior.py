@@ -102,16 +102,17 @@ class Prior:
         self.unet.compile()
         self.vae.encoder.compile()
 
-    @torch.no_grad()
-    def encode_text(self, prompts: list[str]) -> TextEmbedding:
-        """The embeddings of B prompts; one that is too long is cut."""
-        with self._on_device(self._text_towers):
+    def encode_text(self, prompts: list[str], gradient: bool = False) -> TextEmbedding:
+        """The embeddings of B prompts; one that is too long is cut.
+
+        With `gradient` they have one, where autograd is on.
+        """
+        with self._encoding(gradient):
             return self.text_encoders.encode(prompts)
 
-    @torch.no_grad()
-    def encode_null(self, negative: str) -> TextEmbedding:
-        """The embedding of the negative prompt, which may be empty."""
-        with self._on_device(self._text_towers):
+    def encode_null(self, negative: str, gradient: bool = False) -> TextEmbedding:
+        """The embedding of the negative prompt, which may be empty; `gradient` as above."""
+        with self._encoding(gradient):
             return self.text_encoders.encode_null(negative)
 
     def encode_images(self, rgb: Tensor) -> Tensor:
@@ -297,10 +298,9 @@ class Prior:
 
         With `text_gradient` the gradient, where autograd is on, also flows into the text encoders.
         """
-        live = text_gradient and torch.is_grad_enabled()
-        with torch.set_grad_enabled(live), self._on_device(self._text_towers):
-            text = self.text_encoders.encode(prompts)
-            null = self.text_encoders.encode_null(negative)
+        with self._on_device(self._text_towers):  # once for both
+            text = self.encode_text(prompts, text_gradient)
+            null = self.encode_null(negative, text_gradient)
         weights = branch_weights("joint", guidance_scale, 1.0, 1.0, image is not None)
         texts: dict[Branch, TextEmbedding] = {
             branch: null if branch == "null" else text for branch in weights
@@ -358,6 +358,13 @@ class Prior:
             torch.cuda.empty_cache()
         if self.on_oom is not None:
             self.on_oom(count, network)
+
+    @contextmanager
+    def _encoding(self, gradient: bool) -> Iterator[None]:
+        """The text encoders on the prior's device; with a graph only if that is asked for."""
+        live = gradient and torch.is_grad_enabled()
+        with torch.set_grad_enabled(live), self._on_device(self._text_towers):
+            yield
 
     @contextmanager
     def _on_device(self, modules: list[nn.Module]) -> Iterator[None]:

@@ -17,19 +17,20 @@ import torch
 
 from vp3d.align.guard import Check
 from vp3d.checks import check_same_weights
-from vp3d.config.schema import PriorConfig
+from vp3d.config.schema import AlignConfig, PriorConfig
 from vp3d.diffusion.lora import save_lora
-from vp3d.errors import DamagedFileError
+from vp3d.errors import DamagedFileError, UserError, VP3DError
 from vp3d.report.pictures import labelled, resized, save_image, sheet
 from vp3d.report.plots import write_plots
 from vp3d.runs.events import Artifact, Stage, Step, Watch
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal
 from vp3d.system.console import clock
-from vp3d.system.files import read_json_object, write_text
+from vp3d.system.files import plain, read_json_object, write_text
 from vp3d.system.memory import peak_memory
 from vp3d.train import checkpoint
 from vp3d.tuning.build import check_request, load_training
+from vp3d.tuning.rewards import check_named
 from vp3d.tuning.session import Prompts, Training
 from vp3d.types import to_uint8
 from vp3d.weights.locate import licence_of
@@ -42,12 +43,14 @@ TILE = 128  # pixels of a drawing on a sheet
 CHANGE_SCALE = 4.0  # of a change of grey level, 0 to 1, on a sheet
 
 
-def align(run: RunFolder, watch: Watch | None = None) -> Path:
+def align(run: RunFolder, watch: Watch | None = None, reward: str = "") -> Path:
     """Train, or continue, the run of a folder.
 
     Args:
         run: Made by `tuning.build.start_run`.
         watch: Hears of the steps, and may stop between two.
+        reward: The rewards as the caller knows them. A run with functions of the caller's own needs
+            them, because the name in a folder never chooses code.
 
     Returns:
         The folder of the best LoRA.
@@ -59,6 +62,7 @@ def align(run: RunFolder, watch: Watch | None = None) -> Path:
     with run.lock():
         journal = Journal(run, watch)
         config = run.config(journal.warn)
+        check_named(config.align.reward, reward, run.path)
         check_request(config)
         check_same_weights(run, config)
         watch.on_event(Stage("load", "loading models"))
@@ -86,6 +90,13 @@ def _resume(training: Training, run: RunFolder, journal: Journal) -> None:
 
     found = checkpoint.load_latest(run.checkpoints(STAGE), damaged)
     if found is not None:
+        kept, default = found.meta.get("settings", {}), plain(AlignConfig())
+        for key, value in _settings(training).items() if kept else ():
+            if kept.get(key, default.get(key)) != value:
+                raise UserError(
+                    f"{run.path} was trained with another {key} until step {found.meta['step']}: "
+                    "restore it in its files, or start a new run (--from continues from a LoRA)"
+                )
         training.restore(found.tensors, found.meta)
         journal.note(f"continuing at step {training.step_number}")
 
@@ -101,21 +112,11 @@ def _train(training: Training, base: PriorConfig, run: RunFolder, journal: Journ
             _save(training, run)
             journal.note(f"stopped at step {training.step_number}; `resume` continues the run")
             break
-        began, fitted = time.perf_counter(), training.learner.part
-        report = training.step()
-        seconds = time.perf_counter() - began
-        if training.learner.part < fitted:
-            fits = training.learner.part
-            journal.warn(
-                f"out of memory with K = {report.keep}: the graph of {fits} drawings at once fits, "
-                f"so a step takes several turns; --k fixed:1 or align.batch={fits} needs less"
-            )
-        if report.skipped:
-            journal.warn(f"step {training.step_number} changed nothing: {report.skipped}")
-        values: dict[str, Any] = {f"reward_{k}": v for k, v in report.rewards.items()}
-        values |= {"reward_total": report.total, "keep": report.keep, "norm": report.norm}
-        journal.log("step", step=training.step_number, seconds=seconds, **values)
-        watch.on_event(Step(STAGE, training.step_number, settings.updates, values))
+        try:
+            seconds = _step(training, journal)
+        except VP3DError as error:  # what was learned until now is not lost
+            _finish(training, base, run, journal, str(error))
+            raise
         if training.step_number == first + 1:
             journal.note(_forecast(seconds, settings.updates - training.step_number, device))
         if training.step_number % settings.guard_every == 0:
@@ -124,6 +125,27 @@ def _train(training: Training, base: PriorConfig, run: RunFolder, journal: Journ
         if training.guard.checks[-1].step != training.step_number and not stopped:
             stopped = _check(training, run, journal)
     _finish(training, base, run, journal, stopped)
+
+
+def _step(training: Training, journal: Journal) -> float:
+    """One training step, logged; returns its seconds."""
+    began, fitted = time.perf_counter(), training.learner.part
+    report = training.step()
+    seconds = time.perf_counter() - began
+    if training.learner.part < fitted:
+        fits = training.learner.part
+        journal.warn(
+            f"out of memory with K = {report.keep}: the graph of {fits} drawings at once fits, "
+            f"so a step takes several turns; --k fixed:1 or align.batch={fits} needs less"
+        )
+    if report.skipped:
+        journal.warn(f"step {training.step_number} changed nothing: {report.skipped}")
+    values: dict[str, Any] = {f"reward_{k}": v for k, v in report.rewards.items()}
+    values |= {"reward_total": report.total, "keep": report.keep, "norm": report.norm}
+    journal.log("step", step=training.step_number, seconds=seconds, **values)
+    updates = training.config.updates
+    journal.watch.on_event(Step(STAGE, training.step_number, updates, values))
+    return seconds
 
 
 def _forecast(seconds: float, steps: int, device: torch.device) -> str:
@@ -160,7 +182,17 @@ def _verdict(run: RunFolder) -> str:
 
 def _save(training: Training, run: RunFolder) -> None:
     tensors, record = training.state()
+    record["settings"] = _settings(training)
     checkpoint.save(run.checkpoints(STAGE), training.step_number, tensors, record)
+
+
+def _settings(training: Training) -> dict[str, Any]:
+    """What a training depends on and a run may not change on its way."""
+    found: dict[str, Any] = plain(training.config)
+    del found["updates"], found["guard_every"]
+    negative = training.learner.settings.negative
+    prompts = plain(training.prompts)
+    return found | {"seed": training.seed, "negative_prompt": negative, "prompts": prompts}
 
 
 def _write_sheet(training: Training, path: Path) -> None:
@@ -212,6 +244,11 @@ def _finish(
         f"the LoRA of step {best.step} was kept: "
         + ", ".join(f"{name} {value:.4g}" for name, value in best.rewards.items())
     )
+    if best.step == 0 and training.step_number > 0 and not training.config.start:
+        journal.warn(
+            "no later LoRA scored higher and passed the guard, so lora/ changes nothing: last/ has "
+            "the newest"
+        )
 
 
 def _curve_events(training: Training, run: RunFolder) -> list[dict[str, Any]]:
