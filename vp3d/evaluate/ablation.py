@@ -73,7 +73,7 @@ ONE_STEP = ("guidance.denoise_steps=1", "guidance.estimate_every=1", *IN_LATENTS
 ARMS: dict[str, tuple[str, ...]] = {
     "SDS": ("guidance.lam=0", "guidance.guidance_scale=10", *ONE_STEP, *NO_REWARDS),
     "SDS, twice the CFG": ("guidance.lam=0", "guidance.guidance_scale=20", *ONE_STEP, *NO_REWARDS),
-    "SDS, tuned": (  # one step, error in pixels: the best of ten settings of --tune
+    "SDS, tuned": (  # one step, error in pixels: the best settings of --tune
         *("guidance.lam=0", "guidance.guidance_scale=4", "guidance.denoise_steps=1"),
         *("guidance.estimate_every=1", *ALL_NOISE, *NO_REWARDS),
     ),
