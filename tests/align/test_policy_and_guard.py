@@ -38,8 +38,9 @@ def test_a_step_has_the_mean_and_deviation_of_the_sampler() -> None:
 
 def test_advantages_compare_drawings_of_one_prompt() -> None:
     found = advantages(torch.tensor([1.0, 3.0, 10.0, 14.0]), ["a", "a", "b", "b"])
-    centred = torch.tensor([-1.0, 1.0, -2.0, 2.0])
-    torch.testing.assert_close(found, centred / centred.std(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0, -1.0, 1.0]), atol=1e-5, rtol=0)
+    once = advantages(torch.tensor([2.0, 4.0, 9.0]), ["a", "a", "b"])  # b: 5 and the variance 26/3
+    torch.testing.assert_close(once, torch.tensor([-1.0, 1.0, 4.0 / (26 / 3) ** 0.5]))
     assert advantages(torch.ones(4), ["a"] * 4).abs().max() == 0.0
     many = torch.cat([torch.zeros(99), torch.tensor([100.0])])
     assert float(advantages(many, ["a"] * 100).max()) == 5.0

@@ -12,7 +12,16 @@ from vp3d.cli.main import main
 from vp3d.config.schema import AlignConfig
 from vp3d.evaluate.claims.alignprop_efficiency import reach
 from vp3d.evaluate.claims.command import CLAIMS
-from vp3d.evaluate.claims.frame import Bench, Claim, Finding, Table, Verdict, as_text, write_claim
+from vp3d.evaluate.claims.frame import (
+    Bench,
+    Claim,
+    Finding,
+    Table,
+    Verdict,
+    as_text,
+    by_caption,
+    write_claim,
+)
 
 
 def test_part_is_measured_once_and_again_for_other_settings(tmp_path: Path) -> None:
@@ -86,3 +95,9 @@ def test_every_listed_claim_is_there_and_another_is_refused(
     assert "there is no claim 'nothing'" in capsys.readouterr().err
     assert main(["evaluate", "claims"]) == 2
     assert main(["evaluate", "--pages", "x"]) == 2
+
+
+def test_the_drawings_and_seeds_of_a_caption_are_one_value() -> None:
+    """Two captions, two drawings of each, two seeds."""
+    assert by_caption([[1, 3, 10, 20], [2, 6, 30, 0]], 2).tolist() == [3.0, 15.0]
+    assert by_caption([[1, 10], [3, 30]]).tolist() == [2.0, 20.0]

@@ -6,9 +6,8 @@ as in the authors' code,
 
     loss = mean max(-A rho, -A clip(rho, 1 - c, 1 + c)),   rho = exp(log p_new - log p_old)
 
-A is the reward less the mean of the same prompt's drawings, over the spread of the batch, clipped
-at 5. The last step adds no noise and has no density. One update a batch, gradients summed over all
-steps.
+A is the reward less the mean of the same prompt's drawings, over their spread, clipped at 5. The
+last step adds no noise and has no density. One update a batch, gradients summed over all steps.
 """
 
 from __future__ import annotations
@@ -54,17 +53,16 @@ def log_density(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
 
 
 def advantages(rewards: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Rewards [B] less the mean of their prompt's, over the spread of what is left, clipped [B].
+    """Rewards [B] less the mean of their prompt's, over the spread of their prompt's, clipped [B].
 
-    A prompt that is drawn once takes the mean of the batch.
+    A prompt that is drawn once takes mean and spread of the batch.
     """
-    centred = rewards.clone()
+    found = torch.empty_like(rewards)
     for prompt in set(prompts):
         rows = torch.tensor([one == prompt for one in prompts], device=rewards.device)
-        mean = rewards[rows].mean() if int(rows.sum()) > 1 else rewards.mean()
-        centred[rows] -= mean
-    spread = centred.std() if len(centred) > 1 else centred.abs().mean()
-    return (centred / (spread + 1e-6)).clamp(-MOST_ADVANTAGE, MOST_ADVANTAGE)
+        group = rewards[rows] if int(rows.sum()) > 1 else rewards
+        found[rows] = (rewards[rows] - group.mean()) / (group.std(correction=0) + 1e-6)
+    return found.clamp(-MOST_ADVANTAGE, MOST_ADVANTAGE)
 
 
 def clipped_loss(advantage: Tensor, log_new: Tensor, log_old: Tensor, clip: float) -> Tensor:

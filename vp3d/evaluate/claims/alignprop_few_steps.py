@@ -10,13 +10,22 @@ from torch import Tensor
 
 from vp3d.config.schema import AlignConfig
 from vp3d.evaluate.claims.alignprop_lab import draw, start
-from vp3d.evaluate.claims.frame import Bench, Claim, Finding, Table, Verdict, with_interval
+from vp3d.evaluate.claims.frame import (
+    Bench,
+    Claim,
+    Finding,
+    Table,
+    Verdict,
+    by_caption,
+    with_interval,
+)
 from vp3d.evaluate.claims.frame import interval as mean_of
 from vp3d.tuning.session import Training
 
 FEW, MANY = 4, 8  # denoising steps
 QUERIES = 640
 SEEDS = (0, 1)
+DRAWINGS = 2  # of each caption
 GAIN = 0.05  # of the judge's share of attributes
 FIGURES = ("attributes", "nearest", "cosine")
 CONFIG = AlignConfig(
@@ -46,7 +55,7 @@ def train(seed: int) -> dict[str, Any]:
 
 def figures(training: Training, steps: int) -> dict[str, Tensor]:
     """Attributes, and the match by the measuring CLIP, of two drawings of each unseen caption."""
-    drawn = draw(training, "unseen", steps=steps, repeat=2)
+    drawn = draw(training, "unseen", steps=steps, repeat=DRAWINGS)
     return {key: getattr(drawn, key) for key in FIGURES}
 
 
@@ -56,13 +65,13 @@ def measure(bench: Bench) -> Finding:
     runs = bench.every([(f"seed-{seed}", settings, partial(train, seed)) for seed in SEEDS])
     arms = [f"{name} {steps}" for steps in (FEW, MANY) for name in ("base", "aligned")]
     values = {
-        (arm, key): [value for run in runs for value in run[arm][key]]
+        (arm, key): by_caption([run[arm][key] for run in runs], DRAWINGS)
         for arm in arms
         for key in FIGURES
     }
 
-    def differences(a: str, b: str, key: str = "attributes") -> list[float]:
-        return [x - y for x, y in zip(values[a, key], values[b, key], strict=True)]
+    def differences(a: str, b: str, key: str = "attributes") -> Tensor:
+        return values[a, key] - values[b, key]
 
     few = differences(f"aligned {FEW}", f"base {FEW}")
     many = differences(f"aligned {FEW}", f"base {MANY}")
@@ -92,6 +101,7 @@ def measure(bench: Bench) -> Finding:
         f"At most {QUERIES} reward queries a seed, in {cost} CPU seconds; the guard, whose "
         "held-out score is the CLIP that only measures, may end a training earlier.",
         "R-precision and cosine are by that CLIP, which is not the one of the reward.",
+        "Intervals are over captions; the drawings and seeds of a caption are averaged.",
     ]
     return Finding(verdicts, [table], notes)
 

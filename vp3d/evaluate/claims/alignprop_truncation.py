@@ -24,6 +24,7 @@ from vp3d.evaluate.claims.frame import (
     Part,
     Table,
     Verdict,
+    by_caption,
     interval,
     with_interval,
 )
@@ -162,9 +163,9 @@ def finding(
     )
     if marks is None:
         return Finding([Verdict(statement, "no gain that all reach", False)], [table], NOTES)
-    share = {k: [x for seed in SEEDS for x in found[k, seed]["share"]] for k in COUNTS}
-    differences = [b - a for a, b in zip(share[COUNTS[0]], share[COUNTS[-1]], strict=True)]
-    middles = [mean(share[k]) for k in COUNTS]
+    share = {k: by_caption([found[k, seed]["share"] for seed in SEEDS]) for k in COUNTS}
+    differences = share[COUNTS[-1]] - share[COUNTS[0]]
+    middles = [float(share[k].mean()) for k in COUNTS]
     verdicts = [
         Verdict(statement, with_interval(differences), interval(differences)[1] > 0.0),
         Verdict(
@@ -198,7 +199,7 @@ def _without_third(found: dict[Any, Any], count: int) -> Verdict:
     return Verdict(f"K = {count}: gain that is lost with the LoRA off in a third", text, None)
 
 
-def _plot(share: dict[int, list[float]], axes: Axes) -> None:
+def _plot(share: dict[int, Tensor], axes: Axes) -> None:
     found = [interval(share[k]) for k in COUNTS]
     low, high = ([abs(one[0] - one[side]) for one in found] for side in (1, 2))
     axes.errorbar(range(len(COUNTS)), [one[0] for one in found], yerr=(low, high), fmt="o")
@@ -211,6 +212,7 @@ NOTES = [
     "The gains are in the first table.",
     f"{STEPS} denoising steps, so K = {COUNTS[-1]} is the complete back-propagation.",
     "R-precision is by the CLIP that is never optimised.",
+    "Intervals are over captions; the seeds of a caption are averaged.",
 ]
 
 CLAIM = Claim(

@@ -199,6 +199,17 @@ def interval(values: Sequence[float] | Tensor, seed: int = 0) -> tuple[float, fl
     return float(found.mean()), low, high
 
 
+def by_caption(seeds: Sequence[Sequence[float] | Tensor], drawings: int = 1) -> Tensor:
+    """The mean of each caption over seeds and drawings [N], which are no independent samples.
+
+    Args:
+        seeds: For each seed the values `[N * drawings]`; those of one caption follow each other.
+        drawings: Of each caption.
+    """
+    values = torch.stack([torch.as_tensor(one, dtype=torch.float64) for one in seeds])
+    return values.reshape(len(seeds), -1, drawings).mean((0, 2))
+
+
 def with_interval(values: Sequence[float] | Tensor, digits: int = 3) -> str:
     """`mean (low to high)` of `values` [N] as text."""
     mean, low, high = interval(values)
