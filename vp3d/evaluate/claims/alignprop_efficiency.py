@@ -56,6 +56,7 @@ RUNGS = 2
 ALONE = (40, 80, 160)  # queries of the training on compressibility alone
 QUERY_RATIO = SECONDS_RATIO = 5.0
 JUDGE_LOSS = 0.03
+Curve = Sequence[tuple[float, float, float]]  # queries, CPU seconds, gain
 Trial = tuple[str, float, int, float | None]  # method, learning rate, queries, mean total
 
 
@@ -124,7 +125,7 @@ def gains(rows: Sequence[dict[str, Any]], use: str) -> list[tuple[float, float, 
     return [(r["queries"], r["seconds"], mean(r[use]["total"]) - base) for r in rows]
 
 
-def reach(points: Sequence[tuple[float, float, float]], level: float) -> tuple[float, float] | None:
+def reach(points: Curve, level: float) -> tuple[float, float] | None:
     """Queries and seconds at which a curve first reaches a level; None if it does not."""
     for (q0, s0, g0), (q1, s1, g1) in zip(points, points[1:], strict=False):
         if g1 >= level:
@@ -148,7 +149,7 @@ def ratio_verdict(curves: dict[Any, Any], use: str) -> list[Verdict]:
     statement = f"{use} prompts: DDPO needs >= {QUERY_RATIO:g} times the queries of AlignProp"
     seconds = f"{use} prompts: and >= {SECONDS_RATIO:g} times the CPU seconds"
     if level <= 0.0 or a is None or b is None or a[0] == 0:
-        text = f"no common gain (AlignProp {ours[-1][2]:.2f}, DDPO {theirs[-1][2]:.2f} sd)"
+        text = unreached(ours, theirs)
         return [Verdict(statement, text, False), Verdict(seconds, text, False)]
     queries, cpu = b[0] / a[0], b[1] / max(a[1], 1e-9)
     at = f"at a gain of {level:.2f} sd"
@@ -156,6 +157,18 @@ def ratio_verdict(curves: dict[Any, Any], use: str) -> list[Verdict]:
         Verdict(statement, f"{queries:.1f} times {at}", queries >= QUERY_RATIO),
         Verdict(seconds, f"{cpu:.1f} times {at}", cpu >= SECONDS_RATIO),
     ]
+
+
+def unreached(ours: Curve, theirs: Curve) -> str:
+    """What is known where no gain is common: a bound, if AlignProp alone gains."""
+    text = f"no common gain (AlignProp {ours[-1][2]:.2f}, DDPO {theirs[-1][2]:.2f} sd)"
+    first = next((point for point in ours[1:] if point[2] > 0.0), None)
+    if first is None or max(gain for _, _, gain in theirs[1:]) > 0.0:
+        return text
+    return (
+        f"{text}: AlignProp gains from {first[0]:.0f} queries on, DDPO has none in "
+        f"{theirs[-1][0]:.0f}"
+    )
 
 
 def unseen_changes(curves: dict[Any, Any], key: str) -> Tensor:
