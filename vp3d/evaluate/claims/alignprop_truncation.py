@@ -166,12 +166,13 @@ def finding(
     share = {k: by_caption([found[k, seed]["share"] for seed in SEEDS]) for k in COUNTS}
     differences = share[COUNTS[-1]] - share[COUNTS[0]]
     middles = [float(share[k].mean()) for k in COUNTS]
+    differs = interval(differences)[1] > 0.0
     verdicts = [
-        Verdict(statement, with_interval(differences), interval(differences)[1] > 0.0),
+        Verdict(statement, with_interval(differences), differs),
         Verdict(
-            "the share rises with K",
+            "the share rises with K, by more than chance",
             ", ".join(f"K = {k}: {with_interval(share[k])}" for k in COUNTS),
-            middles == sorted(middles),
+            differs and middles == sorted(middles),
         ),
         *(_without_third(found, k) for k in COUNTS),
     ]
@@ -191,11 +192,10 @@ def _without_third(found: dict[Any, Any], count: int) -> Verdict:
     """Which share of the gain is lost without the LoRA in a third of the steps; a description."""
     totals = torch.tensor([found[count, seed]["total"] for seed in SEEDS]).double().mean(0)
     base, aligned, *off = totals.tolist()
-    lost = [(aligned - one) / (aligned - base) if aligned > base else None for one in off]
-    text = ", ".join(
-        f"{name} third {'-' if share is None else format(share, '.0%')}"
-        for name, share in zip(NAMES, lost, strict=True)
-    )
+    text = "no gain on unseen captions"
+    if aligned > base:
+        lost = [(aligned - one) / (aligned - base) for one in off]
+        text = ", ".join(f"{name} third {x:.0%}" for name, x in zip(NAMES, lost, strict=True))
     return Verdict(f"K = {count}: gain that is lost with the LoRA off in a third", text, None)
 
 
