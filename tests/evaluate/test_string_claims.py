@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from vp3d.align.svdd import svdd
+from vp3d.align.token_value import StringValue, monte_carlo
+from vp3d.align.tokens import Strings, Tables, TokenModel, propose_tokens
+from vp3d.align.value import Regressor
 from vp3d.evaluate.claims import molecules, strings_value
 from vp3d.evaluate.claims.command import measure_claim
+from vp3d.train.generators import make_generator
 
 SMALL = {"ROLL_OUTS": 60, "UPDATES": 2, "BATCH": 8, "TESTED": 20, "DRAWS": 50, "POOL": 320,
          "DESIGNED": 4, "SHORT": 4, "SHORT_UPDATES": 2, "LONG": 8, "LONG_UPDATES": 2,
@@ -40,3 +46,21 @@ def test_molecules_are_measured_and_written(
     assert "SVDD-PM with M = 10 has a higher QED than best-of-10" in text
     page = (tmp_path / "align-molecules.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in page for name in ("grammar", "base", "best of 20"))
+
+
+def test_a_table_of_fitted_values_steers_as_the_network_does() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, network = TokenModel(3, 4), StringValue(3, 4)
+    tables = Tables.of(model)
+    regressor = Regressor(network, mean=0.5, deviation=0.2, most=1.0, alpha=0.5)
+
+    def reward(x: torch.Tensor) -> torch.Tensor:
+        return (x == 0).double().mean(1)
+
+    table = strings_value.value_table(tables, regressor, reward(tables.strings[tables.complete]))
+    drawn = [
+        svdd(Strings.start(tables, 50), 4, propose_tokens, value, 8, 0.5, make_generator(0, "t")).x
+        for value in (monte_carlo(regressor, reward), tables.looked_up(table))
+    ]
+    assert torch.equal(*drawn) and (drawn[0] == 0).any() and (drawn[0] != 0).any()

@@ -47,6 +47,7 @@ from vp3d.worlds.strings import best_match, hits, tilted_hits
 
 ROLL_OUTS, UPDATES, BATCH = 20_000, 3_000, 256
 TESTED = 2_000  # other roll-outs, whose states the fit is compared with the sums on
+CHUNK = 4096  # states that the network is asked for at once
 EXPLAINED = 0.95  # of the variance of the exact values
 TILT = 1.0  # alpha of the steered strings that are compared with the tilted chain
 
@@ -63,6 +64,21 @@ def fitted(
     return fit_value(rollouts, updates, generator, alpha, BATCH, network=network)
 
 
+def value_table(tables: Tables, regressor: Regressor, complete: Tensor) -> Tensor:
+    """Fitted values [(K + 1)^L] float64 of all partly masked strings, so that each is asked once.
+
+    Args:
+        tables: Of the model that the value was fitted to.
+        regressor: The value, whose network does not read the step.
+        complete: Rewards [K^L] of the strings without mask, which they have as their values.
+    """
+    step = torch.zeros(len(tables.strings), dtype=torch.int64)
+    parts = zip(tables.strings.split(CHUNK), step.split(CHUNK), strict=True)
+    table = torch.cat([regressor(x, at).double() for x, at in parts])
+    table[tables.complete] = complete.double()
+    return table
+
+
 def exact(tables: Tables, motif: str) -> dict[str, Any]:
     """The fits of both values: variance explained, and total variation of the reward for each M."""
     reward = partial(best_match, motif=motif)
@@ -76,8 +92,9 @@ def exact(tables: Tables, motif: str) -> dict[str, Any]:
     for name, alpha in (("fitted E[r]", 0.0), ("fitted soft value", ALPHA)):
         regressor = fitted(tables, reward, alpha, 0, UPDATES)
         truth = sums[alpha][tables.number(states.x)]
-        error = regressor(states.x, states.step).double() - truth
-        value = monte_carlo(regressor, reward)
+        table = value_table(tables, regressor, complete)
+        error = table[tables.number(states.x)] - truth
+        value = tables.looked_up(table)
         distances = []
         for m in COUNTS:
             generator = make_generator(m, f"{motif} {name}")
