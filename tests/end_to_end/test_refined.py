@@ -20,10 +20,9 @@ from vp3d.diffusion.prior import Prior
 from vp3d.diffusion.view_classifier import guess_views
 from vp3d.errors import UserError
 from vp3d.export.read import read_mesh
-from vp3d.jobs.worker import figures_of
 from vp3d.render.camera import ring
 from vp3d.render.raster_soft import SoftRender
-from vp3d.runs.events import Done, Stage, Step, Watch
+from vp3d.runs.events import Done, Stage, Step, Watch, figures_of
 from vp3d.runs.folder import RunFolder, save_config
 from vp3d.types import Asset
 from vp3d.visual_prompt.make import VisualPrompt
@@ -81,7 +80,9 @@ def test_redrawn_views_stop_resume_and_export_bit_for_bit(tmp_path: Path) -> Non
     heard = watch.done
     assert heard is not None and heard.stopped
     assert (heard.stage, heard.steps, heard.total_steps) == ("refine", 4, 6)
-    assert figures_of(half) == stopped.figures, "a page of figures has no step among them"
+    assert figures_of(half.events("done")[-1]) == stopped.figures, (
+        "a page of figures has no step among them"
+    )
     assert stopped.path("glb").stat().st_size > 1000, "what there is was exported"
     save_config(replace(config, refine=replace(config.refine, views=3)), half.path / "config.yaml")
     with pytest.raises(UserError, match="refine.views"):

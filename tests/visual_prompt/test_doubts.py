@@ -8,33 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.mushroom import CAP, SIDE, STEM, X, Y, found, iou, mushroom, truth
 from vp3d.visual_prompt.checkerboard import without_checkerboard
 from vp3d.visual_prompt.doubts import alpha_doubts, shape_doubts
-from vp3d.visual_prompt.reference import Cutout, cut_out
+from vp3d.visual_prompt.reference import cut_out
 
-SIDE = 160
-CAP, STEM = np.array([200, 30, 30]) / 255, np.array([240, 235, 225]) / 255
-Y, X = (np.mgrid[:SIDE, :SIDE] + 0.5) / SIDE
-CAP_MASK = (((X - 0.5) / 0.3) ** 2 + ((Y - 0.5) / 0.34) ** 2 < 1) & (Y < 0.5)
-STEM_MASK = (np.abs(X - 0.5) < 0.08) & (Y >= 0.5) & (Y < 0.84)
-TRUTH = CAP_MASK | STEM_MASK
-
-
-def mushroom(background: object = 1.0) -> np.ndarray:
-    rgb = np.zeros((SIDE, SIDE, 3)) + background
-    rgb[CAP_MASK], rgb[STEM_MASK] = CAP, STEM
-    return rgb
-
-
-def found(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None, **options: int) -> Cutout:
-    layers = rgb if alpha is None else np.concatenate([rgb, alpha[..., None]], -1)
-    Image.fromarray((layers.clip(0, 1) * 255).round().astype(np.uint8)).save(path, **options)
-    return cut_out(path, 0.12)
-
-
-def iou(cutout: Cutout, expected: np.ndarray) -> float:
-    mask = cutout.mask[0].numpy() > 0.5
-    return float((mask & expected).sum() / (mask | expected).sum())
+TRUTH = truth() > 0.5
 
 
 def checks(cell: int, dark: float, light: float = 1.0) -> np.ndarray:

@@ -24,7 +24,7 @@ import psutil
 
 from vp3d.config.paths import expand, locate, program
 from vp3d.config.schema import Config, PriorConfig
-from vp3d.errors import VP3DError
+from vp3d.errors import VP3DError, in_one_line
 from vp3d.system.files import read_json_object
 from vp3d.weights.locate import weight_locations
 from vp3d.weights.lora_files import parse_loras
@@ -117,7 +117,7 @@ def check_packages() -> Iterator[Check]:
         except ImportError as error:
             yield Check(name, "BROKEN", f"{error}; run: pip install -r requirements.txt")
         except (OSError, RuntimeError) as error:  # a binary for another machine or another torch
-            yield Check(name, "BROKEN", f"does not load: {' '.join(str(error).split())}")
+            yield Check(name, "BROKEN", f"does not load: {in_one_line(error)}")
 
 
 def licence_of(name: str) -> str:
@@ -182,9 +182,7 @@ def check_ffmpeg() -> Check:
             [program, "-version"], capture_output=True, text=True, timeout=20, check=True
         )
     except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        return Check(
-            "ffmpeg", "BROKEN", f"{' '.join(str(error).split())}; run: pip install imageio-ffmpeg"
-        )
+        return Check("ffmpeg", "BROKEN", f"{in_one_line(error)}; run: pip install imageio-ffmpeg")
     licence = "GPL" if "--enable-gpl" in done.stdout else "LGPL-2.1"
     return Check("ffmpeg", "on", f"{done.stdout.split(' Copyright')[0]} at {program}", licence)
 

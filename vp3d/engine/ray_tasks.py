@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numba
 import torch
 
-from vp3d.errors import ResourceError, UserError
+from vp3d.errors import ResourceError, UserError, in_one_line
 
 LOCAL = "local"  # the address that starts Ray on this machine, for this process alone
 LOCAL_ENVIRONMENT = {  # read when ray is imported, by the processes that it starts too
@@ -81,17 +81,15 @@ def _connect(address: str, workers: int) -> None:
         try:
             ray.init(address=LOCAL, num_cpus=workers, include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises a plain one when its processes start too slowly
-            first = str(error).splitlines()[0]
             raise ResourceError(
-                f"Ray did not start: {first} Try again when the machine is less busy, "
+                f"Ray did not start: {in_one_line(error)} Try again when the machine is less busy, "
                 "or use --engine local"
             ) from error
         return
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"there is no Ray cluster at {address}: {first}") from error
+        raise UserError(f"there is no Ray cluster at {address}: {in_one_line(error)}") from error
 
 
 def _limited(threads: int, work: Callable[[Item], Result], item: Item) -> Result:

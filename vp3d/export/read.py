@@ -19,7 +19,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from vp3d.errors import UserError
+from vp3d.errors import UserError, in_one_line
 from vp3d.export.gltf import UnsupportedError, pixels_of
 from vp3d.export.gltf_scene import read_gltf
 from vp3d.export.layers import Layer, colored, drawn
@@ -71,7 +71,7 @@ def read_mesh(path: Path) -> Mesh:
     except UnsupportedError as error:
         raise UserError(f"cannot read the mesh {path}: {error}") from error
     except Exception as error:  # the parsers of trimesh raise many kinds of errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = in_one_line(error)
         raise UserError(
             f"cannot read the mesh {path}: it is damaged or has another format ({reason}); "
             "export it again"

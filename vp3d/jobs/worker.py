@@ -27,6 +27,7 @@ from vp3d.jobs.artifacts import run_folder
 from vp3d.jobs.request import config_of, export_layer
 from vp3d.jobs.store import Claim, StateError, Store
 from vp3d.jobs.work import AwaitingChoice, Cancelled, Leaving, Listener, sync
+from vp3d.runs.events import figures_of
 
 POLL_S = 0.25  # between two looks for a job
 LEAVE_S = 10.0  # a worker that was asked to leave ends after this, whatever it does
@@ -152,7 +153,8 @@ class Worker:
                 choose_candidate(drawn.run, config.visual_prompt, job.choice)
         watch = listener.watch()
         made = make(config, folder, watch, self.models_for(config, watch), may_stop=True)
-        figures = listener.figures or figures_of(RunFolder.open(made.folder))
+        done = RunFolder.open(made.folder).events("done")
+        figures = listener.figures or figures_of(done[-1] if done else {})
         return {"figures": figures, "stopped": not made.finished, "run": made.folder.name}
 
     def models_for(self, config: Any, watch: Any) -> Any:
@@ -214,13 +216,6 @@ def drawn_run(folder: Path) -> Drawn | None:
 
     runs = [run for run in found_runs(folder) if is_drawn(run)]
     return Drawn(runs[-1]) if runs else None
-
-
-def figures_of(run: Any) -> dict[str, Any]:
-    """The figures that a finished run logged."""
-    done = run.events("done")
-    rest = ("time", "kind", "stage", "steps", "total_steps", "stopped")
-    return {key: value for key, value in done[-1].items() if key not in rest} if done else {}
 
 
 def sweep(folder: Path) -> None:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vp3d.errors import DamagedFileError, MissingWeightsError
+from vp3d.errors import DamagedFileError, MissingWeightsError, in_one_line
 from vp3d.system.files import JsonError, atomic_write, read_json_object, write_json
 from vp3d.weights.manifest import verify_files
 
@@ -265,7 +265,7 @@ def load_judge(folder: Path | str, manifest: Path | None = None) -> Judge:
     try:
         judge.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = in_one_line(error)
         raise DamagedFileError(
             f"{weights} is damaged or does not fit {SPEC} ({reason}); "
             "restore it from the repository"

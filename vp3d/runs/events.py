@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,14 @@ class Done:
     stopped: bool  # stopped early; `resume` continues the run
     figures: Mapping[str, float]  # those of `Asset.figures`
     stage: str = "coarse"  # the stage that the steps are of: the last one that ran
+
+
+NO_FIGURES = frozenset(("time", "kind", "stage", "steps", "total_steps", "stopped"))
+
+
+def figures_of(logged: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an event "done" of the log; empty for an empty one."""
+    return {key: value for key, value in logged.items() if key not in NO_FIGURES}
 
 
 Event = Stage | Step | Candidates | Preview | Warning | Note | Artifact | Done

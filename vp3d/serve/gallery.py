@@ -12,6 +12,7 @@ from typing import Any
 
 from vp3d.errors import VP3DError
 from vp3d.jobs.store import Store
+from vp3d.runs.events import figures_of
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import JsonError, parse_json
 
@@ -58,8 +59,6 @@ class Gallery:
         self.stamps[run.name] = stamp
         last = last_done(log)
         status = "running" if held else "succeeded" if last else "cancelled"
-        rest = ("time", "kind", "stage", "steps", "total_steps", "stopped")
-        figures = {key: value for key, value in last.items() if key not in rest}
         request = {
             "prompt": config.prompt,
             "negative_prompt": config.negative_prompt,
@@ -67,7 +66,11 @@ class Gallery:
             "seed": config.seed,
         }
         created = first_time(log) or (run / "config.yaml").stat().st_mtime
-        result = {"figures": figures, "stopped": bool(last.get("stopped")), "run": run.name}
+        result = {
+            "figures": figures_of(last),
+            "stopped": bool(last.get("stopped")),
+            "run": run.name,
+        }
         values: dict[str, Any] = {
             "request": request,
             "result": result,

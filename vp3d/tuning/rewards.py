@@ -21,7 +21,7 @@ from vp3d.align.objectives import (
 from vp3d.align.scores import WITH_GRADIENT, WITHOUT_GRADIENT
 from vp3d.config.paths import program
 from vp3d.config.schema import RewardsConfig
-from vp3d.errors import UserError, VP3DError
+from vp3d.errors import UserError, VP3DError, in_one_line
 from vp3d.rewards.aesthetic import load_aesthetic
 from vp3d.rewards.encoders import load_clip
 from vp3d.rewards.imagereward import load_imagereward
@@ -194,7 +194,7 @@ def import_score(name: str) -> PictureScore:
 def _reason(error: BaseException) -> str:
     """What went wrong, in a few words."""
     kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-    return f"{kind}{' '.join(str(error).split())[:200]}"
+    return f"{kind}{in_one_line(error, 200)}"
 
 
 @report_out_of_memory("calling a reward of your own", "free memory, or take a smaller model")
