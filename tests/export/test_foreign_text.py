@@ -126,7 +126,10 @@ def test_ply_with_triangles_and_squares(order: str, names: str, tmp_path: Path) 
     mesh = read_mesh(path)
     assert sorted(map(sorted, mesh.faces.tolist())) == [[0, 1, 2], [0, 2, 3], [1, 2, 4]]
     assert color_of(path) == list(RED)
+    path = ply(tmp_path / "a.ply", order, [[0, 1, 2], [0, 1, 2, 3], [1, 4, 2]], names)
+    assert len(read_mesh(path).faces) == 4
     path = ply(tmp_path / "b.ply", order, [[0, 1, 2], [1, 4, 2]], names)
+    assert plain_ply(path.read_bytes()).count(b"flags") == 1, "it is left as it is"
     assert len(read_mesh(path).faces) == 2 and color_of(path) == list(RED)
 
 
@@ -138,6 +141,7 @@ def test_a_ply_that_is_cut_off_or_claims_too_much_is_one_line(tmp_path: Path) ->
         whole.replace(b"face 2", b"face 999999999999"),
         whole.replace(b"vertex 5", b"vertex 999999999999"),
         whole.replace(b"list uchar int", b"list char int").replace(b"\x07\x04", b"\x07\xff"),
+        whole.replace(b"list uchar int", b"list float int"),
         whole.replace(b"property list uchar int vertex_indices\n", b""),
     ):
         path.write_bytes(data)

@@ -288,6 +288,52 @@ def test_primaries_of_a_png_are_applied(tmp_path: Path) -> None:
     assert shown(path)[0] < 10 < shown(path)[1] - 150
 
 
+def to_srgb_curve(color: tuple[int, ...]) -> tuple[int, ...]:
+    """Values that mean with a gamma of 2.2 what `color` means by the curve of sRGB."""
+    share = np.array(color) / 255
+    light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return tuple(light ** (1 / 2.2) * 255)
+
+
+@pytest.mark.parametrize(
+    ("points", "columns", "color", "gamma"),
+    [
+        ((12, 13, 0, 1), P3_D50, to_srgb_curve(COLOR), 2.2),
+        ((12, 4, 0, 1), P3_D50, COLOR, 2.2),
+        ((1, 8, 0, 1), SRGB_D50, COLOR, 1.0),
+        ((1, 13, 0, 1), SRGB_D50, to_srgb_curve(COLOR), 2.2),
+    ],
+)
+def test_code_points_of_a_png_go_before_its_profile(
+    points: tuple[int, ...],
+    columns: np.ndarray,
+    color: tuple[int, ...],
+    gamma: float,
+    tmp_path: Path,
+) -> None:
+    expected = to_srgb(color, columns, gamma)
+    swapped = b"swapped\0\0" + zlib.compress(matrix_profile(SRGB_D50[:, [1, 0, 2]], 2.2))
+    for more in ({}, {b"iCCP": swapped}, {b"gAMA": LINEAR, b"cHRM": P3}):
+        path = png_with_chunks(tmp_path / "a.png", more | {b"cICP": bytes(points)})
+        np.testing.assert_allclose(shown(path), expected, atol=1.0)
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_an_hdr_png_is_told(transfer: int, tmp_path: Path) -> None:
+    path = png_with_chunks(tmp_path / "a.png", {b"cICP": bytes((9, transfer, 0, 1))})
+    assert "HDR" in read_picture(path).notes[0]
+    np.testing.assert_array_equal(shown(path), COLOR)
+
+
+@pytest.mark.parametrize("points", [b"", b"\x0c", bytes((99, 13, 0, 1)), bytes((12, 99, 0, 1))])
+def test_code_points_that_nobody_knows_change_nothing(points: bytes, tmp_path: Path) -> None:
+    path = png_with_chunks(tmp_path / "a.png", {b"cICP": points})
+    np.testing.assert_array_equal(shown(path), COLOR)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"^[^\n]+$"):
+        read_picture(path)
+
+
 @pytest.mark.parametrize(
     "points",
     [

@@ -9,6 +9,8 @@ import re
 import struct
 from dataclasses import dataclass, field
 
+import numpy as np
+
 END = re.compile(rb"^end_header[ \t]*\r?\n", re.MULTILINE)
 DIFFUSE = re.compile(rb"(?<=[ \t])diffuse_(?=(?:red|green|blue)\b)")
 CODES = {
@@ -77,6 +79,8 @@ def _elements(head: bytes) -> list[Element]:
             if None in codes or len(codes) != (2 if words[1] == "list" else 1):
                 return []
             length, code = codes if len(codes) == 2 else ("", codes[0])
+            if length in ("f", "d"):
+                return []
             found[-1].properties.append((words[-1], length or "", code or ""))
             found[-1].lines.append(line)
     return found
@@ -95,6 +99,8 @@ def _faces(body: bytes, at: int, element: Element, order: str) -> list[tuple[int
         return None
     polygons: list[tuple[int, ...]] = []
     try:
+        if _are_alike(body, at, element, order):
+            return None
         for _ in range(element.count):
             for name, length, code in element.properties:
                 count = 1
@@ -110,3 +116,30 @@ def _faces(body: bytes, at: int, element: Element, order: str) -> list[tuple[int
     if len({len(polygon) for polygon in polygons}) < 2:
         return None
     return [(p[0], p[k], p[k + 1]) for p in polygons for k in range(1, len(p) - 1)]
+
+
+def _are_alike(body: bytes, at: int, element: Element, order: str) -> bool:
+    """Whether the lists of all rows are as long as those of the first; arguments of `_faces`.
+
+    Raises:
+        struct.error: The first row is cut off.
+    """
+    columns: list[tuple[str, str, tuple[int, ...]]] = []
+    counts: dict[str, int] = {}
+    first = at
+    for k, (_, length, code) in enumerate(element.properties):
+        count = 1
+        if length:
+            (count,) = struct.unpack_from(order + length, body, first)
+            if count < 0:
+                return False
+            counts[f"count{k}"] = count
+            columns.append((f"count{k}", order + length, ()))
+            first += struct.calcsize(order + length)
+        columns.append((f"values{k}", order + code, (count,)))
+        first += count * struct.calcsize(order + code)
+    size = element.count * (first - at)
+    if len(body) < at + size or not size:
+        return False
+    rows = np.frombuffer(body, np.dtype(columns), element.count, at)
+    return all(bool((rows[name] == count).all()) for name, count in counts.items())

@@ -1,12 +1,15 @@
 """Colours of a picture file in sRGB: by its ICC profile, or by the marks of a file without one.
 
-A PNG may give a gamma and its primaries, and a camera marks Adobe RGB in EXIF.
+A PNG may give a gamma and its primaries, or code points (cICP, third edition of the PNG
+specification; the numbers are those of ITU-T H.273), and a camera marks Adobe RGB in EXIF.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -17,6 +20,15 @@ D65 = (0.3127, 0.3290)
 # x and y of red, green and blue
 SRGB_PRIMARIES = np.array([[0.64, 0.33], [0.30, 0.60], [0.15, 0.06]])
 ADOBE_PRIMARIES = np.array([[0.64, 0.33], [0.21, 0.71], [0.15, 0.06]])
+CODED_PRIMARIES = {
+    1: SRGB_PRIMARIES,
+    9: np.array([[0.708, 0.292], [0.170, 0.797], [0.131, 0.046]]),  # BT.2020
+    12: np.array([[0.68, 0.32], [0.265, 0.69], [0.15, 0.06]]),  # Display P3
+}
+# None is the curve of sRGB, as which viewers show those of television (1, 6, 14, 15) too
+CODED_GAMMAS = {4: 1 / 2.2, 5: 1 / 2.8, 8: 1.0, 13: None, 1: None, 6: None, 14: None, 15: None}
+HDR = {16: "PQ", 18: "HLG"}
+PNG_START = b"\x89PNG\r\n\x1a\n"
 SAME_PRIMARIES = 0.005  # difference of x or y up to which primaries are those of sRGB
 # XYZ to the responses of the eye's cones (Bradford), in which white points are exchanged
 CONES = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -27,11 +39,11 @@ class ColorMarks:
     """How values become linear sRGB.
 
     Attributes:
-        gamma: Exponent with which the file was encoded, in (0.1, 10).
+        gamma: Exponent with which the file was encoded, in (0.1, 10); None for sRGB's curve.
         matrix: `[3, 3]` from the file's linear RGB to linear sRGB.
     """
 
-    gamma: float
+    gamma: float | None
     matrix: np.ndarray
 
 
@@ -51,6 +63,39 @@ def color_marks(picture: Image.Image) -> ColorMarks | None:
             matrix = np.eye(3)
     is_srgb = abs(gamma - SRGB_GAMMA) <= 0.02 and bool((matrix == np.eye(3)).all())
     return None if is_srgb else ColorMarks(gamma, matrix)
+
+
+def coded_marks(path: Path, notes: list[str]) -> ColorMarks | None:
+    """The colour marks by a PNG's code points, which go before its profile; None without them.
+
+    Args:
+        path: A picture file of any format.
+        notes: Gets a sentence if the code points are of a kind that is not converted.
+    """
+    points = _code_points(path)
+    if points is None:
+        return None
+    primaries, transfer, matrix, is_full = points
+    if transfer in HDR:
+        notes.append(f"it is an HDR picture ({HDR[transfer]}); its colours may be wrong")
+    elif primaries in CODED_PRIMARIES and transfer in CODED_GAMMAS and (matrix, is_full) == (0, 1):
+        return ColorMarks(CODED_GAMMAS[transfer], to_linear_srgb(CODED_PRIMARIES[primaries], D65))
+    return None
+
+
+def _code_points(path: Path) -> tuple[int, int, int, int] | None:
+    """Primaries, transfer, matrix and full range of a PNG; None if it gives none."""
+    with path.open("rb") as file:
+        if file.read(len(PNG_START)) != PNG_START:
+            return None
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"cICP" and length == 4 and len(data := file.read(4)) == 4:
+                return data[0], data[1], data[2], data[3]
+            if kind == b"IDAT":
+                return None
+            file.seek(length + 4, io.SEEK_CUR)
+    return None
 
 
 def to_linear_srgb(primaries: np.ndarray, white: tuple[float, float]) -> np.ndarray:
@@ -88,7 +133,12 @@ def _to_xyz(primaries: np.ndarray, white: np.ndarray) -> np.ndarray:
 
 def apply_marks(values: np.ndarray, marks: ColorMarks) -> np.ndarray:
     """Values `[H, W, 4]` in [0, 1] as sRGB; the fourth, alpha, is unchanged."""
-    linear = values[..., :3].astype(np.float64) ** (1.0 / marks.gamma) @ marks.matrix.T
+    coded = values[..., :3].astype(np.float64)
+    if marks.gamma is None:
+        light = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+    else:
+        light = coded ** (1.0 / marks.gamma)
+    linear = light @ marks.matrix.T
     linear = linear.clip(0.0, 1.0)
     curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.concatenate([curve.astype(np.float32), values[..., 3:]], axis=-1)

@@ -2,9 +2,9 @@
 
 Conventions: one picture is `[3, H, W]` in [0, 1] sRGB, its alpha `[1, H, W]` in [0, 1].
 
-Colour is managed as a viewer does it: an embedded ICC profile is converted to sRGB, a PNG's gamma
-and primaries and the Adobe RGB mark of a camera are applied, and 16-bit and float values keep the
-range of their type, so that a dark picture stays dark.
+Colour is managed as a viewer does it: an embedded ICC profile is converted to sRGB, a PNG's code
+points, gamma and primaries and the Adobe RGB mark of a camera are applied, and 16-bit and float
+values keep the range of their type, so that a dark picture stays dark.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from vp3d.errors import UserError
-from vp3d.visual_prompt.color import apply_marks, apply_profile, color_marks
+from vp3d.visual_prompt.color import apply_marks, apply_profile, coded_marks, color_marks
 from vp3d.visual_prompt.deep import DEEP_MODES, to_8_bits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -86,7 +86,7 @@ def read_picture(path: Path, option: str = "--image", side: int = WORK_SIDE) -> 
         notes = _find_frame(picture)
         picture.draft("RGB", (2 * side, 2 * side))  # JPEG: decodes at a lower resolution
         picture.load()
-        return _decode(picture, notes, side)
+        return _decode(path, picture, notes, side)
 
 
 @contextmanager
@@ -175,11 +175,13 @@ def _contrast(picture: Image.Image) -> float:
     return float(max(np.ptp(shown, axis=(0, 1)).max(), np.ptp(layers[..., 3])))
 
 
-def _decode(picture: Image.Image, notes: list[str], side: int) -> Picture:
-    """rgb and alpha of an opened picture, upright, in sRGB and shrunk."""
+def _decode(path: Path, picture: Image.Image, notes: list[str], side: int) -> Picture:
+    """rgb and alpha of the opened picture of a file, upright, in sRGB and shrunk."""
     turn = TRANSPOSES.get(picture.getexif().get(ORIENTATION, 1))
     lossy, profile = picture.format in LOSSY_FORMATS, picture.info.get("icc_profile")
-    marks = None if profile else color_marks(picture)
+    marks = coded_marks(path, notes)
+    if marks is None and not profile:
+        marks = color_marks(picture)
     picture = to_8_bits(picture, notes) if picture.mode in DEEP_MODES else picture
     factor = max(1, max(picture.size) // (4 * side))
     if factor > 1 and picture.mode not in ("P", "1"):
@@ -188,7 +190,7 @@ def _decode(picture: Image.Image, notes: list[str], side: int) -> Picture:
     if picture.mode in ("LA", "La", "PA", "RGBa", "RGBA", "P") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         alpha = picture.getchannel("A")
-    if profile:
+    if profile and marks is None:
         picture = apply_profile(picture, profile, notes)
     layers = picture.convert("RGBA")
     if alpha is not None:
