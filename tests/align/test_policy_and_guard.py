@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from vp3d.align.guard import Check, Guard, sharpness_of, spread_of
+from vp3d.align.guard import Check, Guard, paired_error, sharpness_of, spread_of
 from vp3d.align.policy import advantages, clipped_loss, log_density, mean_and_sigma
 from vp3d.config.schema import AlignConfig
 from vp3d.diffusion.sampling import ddim_step
@@ -79,6 +79,20 @@ def test_the_guard_stops_after_three_checks_below_and_keeps_the_best_before() ->
         assert guard.add(found) == ""
     assert "stopped at step 40: clip fell from 0.700 to 0.600" in guard.add(check(40, 0.6, 4.0))
     assert guard.best().step == 10
+
+
+def test_what_is_kept_is_at_most_one_error_below_the_base() -> None:
+    """Higher rewards at 1.4 errors below, as compressibility alone has before it collapses."""
+    guard = Guard("clip", ["compress"])
+    for found in (check(0, 0.7), check(5, 0.692, 1.0), check(10, 0.686, 2.0), check(15, 0.5, 3.0)):
+        assert guard.add(found) == ""
+    assert guard.best().step == 5
+
+
+def test_the_error_of_one_picture_in_sixteen_is_what_the_mean_fell() -> None:
+    one_picture_in_sixteen = torch.zeros(16)
+    one_picture_in_sixteen[0] = -0.4
+    assert paired_error(one_picture_in_sixteen, torch.zeros(16)) == pytest.approx(0.4 / 16)
 
 
 def test_a_recovered_score_does_not_stop_the_run() -> None:

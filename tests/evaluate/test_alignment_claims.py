@@ -202,6 +202,7 @@ def test_claims_are_measured_from_training_to_page(
     monkeypatch.setattr(alignprop_efficiency, "PLANS",
                         dict.fromkeys(("ddpo", "alignprop", "refl"), plan))  # fmt: skip
     monkeypatch.setattr(alignprop_efficiency, "ALONE", (8,))
+    monkeypatch.setattr(alignprop_efficiency, "GUARDED", (8,))
     monkeypatch.setattr(alignprop_truncation, "MARKS", (8, 16))
     for module in (alignprop_few_steps, alignprop_mix):
         monkeypatch.setattr(module, "QUERIES", 16)

@@ -5,6 +5,11 @@ At fixed prompts and seeds the guard compares the aligned model with the base: a
 is not optimised, the spread among drawings of one prompt, and the drift. It stops when the held-out
 score is more than two standard errors below its best in three checks in a row, or when the spread
 is under half of the base's, and names the reason and what to change.
+
+Of what was trained it keeps the highest reward whose held-out score is at most one standard error
+below the base's (the one-standard-error rule of Breiman, Friedman, Olshen and Stone,
+*Classification and Regression Trees*, 1984, section 3.4.3). To keep is judged more strictly than to
+stop, for the reward chooses the one that has fallen most among those that may be kept.
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ import torch
 from torch import Tensor
 
 PATIENCE = 3  # checks below the best
-ERRORS = 2.0  # standard errors below the best
+STOP_ERRORS = 2.0  # standard errors below the best
+KEEP_ERRORS = 1.0  # standard errors below the base
 LEAST_SPREAD = 0.5  # share of the base's spread
 WARN_AFTER = 20  # steps after which a falling reward is worth a word
 
@@ -77,7 +83,7 @@ class Guard:
             )
         if check.held is not None:
             best = max((c for c in self.checks if c.held is not None), key=lambda c: c.held or 0.0)
-            limit = (best.held or 0.0) - ERRORS * max(check.error, best.error)
+            limit = (best.held or 0.0) - STOP_ERRORS * max(check.error, best.error)
             self.below = self.below + 1 if check.held < limit else 0
             if self.below >= PATIENCE:
                 now, then = check.rewards, base.rewards
@@ -127,7 +133,7 @@ class Guard:
         kept = check.spread >= LEAST_SPREAD * base.spread
         if check.held is None or base.held is None:
             return kept
-        return kept and check.held >= base.held - ERRORS * check.error
+        return kept and check.held >= base.held - KEEP_ERRORS * check.error
 
 
 def spread_of(rgb: Tensor, prompts: Sequence[str]) -> float:

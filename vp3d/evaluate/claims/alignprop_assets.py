@@ -145,7 +145,7 @@ def measure_arm(
 
 def measure(bench: Bench) -> Finding:
     """Train the LoRA, draw with every arm, and make assets with two of them."""
-    trained = bench.once("lora", {"config": CONFIG, "queries": QUERIES}, train)
+    trained = bench.once("lora", {"config": CONFIG, "queries": QUERIES, "version": 2}, train)
     lora = write_lora(trained, bench.folder)
     records: dict[tuple[str, str], list[Record]] = {}
     for number, (name, overrides) in enumerate(arms(lora).items()):

@@ -61,7 +61,7 @@ def figures(training: Training, steps: int) -> dict[str, Tensor]:
 
 def measure(bench: Bench) -> Finding:
     """Measure the claim."""
-    settings = {"config": CONFIG, "queries": QUERIES, "version": 2}
+    settings = {"config": CONFIG, "queries": QUERIES, "version": 3}
     runs = bench.every([(f"seed-{seed}", settings, partial(train, seed)) for seed in SEEDS])
     arms = [f"{name} {steps}" for steps in (FEW, MANY) for name in ("base", "aligned")]
     values = {

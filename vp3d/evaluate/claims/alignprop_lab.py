@@ -234,9 +234,11 @@ def curve(
             seconds += time.process_time() - began
             if guarded and training.step_number % config.guard_every == 0:
                 stopped = training.check()
+        kept = ""
         if guarded and (stopped or mark == marks[-1]):
             training.average = training.best
-        rows.append(_row(training, training.queries, seconds) | {"stopped": stopped})
+            kept = f"kept the LoRA of step {training.guard.best().step}"
+        rows.append(_row(training, training.queries, seconds) | {"stopped": stopped, "kept": kept})
         if stopped:
             break
     return rows

@@ -21,7 +21,7 @@ import torch  # isort: skip
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-QUERIES = 240
+QUERIES = 640
 MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)  # scale of the second LoRA; the first has the rest
 MIDPOINT = 0.4  # share of each gain that the midpoint keeps
 REWARDS = ("compress:1,clip:1", "colorful:1,clip:1")
@@ -78,13 +78,13 @@ def measure(bench: Bench) -> Finding:
         [
             (
                 f"lora-{i}",
-                {"config": config_of(reward), "queries": QUERIES, "version": 2},
+                {"config": config_of(reward), "queries": QUERIES, "version": 3},
                 partial(train, reward),
             )
             for i, reward in enumerate(REWARDS)
         ]
     )
-    settings = {"mixes": MIXES, "rewards": REWARDS, "queries": QUERIES, "version": 2}
+    settings = {"mixes": MIXES, "rewards": REWARDS, "queries": QUERIES, "version": 3}
     rows = bench.once("mixes", settings, lambda: mix(*loras))
     base, mixes = rows[0], rows[1:]
     compress = [row["compress"] for row in mixes]
