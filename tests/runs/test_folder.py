@@ -180,8 +180,12 @@ def test_events_that_are_none_are_left_out(config: Config) -> None:
         log.write(
             '{"time": null, "kind": "step", "step": 3}\n'
             '{"time": 1, "kind": "step", "step": [1]}\n{"kind": "done"}\n'
+            '{"time": 1, "kind": "start", "process_started": "\\u0000"}\n'
+            '{"time": 1, "kind": "start", "called": [1], "process_started": null}\n'
+            '{"time": 1, "kind": "start", "called": 0.5, "process_started": null}\n'
         )
-    assert [event["step"] for event in run.events()] == [1]
+    assert [event["step"] for event in run.events("step")] == [1]
+    assert [event["called"] for event in run.events("start")] == [0.5]
 
 
 def test_a_config_that_was_cut_short_is_not_written_anew(config: Config) -> None:

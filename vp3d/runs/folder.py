@@ -49,6 +49,7 @@ ALWAYS_STORED = (  # groups of config version 1: a file that lacks one was cut s
     *("prompt", "seed", "prior", "visual_prompt", "guidance", "rewards", "field", "camera"),
     *("render", "loss", "optim", "export", "cuda"),
 )
+BEGINNINGS = ("called", "process_started")  # times of a "start" event; none if unknown
 SLUG_LENGTH = 40
 
 
@@ -247,6 +248,7 @@ def _parse_event(line: str) -> dict[str, Any] | None:
         isinstance(event, dict)
         and isinstance(event.get("kind"), str)
         and isinstance(event.get("time"), int | float)
+        and all(isinstance(event.get(name) or 0.0, int | float) for name in BEGINNINGS)
     )
     return event if whole and isinstance(event.get("step", 0), int) else None
 

@@ -120,6 +120,8 @@ def last_done(log: Path) -> dict[str, Any]:
             event = parse_json(line)
         except JsonError:
             continue
-        if isinstance(event, dict) and event.get("kind") == "done":
+        if not isinstance(event, dict) or event.get("kind") != "done":
+            continue
+        if isinstance(event.get("time"), int | float):
             return event
     return {}
