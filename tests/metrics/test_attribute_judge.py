@@ -82,9 +82,11 @@ def test_damaged_folders_are_one_clear_line(trained: Judge, tmp_path: Path) -> N
     )
     with pytest.raises(UserError, match="does not fit"):
         load_judge(tmp_path)
-    (tmp_path / "judge.json").write_text('{"heads": []}')
-    with pytest.raises(UserError, match="does not describe a judge"):
-        load_judge(tmp_path)
+    wrong = [[], {"../x": ["red"]}, {"": ["red"]}, {"pop": ["red"]}, {"training": ["red"]}]
+    for heads in wrong:  # torch has no module of such a name
+        (tmp_path / "judge.json").write_text(json.dumps({"widths": list(SMALL), "heads": heads}))
+        with pytest.raises(UserError, match="does not describe a judge"):
+            load_judge(tmp_path)
     (tmp_path / "judge.safetensors").unlink()
     (tmp_path / "judge.json").write_text(json.dumps({"widths": list(SMALL), "heads": HEADS}))
     with pytest.raises(UserError, match="is missing"):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.mushroom import CAP, SIDE, STEM, X, Y, found, iou, mushroom, truth
+from vp3d.errors import UserError
 from vp3d.visual_prompt.checkerboard import without_checkerboard
 from vp3d.visual_prompt.doubts import alpha_doubts, shape_doubts
 from vp3d.visual_prompt.reference import cut_out
@@ -40,6 +41,22 @@ def test_other_backgrounds_and_objects_have_no_checkerboard() -> None:
     coloured = np.where((np.indices((SIDE, SIDE)) // 8).sum(0)[..., None] % 2, CAP, STEM)
     for values in (mushroom(), mushroom(0.5 + noise), mushroom(stripes), checked_object, coloured):
         assert without_checkerboard(values + np.zeros((SIDE, SIDE, 3))) is None
+
+
+@pytest.mark.parametrize("size", [(16, 12000), (12000, 16), (16, 4000), (40, 2000), (16, 16)])
+def test_a_narrow_picture_is_cut_out_or_refused(size: tuple[int, int], tmp_path: Path) -> None:
+    """Shrunk or without bars, only a few pixels may be left in one direction."""
+    path, (width, height) = tmp_path / "a.png", size
+    y, x = np.mgrid[:height, :width]
+    disc = (x - width / 2) ** 2 + (y - height / 2) ** 2 < (0.35 * min(size)) ** 2
+    for bars in (0, min(size) // 2 - 1):
+        rgb = np.where(disc[..., None], [200, 30, 30], 255).astype(np.uint8)
+        rgb[:, :bars] = rgb[:, width - bars :] = 0
+        Image.fromarray(rgb).save(path)
+        try:
+            assert np.isfinite(cut_out(path, 0.05).mask.numpy()).all()
+        except UserError as error:
+            assert "\n" not in str(error)
 
 
 def test_a_floor_or_a_wall_is_doubted(tmp_path: Path) -> None:

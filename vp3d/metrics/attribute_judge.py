@@ -221,6 +221,7 @@ def read_spec(path: Path) -> dict[str, Any]:
             isinstance(values, list) and values and all(isinstance(name, str) for name in values)
             for values in heads.values()
         )
+        and all(name.isidentifier() and not hasattr(nn.ModuleDict(), name) for name in heads)
     )
     has_widths = (
         isinstance(widths, list)

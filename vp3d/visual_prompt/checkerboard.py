@@ -14,6 +14,7 @@ CONTRAST = (0.02, 0.7)  # colour distance of its two colours
 SHARE = 0.85  # share of the border that has one of the colours, ...
 EACH = 0.25  # ... and that each of them has
 LEAST_RUNS = 3  # changes of the colour along each side
+LEAST_CELL = 2  # side of a square, pixels
 MOST_CELL = 1 / 8  # side of a square as a share of the picture's shorter side
 GREY = 0.02  # colour distance of its colours to grey, at most
 TOLERANCE = 0.01  # colour distance to the line between the two colours, at least
@@ -21,6 +22,9 @@ TOLERANCE = 0.01  # colour distance to the line between the two colours, at leas
 
 def without_checkerboard(values: np.ndarray) -> np.ndarray | None:
     """The picture with one colour instead of the checkerboard; None if it has none."""
+    most_cell = MOST_CELL * min(values.shape[:2])
+    if most_cell < LEAST_CELL:
+        return None
     sides = [values[1], values[:, -2], values[-2, ::-1], values[::-1, 1]]
     border = np.concatenate(sides)
     grey = border.mean(-1)
@@ -39,7 +43,7 @@ def without_checkerboard(values: np.ndarray) -> np.ndarray | None:
     if sum(shares) < SHARE or min(shares) < EACH or changes < LEAST_RUNS:
         return None
     cell = int(np.median(np.diff(runs)))
-    if not 2 <= cell <= MOST_CELL * min(values.shape[:2]):
+    if not LEAST_CELL <= cell <= most_cell:
         return None
     tolerance = max(TOLERANCE, 1.5 * float(np.quantile(off[on], 0.95)))
     tone, off = _along(values, dark, span)

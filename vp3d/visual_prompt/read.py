@@ -82,7 +82,7 @@ def read_picture(path: Path, option: str = "--image", side: int = WORK_SIDE) -> 
     name = f"{option} {path}"
     _check_file(path, name)
     with _decoder_errors(name), Image.open(path, formats=FORMATS) as picture:
-        _check_size(name, picture.size)
+        _check_size(name, picture.size, side)
         notes = _find_frame(picture)
         picture.draft("RGB", (2 * side, 2 * side))  # JPEG: decodes at a lower resolution
         picture.load()
@@ -125,13 +125,19 @@ def _check_file(path: Path, name: str) -> None:
         raise UserError(_too_large(name))
 
 
-def _check_size(name: str, size: tuple[int, int]) -> None:
+def _check_size(name: str, size: tuple[int, int], side: int) -> None:
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(_too_large(name))
     if min(size) < MIN_SIDE:
         raise UserError(
             f"{name} has only {size[0]} x {size[1]} pixels: "
             f"give a picture with at least {MIN_SIDE} pixels on each side"
+        )
+    shorter = min(size) * side / max(size)
+    if max(size) > side and round(shorter) < MIN_SIDE:
+        raise UserError(
+            f"{name} has {size[0]} x {size[1]} pixels, of which {max(1, round(shorter))} are left "
+            f"on the shorter side when the longer one has {side}: crop it to the object"
         )
 
 
