@@ -7,7 +7,6 @@ import http.server
 import threading
 from collections.abc import Iterator
 from http.client import IncompleteRead
-from pathlib import Path
 
 import pytest
 
@@ -98,7 +97,7 @@ def test_a_reply_that_breaks_off_in_the_middle_is_asked_for_again(server, tmp_pa
     assert [path for path, _ in asked] == ["/cut"] * 3 + ["/file-cut"] * 3
 
 
-def test_tries_count_together_for_a_busy_answer_and_a_broken_one(server, monkeypatch):
+def test_tries_count_together_for_a_busy_answer_and_a_broken_one(server, monkeypatch, tmp_path):
     url, asked = server
     waited: list[float] = []
     monkeypatch.setattr(client.time, "sleep", waited.append)
@@ -106,7 +105,7 @@ def test_tries_count_together_for_a_busy_answer_and_a_broken_one(server, monkeyp
         Client(url, tries=4).call("GET", "/bad")
     assert len(asked) == 4 and waited == [0.3, 0.6, 1.2]
     with pytest.raises(ServiceError, match="503"):
-        Client(url, tries=3).download("/bad", Path("never"))
+        Client(url, tries=3).download("/bad", tmp_path / "never")
     assert len(asked) == 4 + 3
 
 

@@ -85,9 +85,12 @@ def test_what_is_judged_is_not_made_again_and_the_page_has_its_own_name(
     monkeypatch.setattr(best_of, "judge_candidate", judge)
     monkeypatch.setattr(best_of, "chosen_tasks", lambda: ALL[:8])
     monkeypatch.setattr("vp3d.evaluate.runner._check_models", lambda settings: None)
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "work"
     with pytest.raises(UserError, match="stopped"):
-        best_of.measure(Bench(tmp_path))
-    best_of.measure(Bench(tmp_path))
+        best_of.measure(Bench(work))
+    best_of.measure(Bench(work))
+    assert not Path("outputs").exists(), "the check of a request writes to the folder of results"
     assert len(made) == 9 and len(set(made)) == 8  # the one that was stopped, twice
     assert best_of.CLAIM.page == "batch"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -319,7 +319,9 @@ def run_tasks(
     missing = [task for task in tasks if records[task.key] is None]
     generated = [task for task in missing if not task.source]
     for task in generated if refuse else []:
-        check_request(settings.config(task), new=True)
+        # `judge` writes there, not to the folder that the configuration names
+        config = replace(settings.config(task), output_dir=str(settings.folder / "runs"))
+        check_request(config, new=True)
     if generated:
         _check_models(settings)
     done = len(tasks) - len(missing)

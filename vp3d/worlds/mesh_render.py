@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from vp3d.render.shade import AMBIENT, DIFFUSE, LIGHT_DIRECTION
+from vp3d.system.compiled import compiled
 from vp3d.worlds.mesh_library import LibraryMesh
 
 CELLS = 8  # side of the coverage maps
@@ -140,7 +140,7 @@ def render_depth(scene: Scene, views: np.ndarray, size: int = 128) -> np.ndarray
     return depth
 
 
-@numba.njit(cache=True)
+@compiled()
 def _project(position: np.ndarray, view: np.ndarray, side: int) -> np.ndarray:
     """Columns, rows and distances [V, 3] of points in a picture of `side` samples."""
     found = np.empty((len(position), 3))
@@ -158,7 +158,7 @@ def _project(position: np.ndarray, view: np.ndarray, side: int) -> np.ndarray:
     return found
 
 
-@numba.njit(cache=True)
+@compiled()
 def _texel(texels: np.ndarray, row: np.ndarray, u: float, v: float, out: np.ndarray) -> None:
     """Bilinear colour and opacity [4] in [0, 1] of a texture at (u, v)."""
     first, width, height = int(row[4]), int(row[5]), int(row[6])
@@ -178,7 +178,7 @@ def _texel(texels: np.ndarray, row: np.ndarray, u: float, v: float, out: np.ndar
         out[c] = (top * (1 - fy) + low * fy) / 255.0
 
 
-@numba.njit(cache=True)
+@compiled()
 def _raster(
     projected: np.ndarray,
     uv: np.ndarray,
@@ -237,7 +237,7 @@ def _raster(
                 weights[y, x, 1] = kb
 
 
-@numba.njit(cache=True)
+@compiled()
 def _color(
     t: int,
     ka: float,
@@ -282,7 +282,7 @@ def _color(
         out[i] *= light
 
 
-@numba.njit(cache=True)
+@compiled()
 def _render(
     position: np.ndarray,
     normal: np.ndarray,
@@ -356,7 +356,7 @@ def _render(
                     images[n, y, x, i] = int(min(total[y, x, i] * 63.75, 255.0) + 0.5)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _depths(
     position: np.ndarray,
     uv: np.ndarray,
