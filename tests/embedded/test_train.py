@@ -297,7 +297,8 @@ def test_what_is_missing_is_one_line_and_no_traceback(
 
     monkeypatch.setattr(data, "training_pictures", fail)
     monkeypatch.setattr(files, "write_json", lambda *_: None)  # the run imports it from there
-    monkeypatch.setattr(sys, "argv", ["train", "autoencoder", "--data", str(tmp_path)])
+    folders = ["--data", str(tmp_path / "data"), "--models", str(tmp_path / "models")]
+    monkeypatch.setattr(sys, "argv", ["train", "autoencoder", *folders])
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("vp3d.embedded.train", run_name="__main__")
     assert caught.value.code == 2 and capsys.readouterr().err == f"train: {problem}\n"

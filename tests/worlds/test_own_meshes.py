@@ -160,9 +160,8 @@ def test_changed_meshes_are_rendered_encoded_and_read_again(
     shutil.copytree(folder, meshes)
 
     def trained_on() -> tuple[np.ndarray, torch.Tensor]:
-        options = train.parse_options(
-            ["prior", "--world", str(meshes), "--data", str(data), "--chunks", "1"]
-        )
+        words = ["prior", "--world", str(meshes), "--chunks", "1"]
+        options = train.parse_options([*words, "--data", str(data), "--models", str(models)])
         pictures = train.pictures_of(options)(0)
         latents = prior_training.prior_losses(
             nn.ModuleDict(), None, pictures, train.PLANS["prior"], data, "cpu", models
