@@ -29,8 +29,8 @@ from tests.helpers.gltf import (
     solid,
 )
 from vp3d.export.layers import LINEAR
-from vp3d.export.mesh_data import linear_to_srgb
 from vp3d.export.read import join, read_mesh
+from vp3d.system.srgb import linear_to_srgb
 from vp3d.types import Mesh
 
 

@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from vp3d.export.draco import encode
-from vp3d.export.mesh_data import TO_GLTF, color_to_uint8, named, srgb_to_linear, vertex_normals_of
+from vp3d.export.mesh_data import TO_GLTF, color_to_uint8, named, vertex_normals_of
 from vp3d.export.quantize import Attributes, quantized
 from vp3d.export.style import METALLIC, PLAIN, ROUGHNESS, Style
 from vp3d.system.files import plain, write_bytes
+from vp3d.system.srgb import srgb_to_linear
 from vp3d.types import Asset, Mesh
 
 GENERATOR = "VP3D"

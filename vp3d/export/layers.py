@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vp3d.export.bake import dilate
-from vp3d.export.mesh_data import color_to_uint8, linear_to_srgb, srgb_to_linear
+from vp3d.export.mesh_data import color_to_uint8
 from vp3d.export.uv import unwrap_cells
 from vp3d.render.raster import fill_triangles, interpolate
+from vp3d.system.srgb import linear_to_srgb, srgb_to_linear
 from vp3d.types import Mesh
 
 REPEAT, CLAMP, MIRROR = 10497, 33071, 33648  # wrap modes, by glTF's numbers

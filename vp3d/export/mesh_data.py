@@ -54,17 +54,6 @@ def frame_comment(up: str) -> str:
     return FRAME if up == "z" else FRAME_Y_UP
 
 
-def srgb_to_linear(color: np.ndarray) -> np.ndarray:
-    """sRGB-encoded values in [0, 1] as linear light in [0, 1], any shape (IEC 61966-2-1)."""
-    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(color: np.ndarray) -> np.ndarray:
-    """Linear light in [0, 1] as sRGB-encoded values in [0, 1], any shape (IEC 61966-2-1)."""
-    curve = 1.055 * np.maximum(color, 0.0031308) ** (1 / 2.4) - 0.055
-    return np.where(color <= 0.0031308, color * 12.92, curve)
-
-
 def color_to_uint8(color: np.ndarray) -> np.ndarray:
     """Colours in [0, 1], any shape, as uint8; values outside are clipped."""
     return np.round(255.0 * np.clip(color, 0.0, 1.0)).astype(np.uint8)

@@ -25,7 +25,6 @@ from vp3d.export.gltf_scene import read_gltf
 from vp3d.export.layers import Layer, colored, drawn
 from vp3d.export.mesh_data import (
     color_to_uint8,
-    srgb_to_linear,
     vertex_colors_of,
     vertex_normals_of,
 )
@@ -33,6 +32,7 @@ from vp3d.export.obj_input import open_obj
 from vp3d.export.ply_input import plain_ply
 from vp3d.export.threemf import read_3mf
 from vp3d.export.usdz import read_usdz
+from vp3d.system.srgb import srgb_to_linear
 from vp3d.types import Mesh
 
 GLTF = (".glb", ".gltf")

@@ -22,13 +22,12 @@ from vp3d.export.gltf import decode_image
 from vp3d.export.mesh_data import (
     FROM_GLTF,
     TO_GLTF,
-    linear_to_srgb,
     named,
-    srgb_to_linear,
     vertex_normals_of,
 )
 from vp3d.export.style import METALLIC, PLAIN, ROUGHNESS, Style
 from vp3d.system.files import plain, write_bytes
+from vp3d.system.srgb import linear_to_srgb, srgb_to_linear
 from vp3d.types import Asset, Mesh
 
 ALIGNMENT = 64  # bytes, by the specification of USDZ

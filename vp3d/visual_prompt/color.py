@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
+from vp3d.system.srgb import linear_to_srgb, srgb_to_linear
+
 SRGB_GAMMA = 0.45455
 ADOBE_GAMMA = 256 / 563
 D65 = (0.3127, 0.3290)
@@ -134,13 +136,8 @@ def _to_xyz(primaries: np.ndarray, white: np.ndarray) -> np.ndarray:
 def apply_marks(values: np.ndarray, marks: ColorMarks) -> np.ndarray:
     """Values `[H, W, 4]` in [0, 1] as sRGB; the fourth, alpha, is unchanged."""
     coded = values[..., :3].astype(np.float64)
-    if marks.gamma is None:
-        light = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
-    else:
-        light = coded ** (1.0 / marks.gamma)
-    linear = light @ marks.matrix.T
-    linear = linear.clip(0.0, 1.0)
-    curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    light = srgb_to_linear(coded) if marks.gamma is None else coded ** (1.0 / marks.gamma)
+    curve = linear_to_srgb((light @ marks.matrix.T).clip(0.0, 1.0))
     return np.concatenate([curve.astype(np.float32), values[..., 3:]], axis=-1)
 
 
