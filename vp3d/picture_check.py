@@ -30,6 +30,7 @@ from vp3d.types import Mesh, to_uint8
 from vp3d.visual_prompt.cutout import over_grey, square_up
 from vp3d.visual_prompt.read import read_picture
 
+EDGE_STEPS = 4  # parts of a pixel to which the edges of an object are found
 SIZE = 128  # pixels of a side at which pictures are compared, the size of the calibration
 HEAT = "inferno"  # colour map of the picture of where
 STRONG = 0.5  # local distance that has the brightest colour
@@ -124,7 +125,12 @@ def _framed(rgb: Tensor, mask: Tensor, ground: float) -> np.ndarray:
     """The object of a picture in the frame of all comparisons, uint8 `[SIZE, SIZE, 3]`."""
     if not bool((mask > 0.5).any()):
         raise UserError("the front view or the visual prompt shows no object")
-    square, layer = square_up(rgb[0].cpu(), mask[0].cpu(), SIZE)
+    fine = tuple(EDGE_STEPS * side for side in rgb.shape[-2:])
+    rgb, mask = (
+        F.interpolate(layer.cpu(), fine, mode="bilinear", align_corners=False)
+        for layer in (rgb, mask)
+    )
+    square, layer = square_up(rgb[0], mask[0], SIZE)
     framed: np.ndarray = to_uint8(over_grey(square[None], layer[None], ground))[0]
     return framed
 

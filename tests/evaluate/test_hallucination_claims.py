@@ -81,17 +81,20 @@ def test_statements_hold_for_a_good_distance_and_not_for_a_random_one(
 def test_the_planted_claim_is_measured_in_parts_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hallucination, "SCENES", {128: 2})
+    monkeypatch.setattr(hallucination, "SCENES", {hallucination.MAIN: 2, hallucination.REAL: 1})
     monkeypatch.setattr(hallucination, "CHUNK", 1)
     monkeypatch.setattr(planted, "RESAMPLES", 20)
     lines: list[str] = []
     finding = hallucination.CLAIM.measure(Bench(tmp_path, lines.append))
-    assert len(lines) == 2  # a scene is a part
+    assert len(lines) == 3  # a scene is a part
     again = hallucination.CLAIM.measure(Bench(tmp_path, lines.append))
-    assert again.verdicts == finding.verdicts and len(lines) == 2
+    assert again.verdicts == finding.verdicts and len(lines) == 3
     page = write_claim(hallucination.CLAIM, finding, tmp_path, "x", "It took 1 CPU minute.")
     assert "align-hallucination-1.png" in page.read_text()
-    assert (tmp_path / "align-hallucination-1.png").stat().st_size > 10_000
+    for name in ("align-hallucination-1.png", "align-hallucination-2.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    household = [v for v in finding.verdicts if v.statement.startswith(hallucination.HOUSEHOLD)]
+    assert len(household) == 9
 
 
 def upscale_values(held_out: float, errors: float, sharp: float, psnr: float) -> dict:

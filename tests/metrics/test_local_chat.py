@@ -102,8 +102,8 @@ def test_features_of_a_folder_are_at_no_distance_from_themselves(tmp_path: Path)
     for write, side in ((write_clip_tower, 4), (write_dino, 4)):
         features = load_folder_judge(write(tmp_path / write.__name__))
         assert isinstance(features, TokenFeatures)
-        assert features.stages(a)[0].shape[-2:] == (side, side)
-        torch.testing.assert_close(features.stages(a)[0].norm(dim=1), torch.ones(1, side, side))
+        assert features.maps(a)[0][0].shape[-2:] == (side, side)
+        torch.testing.assert_close(features.maps(a)[0][0].norm(dim=1), torch.ones(1, side, side))
         same, other = distance(a, a, features), distance(a, b, features)
         assert float(same.local.abs().max()) < 1e-5 and float(other.local) > 1e-3
 

@@ -88,7 +88,7 @@ def test_a_finished_run_has_grade_pictures_and_section(run: RunFolder) -> None:
     asset = Asset("a red sphere", BALL, run.path, {})
     run.event("export", seconds=1.0)
     found = compare_front(asset, finish_settings(run.config()), Journal(run, Watch()))
-    assert found is not None and found.score.grade < 2.0
+    assert found is not None and found.score.grade < 1.5  # edges are found within a pixel
     logged = [event for event in run.events() if event["kind"] == "front_view"]
     assert [event["grade"] for event in logged] == [pytest.approx(found.score.grade)]
     markup = front_view(run, list(run.events()))

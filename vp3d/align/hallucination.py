@@ -4,16 +4,20 @@ The score of the literature (Ren et al. 2025, arXiv 2507.14367) is the grade of 
 cheap stand-ins for it are distances of deep features. Prompt, layers and recipe of that paper are
 not published: those here are ours. `vp3d.metrics.rubric` has the multimodal judge.
 
-The distance has a local and a global part:
+The distance has local and global parts:
 
     m_l(p)  = min over |q - p| <= 1 of |f_l(A)(p) - f_l(B)(q)|^2, made symmetric in A and B
     local   = mean over stages of the mean of the largest `TOP_SHARE` of m_l
-    global  = 1 - cos(F(A), F(B))
-    proxy   = log(local + EPSILON) + log(global + EPSILON)
+    spread  = mean of m_l over all positions, for the last of these stages
+    deep    = mean of 1 - cos(D(A), D(B)) and 1 - cos(mean D(A), mean D(B))
+    whole   = 1 - cos(F(A), F(B))
+    proxy   = sum of `WEIGHTS` * log(distance + EPSILON)
 
-f_l are features of one stage with unit length at each position, F are features of the whole
-picture. Blur, noise and a shift of a pixel move them little. `grade` maps the proxy to 1 (nothing
-invented) to 5 (another object) by a table that was fitted on planted cases
+f_l are features of one stage with unit length at each position, D those of the deepest stage, at
+all positions or their mean, F are features of the whole picture. Blur, noise and a shift move
+shallow features all over the picture, and deep ones little; an invented thing moves the deep ones
+more than the shallow ones explain, hence the negative weight of the spread. `grade` maps the proxy
+to 1 (nothing invented) to 5 (another object) by a table that was fitted on planted cases
 (`vp3d.evaluate.planted`).
 
 Conventions: pictures are rgb `[B, 3, H, H]` in [0, 1] sRGB.
@@ -33,14 +37,21 @@ TOP_SHARE = 0.02  # of the positions that count as the local distance
 SMOOTH_SHARE = 0.1  # of the positions that a reward averages over
 REACH = 1  # positions that a detail may move by
 EPSILON = 1e-4  # keeps the logarithm finite for equal pictures
+# Found on planted cases of other scenes than those that are reported
+WEIGHTS = {"local": 0.5, "deep": 3.0, "spread": -2.0, "whole": 0.5}
 NOTHING, MOST = 1.0, 5.0  # the ends of the scale
 
 
 class Features(Protocol):
     """What a distance is computed from."""
 
-    def stages(self, rgb: Tensor) -> list[Tensor]:
-        """Features `[B, C, h, w]` of each stage, with unit length at each position."""
+    def maps(self, rgb: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features at positions, of pictures `[B, 3, H, H]`.
+
+        Returns:
+            Those of each shallow stage `[B, C, h, w]`, with unit length at each position, and those
+            of the deepest stage `[B, C, h, w]` of any length.
+        """
         ...
 
     def whole(self, rgb: Tensor) -> Tensor:
@@ -55,23 +66,31 @@ class Distance:
     Attributes:
         local: `[B]` >= 0, the largest local distances.
         smooth: `[B]` >= 0, a mean over more positions, for use as a reward.
-        whole: `[B]` in [0, 2].
+        deep: `[B]` in [0, 2], of the deepest features.
+        spread: `[B]` >= 0, the mean local distance of the last shallow stage.
+        whole: `[B]` in [0, 2], of the features of the whole picture.
         maps: `[B, H, H]` >= 0, where they differ, at the size of the pictures.
     """
 
     local: Tensor
     smooth: Tensor
+    deep: Tensor
+    spread: Tensor
     whole: Tensor
     maps: Tensor
 
     @property
     def proxy(self) -> Tensor:
-        """`[B]`, any range: log local + log global; differentiable, finite for equal pictures."""
-        return torch.log(self.local + EPSILON) + torch.log(self.whole + EPSILON)
+        """`[B]`, any range; differentiable, finite for equal pictures."""
+        terms = [w * torch.log(getattr(self, name) + EPSILON) for name, w in WEIGHTS.items()]
+        return torch.stack(terms).sum(0)
 
     @property
     def smooth_proxy(self) -> Tensor:
-        """The proxy with the smooth local distance: a loss that more positions have a say in."""
+        """`[B]`: log smooth + log whole, for use as a reward: more positions have a say in it.
+
+        It has no spread, because a network could lower the proxy by changing more of the picture.
+        """
         return torch.log(self.smooth + EPSILON) + torch.log(self.whole + EPSILON)
 
 
@@ -83,8 +102,11 @@ def distance(a: Tensor, b: Tensor, features: Features) -> Distance:
     """
     if a.shape != b.shape:
         raise ValueError(f"pictures of one shape are compared, not {a.shape} and {b.shape}")
-    maps = [local_map(x, y) for x, y in zip(features.stages(a), features.stages(b), strict=True)]
+    (shallow_a, deep_a), (shallow_b, deep_b) = features.maps(a), features.maps(b)
+    maps = [local_map(x, y) for x, y in zip(shallow_a, shallow_b, strict=True)]
     flat = [one.flatten(1) for one in maps]
+    in_place = 1.0 - F.cosine_similarity(deep_a.flatten(1), deep_b.flatten(1))
+    pooled = 1.0 - F.cosine_similarity(deep_a.mean((2, 3)), deep_b.mean((2, 3)))
     whole = 1.0 - (features.whole(a) * features.whole(b)).sum(1)
     full = [
         F.interpolate(one[:, None], a.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -93,6 +115,8 @@ def distance(a: Tensor, b: Tensor, features: Features) -> Distance:
     return Distance(
         torch.stack([top_mean(one, TOP_SHARE) for one in flat]).mean(0),
         torch.stack([top_mean(one, SMOOTH_SHARE) for one in flat]).mean(0),
+        ((in_place + pooled) / 2.0).clamp(min=0.0),
+        flat[-1].mean(1),
         whole.clamp(min=0.0),
         torch.stack(full).mean(0),
     )

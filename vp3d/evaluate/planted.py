@@ -35,8 +35,9 @@ from vp3d.metrics.hallucination_towers import GRADES, embedded_features, read_ta
 from vp3d.rewards.encoders import ClipEncoder
 from vp3d.system.console import Parser, run_program, say
 from vp3d.system.files import JsonError, write_json, write_text
+from vp3d.worlds.planted import BENIGN, HARMFUL, Pair
 from vp3d.worlds.toybox.data import to_tensor
-from vp3d.worlds.toybox.planted import BENIGN, HARMFUL, Pair, planted_pairs
+from vp3d.worlds.toybox.planted import planted_pairs
 
 BATCH = 16  # pairs at a time
 RESAMPLES = 1000  # of the bootstrap
@@ -104,6 +105,7 @@ def proxies(pairs: Sequence[Pair], features: Features) -> dict[str, np.ndarray]:
     parts: dict[str, Callable[[Distance], Tensor]] = {
         "local": lambda d: d.local,
         "smooth": lambda d: d.smooth,
+        "deep": lambda d: d.deep,
         "global": lambda d: d.whole,
         "proxy": lambda d: d.proxy,
     }
@@ -303,8 +305,9 @@ def measure(
         "-PSNR": psnr(pairs),
         "1 - SSIM": ssim(pairs),
         "LPIPS-like, CLIP": perceptual(pairs, lambda rgb: clip_stages(features.clip, rgb)),
-        "LPIPS-like, the judge": perceptual(pairs, held_out.stages),
+        "LPIPS-like, the judge": perceptual(pairs, lambda rgb: held_out.maps(rgb)[0]),
         "global alone": found["global"],
+        "deep alone": found["deep"],
         "local alone": found["local"],
         "local alone, mean of the top 10 %": found["smooth"],
         "proxy": found["proxy"],

@@ -20,7 +20,7 @@ MULTIPLE = 16  # sides that the tower takes
 
 
 class EmbeddedFeatures:
-    """The embedded feature tower for the local part, the embedded CLIP for the whole.
+    """The embedded feature tower for the parts with positions, the embedded CLIP for the whole.
 
     The tower was trained at 64 pixels. It is convolutional and sees pictures at their full size,
     because a picture made smaller has lost the details that may be invented. The judge, which
@@ -30,15 +30,15 @@ class EmbeddedFeatures:
     def __init__(self, tower: Judge, clip: ClipEncoder) -> None:
         self.tower, self.clip = tower.eval().requires_grad_(False), clip
 
-    def stages(self, rgb: Tensor) -> list[Tensor]:
-        """Unit features of two stages, of pictures `[B, 3, H, H]` in [0, 1] of any size."""
+    def maps(self, rgb: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Unit features of two stages, and those of the last, of pictures in [0, 1] of any size."""
         size = max(round(rgb.shape[-1] / MULTIPLE), 1) * MULTIPLE
         if size != rgb.shape[-1]:
             rgb = F.interpolate(
                 rgb, (size, size), mode="bilinear", antialias=True, align_corners=False
             )
         found = self.tower.stage_features(rgb)
-        return [F.normalize(found[stage], dim=1) for stage in STAGES]
+        return [F.normalize(found[stage], dim=1) for stage in STAGES], found[-1]
 
     def whole(self, rgb: Tensor) -> Tensor:
         """CLIP's unit features `[B, D]`."""
@@ -61,11 +61,12 @@ class TokenFeatures:
     def __init__(self, tower: TokenTower) -> None:
         self.tower = tower
 
-    def stages(self, rgb: Tensor) -> list[Tensor]:
-        """The patch tokens as one stage `[B, C, h, w]`, unit length at each position."""
+    def maps(self, rgb: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The patch tokens as the one stage `[B, C, h, w]`, unit length at each position."""
         tokens = self.tower.tokens(rgb)
         side = round(tokens.shape[1] ** 0.5)
-        return [tokens.transpose(1, 2).unflatten(2, (side, side))]
+        stage = tokens.transpose(1, 2).unflatten(2, (side, side))
+        return [stage], stage
 
     def whole(self, rgb: Tensor) -> Tensor:
         """Unit features `[B, D]`."""

@@ -60,7 +60,7 @@ FRONT_PICTURES = {
     "front_heat.png": "where they differ",
 }
 # Grades of right assets against their own visual prompt (docs/results/front_views.md).
-ZERO_LINE = ZeroLine(median=3.19, low=1.81, high=4.19, assets=93)
+ZERO_LINE = ZeroLine(median=3.36, low=1.62, high=4.63, assets=98)
 VIDEOS = {".mp4": "video/mp4", ".gif": "image/gif"}  # suffix -> media type
 STEP_EVENTS = ("step", "checkpoint", "stopped")  # events whose `step` is that of the run
 REFINE_EVENTS = ("refine_step", "refine_stopped")  # those of the second stage

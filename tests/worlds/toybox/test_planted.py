@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vp3d.worlds.toybox.images import view_vectors
-from vp3d.worlds.toybox.planted import (
+from vp3d.worlds.planted import (
     BENIGN,
     HARMFUL,
     LEAST_SEVERITY,
@@ -14,9 +13,9 @@ from vp3d.worlds.toybox.planted import (
     MOVED,
     Pair,
     moved,
-    plant,
-    planted_pairs,
 )
+from vp3d.worlds.toybox.images import view_vectors
+from vp3d.worlds.toybox.planted import plant, planted_pairs
 from vp3d.worlds.toybox.scenes import parse_caption
 
 VIEW = view_vectors(*(np.array([value]) for value in (30.0, 15.0, 2.9, 40.0)))
@@ -25,7 +24,7 @@ CAPTION = "a red cube with white stripes"
 
 def planted(kind: str, level: int, caption: str = CAPTION, seed: int = 0) -> Pair:
     rng = np.random.default_rng(seed)
-    pair = plant(parse_caption(caption), VIEW, kind, level, 64, rng)
+    pair = plant(parse_caption(caption), VIEW, 64, rng, kind, level)
     assert pair is not None
     return pair
 
@@ -63,8 +62,8 @@ def test_a_part_is_dropped_and_a_single_primitive_stays() -> None:
     pair = planted("part", 1, "a red mushroom with a white stem")
     assert 0.0 < pair.severity < 0.5
     rng = np.random.default_rng(0)
-    assert plant(parse_caption("a red sphere"), VIEW, "part", 1, 64, rng) is None
-    assert plant(parse_caption("a red sphere"), VIEW, "pattern", 1, 64, rng) is None
+    assert plant(parse_caption("a red sphere"), VIEW, 64, rng, "part", 1) is None
+    assert plant(parse_caption("a red sphere"), VIEW, 64, rng, "pattern", 1) is None
 
 
 def test_a_pattern_changes_its_period_and_then_its_kind() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vp3d.align.hallucination import grade
+from vp3d.align.hallucination import WEIGHTS, grade
 from vp3d.config.paths import ASSETS, MANIFEST
 from vp3d.evaluate import planted
 from vp3d.evaluate.claims.frame import Bench, Cell, Claim, Finding, Part, Table, Verdict
@@ -21,15 +21,23 @@ from vp3d.metrics.attribute_judge import load_judge
 from vp3d.metrics.hallucination_towers import embedded_features, grades
 from vp3d.picture_check import hallucination_score, heat_picture
 from vp3d.report.pictures import labelled, sheet
-from vp3d.worlds.toybox.planted import BENIGN, HARMFUL, LEVELS, planted_pairs
+from vp3d.runs.folder import slug
+from vp3d.worlds.household import HOUSEHOLD_PART
+from vp3d.worlds.library import Library
+from vp3d.worlds.planted import BENIGN, HARMFUL, LEVELS, Pair
+from vp3d.worlds.planted_meshes import planted_mesh_pairs
+from vp3d.worlds.toybox.planted import planted_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SEED = 2  # of the scenes; the committed table of grades was fitted on those of seed 1
-SCENES = {128: 48, 256: 12}  # side in pixels -> scenes
+TOYBOX, HOUSEHOLD = "toybox", "household meshes"
+SCENES = {(TOYBOX, 128): 48, (TOYBOX, 256): 12, (HOUSEHOLD, 128): 48}  # of a side in pixels
 CHUNK = 6  # scenes of a part
-MAIN = 128  # the side that the statements are about
+MAIN = (TOYBOX, 128)  # what all statements are about
+REAL = (HOUSEHOLD, 128)  # what a part of them is about as well
+Kind = tuple[str, int]  # world and side in pixels
 PROXY, SSIM = "proxy", "1 - SSIM"
 BASELINES = ("-PSNR", SSIM, "LPIPS-like, CLIP", "LPIPS-like, the judge")
 LEAST_AUC, LEAST_CORRELATION, LEAST_AUC_OF_A_KIND, LEAST_GAIN = 0.90, 0.70, 0.80, 0.15
@@ -52,10 +60,17 @@ class Measured:
         return {name: planted.resampled(self.cases, row) for name, row in self.values.items()}
 
 
-def measure_scenes(first: int, size: int, count: int = CHUNK) -> dict[str, Any]:
+def planted_scenes(world: str, size: int, first: int, count: int) -> list[Pair]:
+    """The pairs of `count` held-out scenes of a world, from number `first` on."""
+    if world == HOUSEHOLD:
+        return planted_mesh_pairs(Library(HOUSEHOLD_PART), count, size, SEED, True, first)
+    return planted_pairs(count, size, SEED, held_out=True, first=first)
+
+
+def measure_scenes(world: str, size: int, first: int, count: int = CHUNK) -> dict[str, Any]:
     """Every distance of the pairs of `count` scenes, from number `first` on."""
     torch.set_num_threads(1)
-    pairs = planted_pairs(count, size, SEED, held_out=True, first=first)
+    pairs = planted_scenes(world, size, first, count)
     features = embedded_features()
     values = planted.measure(pairs, features, load_judge(ASSETS / "judge", MANIFEST))
     found = grade(torch.from_numpy(values[PROXY]), grades())
@@ -86,42 +101,49 @@ def joined(chunks: Sequence[Mapping[str, Any]]) -> Measured:
 def measure(bench: Bench) -> Finding:
     """Measure the claim."""
     parts: list[Part] = []
-    for size, scenes in SCENES.items():
+    for (world, size), scenes in SCENES.items():
         for first in range(0, scenes, CHUNK):
             count = min(CHUNK, scenes - first)
-            settings = {"size": size, "first": first, "count": count, "table": grades()}
-            compute = partial(measure_scenes, first, size, count)
-            parts.append((f"scenes-{size}-{first:02d}", settings, compute))
+            settings = {"first": first, "count": count, "table": grades(), "weights": WEIGHTS}
+            compute = partial(measure_scenes, world, size, first, count)
+            parts.append((f"{slug(world)}-{size}-{first:02d}", settings, compute))
     found = iter(bench.every(parts))
     measured = {
-        size: joined([next(found) for _ in range(0, scenes, CHUNK)])
-        for size, scenes in SCENES.items()
+        kind: joined([next(found) for _ in range(0, scenes, CHUNK)])
+        for kind, scenes in SCENES.items()
     }
     return finding(measured)
 
 
-def finding(measured: Mapping[int, Measured]) -> Finding:
+def finding(measured: Mapping[Kind, Measured]) -> Finding:
     """The verdicts, tables and pictures."""
     main = measured[MAIN]
-    tables = [_distances(size, one) for size, one in measured.items()]
-    counts = ", ".join(
-        f"{size} pixels: {scenes_of(one.cases)} scenes, {int(one.cases.harmful.sum())} harmful and "
-        f"{int((~one.cases.harmful).sum())} benign pairs"
-        for size, one in measured.items()
+    tables = [_distances(kind, one) for kind, one in measured.items()]
+    counts = "; ".join(
+        f"{world}, {size} pixels: {scenes_of(one.cases)} scenes, {int(one.cases.harmful.sum())} "
+        f"harmful and {int((~one.cases.harmful).sum())} benign pairs"
+        for (world, size), one in measured.items()
     )
     notes = [
-        f"{counts}. Colours and objects of the scenes were combined in no training, and the table "
-        "of grades was fitted on other scenes.",
+        f"{counts}.",
+        "Colours and objects of the toybox's scenes were combined in no training, and no household "
+        "mesh was trained on. The weights of the proxy were chosen on other scenes and on the "
+        "other half of the meshes, the table of grades on other scenes of the toybox.",
         "Intervals are of a bootstrap over scenes; differences are paired by scene.",
         "The embedded judge is held out: its features are in one baseline only. The LPIPS-like "
         "baselines are means of squared feature distances, without LPIPS's learnt weights.",
         "The judge's tower is of the proxy's kind, with another seed, so its baseline shows what "
         "the pooling and the global part add.",
-        "Exact scenes of the toybox alone. Pictures of other worlds were not measured.",
+        "Renders alone: a photograph has no exact pair.",
     ]
     tables += [_by_kind(main), _calibration(main)]
+    held = verdicts(main)
+    if REAL in measured:
+        held += [replace(one, statement=f"{HOUSEHOLD}: {one.statement}")
+                 for one in main_verdicts(measured[REAL])]  # fmt: skip
     title = "The picture, its reference, and where they differ, at the middle level"
-    return Finding(verdicts(main), tables, notes, partial(_plot, main), {title: examples()})
+    pictures = {title: examples(TOYBOX), f"The same, {HOUSEHOLD}": examples(HOUSEHOLD)}
+    return Finding(held, tables, notes, partial(_plot, main), pictures)
 
 
 def scenes_of(cases: Cases) -> int:
@@ -129,11 +151,11 @@ def scenes_of(cases: Cases) -> int:
     return len(set(cases.scene.tolist()))
 
 
-def verdicts(main: Measured) -> list[Verdict]:
-    """The statements, from the pairs of size `MAIN`."""
-    cases, values = main.cases, main.values
+def main_verdicts(one: Measured) -> list[Verdict]:
+    """The statements on AUC and rank correlation, alone and against the baselines."""
+    cases, values = one.cases, one.values
     figures = planted.figures(cases, values[PROXY])
-    samples = main.samples
+    samples = one.samples
     found = [
         Verdict(f"{text} >= {least}", _spread(figures[key], samples[PROXY][key]),
                 figures[key] >= least)
@@ -151,6 +173,14 @@ def verdicts(main: Measured) -> list[Verdict]:
         spread = samples[PROXY]["all"] - samples[name]["all"]
         statement = f"rank correlation, all pairs, at least {LEAST_GAIN} above that of {name}"
         found.append(Verdict(statement, _spread(gain, spread), gain >= LEAST_GAIN))
+    return found
+
+
+def verdicts(main: Measured) -> list[Verdict]:
+    """All statements, from the pairs of `MAIN`."""
+    cases, values, samples = main.cases, main.values, main.samples
+    figures = planted.figures(cases, values[PROXY])
+    found = main_verdicts(main)
     found.append(
         Verdict(
             f"rank correlation within the harmful pairs >= {LEAST_HARMFUL}",
@@ -176,14 +206,15 @@ def _spread(value: float, samples: np.ndarray) -> str:
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _distances(size: int, one: Measured) -> Table:
+def _distances(kind: Kind, one: Measured) -> Table:
+    world, size = kind
     rows: list[list[Cell]] = []
     for name, values in one.values.items():
         found, samples = planted.figures(one.cases, values), one.samples[name]
         cells = [_spread(found[key], samples[key]) for key in ("all", "harmful", "auc")]
         rows.append([name, *cells, *(f"{found[f'auc {kind}']:.2f}" for kind in BENIGN)])
     columns = ("distance", "correlation, all", "harmful", "AUC", *(f"AUC, {k}" for k in BENIGN))
-    return Table(f"{size} pixels: every distance (95 % interval)", columns, rows)
+    return Table(f"{world}, {size} pixels: every distance (95 % interval)", columns, rows)
 
 
 def _by_kind(one: Measured) -> Table:
@@ -213,9 +244,9 @@ def _calibration(one: Measured) -> Table:
     return Table("The grade, 1 to 5", columns, rows)
 
 
-def examples(size: int = MAIN, scene: int = 1) -> Image.Image:
+def examples(world: str = TOYBOX, scene: int = 1) -> Image.Image:
     """A contact sheet of every kind of change of one scene, with the heat map and the grade."""
-    pairs = planted_pairs(1, size, SEED, held_out=True, first=scene)
+    pairs = planted_scenes(world, MAIN[1], scene, 1)
     level = 1 + LEVELS // 2
     rows: list[list[Image.Image]] = []
     for kind in SHOWN:
@@ -247,11 +278,13 @@ def _plot(one: Measured, axes: Axes) -> None:
 CLAIM = Claim(
     "hallucination",
     "Does the hallucination score find what was invented?",
-    "Exact scenes of the toybox are changed. Harmful changes invent: another colour, a missing "
-    "part, an added ball, another object, pattern or texture. Benign ones do not: blur, noise, a "
-    "shift, a tone, JPEG. The truth about each pair is known, so no human grade is needed. A "
-    "distance should be larger for harmful pairs (AUC) and follow the share of the picture that "
-    "was changed (Spearman's rank correlation). The proxy is that of the product "
-    "(`vp3d/align/hallucination.py`). The scenes of the statements have 128 pixels a side.",
+    "Exact scenes of the toybox and of household meshes are changed. Harmful changes invent: "
+    "another colour, a missing part, an added ball, another object, pattern or texture. Benign "
+    "ones do not: blur, noise, a shift, a tone, JPEG. The truth about each pair is known, so no "
+    "human grade is needed. A distance should be larger for harmful pairs (AUC) and follow the "
+    "share of the picture that was changed (Spearman's rank correlation). The proxy is that of the "
+    "product "
+    "(`vp3d/align/hallucination.py`). The scenes of the statements have 128 pixels a side and are "
+    "the toybox's, if they do not name the household's.",
     measure,
 )
