@@ -172,7 +172,7 @@ def main_verdicts(one: Measured) -> list[Verdict]:
         gain = figures["all"] - planted.figures(cases, values[name])["all"]
         spread = samples[PROXY]["all"] - samples[name]["all"]
         statement = f"rank correlation, all pairs, at least {LEAST_GAIN} above that of {name}"
-        found.append(Verdict(statement, _spread(gain, spread), gain >= LEAST_GAIN))
+        found.append(Verdict(statement, _spread(gain, spread, 3), gain >= LEAST_GAIN))
     return found
 
 
@@ -201,9 +201,9 @@ def verdicts(main: Measured) -> list[Verdict]:
     return found
 
 
-def _spread(value: float, samples: np.ndarray) -> str:
+def _spread(value: float, samples: np.ndarray, digits: int = 2) -> str:
     low, high = middle_95(samples)
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _distances(kind: Kind, one: Measured) -> Table:
