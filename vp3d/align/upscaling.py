@@ -4,7 +4,7 @@ Ren et al. 2025 (arXiv 2507.14367) tune diffusion upscalers with feature distanc
 Their recipe is not published; this one is ours. The reward needs the true large picture, so it is
 for training, with pictures that were made small:
 
-    reward = - log(local + EPSILON) - log(global + EPSILON)
+    reward = - log(local + EPSILON) - log(whole + EPSILON)
 
 with the terms of `hallucination.py`, the local one as a mean over the largest `SMOOTH_SHARE`. Alone
 it is hacked: a network learns fine patterns that please the towers of the reward and no others. So
@@ -31,7 +31,7 @@ from vp3d.align.learner import Law
 from vp3d.upscale.diffusion import DiffusionUpscaler
 from vp3d.upscale.network import Upscaler
 
-ANCHOR = 2000.0  # from 26 dB, 0.1 dB less costs as much as 12 % more local x global distance
+ANCHOR = 2000.0  # from 26 dB, 0.1 dB less costs as much as 12 % more local x whole distance
 
 # (small pictures, generator) -> large ones with a graph to the weights
 Enlarge = Callable[[Tensor, torch.Generator], Tensor]
