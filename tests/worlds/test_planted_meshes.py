@@ -67,11 +67,12 @@ def _on_the_object(pair: Pair) -> np.ndarray:
 
 def test_pieces_are_dropped_up_to_their_share_and_a_single_piece_stays(library: Library) -> None:
     mesh = library.mesh("table_2")
-    count, of_corner = _pieces(mesh)
-    assert count > 1 and len(of_corner) == len(mesh.position)
-    a, b = of_corner[mesh.triangles[:, 0]], of_corner[mesh.triangles[:, 2]]
-    assert np.array_equal(a, b)  # a triangle is of one piece
-    share = np.bincount(a, _areas(mesh)) / _areas(mesh).sum()
+    piece = _pieces(mesh)
+    assert piece.max() > 0 and len(piece) == len(mesh.triangles)
+    places = [set(map(tuple, mesh.position[mesh.triangles[piece == n]].reshape(-1, 3).round(5)))
+              for n in range(piece.max() + 1)]  # fmt: skip
+    assert sum(map(len, places)) == len(set.union(*places))  # pieces share no place
+    share = np.bincount(piece, _areas(mesh)) / _areas(mesh).sum()
     pairs = {n: p for n in (1, 2, 3) if (p := planted(library, "part", n))}
     assert bool(pairs) == bool((share <= DROPPED[-1]).any())
     one = LibraryMesh(
@@ -79,7 +80,7 @@ def test_pieces_are_dropped_up_to_their_share_and_a_single_piece_stays(library: 
         np.array([[0, 1, 2]], np.int32), np.zeros(1, np.int32),
         np.array([[1, 0, 0, 1, -1, 0]], np.float32), (), ("a",),
     )  # fmt: skip
-    assert _pieces(one)[0] == 1 and _areas(one) == pytest.approx([np.sqrt(3) / 2])
+    assert _pieces(one).tolist() == [0] and _areas(one) == pytest.approx([np.sqrt(3) / 2])
 
 
 def test_a_mesh_without_textures_has_no_pattern(library: Library) -> None:

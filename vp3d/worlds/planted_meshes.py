@@ -5,7 +5,7 @@ are on a mesh:
 
     colour     one material moves towards the farthest colour
     part       connected pieces are left out, up to `DROPPED` of the surface
-    added      a ball of another colour beside it
+    added      a ball of a random colour beside it
     swapped    the mesh of another noun
     pattern    a texture of another period or, at the last level, the texture of another mesh
     texture    band-limited noise on the object
@@ -21,9 +21,9 @@ from functools import partial
 
 import numpy as np
 import trimesh
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from vp3d.export.repair import components
+from vp3d.types import Mesh
 from vp3d.worlds.library import Library
 from vp3d.worlds.library_captions import LibrarySpec, caption
 from vp3d.worlds.mesh_library import BLUE, PAINT, RED, TEXTURE, LibraryMesh
@@ -105,10 +105,12 @@ def plant_mesh(
     """
     paint = np.array(COLORS[spec.color]) if spec.painted else None
     whole, text = (library.mesh(spec.mesh), paint), f"{caption(spec)} ({spec.mesh})"
-    reference, mask = _render([whole], view, size)
+    reference = _render([whole], view, size)
     if kind in BENIGN:
         return benign_pair(kind, level, text, reference, rng)
     if kind == "texture":
+        dark, bright = (_render([whole], view, size, ground) for ground in (0.2, 0.8))
+        mask = (dark == bright).all(axis=-1)  # the ground is what changes with its grey
         return harmful_pair(kind, level, text, reference, textured(reference, mask, level, rng))
     changed: list[Painted] = []
     if kind == "colour":
@@ -124,17 +126,16 @@ def plant_mesh(
         changed = _repatterned(library, whole, level, rng)
     if not changed:
         return None
-    return harmful_pair(kind, level, text, reference, _render(changed, view, size)[0])
+    return harmful_pair(kind, level, text, reference, _render(changed, view, size))
 
 
-def _render(parts: Sequence[Painted], view: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, uint8 `[S, S, 3]`, and where nothing of the ground is seen, bool `[S, S]`."""
+def _render(
+    parts: Sequence[Painted], view: np.ndarray, size: int, ground: float = GROUND
+) -> np.ndarray:
+    """The picture, uint8 `[S, S, 3]`."""
     meshes, paints = zip(*parts, strict=True)
     scene = build_scene(meshes, paints, [1.0] * len(parts), [np.zeros(3)] * len(parts))
-    shots = [
-        render_scene(scene, view, np.array([ground]), size)[0][0] for ground in (GROUND, 0.2, 0.8)
-    ]
-    return shots[0], (shots[1] == shots[2]).all(axis=-1)
+    return np.asarray(render_scene(scene, view, np.array([ground]), size)[0][0])
 
 
 def _recolored(whole: Painted, level: int, rng: np.random.Generator) -> list[Painted]:
@@ -165,32 +166,24 @@ def _with_triangles(mesh: LibraryMesh, keep: np.ndarray) -> LibraryMesh:
 def _without_pieces(whole: Painted, level: int, rng: np.random.Generator) -> list[Painted]:
     """Without random connected pieces, `DROPPED` of the surface at most; empty if there is none."""
     mesh, paint = whole
-    count, of_corner = _pieces(mesh)
-    of_triangle = of_corner[mesh.triangles[:, 0]]
-    area = np.bincount(of_triangle, _areas(mesh), count)
-    share, dropped = area / area.sum(), np.zeros(count, bool)
-    for piece in rng.permutation(count):
+    of_triangle = _pieces(mesh)
+    area = np.bincount(of_triangle, _areas(mesh))
+    share, dropped = area / area.sum(), np.zeros(len(area), bool)
+    for piece in rng.permutation(len(area)):
         if share[dropped].sum() + share[piece] <= DROPPED[level - 1]:
             dropped[piece] = True
     return [(_with_triangles(mesh, ~dropped[of_triangle]), paint)] if dropped.any() else []
 
 
-def _pieces(mesh: LibraryMesh) -> tuple[int, np.ndarray]:
-    """The number of connected pieces, and that of each corner [V]; equal places are one."""
-    _, place = np.unique(np.round(mesh.position, 5), axis=0, return_inverse=True)
-    edges = place.reshape(-1)[mesh.triangles]
-    rows = np.concatenate([edges[:, 0], edges[:, 1]])
-    columns = np.concatenate([edges[:, 1], edges[:, 2]])
-    size = int(place.max()) + 1
-    graph = coo_matrix((np.ones(len(rows), bool), (rows, columns)), (size, size))
-    count, label = connected_components(graph, directed=False)
-    return int(count), label[place.reshape(-1)]
+def _pieces(mesh: LibraryMesh) -> np.ndarray:
+    """The number of each triangle's connected piece [T]; corners at one place are one."""
+    place, of_corner = np.unique(np.round(mesh.position, 5), axis=0, return_inverse=True)
+    return components(Mesh(place, of_corner.reshape(-1)[mesh.triangles]))
 
 
 def _areas(mesh: LibraryMesh) -> np.ndarray:
     """Of each triangle [T]."""
-    a, b, c = (mesh.position[mesh.triangles[:, n]] for n in range(3))
-    return np.asarray(np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2.0, np.float64)
+    return np.asarray(trimesh.triangles.area(mesh.position[mesh.triangles]))
 
 
 def _ball(level: int, rng: np.random.Generator) -> Painted:
