@@ -36,8 +36,9 @@ from vp3d.render.camera import camera_rays, orbit
 from vp3d.render.occupancy import OccupancyGrid
 from vp3d.render.raster import render_mesh, sample_texture
 from vp3d.render.volume import render_rays
+from vp3d.report.front_view import FRONT_PICTURES
 from vp3d.report.pictures import VIEWS, ring_frames, save_image, write_preview
-from vp3d.report.report import FRONT_PICTURES, write_report
+from vp3d.report.report import write_report
 from vp3d.report.video import write_turntable
 from vp3d.runs.events import Artifact, Note, Preview, Stage, Warning, Watch
 from vp3d.runs.folder import RunFolder

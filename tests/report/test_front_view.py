@@ -19,8 +19,9 @@ from vp3d.finish import compare_front
 from vp3d.picture_check import SIZE, check_front
 from vp3d.render.camera import ring
 from vp3d.render.raster import render_mesh
+from vp3d.report.front_view import FRONT_PICTURES, ZERO_LINE
 from vp3d.report.pictures import ELEVATION_DEG
-from vp3d.report.report import FRONT_PICTURES, ZERO_LINE, front_view
+from vp3d.report.report import front_view
 from vp3d.runs.events import Warning, Watch
 from vp3d.runs.folder import RunFolder
 from vp3d.runs.journal import Journal

@@ -88,7 +88,7 @@ def make_all(
         claimed = sum(one["attempts"] for one in found)
         if claimed != attempts:  # a worker has taken a job: the next moment counts from here
             attempts = claimed
-            mean = 0.9 * left * calm_s / jobs / max(to_come, 1)
+            mean = 0.8 * left * calm_s / jobs / max(to_come, 1)
             next_kill = time.monotonic() + rng.uniform(SOONEST_S, max(2 * mean, LEAST_S))
         at_work = any(one["status"] == "running" for one in found)
         if to_come > 0 and at_work and time.monotonic() > next_kill:

@@ -190,6 +190,17 @@ def test_a_download_has_the_hash_that_is_shown(tab, done, tmp_path):
     assert digest == listed["model.glb"]
 
 
+def test_the_front_view_is_shown_beside_the_picture(tab, done):
+    tab.open(f"#/job/{done[0].id}")
+    tab.page.wait_for_selector(".front img")
+    assert tab.page.locator(".front img").count() == 3
+    assert "Right assets of the embedded models have" in tab.page.inner_text("main")
+    tab.page.wait_for_function(
+        "() => [...document.querySelectorAll('.front img')].every(one => one.naturalWidth > 0)"
+    )
+    tab.check("front view")
+
+
 def test_another_export_from_the_page(tab, done):
     tab.open(f"#/job/{done[0].id}")
     tab.page.fill("#faces", "2000", timeout=LONG_S)

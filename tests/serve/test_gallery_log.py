@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vp3d.serve.gallery import first_time, last_done
+from vp3d.serve.gallery import first_time, last_done, last_events
 
 DONE = {"time": 5.0, "kind": "done", "loss": 0.5}
 
@@ -14,6 +14,6 @@ DONE = {"time": 5.0, "kind": "done", "loss": 0.5}
 def test_a_done_event_without_a_time_is_left_out(damaged: str, tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     log.write_text(f"{json.dumps(DONE)}\n{damaged}\n")
-    assert last_done(log) == DONE
+    assert last_done(last_events(log)) == DONE
     log.write_text(f"{damaged}\n")
-    assert last_done(log) == {} and first_time(log) is None
+    assert last_done(last_events(log)) == {} and first_time(log) is None

@@ -48,6 +48,18 @@ def test_a_job_tells_its_stages_in_order_and_ends_once(finished):
     assert job.data["progress"] == 1.0
 
 
+def test_the_front_view_is_graded_and_its_pictures_are_handed_out(finished, working):
+    job, events = finished
+    found = job.data["front_view"]
+    assert 1.0 <= found["grade"] <= 5.0
+    assert found["words"].startswith(f"Grade {found['grade']:.1f} of 5")
+    assert "that range" in found["words"]
+    assert events[-1].data["front_view"] == found
+    names = {one["name"] for one in job.artifacts()}
+    assert {"front_prompt.png", "front_render.png", "front_heat.png"} <= names
+    assert submit(working, key="finished").data["front_view"] == found
+
+
 def test_a_stream_continues_after_any_event(finished, working):
     job, events = finished
     middle = events[len(events) // 2].id
@@ -180,7 +192,9 @@ def test_runs_of_the_command_line_are_listed_and_exported(working, finished):
 
     found = until(listed, 10)[0]
     assert (found.status, found.data["request"]["prompt"]) == ("succeeded", "a red cube")
+    assert found.data["front_view"] == job.data["front_view"] is not None
     assert any(one["name"] == "model.glb" for one in found.artifacts())
-    found.export(faces=60, formats=["glb"]).wait()
+    exported = found.export(faces=60, formats=["glb"]).wait()
+    assert 1.0 <= exported.data["front_view"]["grade"] <= 5.0
     found.delete()
     assert not (working.data / "20260101-000000-a-red-cube-s0").exists()

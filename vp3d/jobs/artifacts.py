@@ -25,7 +25,9 @@ NAMES = re.compile(
     r"model(_lod\d)?\.(glb|obj|mtl|png|ply|stl|usdz|3mf)|preview\.(png|glb)"
     r"|turntable\.(mp4|gif)|report\.html|plots\.png"
 )
-PICTURES = re.compile(r"candidate_\d{1,2}\.png|(chosen|cutout|mask|sheet)\.png")
+PICTURES = re.compile(
+    r"candidate_\d{1,2}\.png|(chosen|cutout|mask|sheet)\.png|front_(prompt|render|heat)\.png"
+)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from vp3d.jobs.log import LOG_FILE, Line, LogReader
 from vp3d.jobs.store import FINAL, Job
+from vp3d.report.front_view import in_words
 
 MOST_LOGS = 256  # logs whose summary is kept in memory
 
@@ -125,6 +126,7 @@ def job_view(job: Job, log: Summary, queue_position: int | None = None) -> dict[
         },
         "candidates": _candidates(base, log),
         "figures": job.result.get("figures"),
+        "front_view": _front_view(job),
         "warnings": log.warnings[-50:],
         "error": job.error,
         "links": {
@@ -148,6 +150,11 @@ def _stage(log: Summary) -> dict[str, Any] | None:
 def _preview(base: str, kind: str, log: Summary) -> str | None:
     count = log.preview.get(kind, 0)
     return f"{base}/artifacts/preview.{kind}?v={count}" if count else None
+
+
+def _front_view(job: Job) -> dict[str, Any] | None:
+    grade = job.result.get("front_grade")
+    return None if grade is None else {"grade": grade, "words": in_words(grade)}
 
 
 def _candidates(base: str, log: Summary) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from vp3d.jobs.artifacts import run_folder
 from vp3d.jobs.request import config_of, export_layer
 from vp3d.jobs.store import Claim, StateError, Store
 from vp3d.jobs.work import AwaitingChoice, Cancelled, Leaving, Listener, sync
+from vp3d.report.front_view import last_front_view
 from vp3d.runs.events import figures_of
 
 POLL_S = 0.25  # between two looks for a job
@@ -153,9 +154,10 @@ class Worker:
                 choose_candidate(drawn.run, config.visual_prompt, job.choice)
         watch = listener.watch()
         made = make(config, folder, watch, self.models_for(config, watch), may_stop=True)
-        done = RunFolder.open(made.folder).events("done")
+        run = RunFolder.open(made.folder)
+        done = run.events("done")
         figures = listener.figures or figures_of(done[-1] if done else {})
-        return {"figures": figures, "stopped": not made.finished, "run": made.folder.name}
+        return _result(run, figures, stopped=not made.finished)
 
     def models_for(self, config: Any, watch: Any) -> Any:
         """The models of the last job if this one needs the same, else new ones."""
@@ -187,7 +189,7 @@ class Worker:
             for path in run.glob("model.*"):  # only the formats that were asked for
                 path.unlink()
         asset = pipeline.export_run(run, config, listener.watch())
-        return {"figures": dict(asset.figures), "stopped": False, "run": run.name}
+        return _result(RunFolder.open(run), asset.figures, stopped=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +209,18 @@ class Drawn:
     def has_steps(self) -> bool:
         """Whether the optimisation has left a checkpoint."""
         return any((self.run.path / "checkpoints").glob("*/*.safetensors"))
+
+
+def _result(run: Any, figures: Mapping[str, float], stopped: bool) -> dict[str, Any]:
+    """What the store keeps of a run that is done."""
+    graded = last_front_view(run.events())
+    grade = None if graded is None else graded["grade"]
+    return {
+        "figures": dict(figures),
+        "front_grade": grade,
+        "stopped": stopped,
+        "run": run.path.name,
+    }
 
 
 def drawn_run(folder: Path) -> Drawn | None:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -25,6 +25,7 @@ from vp3d.export.formats import WRITERS
 from vp3d.export.glb import write_glb
 from vp3d.prompts import SECTORS, view_words
 from vp3d.report import html
+from vp3d.report.front_view import FRONT_PICTURES, in_words, last_front_view
 from vp3d.report.pictures import AZIMUTHS, ELEVATION_DEG, VIEWS, ring_frames
 from vp3d.report.plots import curves, plot_svgs, write_plots
 from vp3d.report.privacy import personal_folders, public_events, public_settings
@@ -36,16 +37,6 @@ from vp3d.visual_prompt.make import CUTOUT_FILE, SCORES_FILE, candidate_file
 
 Events = Sequence[Mapping[str, Any]]
 
-
-class ZeroLine(NamedTuple):
-    """The grades, 1 to 5, of assets that are right in every view by the held-out judge."""
-
-    median: float
-    low: float  # 10 % of the assets have a lower grade
-    high: float  # 10 % of the assets have a higher grade
-    assets: int  # how many were graded
-
-
 VIEW_SIZE = 288  # pixels of a side of each of the eight views
 LAST_STEPS = 10  # logged steps over which the final rewards and opacity are averaged
 FIGURES = {  # name -> label and format
@@ -53,14 +44,6 @@ FIGURES = {  # name -> label and format
     "psnr": ("PSNR", "{:.1f} dB"),
     "psnr_object": ("PSNR on the object", "{:.1f} dB"),
 }
-# Written next to the visual prompt by the check of the front view -> captions.
-FRONT_PICTURES = {
-    "front_prompt.png": "visual prompt, in the frame of the comparison",
-    "front_render.png": "front view of the asset",
-    "front_heat.png": "where they differ",
-}
-# Grades of right assets against their own visual prompt (docs/results/front_views.md).
-ZERO_LINE = ZeroLine(median=3.36, low=1.62, high=4.63, assets=98)
 VIDEOS = {".mp4": "video/mp4", ".gif": "image/gif"}  # suffix -> media type
 STEP_EVENTS = ("step", "checkpoint", "stopped")  # events whose `step` is that of the run
 REFINE_EVENTS = ("refine_step", "refine_stopped")  # those of the second stage
@@ -274,31 +257,16 @@ def front_view(run: RunFolder, events: Events) -> str:
     """
     if not (run.visual_prompt / SCORES_FILE).is_file():
         return html.text("This run has no visual prompt, so there is nothing to compare with.")
-    last: Mapping[str, Any] = next(
-        (event for event in reversed(events) if event.get("kind") in ("front_view", "export")), {}
-    )
-    grade, seconds = last.get("grade"), last.get("seconds")
-    if last.get("kind") != "front_view" or not isinstance(grade, float):
+    found = last_front_view(events)
+    if found is None:
         return ""
-    line = ZERO_LINE
-    words = (
-        f"Grade {grade:.1f} of 5 by features: 1 is nothing invented, 5 another object. Right "
-        f"assets of the embedded models have {line.median:.1f}, 80 % of them {line.low:.1f} to "
-        f"{line.high:.1f} ({line.assets} assets), so this one is {_against(grade, line)}."
-    )
+    words, seconds = in_words(found["grade"]), found.get("seconds")
     if isinstance(seconds, float):
         words += f" The comparison took {seconds:.1f} s, after the asset was written."
     cards = [
         _png_card(run.visual_prompt / name, caption) for name, caption in FRONT_PICTURES.items()
     ]
     return html.text(words) + html.tiles([card for card in cards if card])
-
-
-def _against(grade: float, line: ZeroLine) -> str:
-    """Where a grade is, compared with those of right assets, in words."""
-    if grade > line.high:
-        return "above that range: look at where they differ"
-    return "below that range" if grade < line.low else "within that range"
 
 
 def _png_card(path: Path, caption: str, chosen: bool = False) -> str:

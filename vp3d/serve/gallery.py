@@ -7,11 +7,13 @@ import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vp3d.errors import VP3DError
 from vp3d.jobs.store import Store
+from vp3d.report.front_view import last_front_view
 from vp3d.runs.events import figures_of
 from vp3d.runs.folder import RunFolder
 from vp3d.system.files import JsonError, parse_json
@@ -57,7 +59,8 @@ class Gallery:
         except VP3DError:
             return  # not a run that this version can show
         self.stamps[run.name] = stamp
-        last = last_done(log)
+        events = last_events(log)
+        last, graded = last_done(events), last_front_view(events)
         status = "running" if held else "succeeded" if last else "cancelled"
         request = {
             "prompt": config.prompt,
@@ -68,6 +71,7 @@ class Gallery:
         created = first_time(log) or (run / "config.yaml").stat().st_mtime
         result = {
             "figures": figures_of(last),
+            "front_grade": None if graded is None else graded["grade"],
             "stopped": bool(last.get("stopped")),
             "run": run.name,
         }
@@ -106,22 +110,27 @@ def first_time(log: Path) -> float | None:
         return None
 
 
-def last_done(log: Path) -> dict[str, Any]:
-    """The last "done" event of a log; empty if there is none."""
+def last_events(log: Path) -> list[dict[str, Any]]:
+    """The events at the end of a log, oldest first; damaged lines are left out."""
     if not log.is_file():
-        return {}
+        return []
     with log.open("rb") as stream:
         stream.seek(max(log.stat().st_size - TAIL, 0))
         lines = stream.read().splitlines()
-    for line in reversed(lines):
-        if b'"done"' not in line:
-            continue
+    found = []
+    for line in lines:
         try:
             event = parse_json(line)
         except JsonError:
             continue
-        if not isinstance(event, dict) or event.get("kind") != "done":
-            continue
-        if isinstance(event.get("time"), int | float):
+        if isinstance(event, dict):
+            found.append(event)
+    return found
+
+
+def last_done(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The last event "done" that says when; empty if there is none."""
+    for event in reversed(events):
+        if event.get("kind") == "done" and isinstance(event.get("time"), int | float):
             return event
     return {}

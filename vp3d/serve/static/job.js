@@ -8,6 +8,7 @@ export const FIGURES = {  // figure of a run -> its words, digits and unit
   glb_iou: ["same silhouette (IoU, 1 is best)", 3, ""], glb_psnr: ["same picture (PSNR)", 1, " dB"],
   glb_psnr_object: ["same colours on the object (PSNR)", 1, " dB"],
 };
+const FRONT = [["front_prompt.png", "the picture"], ["front_render.png", "the front of the asset"], ["front_heat.png", "where they differ"]];
 const OVER = ["succeeded", "failed", "cancelled"];
 
 export async function showJob(main, id) {
@@ -176,6 +177,8 @@ async function drawResult(parts, job, viewer) {
   const blocks = [], more = [];
   if (rows.length) blocks.push(make("h2", {}, "Files"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Files" }, make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "file"), make("th", { scope: "col" }, "size"), make("th", { scope: "col" }, "SHA-256"))), make("tbody", {}, rows))));
   if (figures.length) blocks.push(make("h2", {}, "The file against what was optimised"), make("table", {}, make("tbody", {}, figures)));
+  const front = FRONT.filter(([name]) => by[name]);
+  if (job.front_view && front.length) blocks.push(make("h2", {}, "Front view against the picture"), make("p", {}, job.front_view.words), make("ul", { class: "tiles front" }, front.map(([name, text]) => make("li", { class: "tile" }, make("img", { src: by[name].url + "?sha=" + by[name].sha256.slice(0, 12), alt: text }), make("div", { class: "text" }, text)))));
   if (video) blocks.push(make("h2", {}, "Turntable"), make("video", { src: video.url, controls: true, loop: true, muted: true, playsinline: true, "aria-label": "Turntable" }));
   if (found.some((one) => /^model\./.test(one.name))) more.push(exportForm(job, parts));
   parts.result.replaceChildren(...blocks);

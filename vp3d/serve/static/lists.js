@@ -62,7 +62,7 @@ export async function showCompare(main, ids) {
   main.append(make("h1", {}, "Compare"), make("div", { class: "compare" }, jobs.map((job, n) => make("div", {}, viewers[n].host, make("p", {}, n + 1 + ". ", make("a", { href: "#/job/" + job.id }, job.request.prompt || job.id))))));
   jobs.forEach((job, n) => viewers[n].show(`/v1/jobs/${job.id}/artifacts/model.glb`));
   const figures = (job) => Object.fromEntries(Object.entries(FIGURES).map(([name, [text, digits, unit]]) => [text, typeof (job.figures || {})[name] === "number" ? job.figures[name].toFixed(digits) + unit : undefined]));
-  const facts = jobs.map((job) => ({ ...job.request, ...(job.request.settings || {}), ...figures(job), state: job.status }));
+  const facts = jobs.map((job) => ({ ...job.request, ...(job.request.settings || {}), ...figures(job), "front view, grade": job.front_view?.grade.toFixed(1), state: job.status }));
   const names = [...new Set(facts.flatMap(Object.keys))].filter((name) => name !== "settings" && new Set(facts.map((one) => JSON.stringify(one[name]))).size > 1);
   const head = jobs.map((job, n) => make("th", { scope: "col" }, String(n + 1)));
   main.append(make("h2", {}, "What differs"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What differs" }, make("table", {}, make("thead", {}, make("tr", {}, make("td"), head)), make("tbody", {}, names.map((name) => make("tr", {}, make("th", { scope: "row" }, name), facts.map((one) => make("td", {}, String(one[name] ?? "")))))))));
