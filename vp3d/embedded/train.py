@@ -4,11 +4,11 @@ Parts, in order: `autoencoder`, `clip`, `judge`, `measuring_clip`, `feature_towe
 hallucination score), `vision_tower` (of the IP-Adapter), `prior` (denoiser, text encoder and
 adapter together), `adapter` (adapter and vision tower alone, trained from scratch), `align` (all of
 them on their own drawings, against the true pictures). Without parts, all of these are trained.
-`upscaler` (32 to 128 pixels; no weights of it are committed) is trained only if named. If the
-training is interrupted, run the same command again to resume it from the last checkpoint under
-`data/toybox/`; `--more STEPS` continues from the committed weights with a new schedule. It runs on
-the GPU if there is one. On a CPU, one process for each core is faster than one process with many
-threads: `torchrun --nproc-per-node 2 -m vp3d.embedded.train prior --threads 1`.
+`upscaler` (32 to 128 pixels) is trained only if named. If the training is interrupted, run the same
+command again to resume it from the last checkpoint under `data/toybox/`; `--more STEPS` continues
+from the committed weights with a new schedule. It runs on the GPU if there is one. On a CPU, one
+process for each core is faster than one process with many threads: `torchrun --nproc-per-node 2 -m
+vp3d.embedded.train prior --threads 1`.
 
 `--world household` trains the models of named meshes (`vp3d.worlds.household`) instead; the folder
 of its packed meshes is `--library`. `--world FOLDER` trains on your own meshes

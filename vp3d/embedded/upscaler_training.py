@@ -7,8 +7,9 @@ autoencoder and the text encoder are the embedded ones, and the prompt is empty.
 
     python -m vp3d.embedded.train upscaler
 
-writes `upscaler` next to the other models. diffusers itself sets the scaling factor of such a
-pipeline's autoencoder to 0.08333, so the folder is for `vp3d upscale --model`, not for diffusers.
+writes `upscaler` next to the other models, whose autoencoder and text encoder it shares, so the
+folder is for `vp3d upscale --model`, not for diffusers, which would also set the scaling factor of
+the autoencoder to 0.08333.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def train_upscaler(
     losses = UpscalerLosses(model, vae, tokens, pictures.specs, plan.batch)
     use_ema(model, fit("upscaler", model, losses, plan, work))
     if not process_rank():
-        save_upscaler(model, vae.cpu(), text, tokenizer, models / FOLDER)
+        save_upscaler(model, models / FOLDER)
 
 
 class UpscalerLosses:
@@ -158,23 +159,20 @@ def degraded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(Image.open(stream).convert("RGB"))
 
 
-def save_upscaler(
-    unet: nn.Module, vae: nn.Module, text: nn.Module, tokenizer: Any, folder: Path
-) -> None:
-    """Write the pipeline, the denoiser in float16; `model_index.json` comes last.
+def save_upscaler(unet: nn.Module, folder: Path) -> None:
+    """Write the parts of the pipeline that are not shared; `model_index.json` comes last.
 
     Args:
-        unet: the denoiser.
-        vae: the embedded autoencoder.
-        text: the embedded text encoder.
-        tokenizer: its tokenizer.
-        folder: where to.
+        unet: the denoiser, written in float16.
+        folder: where to; the pipeline that it shares the other parts with is beside it.
     """
     plain: Any = architectures.new_upscaler()
     plain.load_state_dict(unet.state_dict())
-    parts: dict[str, Any] = {"unet": plain.half(), "vae": vae, "text_encoder": text}
-    parts |= {"scheduler": architectures.new_scheduler(), "tokenizer": tokenizer}
-    parts["low_res_scheduler"] = architectures.new_low_res_scheduler()
+    parts: dict[str, Any] = {
+        "unet": plain.half(),
+        "scheduler": architectures.new_scheduler(),
+        "low_res_scheduler": architectures.new_low_res_scheduler(),
+    }
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     write_json(folder / "model_index.json", INDEX)

@@ -96,6 +96,7 @@ class Progress:
         self.total, self.stage, self.preview = total, stage, preview
         self.began = time.monotonic()
         self.first_step: int | None = None
+        self.said: int | None = None  # the step of the last plain line
         self.last_line = self.began
         self.step = 0
         self.values: dict[str, Any] = {}
@@ -121,7 +122,7 @@ class Progress:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self.bar is not None:
             self.bar.stop()
-        elif self.first_step is not None:
+        elif self.first_step is not None and self.said != self.step:
             say(self.line())
 
     def update(self, step: int, **values: Any) -> None:
@@ -139,7 +140,7 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.task, completed=step, details=self.details())
         elif now - self.last_line >= PLAIN_EVERY_S:
-            self.last_line = now
+            self.last_line, self.said = now, self.step
             say(self.line())
 
     def show(self, numbers: dict[str, float]) -> None:

@@ -38,7 +38,6 @@ from vp3d.evaluate.claims.upscale_lab import (
     SCORE,
     STEPS,
     from_png,
-    has_embedded,
     held_out_table,
     load_subject,
     measure_base,
@@ -62,9 +61,9 @@ Values = dict[str, Tensor]  # figure -> of each picture [N], the mean over the s
 
 
 def measure(bench: Bench) -> Finding:
-    """Measure the claim; the embedded upscaler only if it has weights."""
+    """Measure the claim."""
     load_subject(REALESRGAN)  # refuses at once if the extra is not installed
-    names = [REALESRGAN, EMBEDDED] if has_embedded() else [REALESRGAN]
+    names = (REALESRGAN, EMBEDDED)
     states = bench.folder / "states"
     table = bench.once("held-out-table", {"version": 1}, held_out_table)
     common = {"table": table, "pictures": PICTURES, "steps": STEPS, "noise": NOISE_LEVEL}
@@ -108,8 +107,6 @@ def finding(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Fin
         "alone differs. All weights are tuned, because the networks are small.",
         "Toybox pictures alone: nothing is said of photographs.",
     ]
-    if EMBEDDED not in names:
-        notes.append("The embedded upscaler has no weights here, so it was not measured.")
     pictures = {f"{name}: the first pictures": _sheet(found, name) for name in names}
     return Finding(verdicts, tables, notes, partial(_plot, arms), pictures)
 

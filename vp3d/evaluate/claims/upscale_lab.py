@@ -35,9 +35,8 @@ from vp3d.align.upscaling import (
     squared_error,
     through_the_draw,
 )
-from vp3d.config.paths import ASSETS
 from vp3d.embedded.fit import Plan, fit, use_ema
-from vp3d.embedded.upscaler_training import FOLDER, UpscalerLosses, degraded, large_pictures
+from vp3d.embedded.upscaler_training import UpscalerLosses, degraded, large_pictures
 from vp3d.evaluate import planted
 from vp3d.evaluate.toybench import judges
 from vp3d.metrics.attribute_judge import judge_views
@@ -48,7 +47,8 @@ from vp3d.system.files import plain, sha256_file
 from vp3d.train.generators import make_generator
 from vp3d.types import to_uint8
 from vp3d.upscale.diffusion import DrawSettings
-from vp3d.upscale.load import load_diffusion_upscaler
+from vp3d.upscale.load import EMBEDDED as EMBEDDED_FOLDER
+from vp3d.upscale.load import load_embedded_upscaler
 from vp3d.upscale.realesrgan import load_realesrgan
 from vp3d.worlds.toybox.data import draw_specs, to_tensor
 from vp3d.worlds.toybox.planted import planted_pairs
@@ -93,14 +93,14 @@ def load_subject(name: str) -> Subject:
     """The network of that name, from its published or embedded weights.
 
     Raises:
-        MissingWeightsError: the extra `upscale`, or the embedded weights, are not installed.
+        MissingWeightsError: the extra `upscale` is not installed.
     """
     if name == REALESRGAN:
         network = load_realesrgan("small")
         enlarge = feed_forward(network)
         terms = {"l1": (1.0, absolute_error)}
         return Subject(network, enlarge, partial(PictureLosses, enlarge, terms))
-    upscaler = load_diffusion_upscaler(ASSETS / FOLDER, DrawSettings(STEPS, NOISE_LEVEL))
+    upscaler = load_embedded_upscaler(DrawSettings(STEPS, NOISE_LEVEL))
     parts = upscaler.parts
     return Subject(
         parts.unet,
@@ -109,14 +109,9 @@ def load_subject(name: str) -> Subject:
     )
 
 
-def has_embedded() -> bool:
-    """Whether there are weights of the embedded upscaler."""
-    return (ASSETS / FOLDER / "model_index.json").is_file()
-
-
 def weights_of(name: str) -> str:
     """The hash of the weights that a figure depends on; "" for published ones."""
-    weights = ASSETS / FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = EMBEDDED_FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
     return sha256_file(weights) if name == EMBEDDED else ""
 
 
