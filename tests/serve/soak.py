@@ -88,8 +88,9 @@ def make_all(
         claimed = sum(one["attempts"] for one in found)
         if claimed != attempts:  # a worker has taken a job: the next moment counts from here
             attempts = claimed
-            mean = 0.8 * left * calm_s / jobs / max(to_come, 1)
-            next_kill = time.monotonic() + rng.uniform(SOONEST_S, max(2 * mean, LEAST_S))
+            work_s = calm_s / jobs  # of one job; the last kill comes before the last job
+            longest = min(2 * 0.8 * left * work_s / max(to_come, 1), (left - 1) * work_s)
+            next_kill = time.monotonic() + rng.uniform(SOONEST_S, max(longest, LEAST_S))
         at_work = any(one["status"] == "running" for one in found)
         if to_come > 0 and at_work and time.monotonic() > next_kill:
             kill_one(service, rng, killed)
