@@ -60,14 +60,14 @@ SCORE, ALONE, MSE, PLAIN = "score", "score alone", "MSE", "plain loss"
 METHODS = (SCORE, ALONE, MSE, PLAIN)
 STEPS, NOISE_LEVEL = 10, 20  # of the draws of the embedded upscaler
 LAW = Law("uniform", 3)  # of its last steps that the gradient flows through
-PICTURES = 256  # that are measured
+PICTURES = 512  # that are measured
 CAPTIONS = 2000  # that are trained on
 KNOWN_SCENES = 24  # of planted cases, for the table of the held-out grade
 BATCH = 16  # pictures measured at a time
 SHOWN = 6  # of them, the first
 PLANS = {
     REALESRGAN: Plan(steps=150, lr=1e-3, batch=8, weight_decay=0.0, warmup=10, save_every_s=30.0),
-    EMBEDDED: Plan(steps=100, lr=1e-4, batch=8, weight_decay=0.0, warmup=10, save_every_s=30.0),
+    EMBEDDED: Plan(steps=100, lr=3e-4, batch=8, weight_decay=0.0, warmup=10, save_every_s=30.0),
 }
 Terms = Mapping[str, tuple[float, PictureLoss]]  # weight and loss by name
 Losses = Callable[[np.random.Generator, torch.Generator], dict[str, Tensor]]
