@@ -225,13 +225,13 @@ def test_compare_moves_the_cameras_together(tab, done):
         "() => document.querySelectorAll('.viewer[data-changes]').length === 2", timeout=LONG_S
     )
     tab.check("compare")
-    canvases = tab.page.locator("canvas")
-    before = canvases.nth(1).screenshot()
-    canvases.nth(0).focus()
+    first, second = (tab.page.locator(".viewer").nth(n) for n in range(2))
+    before = second.screenshot()
+    first.locator("canvas[tabindex], .userInput").focus()  # of ours, of model-viewer
     for _ in range(5):
         tab.page.keyboard.press("ArrowRight")
-    tab.page.wait_for_timeout(300)
-    assert canvases.nth(1).screenshot() != before
+    tab.page.wait_for_timeout(1000)
+    assert second.screenshot() != before
 
 
 def test_a_job_is_deleted_from_its_page(tab, working):
