@@ -40,8 +40,11 @@ def free_port() -> int:
 class RunningService:
     """`launch.py serve` on a data folder; `kill` and `start` as often as a test likes."""
 
-    def __init__(self, data: Path, *options: str, workers: int = 0, token: str = "") -> None:
+    def __init__(
+        self, data: Path, *options: str, workers: int = 0, token: str = "", threads: int = 1
+    ) -> None:
         self.data, self.options, self.workers, self.token = data, options, workers, token
+        self.threads = threads
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -63,7 +66,7 @@ class RunningService:
                 stderr=log,
                 stdout=log,
                 cwd=ROOT,
-                env={**os.environ, "VP3D_TOKEN": self.token, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "VP3D_TOKEN": self.token, "OMP_NUM_THREADS": str(self.threads)},
             )
         until = time.monotonic() + START_S
         while time.monotonic() < until and self.process.poll() is None:
