@@ -248,6 +248,6 @@ COMMANDS = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of these commands."""
     parser.add_argument("--stops", type=int, default=5, help="stops: of each kind")
-    parser.add_argument("--pairs", type=int, default=3, help="answers: pairs of runs")
-    parser.add_argument("--steps", type=int, default=120, help="answers: steps of a run")
+    parser.add_argument("--pairs", type=int, default=7, help="answers: pairs of runs")
+    parser.add_argument("--steps", type=int, default=200, help="answers: steps of a run")
     parser.add_argument("--runs", type=int, default=20, help="eta: how many runs")
