@@ -46,8 +46,10 @@ export class ModelViewer {
   }
 
   loaded() {
+    const model = this.element.model;
+    if (!model) return;  // the event is late: the next model is being loaded already
     this.message.hidden = true;
-    this.maps = this.element.model.materials.map((one) => one.pbrMetallicRoughness.baseColorTexture.texture);
+    this.maps = model.materials.map((one) => one.pbrMetallicRoughness.baseColorTexture.texture);
     this.setMode(this.mode);
     this.changes += 1;
     Object.assign(this.host.dataset, { changes: this.changes, shown: this.shown, shownAt: Date.now() });
