@@ -52,12 +52,13 @@ UPSCALE_LIBRARIES = LIBRARIES | {"low_res_scheduler": "diffusers"}
 def load_embedded_upscaler(
     drawing: DrawSettings, device: torch.device | str = "cpu"
 ) -> DiffusionUpscaler:
-    """The upscaler of the toybox, after its files were compared with the manifest.
+    """The upscaler of the toybox, after its and the shared files were compared with the manifest.
 
     Raises:
         UserError: as `load_diffusion_upscaler`; DamagedFileError if a file was changed.
     """
-    verify_files(MANIFEST, EMBEDDED)
+    for folder in (EMBEDDED, EMBEDDED.parent / SHARED):
+        verify_files(MANIFEST, folder)
     return load_diffusion_upscaler(EMBEDDED, drawing, device)
 
 
